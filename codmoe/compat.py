@@ -1,0 +1,44 @@
+"""Every shim for someone else's bug, each with the condition under which it can be deleted."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+
+def declare_torchvision_ops() -> bool:
+    """Let a torchvision wheel built for CUDA import beside a CPU-only torch.
+
+    PyPI's torchvision cannot load its compiled ops there, and then fails to import with ``operator
+    torchvision::nms does not exist``; timm and the mmengine Runner die with it. Declaring the two
+    operator schemas that its import needs is enough, for codmoe calls neither.
+
+    Delete when: torchvision imports without its compiled ops, or ships a CPU wheel on PyPI.
+
+    Returns:
+        Whether the schemas had to be declared.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    for library in Path(spec.submodule_search_locations[0]).glob("_C*"):
+        try:
+            torch.ops.load_library(str(library))
+            return False
+        except OSError:
+            continue
+    global _declared  # keeps the library alive: its operators vanish when it is collected
+    try:
+        _declared = torch.library.Library("torchvision", "DEF")
+        _declared.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.define(
+            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+    except RuntimeError:  # somebody else has declared them already
+        return False
+    return True
+
+
+_declared: torch.library.Library | None = None

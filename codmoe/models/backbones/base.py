@@ -1,0 +1,91 @@
+"""What every backbone gives, and how its pretrained weights are found."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import timm
+from torch import Tensor, nn
+
+from codmoe.registry import suggest
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Backbone(nn.Module, ABC):
+    """Images (N, 3, H, W) → pyramid: four maps (N, C_i, ⌈H/s_i⌉, ⌈W/s_i⌉) at strides 4, 8, 16, 32.
+
+    The pretrained part lives under ``body``, so that one config line gives it its own learning rate
+    (``custom_keys={"backbone.body": dict(lr_mult=0.1)}``); what is new lives beside it.
+
+    Attributes:
+        channels: Channels of the four maps.
+        size_divisor: Height and width of the images must be multiples of this.
+    """
+
+    channels: tuple[int, int, int, int]
+    size_divisor: int
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images whose sides divide by ``size_divisor`` → the four maps."""
+
+
+def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs) -> nn.Module:
+    """``timm.create_model`` whose failures say what to do.
+
+    Args:
+        name: timm model name, optionally with a tag.
+        pretrained: Whether to fetch timm's own weights from the hub.
+        checkpoint: Local file with weights in timm's key names (.safetensors or .pth), any
+            precision; takes the place of the download.
+        **kwargs: Passed on to timm.
+
+    Raises:
+        ValueError: The name is unknown, or the checkpoint does not belong to this model.
+        FileNotFoundError: The checkpoint is missing, or the download is not possible.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"backbone.name={name!r} is not a timm model; " + _nearest_timm(name))
+    if checkpoint is not None:
+        path = Path(checkpoint).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"backbone.checkpoint={checkpoint!r} does not exist")
+        kwargs["pretrained_cfg_overlay"] = dict(file=str(path), source="file")
+        pretrained = True
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except Exception as error:  # the hub client raises a dozen kinds
+        if checkpoint is not None:
+            raise ValueError(
+                f"backbone.checkpoint={checkpoint!r} does not fit {name!r}: {error}"
+            ) from error
+        if not pretrained or isinstance(error, (TypeError, RuntimeError)):
+            raise
+        raise FileNotFoundError(
+            f"the pretrained weights of {name!r} are neither in the hub cache nor reachable; give "
+            "backbone.checkpoint='FILE.safetensors' (timm key names) or backbone.pretrained=False"
+        ) from error
+    if checkpoint is not None:
+        _check_loaded(model, name, str(path))
+    return model
+
+
+def _nearest_timm(name: str) -> str:
+    family = timm.list_models(f"*{name.split('_')[0]}*") or timm.list_models()
+    return suggest(name, family if len(family) < 40 else family[:40])
+
+
+def _check_loaded(model: nn.Module, name: str, path: str) -> None:
+    # timm loads non-strictly once the classifier is dropped; `features_only` flattens dots.
+    state = timm.models.load_state_dict(path)
+    known = {key.replace(".", "_") for key in state}
+    wanted = {key.replace(".", "_") for key, _ in model.named_parameters()}
+    # Weights in another project's names are renamed by timm itself, hence "half" and not "any".
+    if wanted and len(wanted - known) > len(wanted) / 2:
+        missing = sorted(wanted - known)[:3]
+        raise ValueError(
+            f"backbone.checkpoint={path!r} does not fit {name!r}: {len(wanted - known)} of "
+            f"{len(wanted)} parameters are not in it, e.g. {', '.join(missing)}"
+        )

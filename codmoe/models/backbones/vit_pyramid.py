@@ -1,0 +1,106 @@
+"""Plain vision transformers as a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from codmoe.models.backbones.base import STRIDES, Backbone, create_timm
+from codmoe.models.layers import resize_to
+from codmoe.registry import MODELS
+
+
+@MODELS.register_module()
+class ViTPyramid(Backbone):
+    """A plain ViT through a simple feature pyramid (Li et al., ViTDet, ECCV 2022).
+
+    The token map is carried to four scales by transposed convolutions and pooling, then resized to
+    exactly stride 4, 8, 16, 32: a patch of 14 pixels gives strides 3.5, 7, 14, 28 by itself, and the
+    experts count on the contract.
+
+    Args:
+        name: timm name of a plain ViT, e.g. ``"vit_small_patch14_dinov2"``.
+        pretrained: Whether to fetch timm's weights from the hub.
+        checkpoint: Local weights file in timm's key names instead of the download.
+        image_size: Side in pixels that the position embedding is laid out for; a multiple of the
+            patch size (448 = 32 × 14). Other sizes are interpolated at run time.
+        channels: Channels of the four maps; the default is PVT-v2-B2's, so experts keep their size.
+        layers: Blocks whose tokens feed the four levels, shallow to deep; None takes the last block
+            for all four, as ViTDet does.
+        timm_args: Further arguments of ``timm.create_model``.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        pretrained: bool = False,
+        checkpoint: str | None = None,
+        image_size: int = 448,
+        channels: Sequence[int] = (64, 128, 320, 512),
+        layers: Sequence[int] | None = None,
+        timm_args: dict | None = None,
+    ):
+        super().__init__()
+        self.name = name
+        self.channels = tuple(channels)
+        if len(self.channels) != len(STRIDES):
+            raise ValueError(f"backbone.channels={channels} needs four numbers, one a stride")
+        self.body = create_timm(
+            name,
+            pretrained=pretrained,
+            checkpoint=checkpoint,
+            num_classes=0,
+            img_size=image_size,
+            dynamic_img_size=True,
+            **(timm_args or {}),
+        )
+        self.size_divisor = self.body.patch_embed.patch_size[0]
+        depth = len(self.body.blocks)
+        self.layers = list(layers) if layers is not None else [depth - 1] * len(STRIDES)
+        if len(self.layers) != len(STRIDES) or not all(0 <= i < depth for i in self.layers):
+            raise ValueError(
+                f"backbone.layers={layers} needs four block numbers from 0 to {depth - 1}"
+            )
+        self.scales = nn.ModuleList(_scale(self.body.embed_dim, s) for s in STRIDES)
+        widths = [self.body.embed_dim // d for d in (4, 2, 1, 1)]
+        self.outputs = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, out, 1, bias=False),
+                LayerNorm2d(out),
+                nn.Conv2d(out, out, 3, padding=1, bias=False),
+                LayerNorm2d(out),
+            )
+            for width, out in zip(widths, self.channels, strict=True)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See :class:`Backbone`."""
+        wanted = sorted(set(self.layers))
+        maps = self.body.forward_intermediates(
+            images, indices=wanted, norm=True, output_fmt="NCHW", intermediates_only=True
+        )
+        by_layer = dict(zip(wanted, maps, strict=True))
+        pyramid = []
+        for layer, scale, output, stride in zip(
+            self.layers, self.scales, self.outputs, STRIDES, strict=True
+        ):
+            size = tuple(-(-side // stride) for side in images.shape[-2:])
+            pyramid.append(output(resize_to(scale(by_layer[layer]), size)))
+        return pyramid
+
+
+def _scale(dim: int, stride: int) -> nn.Module:
+    """From the token map (stride about 16) to about ``stride``."""
+    if stride == 4:
+        return nn.Sequential(
+            nn.ConvTranspose2d(dim, dim // 2, 2, stride=2),
+            LayerNorm2d(dim // 2),
+            nn.GELU(),
+            nn.ConvTranspose2d(dim // 2, dim // 4, 2, stride=2),
+        )
+    if stride == 8:
+        return nn.ConvTranspose2d(dim, dim // 2, 2, stride=2)
+    return nn.Identity() if stride == 16 else nn.MaxPool2d(2)

@@ -1,0 +1,106 @@
+"""Builds the parts of the model from their configs and checks that each is what it claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from codmoe.models.backbones.base import Backbone
+from codmoe.models.combiners import Combiner
+from codmoe.models.experts.base import Expert
+from codmoe.models.routers.base import Router
+from codmoe.registry import MODELS
+
+DEFAULT_EXPERTS = dict(
+    sinet=dict(type="SINetExpert"),
+    pranet=dict(type="PraNetExpert"),
+    zoomnet=dict(type="ZoomNetExpert"),
+    ujsc=dict(type="UJSCExpert"),
+)
+PLAIN_VITS = ("vit_", "deit_", "deit3_", "beit", "eva", "flexivit_")
+TAKES_ALL = ("UniformRouter", "FixedRouter")
+
+
+def _build(cfg: dict, key: str, contract: type, **filled_in) -> nn.Module:
+    if not isinstance(cfg, Mapping) or "type" not in cfg:
+        raise ValueError(f"{key}={cfg!r} needs a dict with a type, e.g. dict(type='...')")
+    try:
+        part = MODELS.build(dict(cfg), default_args=filled_in)
+    except (ValueError, FileNotFoundError) as error:
+        if str(error).startswith(key):
+            raise
+        raise type(error)(f"{key}: {error}") from error
+    if not isinstance(part, contract):
+        raise ValueError(f"{key}: type={cfg['type']!r} is not a {contract.__name__}")
+    return part
+
+
+def build_backbone(backbone: str | dict) -> Backbone:
+    """A backbone from a timm name or a config."""
+    if isinstance(backbone, str):
+        kind = "ViTPyramid" if backbone.startswith(PLAIN_VITS) else "TimmPyramid"
+        backbone = dict(type=kind, name=backbone)
+    return _build(backbone, "backbone", Backbone)
+
+
+def build_experts(
+    experts: Mapping[str, dict | None] | None, num_experts: int | None, in_channels: Sequence[int]
+) -> nn.ModuleDict:
+    """Experts by name; None entries are dropped."""
+    if experts is None:
+        num_experts = 4 if num_experts is None else num_experts
+        if not 1 <= num_experts <= len(DEFAULT_EXPERTS):
+            raise ValueError(
+                f"num_experts={num_experts}: this project has {len(DEFAULT_EXPERTS)} "
+                f"({', '.join(DEFAULT_EXPERTS)}); name your own in experts=dict(...)"
+            )
+        experts = dict(list(DEFAULT_EXPERTS.items())[:num_experts])
+    experts = {name: cfg for name, cfg in experts.items() if cfg is not None}
+    if not experts:
+        raise ValueError("experts is empty; give at least one, e.g. dict(sinet=dict(type='SINetExpert'))")
+    if num_experts is not None and num_experts != len(experts):
+        raise ValueError(
+            f"num_experts={num_experts}, but experts names {len(experts)} ({', '.join(experts)}); "
+            "leave num_experts out"
+        )
+    return nn.ModuleDict(
+        {
+            name: _build(cfg, f"experts.{name}", Expert, in_channels=tuple(in_channels))
+            for name, cfg in experts.items()
+        }
+    )
+
+
+def build_router(
+    router: dict | None, names: Sequence[str], top_k: int | None, in_channels: Sequence[int]
+) -> Router:
+    """The router; by default one that reads the image, or none to speak of for one expert."""
+    if router is None:
+        router = dict(type="EvidenceRouter" if len(names) > 1 else "UniformRouter")
+    if top_k is None and router.get("type") not in TAKES_ALL:
+        top_k = min(2, len(names))
+    filled_in = dict(in_channels=tuple(in_channels), expert_names=tuple(names), top_k=top_k)
+    return _build(router, "router", Router, **filled_in)
+
+
+def build_combiner(combiner: dict | None, names: Sequence[str]) -> Combiner:
+    """The combiner; by default a weighted sum of probabilities."""
+    combiner = combiner or dict(type="ProbabilityCombiner")
+    return _build(combiner, "combiner", Combiner, expert_names=tuple(names))
+
+
+def build_routing_losses(losses: Mapping[str, dict | None] | None, dispatch: str) -> nn.ModuleDict:
+    """Routing losses by name; None entries are dropped."""
+    built = {
+        name: _build(cfg, f"routing_losses.{name}", nn.Module)
+        for name, cfg in (losses or {}).items()
+        if cfg is not None
+    }
+    for name, loss in built.items():
+        if getattr(loss, "needs_all_experts", False) and dispatch != "dense":
+            raise ValueError(
+                f"routing_losses.{name} compares all experts; set train_dispatch='dense' or "
+                f"routing_losses=dict({name}=None)"
+            )
+    return nn.ModuleDict(built)

@@ -1,0 +1,80 @@
+"""PraNet: parallel reverse attention (Fan et al., MICCAI 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from codmoe.models.experts.base import Expert
+from codmoe.models.layers import PartialDecoder, ReceptiveFieldBlock, conv_bn, resize_to
+from codmoe.registry import MODELS
+from codmoe.structures import ExpertOutput
+
+
+class ReverseAttention(nn.Module):
+    """Erases what is found already, and predicts the residual of the rest.
+
+    Args:
+        in_channels: Channels of the raw backbone level.
+        channels: Inner width.
+        kernel: Kernel of the inner convolutions.
+        depth: Number of inner convolutions.
+        head_kernel: Kernel of the last convolution to one channel.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, *, kernel: int, depth: int, head_kernel: int
+    ):
+        super().__init__()
+        self.reduce = conv_bn(in_channels, channels, 1, act=False)
+        self.refine = nn.Sequential(*(conv_bn(channels, channels, kernel) for _ in range(depth)))
+        self.head = conv_bn(channels, 1, head_kernel, act=False)
+
+    def forward(self, feature: Tensor, coarse: Tensor) -> Tensor:
+        """Level (N, C, h, w) and logits of any size → logits (N, 1, h, w)."""
+        coarse = resize_to(coarse, feature)
+        return self.head(self.refine(self.reduce((1 - coarse.sigmoid()) * feature))) + coarse
+
+
+@MODELS.register_module()
+class PraNetExpert(Expert):
+    """A parallel partial decoder gives a global map; reverse attention refines it level by level.
+
+    Args:
+        in_channels: See :class:`Expert`.
+        channels: Width of the partial decoder. 128 gives 14.9 M parameters on PVT-v2-B2; the paper's
+            is 32.
+        deep_channels: Width of reverse attention at stride 32, 256 in the paper.
+        shallow_channels: Width of reverse attention at strides 16 and 8, 64 in the paper.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        channels: int = 128,
+        deep_channels: int = 256,
+        shallow_channels: int = 64,
+    ):
+        super().__init__(in_channels=in_channels)
+        _, c2, c3, c4 = in_channels
+        self.receptive = nn.ModuleList(ReceptiveFieldBlock(c, channels) for c in (c2, c3, c4))
+        self.decoder = PartialDecoder(channels, chained=False)
+        shallow = dict(kernel=3, depth=2, head_kernel=3)
+        self.reverse = nn.ModuleList(
+            [
+                ReverseAttention(c4, deep_channels, kernel=5, depth=3, head_kernel=1),
+                ReverseAttention(c3, shallow_channels, **shallow),
+                ReverseAttention(c2, shallow_channels, **shallow),
+            ]
+        )
+
+    def forward(self, images: Tensor, pyramids: Sequence[Sequence[Tensor]]) -> ExpertOutput:
+        """See :class:`Expert`; logits at stride 8, side maps: global, stride 32, stride 16."""
+        levels = pyramids[0][1:]
+        features = [block(f) for block, f in zip(self.receptive, levels, strict=True)]
+        maps = [self.decoder(*features)]
+        for attention, level in zip(self.reverse, reversed(levels), strict=True):
+            maps.append(attention(level, maps[-1]))
+        return ExpertOutput(logits=maps[-1], side_logits=maps[:-1])

@@ -1,0 +1,77 @@
+"""SINet: search, then identify (Fan et al., Concealed Object Detection, TPAMI 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from codmoe.models.experts.base import Expert
+from codmoe.models.layers import PartialDecoder, ReceptiveFieldBlock, resize_to
+from codmoe.registry import MODELS
+from codmoe.structures import ExpertOutput
+
+
+class GroupReversalBlock(nn.Module):
+    """Interleaves a one-channel guide with ``groups`` groups of the features; refines both.
+
+    Features (N, C, h, w) and guide (N, 1, h, w) keep their shapes.
+    """
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.groups = groups
+        self.conv = nn.Sequential(nn.Conv2d(channels + groups, channels, 3, padding=1), nn.ReLU())
+        self.score = nn.Conv2d(channels, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+        n, c, h, w = x.shape
+        grouped = x.view(n, self.groups, c // self.groups, h, w)
+        guides = guide.unsqueeze(1).expand(n, self.groups, 1, h, w)
+        x = x + self.conv(torch.cat([grouped, guides], dim=2).flatten(1, 2))
+        return x, guide + self.score(x)
+
+
+class GroupReversalStage(nn.Module):
+    """Three blocks of 1, C/8 and C groups, led by what the incoming map has *not* found."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            GroupReversalBlock(channels, groups) for groups in (1, channels // 8, channels)
+        )
+
+    def forward(self, x: Tensor, coarse: Tensor) -> Tensor:
+        """Features (N, C, h, w) and logits of any size → refined logits (N, 1, h, w)."""
+        coarse = resize_to(coarse, x)
+        guide = 1 - coarse.sigmoid()
+        for block in self.blocks:
+            x, guide = block(x, guide)
+        return guide + coarse
+
+
+@MODELS.register_module()
+class SINetExpert(Expert):
+    """Search with a neighbour-connection decoder, identify by group reversal from deep to shallow.
+
+    Args:
+        in_channels: See :class:`Expert`.
+        channels: Width, a multiple of 8. 144 gives 14.4 M parameters on PVT-v2-B2; the paper's is 32.
+    """
+
+    def __init__(self, *, in_channels: Sequence[int], channels: int = 144):
+        super().__init__(in_channels=in_channels)
+        if channels % 8:
+            raise ValueError(f"SINetExpert: channels={channels} must be a multiple of 8")
+        self.receptive = nn.ModuleList(ReceptiveFieldBlock(c, channels) for c in in_channels[1:])
+        self.search = PartialDecoder(channels, chained=True)
+        self.identify = nn.ModuleList(GroupReversalStage(channels) for _ in range(3))
+
+    def forward(self, images: Tensor, pyramids: Sequence[Sequence[Tensor]]) -> ExpertOutput:
+        """See :class:`Expert`; logits at stride 8, side maps: search, stride 32, stride 16."""
+        features = [block(f) for block, f in zip(self.receptive, pyramids[0][1:], strict=True)]
+        maps = [self.search(*features)]
+        for stage, feature in zip(self.identify, reversed(features), strict=True):
+            maps.append(stage(feature, maps[-1]))
+        return ExpertOutput(logits=maps[-1], side_logits=maps[:-1])

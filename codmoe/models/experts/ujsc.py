@@ -1,0 +1,178 @@
+"""UJSC: uncertainty-aware joint salient and camouflaged object detection (Li et al., CVPR 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codmoe.models.experts.base import Expert
+from codmoe.models.experts.ujsc_confidence import ConfidenceEstimator
+from codmoe.models.layers import conv_bn, resize_to
+from codmoe.registry import MODELS
+from codmoe.structures import ExpertOutput
+
+
+class DilatedSum(nn.Module):
+    """Sum of four dilated 3×3 convolutions, as in DeepLab-v2."""
+
+    def __init__(self, in_channels: int, out_channels: int, dilations: Sequence[int]):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(in_channels, out_channels, 3, padding=d, dilation=d) for d in dilations
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) → (N, out_channels, h, w)."""
+        return sum(branch(x) for branch in self.branches)
+
+
+class PositionAttention(nn.Module):
+    """Self-attention over positions with a gate that starts at zero (Fu et al., DANet, CVPR 2019)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        inner = max(channels // 8, 1)
+        self.query = nn.Conv2d(channels, inner, 1)
+        self.key = nn.Conv2d(channels, inner, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) → (N, C, h, w)."""
+        query, key, value = (m(x).flatten(2).transpose(1, 2) for m in (self.query, self.key, self.value))
+        # DANet does not divide by the root of the width; scale=1 keeps to it.
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return self.gamma * attended.transpose(1, 2).reshape_as(x) + x
+
+
+class ChannelAttentionResidual(nn.Module):
+    """Two 3×3 convolutions, a squeeze gate and a residual (Zhang et al., RCAN, ECCV 2018)."""
+
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+        inner = max(channels // reduction, 4)
+        self.body = nn.Sequential(conv_bn(channels, channels, 3), conv_bn(channels, channels, 3, act=False))
+        self.gate = nn.Sequential(
+            nn.Conv2d(channels, inner, 1), nn.ReLU(), nn.Conv2d(inner, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) → (N, C, h, w)."""
+        y = self.body(x)
+        return y * self.gate(y.mean((2, 3), keepdim=True)) + x
+
+
+class FusionDecoder(nn.Module):
+    """Fuses a list of levels from deep to shallow: concatenate, channel attention, reduce."""
+
+    def __init__(self, channels: int, levels: int):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(ChannelAttentionResidual(2 * channels), conv_bn(2 * channels, channels, 3))
+            for _ in range(levels - 1)
+        )
+        self.head = DilatedSum(channels, 1, (6, 12, 18, 24))
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Maps (N, C, ·, ·) from shallow to deep → logits (N, 1, h, w) at the first one's size."""
+        x = levels[-1]
+        for stage, level in zip(self.stages, reversed(levels[:-1]), strict=True):
+            x = stage(torch.cat([resize_to(x, level), level], dim=1))
+        return self.head(x)
+
+
+class HolisticAttention(nn.Module):
+    """Gates a feature by a blurred, min-max normalised map maxed with itself (Wu et al., CPD, 2019).
+
+    Args:
+        size: Side of the Gaussian in pixels of the map, odd.
+        sigma: Its standard deviation in pixels.
+    """
+
+    def __init__(self, size: int = 31, sigma: float = 4.0):
+        super().__init__()
+        x = torch.arange(size, dtype=torch.float32) - size // 2
+        kernel = torch.exp(-x.square() / (2 * sigma**2))
+        self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
+
+    def forward(self, logits: Tensor, feature: Tensor) -> Tensor:
+        """Logits (N, 1, ·, ·) and feature (N, C, h, w) → gated feature (N, C, h, w)."""
+        probability = resize_to(logits, feature).sigmoid()
+        size = self.kernel.numel()
+        kernel = self.kernel.to(probability.dtype)
+        soft = F.conv2d(probability, kernel.view(1, 1, 1, size), padding=(0, size // 2))
+        soft = F.conv2d(soft, kernel.view(1, 1, size, 1), padding=(size // 2, 0))
+        low, high = soft.amin((2, 3), keepdim=True), soft.amax((2, 3), keepdim=True)
+        soft = (soft - low) / (high - low).clamp(min=1e-4)
+        return feature * torch.maximum(soft, probability)
+
+
+@MODELS.register_module()
+class UJSCExpert(Expert):
+    """Two decoders, the second after holistic attention, and an adversarial confidence map.
+
+    The original re-runs two stages of its ResNet on the attended stride-8 feature. The pyramid here
+    is shared by all experts, so two strided blocks carry that feature on to strides 16 and 32, where
+    it joins the pyramid's own.
+
+    Args:
+        in_channels: See :class:`Expert`.
+        channels: Width. 128 gives 15.0 M parameters on PVT-v2-B2; the paper's is 32.
+        confidence_channels: Width of the discriminator.
+        adversarial_weight: λ of the decoder's adversarial term, 0.1 in the paper.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        channels: int = 128,
+        confidence_channels: int = 64,
+        adversarial_weight: float = 0.1,
+    ):
+        super().__init__(in_channels=in_channels)
+        self.adversarial_weight = adversarial_weight
+        c = channels
+        self.reduce = nn.ModuleList(DilatedSum(i, c, (3, 6, 12, 18)) for i in in_channels)
+        self.position = nn.ModuleList(PositionAttention(c) for _ in range(2))
+        self.initial = FusionDecoder(c, levels=4)
+        self.holistic = HolisticAttention()
+        self.carry = nn.ModuleList(
+            nn.Sequential(conv_bn(c, c, 3, stride=2), conv_bn(c, c, 3)) for _ in range(2)
+        )
+        self.join = nn.ModuleList(conv_bn(2 * c, c, 3) for _ in range(2))
+        self.refined = FusionDecoder(c, levels=4)
+        self.confidence = ConfidenceEstimator(confidence_channels)
+
+    def forward(self, images: Tensor, pyramids: Sequence[Sequence[Tensor]]) -> ExpertOutput:
+        """See :class:`Expert`; logits at stride 4, one side map (initial), confidence at stride 4."""
+        f1, f2, f3, f4 = (reduce(f) for reduce, f in zip(self.reduce, pyramids[0], strict=True))
+        f3, f4 = self.position[0](f3), self.position[1](f4)
+        initial = self.initial([f1, f2, f3, f4])
+        g2 = self.holistic(initial, f2)
+        g3 = self.join[0](torch.cat([resize_to(self.carry[0](g2), f3), f3], dim=1))
+        g4 = self.join[1](torch.cat([resize_to(self.carry[1](g3), f4), f4], dim=1))
+        logits = self.refined([f1, g2, g3, g4])
+        with torch.no_grad():
+            confidence = self.confidence(images, logits.sigmoid()).sigmoid()
+        return ExpertOutput(
+            logits=logits,
+            side_logits=[initial],
+            confidence=confidence,
+            extra=dict(images=images),
+        )
+
+    def loss(self, output: ExpertOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
+        """Structure loss on both maps, the decoder's adversarial term, the discriminator's own loss.
+
+        See :class:`Expert`. One optimizer serves both sides: neither term reaches the other's
+        parameters.
+        """
+        losses = super().loss(output, target, progress)
+        images, maps = output.extra["images"], output.logits.sigmoid()
+        losses["adversarial"] = self.adversarial_weight * self.confidence.adversarial_loss(images, maps)
+        losses["confidence"] = self.confidence.own_loss(images, maps, target)
+        return losses

@@ -1,0 +1,104 @@
+"""Building blocks that several experts share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+
+def conv_bn(
+    in_channels: int,
+    out_channels: int,
+    kernel: int | tuple[int, int] = 1,
+    *,
+    dilation: int = 1,
+    stride: int = 1,
+    act: bool = True,
+) -> ConvModule:
+    """Convolution with "same" padding, batch norm and, with ``act``, ReLU: mmcv's ConvModule."""
+    sizes = (kernel, kernel) if isinstance(kernel, int) else kernel
+    return ConvModule(
+        in_channels,
+        out_channels,
+        sizes,
+        stride=stride,
+        padding=tuple(dilation * (k - 1) // 2 for k in sizes),
+        dilation=dilation,
+        norm_cfg=dict(type="BN"),
+        act_cfg=dict(type="ReLU") if act else None,
+    )
+
+
+def resize_to(x: Tensor, reference: Tensor | tuple[int, int]) -> Tensor:
+    """Bilinear resize of (N, C, h, w) to the spatial size of ``reference``; a no-op if it fits."""
+    size = tuple(reference.shape[-2:]) if isinstance(reference, Tensor) else tuple(reference)
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+class ReceptiveFieldBlock(nn.Module):
+    """Four parallel branches of growing receptive field (Liu et al., RFBNet, ECCV 2018), as used by
+    PraNet and SINet: 1×1; then 1×k, k×1 and a 3×3 of dilation k for k = 3, 5, 7; with a residual.
+    """
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.branches = nn.ModuleList([conv_bn(in_channels, channels, 1, act=False)])
+        for k in (3, 5, 7):
+            self.branches.append(
+                nn.Sequential(
+                    conv_bn(in_channels, channels, 1, act=False),
+                    conv_bn(channels, channels, (1, k), act=False),
+                    conv_bn(channels, channels, (k, 1), act=False),
+                    conv_bn(channels, channels, 3, dilation=k, act=False),
+                )
+            )
+        self.fuse = conv_bn(4 * channels, channels, 3, act=False)
+        self.residual = conv_bn(in_channels, channels, 1, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) → (N, channels, h, w)."""
+        branches = torch.cat([branch(x) for branch in self.branches], dim=1)
+        return F.relu(self.fuse(branches) + self.residual(x))
+
+
+class PartialDecoder(nn.Module):
+    """Fuses strides 8, 16, 32 into one map by multiplying each level with its upsampled neighbours
+    (Wu et al., Cascaded Partial Decoder, CVPR 2019).
+
+    Args:
+        channels: Channels of each of the three inputs.
+        chained: Whether stride 8 is multiplied with the already fused stride-16 product (SINet-V2's
+            neighbour connection) instead of with stride 32 itself (PraNet's parallel decoder).
+    """
+
+    def __init__(self, channels: int, *, chained: bool):
+        super().__init__()
+        c = channels
+        self.chained = chained
+        self.deep_to_mid = conv_bn(c, c, 3, act=False)
+        self.deep_to_shallow = conv_bn(c, c, 3, act=False)
+        self.mid_to_shallow = conv_bn(c, c, 3, act=False)
+        self.deep_beside = conv_bn(c, c, 3, act=False)
+        self.fuse_mid = conv_bn(2 * c, 2 * c, 3, act=False)
+        self.mid_beside = conv_bn(2 * c, 2 * c, 3, act=False)
+        self.fuse_shallow = conv_bn(3 * c, 3 * c, 3, act=False)
+        self.head = nn.Sequential(conv_bn(3 * c, 3 * c, 3, act=False), nn.Conv2d(3 * c, 1, 1))
+
+    def forward(self, shallow: Tensor, mid: Tensor, deep: Tensor) -> Tensor:
+        """Three (N, C, h, w) maps at strides 8, 16, 32 → logits (N, 1, h8, w8)."""
+        mid_product = self.deep_to_mid(resize_to(deep, mid)) * mid
+        carried = mid_product if self.chained else deep
+        shallow_product = (
+            self.deep_to_shallow(resize_to(carried, shallow))
+            * self.mid_to_shallow(resize_to(mid, shallow))
+            * shallow
+        )
+        mid_fused = self.fuse_mid(
+            torch.cat([mid_product, self.deep_beside(resize_to(deep, mid))], dim=1)
+        )
+        fused = torch.cat([shallow_product, self.mid_beside(resize_to(mid_fused, shallow))], dim=1)
+        return self.head(self.fuse_shallow(fused))

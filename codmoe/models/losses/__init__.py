@@ -1,0 +1,11 @@
+from codmoe.models.losses.routing import ExpertIoUDistillation, LoadBalanceLoss, RouterZLoss
+from codmoe.models.losses.segmentation import StructureLoss, UncertaintyAwareLoss, iou_per_image
+
+__all__ = [
+    "ExpertIoUDistillation",
+    "LoadBalanceLoss",
+    "RouterZLoss",
+    "StructureLoss",
+    "UncertaintyAwareLoss",
+    "iou_per_image",
+]

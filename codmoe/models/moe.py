@@ -1,0 +1,260 @@
+"""The one model class of every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from codmoe.models import build
+from codmoe.models.combiners import Combiner
+from codmoe.models.dispatch import PyramidBank, routed_rows, run_experts
+from codmoe.models.losses.segmentation import iou_per_image
+from codmoe.models.monitors import routing_monitors
+from codmoe.models.routers.base import Router
+from codmoe.registry import MODELS, suggest
+from codmoe.structures import CODDataSample, ExpertOutput, RoutingDecision
+
+
+@MODELS.register_module()
+class ModelLevelMoE(BaseModel):
+    """A shared backbone, complete experts by name, a router that picks ``top_k`` of them for each
+    image, and a combiner that weighs their masks.
+
+    The stages differ in configuration only: a lone expert is a mixture of one, joint expert training
+    a mixture whose router is uniform. Parts are given as config dicts with a ``type``.
+
+    Args:
+        backbone: timm model name, or config of a :class:`Backbone`.
+        experts: ``{name: config}``; entries that are None are dropped, so that a config can inherit
+            four and switch one off. Default: the first ``num_experts`` of sinet, pranet, zoomnet,
+            ujsc.
+        num_experts: Number of experts, where ``experts`` is not given (default 4); otherwise it must
+            agree.
+        top_k: Experts per image. Default: 2, or all for a router that takes all.
+        router: Config of a :class:`Router`. Default: the evidence router; uniform for one expert.
+        combiner: Config of a :class:`Combiner`. Default: weighted sum of probabilities.
+        mixture_loss: Config of a loss on the combined map, ``loss(logits, targets)``; None for none.
+        expert_loss_weight: Factor on every expert's own loss; 0 leaves them out.
+        routing_losses: ``{name: config}`` of losses on the decision; entries that are None are
+            dropped.
+        train_dispatch: ``"sparse"`` runs only the chosen experts in training too, ``"dense"`` all of
+            them (needed where a loss compares all experts).
+        frozen: Parts that are not trained, e.g. ``("backbone", "experts")``; their parameters get no
+            gradient and their batch-norm statistics stay as they are.
+        evaluate_all_experts: Whether ``predict`` runs every expert on every image and reports each
+            one's map, for comparison; the mixture is the same either way.
+        data_preprocessor: Config of the preprocessor.
+
+    Raises:
+        ValueError: A part is unknown, ``top_k`` exceeds the experts, or ``frozen`` names no part.
+    """
+
+    def __init__(
+        self,
+        backbone: str | dict = "pvt_v2_b2",
+        *,
+        experts: Mapping[str, dict | None] | None = None,
+        num_experts: int | None = None,
+        top_k: int | None = None,
+        router: dict | None = None,
+        combiner: dict | None = None,
+        mixture_loss: dict | None = None,
+        expert_loss_weight: float = 0.0,
+        routing_losses: Mapping[str, dict | None] | None = None,
+        train_dispatch: str = "sparse",
+        frozen: Sequence[str] = (),
+        evaluate_all_experts: bool = False,
+        data_preprocessor: dict | None = None,
+    ):
+        super().__init__(MODELS.build(data_preprocessor or dict(type="CODDataPreprocessor")))
+        if train_dispatch not in ("sparse", "dense"):
+            raise ValueError(f"train_dispatch={train_dispatch!r} is unknown; use 'sparse' or 'dense'")
+        self.backbone = build.build_backbone(backbone)
+        self.experts = build.build_experts(experts, num_experts, self.backbone.channels)
+        names = tuple(self.experts)
+        self.router: Router = build.build_router(router, names, top_k, self.backbone.channels)
+        self.combiner: Combiner = build.build_combiner(combiner, names)
+        self.mixture_loss = MODELS.build(mixture_loss) if mixture_loss else None
+        self.routing_losses = build.build_routing_losses(routing_losses, train_dispatch)
+        self.expert_loss_weight = expert_loss_weight
+        self.train_dispatch = train_dispatch
+        self.evaluate_all_experts = evaluate_all_experts
+        self.progress = 1.0
+        """Share of training done, in [0, 1]; a hook of the engine keeps it."""
+        self.frozen = tuple(frozen)
+        self._freeze()
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        """Names of the experts, in the order of every expert axis."""
+        return tuple(self.experts)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: list[CODDataSample] | None = None,
+        targets: Tensor | None = None,
+        mode: str = "tensor",
+        return_routing_info: bool = False,
+    ):
+        """mmengine's three modes.
+
+        Args:
+            inputs: Images, RGB, normalised with ImageNet's mean and standard deviation,
+                (N, 3, H, W). Sides that the backbone cannot divide are padded, and the result is
+                cropped.
+            data_samples: Annotations, for ``"predict"``.
+            targets: Ground truth in {0, 1}, (N, 1, H, W), for ``"loss"``.
+            mode: ``"tensor"`` returns logits; ``"predict"`` data samples with probabilities at the
+                original resolution; ``"loss"`` named scalars, of which those with "loss" in their
+                name are summed and minimised.
+            return_routing_info: In mode ``"tensor"``, also return a dict with ``expert_names``,
+                ``top_k_indices`` (N, k), ``top_k_weights`` (N, k), ``probabilities`` (N, E) and
+                ``logits`` (N, E).
+
+        Returns:
+            For ``"tensor"``: logits (N, 1, H, W), or (logits, routing info).
+        """
+        if inputs.ndim != 4 or inputs.shape[1] != 3:
+            raise ValueError(f"inputs of shape {tuple(inputs.shape)} are not images (N, 3, H, W)")
+        if mode == "loss":
+            if targets is None:
+                raise ValueError("mode='loss' needs targets (N, 1, H, W): the ground truth")
+            return self.loss(inputs, targets)
+        if mode == "predict":
+            return self.predict(inputs, data_samples)
+        if mode != "tensor":
+            raise ValueError(f"mode={mode!r} is unknown; use 'tensor', 'predict' or 'loss'")
+        logits, decision, _ = self.mixture(inputs, dense=self._dense_now())
+        return (logits, decision.as_info()) if return_routing_info else logits
+
+    def mixture(
+        self, images: Tensor, *, dense: bool = False
+    ) -> tuple[Tensor, RoutingDecision, dict[str, ExpertOutput]]:
+        """Images (N, 3, H, W) → mixture logits (N, 1, H, W), decision, outputs of the experts run.
+
+        Args:
+            images: Normalised images.
+            dense: Run every expert on every image; the mixture does not change.
+        """
+        size = tuple(images.shape[-2:])
+        padded = self._padded(images)
+        decision, outputs = self._run(padded, dense)
+        logits = self.combiner(outputs, decision, tuple(padded.shape[-2:]))
+        return logits[..., : size[0], : size[1]], decision, outputs
+
+    def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Losses and monitors of one batch; see :meth:`forward`."""
+        decision, outputs = self._run(images, dense=self._dense_now())
+        losses = {}
+        if self.expert_loss_weight > 0:
+            losses.update(self._expert_losses(outputs, targets))
+        if self.mixture_loss is not None:
+            logits = self.combiner(outputs, decision, tuple(images.shape[-2:]))
+            losses["mixture.loss"] = self.mixture_loss(logits, targets)
+            losses["IoU_mixture"] = iou_per_image(logits, targets).mean()
+        expert_iou = None
+        if len(outputs) == len(self.experts) and all(o.rows is None for o in outputs.values()):
+            ious = [iou_per_image(outputs[name].logits, targets) for name in self.experts]
+            expert_iou = torch.stack(ious, dim=1)
+        for name, routing_loss in self.routing_losses.items():
+            losses[f"router.loss_{name}"] = routing_loss(decision, expert_iou)
+        losses.update(routing_monitors(decision, expert_iou))
+        return losses
+
+    def predict(
+        self, images: Tensor, data_samples: list[CODDataSample] | None = None
+    ) -> list[CODDataSample]:
+        """Fills ``pred_prob``, ``routing`` and, with ``evaluate_all_experts``, ``expert_probs``.
+
+        Logits are resized bilinearly to each sample's ``ori_shape`` and only then turned into
+        probabilities, without any normalisation. Results are on the CPU.
+        """
+        samples = data_samples or [CODDataSample() for _ in images]
+        height, width = images.shape[-2:]
+        logits, decision, outputs = self.mixture(images, dense=self.evaluate_all_experts)
+        maps = [logits]
+        if self.evaluate_all_experts:
+            padded = self._padded(images).shape[-2:]
+            for name in self.experts:
+                full = F.interpolate(outputs[name].logits.float(), padded, mode="bilinear")
+                maps.append(full[..., :height, :width])
+        stacked = torch.cat(maps, dim=1)
+        info = {k: v.float().cpu() for k, v in decision.as_info().items() if isinstance(v, Tensor)}
+        for i, sample in enumerate(samples):
+            shape = tuple(sample.get("ori_shape", (height, width)))
+            resized = F.interpolate(stacked[i : i + 1], shape, mode="bilinear", align_corners=False)
+            probabilities = resized[0].sigmoid().cpu()
+            sample.pred_prob = probabilities[0]
+            if self.evaluate_all_experts:
+                sample.expert_probs = dict(zip(self.experts, probabilities[1:], strict=True))
+            sample.routing = dict(
+                probabilities=info["probabilities"][i],
+                indices=info["top_k_indices"][i].long(),
+                weights=info["top_k_weights"][i],
+                expert_names=list(self.expert_names),
+            )
+        return samples
+
+    def train(self, mode: bool = True) -> ModelLevelMoE:
+        """Sets training mode; frozen parts stay in evaluation mode, batch norm included."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Nothing: every part has its weights from its constructor or from a checkpoint."""
+
+    def _freeze(self) -> None:
+        parts = [name for name, _ in self.named_modules() if name.count(".") < 2 and name]
+        for name in self.frozen:
+            if name not in parts:
+                raise ValueError(f"frozen={list(self.frozen)}: no part {name!r}; {suggest(name, parts)}")
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def _dense_now(self) -> bool:
+        return self.training and self.train_dispatch == "dense"
+
+    def _run(
+        self, images: Tensor, dense: bool
+    ) -> tuple[RoutingDecision, dict[str, ExpertOutput]]:
+        no_backbone_grad = "backbone" in self.frozen
+        no_expert_grad = no_backbone_grad and "experts" in self.frozen
+        with torch.no_grad() if no_backbone_grad else nullcontext():
+            pyramid = self.backbone(images)
+        decision = self.router(images, pyramid, self.progress)
+        bank = PyramidBank(images, pyramid, self.backbone, self.backbone.size_divisor)
+        if dense or decision.indices.shape[1] == len(self.experts):
+            rows = dict.fromkeys(self.experts)
+        else:
+            rows = routed_rows(decision, self.expert_names)
+        with torch.no_grad() if no_expert_grad else nullcontext():
+            return decision, run_experts(self.experts, bank, rows)
+
+    def _expert_losses(
+        self, outputs: dict[str, ExpertOutput], targets: Tensor
+    ) -> dict[str, Tensor]:
+        losses = {}
+        for name, output in outputs.items():
+            rows = output.rows
+            target = targets if rows is None else targets[rows]
+            # An expert's loss is a mean over its own images; every image of the batch counts alike.
+            share = len(target) / len(targets)
+            parts = self.experts[name].loss(output, target, self.progress)
+            for part, value in parts.items():
+                losses[f"{name}.loss_{part}"] = self.expert_loss_weight * share * value
+        return losses
+
+    def _padded(self, images: Tensor) -> Tensor:
+        divisor = self.backbone.size_divisor
+        bottom, right = (-side % divisor for side in images.shape[-2:])
+        if not (bottom or right):
+            return images
+        return F.pad(images, (0, right, 0, bottom), mode="replicate")

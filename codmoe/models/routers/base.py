@@ -1,0 +1,80 @@
+"""The contract that every router meets, and the top-k choice they share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from codmoe.registry import suggest
+from codmoe.structures import RoutingDecision
+
+
+class Router(nn.Module, ABC):
+    """Looks at each image and chooses ``top_k`` of the experts.
+
+    Args:
+        in_channels: Channels of the pyramid at strides 4, 8, 16, 32; the model fills this in.
+        expert_names: Names of the experts in order; the model fills this in.
+        top_k: Number of experts per image; the model fills this in.
+
+    Attributes:
+        noise: Standard deviation of the noise on the logits in training, before annealing.
+    """
+
+    noise: float = 0.0
+
+    def __init__(self, *, in_channels: Sequence[int], expert_names: Sequence[str], top_k: int):
+        super().__init__()
+        if not 1 <= top_k <= len(expert_names):
+            raise ValueError(
+                f"top_k={top_k} must be between 1 and the number of experts, {len(expert_names)} "
+                f"({', '.join(expert_names)})"
+            )
+        self.in_channels = tuple(in_channels)
+        self.expert_names = tuple(expert_names)
+        self.top_k = top_k
+
+    @abstractmethod
+    def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """Normalised images (N, 3, H, W) and the four maps → float32 logits (N, E)."""
+
+    def forward(
+        self, images: Tensor, pyramid: Sequence[Tensor], progress: float = 1.0
+    ) -> RoutingDecision:
+        """Choose.
+
+        Args:
+            images: Normalised images, (N, 3, H, W).
+            pyramid: Four maps at strides 4, 8, 16, 32.
+            progress: Share of training done; the noise falls linearly to zero with it.
+        """
+        return self.choose(self.score(images, pyramid), progress)
+
+    def choose(self, logits: Tensor, progress: float = 1.0) -> RoutingDecision:
+        """Noisy top-k (Shazeer et al., ICLR 2017): the weights are the softmax over the k chosen
+        (noisy) logits; probabilities are the softmax over all clean ones.
+        """
+        logits = logits.float()
+        noisy = logits
+        if self.training and self.noise > 0:
+            noisy = logits + torch.randn_like(logits) * self.noise * max(0.0, 1.0 - progress)
+        chosen, indices = noisy.topk(self.top_k, dim=-1)
+        return RoutingDecision(
+            logits=logits,
+            probabilities=logits.softmax(dim=-1),
+            indices=indices,
+            weights=chosen.softmax(dim=-1),
+            expert_names=self.expert_names,
+        )
+
+    def index_of(self, name: str, key: str) -> int:
+        """Position of an expert; ``key`` is the config key to blame if there is none of that name."""
+        if name not in self.expert_names:
+            raise ValueError(
+                f"{key}={name!r} is not an expert of this model; "
+                + suggest(name, self.expert_names)
+            )
+        return self.expert_names.index(name)

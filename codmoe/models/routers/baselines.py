@@ -1,0 +1,122 @@
+"""Routers that do not look: what a learned one has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from codmoe.models.routers.base import Router
+from codmoe.registry import MODELS
+from codmoe.structures import RoutingDecision
+
+
+@MODELS.register_module()
+class UniformRouter(Router):
+    """Every expert on every image with equal weight; its ``top_k`` is the number of experts.
+
+    Joint expert training is a mixture with this router, a lone expert a mixture of one.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        expert_names: Sequence[str],
+        top_k: int | None = None,
+    ):
+        if top_k not in (None, len(expert_names)):
+            raise ValueError(
+                f"top_k={top_k} does not go with router=UniformRouter, which weighs all "
+                f"{len(expert_names)} experts equally; leave top_k out"
+            )
+        super().__init__(
+            in_channels=in_channels, expert_names=expert_names, top_k=len(expert_names)
+        )
+
+    def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """See :class:`Router`; zeros."""
+        return torch.zeros(len(images), len(self.expert_names), device=images.device)
+
+
+@MODELS.register_module()
+class FixedRouter(Router):
+    """The same experts with the same weights on every image.
+
+    Args:
+        weights: Weight of each named expert; experts not named get none. ``top_k`` must be the
+            number of names, or be left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        expert_names: Sequence[str],
+        weights: dict[str, float],
+        top_k: int | None = None,
+    ):
+        weights = {name: w for name, w in weights.items() if w is not None}
+        if top_k not in (None, len(weights)) or any(w <= 0 for w in weights.values()):
+            raise ValueError(
+                f"router.weights={dict(weights)} must be positive and, if top_k={top_k} is given, "
+                "as many"
+            )
+        super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=len(weights))
+        # exp(-1e4) is exactly 0 in float32, and softmax of minus infinity has NaN gradients.
+        logits = torch.full((len(expert_names),), -1e4)
+        for name, weight in weights.items():
+            logits[self.index_of(name, "router.weights")] = torch.tensor(weight).log()
+        self.register_buffer("fixed_logits", logits)
+
+    def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """See :class:`Router`; the logarithms of the weights."""
+        return self.fixed_logits.expand(len(images), -1)
+
+
+@MODELS.register_module()
+class RandomRouter(Router):
+    """Random experts per image: the floor for any router, and a load for benchmarks.
+
+    Args:
+        seed: Seed of a generator of its own, so that a run can be repeated; draws advance it.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        expert_names: Sequence[str],
+        top_k: int,
+        seed: int = 0,
+    ):
+        super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=top_k)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """See :class:`Router`; standard normal."""
+        shape = (len(images), len(self.expert_names))
+        return torch.randn(shape, generator=self.generator).to(images.device)
+
+
+@MODELS.register_module()
+class OracleRouter(Router):
+    """The experts with the best IoU on each image: the ceiling for any router.
+
+    It cannot know that from the image. Whoever measures the oracle runs every expert and hands the
+    IoUs in (:meth:`from_iou`); asked for a score from an image it refuses.
+    """
+
+    def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """Raises:
+        ValueError: Always; the oracle needs the ground truth.
+        """
+        raise ValueError(
+            "router=OracleRouter needs the ground truth; use tools/test.py --experts, which reports "
+            "the oracle of any model"
+        )
+
+    def from_iou(self, expert_iou: Tensor) -> RoutingDecision:
+        """IoU of every expert on every image (N, E) → decision for the best ``top_k``."""
+        return self.choose(expert_iou)

@@ -1,0 +1,243 @@
+"""The evidence router: texture, edge, context and frequency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codmoe.models.layers import conv_bn, resize_to
+from codmoe.models.routers.base import Router
+from codmoe.registry import MODELS, suggest
+
+LUMA = (0.299, 0.587, 0.114)
+
+
+def luminance(images: Tensor) -> Tensor:
+    """Weighted channel mean of normalised images, (N, 3, H, W) → (N, 1, H, W) in float32."""
+    weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+    return (images.float() * weights).sum(1, keepdim=True)
+
+
+def local_deviation(x: Tensor, kernel: int = 7) -> Tensor:
+    """Standard deviation in a sliding window, same shape as ``x``, computed in float32."""
+    x = x.float()
+    pool = dict(kernel_size=kernel, stride=1, padding=kernel // 2, count_include_pad=False)
+    variance = F.avg_pool2d(x.square(), **pool) - F.avg_pool2d(x, **pool).square()
+    return variance.clamp(min=1e-6).sqrt()
+
+
+def mean_and_deviation(x: Tensor) -> Tensor:
+    """Global mean and standard deviation of each channel, (N, C, h, w) → (N, 2C)."""
+    x = x.float()
+    return torch.cat([x.mean((2, 3)), x.var((2, 3), unbiased=False).clamp(min=1e-6).sqrt()], dim=1)
+
+
+class TextureBranch(nn.Module):
+    """Local statistics of strides 4 and 8 and of the image: is object and ground one texture?"""
+
+    def __init__(self, in_channels: Sequence[int], width: int):
+        super().__init__()
+        c1, c2 = in_channels[:2]
+        self.image = conv_bn(2, width // 4, 3, stride=2)
+        self.fine = conv_bn(2 * c1 + width // 4, width, 3, stride=2)
+        self.coarse = conv_bn(2 * c2 + width, width, 3)
+        self.mix = conv_bn(width, width, 3, stride=2)
+        self.out = nn.Linear(2 * width, width)
+
+    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """→ (N, width)."""
+        f1, f2 = pyramid[:2]
+        grey = F.avg_pool2d(luminance(images), 2, ceil_mode=True)
+        x = resize_to(self.image(torch.cat([grey, local_deviation(grey)], dim=1)), f1)
+        x = self.fine(torch.cat([f1.float(), local_deviation(f1), x], dim=1))
+        x = torch.cat([f2.float(), local_deviation(f2), resize_to(x, f2)], dim=1)
+        return self.out(mean_and_deviation(self.mix(self.coarse(x))))
+
+
+class EdgeBranch(nn.Module):
+    """Fixed Sobel and Laplacian responses of the image at three scales, learned convolutions on top."""
+
+    def __init__(self, in_channels: Sequence[int], width: int):
+        super().__init__()
+        sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
+        laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
+        kernels = torch.stack([sobel, sobel.T, laplacian]).unsqueeze(1)
+        self.register_buffer("kernels", kernels, persistent=False)
+        self.scales = 3
+        self.layers = nn.Sequential(
+            conv_bn(4 * self.scales, width // 4, 3, stride=2),
+            conv_bn(width // 4, width // 2, 3, stride=2),
+            conv_bn(width // 2, width, 3, stride=2),
+        )
+        self.out = nn.Linear(2 * width, width)
+
+    def responses(self, images: Tensor) -> Tensor:
+        """Horizontal, vertical, their magnitude, Laplacian at each scale, (N, 12, H/2, W/2)."""
+        maps = []
+        grey = luminance(images)
+        size = None
+        for _ in range(self.scales):
+            grey = F.avg_pool2d(grey, 2, ceil_mode=True)
+            size = size or grey.shape[-2:]
+            x = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), self.kernels)
+            magnitude = (x[:, :1].square() + x[:, 1:2].square() + 1e-6).sqrt()
+            maps.append(resize_to(torch.cat([x, magnitude], dim=1), size))
+        return torch.cat(maps, dim=1)
+
+    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """→ (N, width)."""
+        return self.out(mean_and_deviation(self.layers(self.responses(images))))
+
+
+class ContextBranch(nn.Module):
+    """Attention pooling over strides 16 and 32: what is in the scene, and how large."""
+
+    def __init__(self, in_channels: Sequence[int], width: int, heads: int = 4):
+        super().__init__()
+        self.project = nn.ModuleList(nn.Linear(c, width) for c in in_channels[2:])
+        self.level = nn.Parameter(torch.zeros(2, 1, width))
+        self.query = nn.Parameter(torch.randn(1, 2, width) * 0.02)
+        self.mix = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.pool = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(2 * width, width)
+
+    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """→ (N, width)."""
+        tokens = []
+        for i, (project, level) in enumerate(zip(self.project, pyramid[2:], strict=True)):
+            # 14 × 14 tokens tell the scene; the attention's cost grows with their square.
+            level = F.adaptive_avg_pool2d(level, (min(level.shape[-2], 14), min(level.shape[-1], 14)))
+            tokens.append(project(level.flatten(2).transpose(1, 2)) + self.level[i])
+        tokens = self.norm(self.mix(torch.cat(tokens, dim=1)))
+        query = self.query.expand(len(tokens), -1, -1).to(tokens.dtype)
+        pooled, _ = self.pool(query, tokens, tokens, need_weights=False)
+        return self.out(pooled.flatten(1))
+
+
+class FrequencyBranch(nn.Module):
+    """Radial and directional statistics of the 2-D spectrum of luminance.
+
+    Args:
+        in_channels: Not read; every branch is built alike.
+        width: Output features.
+        size: Side in pixels to which luminance is resized first, so that bins mean the same for
+            every image size.
+        radial: Number of frequency rings, linear from 0 to Nyquist.
+        directional: Number of orientation sectors over 180°.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        width: int,
+        *,
+        size: int = 128,
+        radial: int = 24,
+        directional: int = 12,
+    ):
+        super().__init__()
+        self.size = size
+        fy = torch.fft.fftfreq(size).view(-1, 1).expand(size, size // 2 + 1)
+        fx = torch.fft.rfftfreq(size).view(1, -1).expand(size, size // 2 + 1)
+        radius = (fx.square() + fy.square()).sqrt()
+        ring = (radius / 0.5 * radial).long()
+        angle = torch.atan2(fy, fx) % math.pi
+        sector = (angle / math.pi * directional).long().clamp(max=directional - 1)
+        inside = (radius > 0) & (ring < radial)  # without the mean and the corners beyond Nyquist
+        cell = (sector * radial + ring.clamp(max=radial - 1))[inside]
+        self.register_buffer("inside", inside.flatten().nonzero().squeeze(1), persistent=False)
+        cells = torch.zeros(len(cell), directional * radial)
+        cells[torch.arange(len(cell)), cell] = 1
+        self.register_buffer("bins", cells / cells.sum(0).clamp(min=1), persistent=False)
+        features = directional * radial + directional + radial
+        self.radial, self.directional = radial, directional
+        self.layers = nn.Sequential(
+            nn.LayerNorm(features), nn.Linear(features, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def statistics(self, images: Tensor) -> Tensor:
+        """Mean log power per (sector, ring), per sector and per ring, (N, features)."""
+        size = (self.size, self.size)
+        # Antialiased: aliasing would write high frequencies into low bins.
+        grey = F.interpolate(luminance(images), size, mode="bilinear", antialias=True)
+        window = torch.hann_window(self.size, periodic=False, device=grey.device)
+        grey = (grey - grey.mean((2, 3), keepdim=True)) * window.view(1, -1) * window.view(-1, 1)
+        power = torch.fft.rfft2(grey[:, 0]).abs().square().flatten(1)[:, self.inside]
+        cells = torch.log(power + 1e-3) @ self.bins
+        grid = cells.view(-1, self.directional, self.radial)
+        return torch.cat([cells, grid.mean(2), grid.mean(1)], dim=1)
+
+    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """→ (N, width)."""
+        return self.layers(self.statistics(images))
+
+
+BRANCHES = dict(
+    texture=TextureBranch, edge=EdgeBranch, context=ContextBranch, frequency=FrequencyBranch
+)
+
+
+@MODELS.register_module()
+class EvidenceRouter(Router):
+    """Four branches of evidence, read from the image *and* the pyramid, fused by an MLP.
+
+    A router that sees stride-32 features alone is blind to texture, which is what camouflage is
+    about.
+
+    Args:
+        in_channels, expert_names, top_k: See :class:`Router`.
+        width: Features per branch. 344 gives 8.0 M parameters on PVT-v2-B2 with four experts.
+        branches: ``{"texture": False}`` leaves that branch's features out, for an ablation.
+        noise: Standard deviation of the noise on the logits in training; annealed to zero.
+        detach: Whether the pyramid is detached, so that the router does not train the backbone.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        expert_names: Sequence[str],
+        top_k: int,
+        width: int = 344,
+        branches: dict[str, bool] | None = None,
+        noise: float = 1.0,
+        detach: bool = False,
+    ):
+        super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=top_k)
+        for name in branches or {}:
+            if name not in BRANCHES:
+                raise ValueError(f"router.branches: no branch {name!r}; {suggest(name, BRANCHES)}")
+        used = [name for name in BRANCHES if (branches or {}).get(name, True)]
+        if not used:
+            raise ValueError("router.branches switches every branch off; leave at least one on")
+        self.noise = noise
+        self.detach = detach
+        self.branches = nn.ModuleDict({name: BRANCHES[name](in_channels, width) for name in used})
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in used})
+        self.fuse = nn.Sequential(
+            nn.Linear(len(used) * width, width),
+            nn.GELU(),
+            nn.LayerNorm(width),
+            nn.Linear(width, len(expert_names)),
+        )
+        # Every expert starts with the same chance.
+        nn.init.zeros_(self.fuse[-1].weight)
+        nn.init.zeros_(self.fuse[-1].bias)
+
+    def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """See :class:`Router`."""
+        if self.detach:
+            pyramid = [level.detach() for level in pyramid]
+        # Statistics and FFT need float32: a half-precision FFT wants powers of two, and squares
+        # overflow.
+        with torch.autocast(images.device.type, enabled=False):
+            images, pyramid = images.float(), [level.float() for level in pyramid]
+            evidence = [self.norms[n](b(images, pyramid)) for n, b in self.branches.items()]
+            return self.fuse(torch.cat(evidence, dim=1))

@@ -1,0 +1,111 @@
+"""One child registry of mmengine's per kind of part, under the scope ``codmoe``.
+
+Nothing has to be imported by hand: a registry imports its ``locations`` when it is first asked. An
+unknown ``type=`` and a misspelt argument are answered with the nearest valid names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+
+from mmengine import registry as root
+from mmengine.registry import Registry as MMRegistry
+from mmengine.registry import build_from_cfg, build_model_from_cfg
+
+SCOPE = "codmoe"
+
+
+def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
+    """Valid names that look like ``name``, the most alike first; upper and lower case are equal."""
+    by_lower = {choice.lower(): choice for choice in valid}
+    return [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, count, 0.6)]
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """``"did you mean 'a' or 'b'?"``, or the list of all valid names when none is near."""
+    valid = list(valid)
+    close = nearest(name, valid)
+    if close:
+        return "did you mean " + " or ".join(repr(choice) for choice in close) + "?"
+    return "valid names: " + ", ".join(sorted(valid))
+
+
+def argument_faults(cls: type, given: Iterable[str]) -> list[str]:
+    """What is wrong with the keyword arguments of a config section, one sentence each.
+
+    A class that takes ``**kwargs`` hands them to its base class, so the signatures along its method
+    resolution order are united until one closes the list; nothing is said if none does.
+    """
+    accepted: set[str] = set()
+    candidates = inspect.getmro(cls) if inspect.isclass(cls) else (cls,)
+    for candidate in candidates:
+        init = candidate.__dict__.get("__init__") if inspect.isclass(candidate) else candidate
+        if init is None or not inspect.isroutine(init):
+            continue
+        parameters = inspect.signature(init).parameters.values()
+        accepted |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    else:
+        return []
+    accepted -= {"self"}
+    name = getattr(cls, "__name__", str(cls))
+    return [
+        f"{name} takes no argument {key!r}: {suggest(key, accepted)}"
+        for key in given
+        if key not in accepted and key not in ("type", "_scope_")
+    ]
+
+
+def _checked(build):
+    def build_checked(cfg, registry, *args, **kwargs):
+        if isinstance(cfg, dict) and isinstance(cfg.get("type"), str):
+            # Whatever default scope another project left behind, our names are looked up here first.
+            cfg = {"_scope_": SCOPE, **cfg}
+            with registry.switch_scope_and_registry(cfg["_scope_"]) as scoped:
+                cls = scoped.get(cfg["type"])
+            # TypeError carries Python's own text for anything the signature cannot tell beforehand.
+            faults = argument_faults(cls, cfg) if cls is not None else []
+            if faults:
+                raise ValueError("; ".join(faults))
+        return build(cfg, registry=registry, *args, **kwargs)
+
+    return build_checked
+
+
+class Registry(MMRegistry):
+    """An mmengine registry whose errors name what would be right."""
+
+    def __init__(self, parent: MMRegistry, locations: list[str], build_func=build_from_cfg):
+        super().__init__(
+            parent.name,
+            parent=parent,
+            scope=SCOPE,
+            locations=locations,
+            build_func=_checked(build_func),
+        )
+
+    def get(self, key: str):
+        """The class registered under ``key`` here or in mmengine.
+
+        Raises:
+            ValueError: Nothing is registered under that name.
+        """
+        found = super().get(key)
+        if found is None:
+            own = list(self.module_dict)
+            # Names of mmengine's own are offered only when they are near: there are hundreds.
+            close = nearest(key, own + list(self.parent.module_dict))
+            hint = suggest(key, close or own)
+            raise ValueError(f"type={key!r} is not a registered {self.name}; {hint}")
+        return found
+
+
+MODELS = Registry(root.MODELS, ["codmoe.models"], build_model_from_cfg)
+DATASETS = Registry(root.DATASETS, ["codmoe.datasets"])
+TRANSFORMS = Registry(root.TRANSFORMS, ["codmoe.datasets.transforms"])
+METRICS = Registry(root.METRICS, ["codmoe.evaluation"])
+HOOKS = Registry(root.HOOKS, ["codmoe.engine"])
+MODEL_WRAPPERS = Registry(root.MODEL_WRAPPERS, ["codmoe.engine"])

@@ -1,0 +1,71 @@
+"""The typed values that travel between backbone, router, experts, combiner and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+
+@dataclass
+class RoutingDecision:
+    """Which experts see which image, and with what weight.
+
+    Args:
+        logits: Router logits without noise, (N, E).
+        probabilities: Softmax of ``logits`` over all experts, (N, E); rows sum to 1.
+        indices: Chosen experts per image, (N, k), into ``expert_names``.
+        weights: Mixture weights of the chosen experts, (N, k); rows sum to 1.
+        expert_names: Names in the order of the expert axis, length E.
+    """
+
+    logits: Tensor
+    probabilities: Tensor
+    indices: Tensor
+    weights: Tensor
+    expert_names: tuple[str, ...] = ()
+
+    def as_info(self) -> dict:
+        """The dictionary that ``model(images, return_routing_info=True)`` hands to users."""
+        return dict(
+            expert_names=list(self.expert_names),
+            logits=self.logits,
+            probabilities=self.probabilities,
+            top_k_indices=self.indices,
+            top_k_weights=self.weights,
+        )
+
+
+@dataclass
+class ExpertOutput:
+    """What one expert says about the M images it was given.
+
+    Args:
+        logits: The expert's prediction, (M, 1, h, w) at its own resolution.
+        side_logits: Further supervised maps, each (M, 1, h_i, w_i); empty if there are none.
+        confidence: Where the prediction is to be trusted, in [0, 1], (M, 1, h', w'), or None.
+        rows: Index of each of the M images in the batch, (M,); None means the whole batch in order.
+        extra: What only the expert's own loss reads (UJSC keeps its image here).
+    """
+
+    logits: Tensor
+    side_logits: list[Tensor] = field(default_factory=list)
+    confidence: Tensor | None = None
+    rows: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+class CODDataSample(BaseDataElement):
+    """One image's annotation and results, as datasets make it and metrics read it.
+
+    Data fields (each absent until somebody sets it):
+        gt_mask: Ground truth at the original resolution, uint8 in {0, 1}, (H0, W0).
+        target: Ground truth at network resolution, float in {0, 1}, (1, H, W).
+        pred_prob: Foreground probability of the mixture at the original resolution, (H0, W0).
+        expert_probs: ``{name: (H0, W0)}`` for every expert, when all of them were run.
+        routing: ``{"probabilities": (E,), "indices": (k,), "weights": (k,), "expert_names": [...]}``.
+
+    Metainfo: ``img_path``, ``mask_path``, ``stem``, ``dataset`` (name shown in tables),
+    ``ori_shape`` (H0, W0), ``img_shape`` (H, W).
+    """
