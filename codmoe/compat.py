@@ -33,9 +33,7 @@ def declare_torchvision_ops() -> bool:
     try:
         _declared = torch.library.Library("torchvision", "DEF")
         _declared.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.define(
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
+        _declared.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     except RuntimeError:  # somebody else has declared them already
         return False
     return True

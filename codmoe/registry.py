@@ -109,3 +109,20 @@ TRANSFORMS = Registry(root.TRANSFORMS, ["codmoe.datasets.transforms"])
 METRICS = Registry(root.METRICS, ["codmoe.evaluation"])
 HOOKS = Registry(root.HOOKS, ["codmoe.engine"])
 MODEL_WRAPPERS = Registry(root.MODEL_WRAPPERS, ["codmoe.engine"])
+
+# mmengine warns about every kind of part that a scope has no registry of. Ours are empty for these.
+_EMPTY = [
+    Registry(kind, [], kind.build_func)
+    for kind in (
+        root.DATA_SAMPLERS,
+        root.EVALUATOR,
+        root.LOG_PROCESSORS,
+        root.LOOPS,
+        root.OPTIM_WRAPPER_CONSTRUCTORS,
+        root.OPTIM_WRAPPERS,
+        root.OPTIMIZERS,
+        root.PARAM_SCHEDULERS,
+        root.VISBACKENDS,
+        root.VISUALIZERS,
+    )
+]

@@ -58,7 +58,9 @@ def build_experts(
         experts = dict(list(DEFAULT_EXPERTS.items())[:num_experts])
     experts = {name: cfg for name, cfg in experts.items() if cfg is not None}
     if not experts:
-        raise ValueError("experts is empty; give at least one, e.g. dict(sinet=dict(type='SINetExpert'))")
+        raise ValueError(
+            "experts is empty; give at least one, e.g. dict(sinet=dict(type='SINetExpert'))"
+        )
     if num_experts is not None and num_experts != len(experts):
         raise ValueError(
             f"num_experts={num_experts}, but experts names {len(experts)} ({', '.join(experts)}); "

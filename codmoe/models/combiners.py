@@ -39,7 +39,9 @@ class Combiner(nn.Module, ABC):
             Logits in float32, (N, 1, *size).
         """
         maps = into_slots(outputs, decision, size, "logits")
-        confidence = into_slots(outputs, decision, size, "confidence") if self.reads_confidence else None
+        confidence = (
+            into_slots(outputs, decision, size, "confidence") if self.reads_confidence else None
+        )
         return self.combine(maps, decision, confidence)
 
     reads_confidence = False
@@ -130,7 +132,10 @@ class PixelCombiner(Combiner):
         self.embedding = nn.Embedding(len(expert_names), channels)
         self.inner = nn.Conv2d(5, channels, 3, padding=1)
         self.outer = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, 1, 1)
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, 1, 1),
         )
         nn.init.zeros_(self.outer[-1].weight)
         nn.init.zeros_(self.outer[-1].bias)
@@ -141,9 +146,17 @@ class PixelCombiner(Combiner):
         log_weights = decision.weights.clamp(min=1e-12).log()[..., None, None]
         probability = maps.sigmoid()
         # What the others say is evidence too.
-        mixture = (decision.weights[..., None, None] * probability).sum(1, keepdim=True).expand_as(maps)
+        mixture = (
+            (decision.weights[..., None, None] * probability).sum(1, keepdim=True).expand_as(maps)
+        )
         features = torch.stack(
-            [maps.clamp(-10, 10) / 10, probability, mixture, confidence, log_weights.expand_as(maps)],
+            [
+                maps.clamp(-10, 10) / 10,
+                probability,
+                mixture,
+                confidence,
+                log_weights.expand_as(maps),
+            ],
             dim=2,
         ).flatten(0, 1)
         small = (max(height // self.stride, 1), max(width // self.stride, 1))

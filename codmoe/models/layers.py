@@ -8,6 +8,21 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that normalises a single value per channel with its running statistics.
+
+    Sparse routing can leave one image, whose deepest map is 1 × 1 at half scale: such a batch has no
+    variance, and torch refuses it in training.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) → (N, C, h, w)."""
+        if self.training and x.numel() == x.shape[1]:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
+        return super().forward(x)
+
+
 def conv_bn(
     in_channels: int,
     out_channels: int,
@@ -26,7 +41,7 @@ def conv_bn(
         stride=stride,
         padding=tuple(dilation * (k - 1) // 2 for k in sizes),
         dilation=dilation,
-        norm_cfg=dict(type="BN"),
+        norm_cfg=dict(type=BatchNorm),
         act_cfg=dict(type="ReLU") if act else None,
     )
 

@@ -73,7 +73,9 @@ class ModelLevelMoE(BaseModel):
     ):
         super().__init__(MODELS.build(data_preprocessor or dict(type="CODDataPreprocessor")))
         if train_dispatch not in ("sparse", "dense"):
-            raise ValueError(f"train_dispatch={train_dispatch!r} is unknown; use 'sparse' or 'dense'")
+            raise ValueError(
+                f"train_dispatch={train_dispatch!r} is unknown; use 'sparse' or 'dense'"
+            )
         self.backbone = build.build_backbone(backbone)
         self.experts = build.build_experts(experts, num_experts, self.backbone.channels)
         names = tuple(self.experts)
@@ -215,16 +217,16 @@ class ModelLevelMoE(BaseModel):
         parts = [name for name, _ in self.named_modules() if name.count(".") < 2 and name]
         for name in self.frozen:
             if name not in parts:
-                raise ValueError(f"frozen={list(self.frozen)}: no part {name!r}; {suggest(name, parts)}")
+                raise ValueError(
+                    f"frozen={list(self.frozen)}: no part {name!r}; {suggest(name, parts)}"
+                )
             self.get_submodule(name).requires_grad_(False)
         self.train(self.training)
 
     def _dense_now(self) -> bool:
         return self.training and self.train_dispatch == "dense"
 
-    def _run(
-        self, images: Tensor, dense: bool
-    ) -> tuple[RoutingDecision, dict[str, ExpertOutput]]:
+    def _run(self, images: Tensor, dense: bool) -> tuple[RoutingDecision, dict[str, ExpertOutput]]:
         no_backbone_grad = "backbone" in self.frozen
         no_expert_grad = no_backbone_grad and "experts" in self.frozen
         with torch.no_grad() if no_backbone_grad else nullcontext():

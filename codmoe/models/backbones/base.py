@@ -8,7 +8,7 @@ from pathlib import Path
 import timm
 from torch import Tensor, nn
 
-from codmoe.registry import suggest
+from codmoe.registry import nearest, suggest
 
 STRIDES = (4, 8, 16, 32)
 
@@ -73,8 +73,10 @@ def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs
 
 
 def _nearest_timm(name: str) -> str:
-    family = timm.list_models(f"*{name.split('_')[0]}*") or timm.list_models()
-    return suggest(name, family if len(family) < 40 else family[:40])
+    close = nearest(name, timm.list_models())
+    if close:
+        return suggest(name, close)
+    return f"see timm.list_models('*{name.split('_')[0]}*') for its names"
 
 
 def _check_loaded(model: nn.Module, name: str, path: str) -> None:

@@ -42,7 +42,9 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) → (N, C, h, w)."""
-        query, key, value = (m(x).flatten(2).transpose(1, 2) for m in (self.query, self.key, self.value))
+        query, key, value = (
+            m(x).flatten(2).transpose(1, 2) for m in (self.query, self.key, self.value)
+        )
         # DANet does not divide by the root of the width; scale=1 keeps to it.
         attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         return self.gamma * attended.transpose(1, 2).reshape_as(x) + x
@@ -54,7 +56,9 @@ class ChannelAttentionResidual(nn.Module):
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()
         inner = max(channels // reduction, 4)
-        self.body = nn.Sequential(conv_bn(channels, channels, 3), conv_bn(channels, channels, 3, act=False))
+        self.body = nn.Sequential(
+            conv_bn(channels, channels, 3), conv_bn(channels, channels, 3, act=False)
+        )
         self.gate = nn.Sequential(
             nn.Conv2d(channels, inner, 1), nn.ReLU(), nn.Conv2d(inner, channels, 1), nn.Sigmoid()
         )
@@ -71,7 +75,9 @@ class FusionDecoder(nn.Module):
     def __init__(self, channels: int, levels: int):
         super().__init__()
         self.stages = nn.ModuleList(
-            nn.Sequential(ChannelAttentionResidual(2 * channels), conv_bn(2 * channels, channels, 3))
+            nn.Sequential(
+                ChannelAttentionResidual(2 * channels), conv_bn(2 * channels, channels, 3)
+            )
             for _ in range(levels - 1)
         )
         self.head = DilatedSum(channels, 1, (6, 12, 18, 24))
@@ -156,8 +162,7 @@ class UJSCExpert(Expert):
         g3 = self.join[0](torch.cat([resize_to(self.carry[0](g2), f3), f3], dim=1))
         g4 = self.join[1](torch.cat([resize_to(self.carry[1](g3), f4), f4], dim=1))
         logits = self.refined([f1, g2, g3, g4])
-        with torch.no_grad():
-            confidence = self.confidence(images, logits.sigmoid()).sigmoid()
+        confidence = self.confidence.confidence(images, logits.sigmoid())
         return ExpertOutput(
             logits=logits,
             side_logits=[initial],
@@ -173,6 +178,8 @@ class UJSCExpert(Expert):
         """
         losses = super().loss(output, target, progress)
         images, maps = output.extra["images"], output.logits.sigmoid()
-        losses["adversarial"] = self.adversarial_weight * self.confidence.adversarial_loss(images, maps)
+        losses["adversarial"] = self.adversarial_weight * self.confidence.adversarial_loss(
+            images, maps
+        )
         losses["confidence"] = self.confidence.own_loss(images, maps, target)
         return losses

@@ -41,9 +41,16 @@ class ConfidenceEstimator(nn.Module):
         The discriminator's parameters are held fixed and the maps are not: the gradient goes to the
         decoder that made them. (The released code detaches the maps, so its decoder learns nothing.)
         """
-        frozen = {name: p.detach() for name, p in self.named_parameters()}
-        judged = functional_call(self, frozen, (images, maps))
+        judged = self._held_fixed(images, maps)
         return F.binary_cross_entropy_with_logits(judged.float(), torch.ones_like(judged).float())
+
+    def confidence(self, images: Tensor, maps: Tensor) -> Tensor:
+        """Where the maps are to be trusted, in [0, 1], (N, 1, H/4, W/4), without any gradient."""
+        # Autocast caches the half-precision copy of a parameter; before torch 2.10 the copy that
+        # `no_grad` makes is cut from its parameter, and `own_loss` would then teach nothing.
+        judge = self._held_fixed if torch.is_grad_enabled() else self
+        with torch.no_grad():
+            return judge(images, maps).sigmoid()
 
     def own_loss(self, images: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         """Tells predictions (0, detached) from ground truth (1)."""
@@ -53,3 +60,7 @@ class ConfidenceEstimator(nn.Module):
             F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
             + F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
         )
+
+    def _held_fixed(self, images: Tensor, maps: Tensor) -> Tensor:
+        frozen = {name: p.detach() for name, p in self.named_parameters()}
+        return functional_call(self, frozen, (images, maps))

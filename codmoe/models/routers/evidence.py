@@ -113,7 +113,9 @@ class ContextBranch(nn.Module):
         tokens = []
         for i, (project, level) in enumerate(zip(self.project, pyramid[2:], strict=True)):
             # 14 × 14 tokens tell the scene; the attention's cost grows with their square.
-            level = F.adaptive_avg_pool2d(level, (min(level.shape[-2], 14), min(level.shape[-1], 14)))
+            level = F.adaptive_avg_pool2d(
+                level, (min(level.shape[-2], 14), min(level.shape[-1], 14))
+            )
             tokens.append(project(level.flatten(2).transpose(1, 2)) + self.level[i])
         tokens = self.norm(self.mix(torch.cat(tokens, dim=1)))
         query = self.query.expand(len(tokens), -1, -1).to(tokens.dtype)
@@ -159,7 +161,10 @@ class FrequencyBranch(nn.Module):
         features = directional * radial + directional + radial
         self.radial, self.directional = radial, directional
         self.layers = nn.Sequential(
-            nn.LayerNorm(features), nn.Linear(features, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+            nn.LayerNorm(features),
+            nn.Linear(features, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, width),
         )
 
     def statistics(self, images: Tensor) -> Tensor:

@@ -1,0 +1,22 @@
+"""Datasets of image/mask pairs, synthetic data, and the transforms between files and network."""
+
+from codmoe.datasets import synthetic as synthetic  # registers its datasets
+from codmoe.datasets.cod import COD10K, CODDataset, DatasetGroup
+from codmoe.datasets.layouts import Pair, check_pairs, find_folders, find_pairs
+from codmoe.datasets.splits import split_indices
+from codmoe.datasets.transforms import LoadCODPair, PackCODInputs, RandomColour, RandomWarp
+
+__all__ = [
+    "COD10K",
+    "CODDataset",
+    "DatasetGroup",
+    "LoadCODPair",
+    "PackCODInputs",
+    "Pair",
+    "RandomColour",
+    "RandomWarp",
+    "check_pairs",
+    "find_folders",
+    "find_pairs",
+    "split_indices",
+]

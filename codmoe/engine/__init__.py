@@ -1,0 +1,14 @@
+from codmoe.engine.checkpoints import AtomicBackend
+from codmoe.engine.ddp import CODDistributedDataParallel
+from codmoe.engine.hooks import BestWeightsHook, TrainingProgressHook
+from codmoe.engine.result_hooks import GridHook, SaveMapsHook, TestProgressHook
+
+__all__ = [
+    "AtomicBackend",
+    "BestWeightsHook",
+    "CODDistributedDataParallel",
+    "GridHook",
+    "SaveMapsHook",
+    "TestProgressHook",
+    "TrainingProgressHook",
+]

@@ -1,0 +1,161 @@
+"""Checkpoints: written whole or not at all, read without running code, refused with a reason."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.fileio import LocalBackend, register_backend
+from torch import Tensor, nn
+
+from codmoe.files import keep_old
+
+
+@register_backend("atomic", prefixes=None)
+class AtomicBackend(LocalBackend):
+    """mmengine's local files, but a file appears only once it is complete."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes to a temporary file beside ``filepath`` and rename it."""
+        with _renamed(Path(filepath)) as temporary:
+            temporary.write_bytes(obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        """Likewise for text."""
+        self.put(obj.encode(encoding), filepath)
+
+
+class _renamed:
+    """Temporary path that replaces ``path`` on success: for files that this run owns."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self.temporary
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], run_id: str) -> Path | None:
+    """Write ``{"state_dict", "meta"}``, loadable with ``weights_only=True``.
+
+    A file of another run at ``path`` is kept under a dated name; one of this run is replaced.
+
+    Args:
+        path: File to write.
+        model: Its state dict goes in, on the CPU.
+        meta: Plain values only.
+        run_id: Identifies the run that writes.
+
+    Returns:
+        Where an earlier run's file was kept, or None.
+    """
+    kept = None
+    if path.exists() and read_meta(path).get("run_id") != run_id:
+        kept = keep_old(path)
+    state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+    with _renamed(path) as temporary:
+        torch.save(dict(state_dict=state, meta=dict(meta, run_id=run_id)), temporary)
+    return kept
+
+
+def read_meta(path: Path) -> dict:
+    """``meta`` of a weights file; empty for a file that has none or cannot be read."""
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["meta"])
+    except Exception:
+        return {}
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """State dict of a ``*_best.pth`` file or of an mmengine training checkpoint.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file holds no weights.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        # Training checkpoints carry mmengine objects; torch names no type to allow for all of them.
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=False)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"checkpoint {path} holds no state_dict")
+    return dict(state)
+
+
+def load_parts(
+    model: nn.Module,
+    path: str | Path,
+    parts: Sequence[str] | None = None,
+    command: str | None = None,
+) -> list[str]:
+    """Load weights strictly into the named parts of a model.
+
+    Args:
+        model: The model.
+        path: Weights file.
+        parts: First components of the keys to load (``"backbone"``, ``"experts"``); None for all.
+        command: What makes the file, named in errors.
+
+    Returns:
+        The keys loaded.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A key of these parts is missing, left over, or of another shape.
+    """
+    hint = f"; make it with: {command}" if command else ""
+    try:
+        state = read_weights(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{error}{hint}") from error
+    wanted = _of_parts(model.state_dict(), parts)
+    given = _of_parts(state, parts)
+    missing = [key for key in wanted if key not in given]
+    extra = [key for key in given if key not in wanted]
+    other = [key for key in wanted if key in given and wanted[key].shape != given[key].shape]
+    if missing or extra or other:
+        faults = [
+            f"{len(keys)} {what} ({_some(keys)})"
+            for keys, what in (
+                (missing, "keys of the model are not in it"),
+                (extra, "keys of it are not in the model"),
+                (other, "keys differ in shape"),
+            )
+            if keys
+        ]
+        raise ValueError(
+            f"checkpoint {path} does not fit this model: {'; '.join(faults)}. Were backbone, experts "
+            f"and widths the same in the config that made it?{hint}"
+        )
+    model.load_state_dict(given, strict=False)
+    return list(given)
+
+
+def _of_parts(state: Mapping[str, Tensor], parts: Sequence[str] | None) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if parts is None or k.split(".")[0] in parts}
+
+
+def _some(keys: Iterable[str], count: int = 3) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:count]) + (", …" if len(keys) > count else "")

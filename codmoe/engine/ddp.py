@@ -1,0 +1,55 @@
+"""Distributed data parallel on GPUs over NCCL and on CPUs over gloo, in one place."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from mmengine.model import MMDistributedDataParallel
+from torch import nn
+
+from codmoe.registry import MODEL_WRAPPERS
+
+
+@MODEL_WRAPPERS.register_module()
+class CODDistributedDataParallel(MMDistributedDataParallel):
+    """mmengine's DDP that also takes a model on the CPU.
+
+    Args:
+        module: The model.
+        find_unused_parameters: On by default: an expert that no image of this rank was routed to
+            has no gradient there.
+        **kwargs: Of torch's DistributedDataParallel. ``device_ids``, which the Runner always gives,
+            is dropped on the CPU.
+    """
+
+    def __init__(self, module: nn.Module, *, find_unused_parameters: bool = True, **kwargs):
+        if next(module.parameters()).device.type == "cpu":
+            kwargs["device_ids"] = None
+        # Batch-norm statistics differ by rank under sparse routing and are averaged by nobody, as
+        # usual with DDP; broadcasting rank 0's in each forward would cost a synchronisation.
+        kwargs.setdefault("broadcast_buffers", False)
+        super().__init__(module, find_unused_parameters=find_unused_parameters, **kwargs)
+
+
+def init_cpu_process_group(launcher: str) -> None:
+    """Join the gloo group that torchrun described, on a machine without GPU.
+
+    mmengine's own start calls ``torch.cuda.set_device`` whatever the backend; it leaves a group
+    alone that exists already.
+
+    Raises:
+        ValueError: The launcher is not torchrun's.
+    """
+    if launcher == "none" or torch.cuda.is_available() or dist.is_initialized():
+        return
+    if launcher != "pytorch":
+        raise ValueError(
+            f"launcher={launcher!r} needs GPUs; without any use tools/dist_train.sh (torchrun)"
+        )
+    if "RANK" not in os.environ:
+        raise ValueError(
+            "launcher='pytorch' outside torchrun: start it by tools/dist_train.sh CONFIG GPUS"
+        )
+    dist.init_process_group("gloo")

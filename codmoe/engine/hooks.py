@@ -1,0 +1,106 @@
+"""What mmengine's hooks do not do: tell the model how far training is, and keep the best weights."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from pathlib import Path
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from codmoe.engine.checkpoints import save_weights
+from codmoe.registry import HOOKS, suggest
+from codmoe.version import __version__
+
+
+def bare_model(runner):
+    """The model of a Runner without its DDP wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+@HOOKS.register_module()
+class TrainingProgressHook(Hook):
+    """Keeps ``model.progress``, the share of training done, which anneals noise and ramps losses."""
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        bare_model(runner).progress = runner.iter / max(runner.max_iters, 1)
+
+    def after_train(self, runner) -> None:
+        bare_model(runner).progress = 1.0
+
+
+@HOOKS.register_module()
+class BestWeightsHook(Hook):
+    """Leaves ``<directory>/<name>_best.pth`` after each validation that is better than all before.
+
+    Weights only, readable with ``torch.load(..., weights_only=True)["state_dict"]``; with EMA the
+    averaged ones, which are what validation measured. Without validation, the last weights.
+
+    Args:
+        name: Stage, e.g. ``"expert_sinet"``, ``"experts_joint"``, ``"router"``, ``"ensemble"``.
+        directory: Folder of the weights of all stages; config key ``checkpoint_dir``.
+        monitor: Validation metric to maximise.
+    """
+
+    # Before EMAHook (NORMAL) swaps the averaged weights out again.
+    priority = "ABOVE_NORMAL"
+
+    def __init__(self, name: str, directory: str = "checkpoints_moe", monitor: str = "IoU"):
+        self.path = Path(directory) / f"{name}_best.pth"
+        self.name = name
+        self.monitor = monitor
+
+    def before_train(self, runner) -> None:
+        # The message hub travels in training checkpoints, so a resumed run goes on with its best.
+        hub = runner.message_hub
+        if hub.get_info("codmoe_run_id") is None:
+            hub.update_info("codmoe_run_id", uuid.uuid4().hex)
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        if runner.train_loop.__class__ is dict or metrics is None:
+            return
+        if self.monitor not in metrics:
+            raise ValueError(
+                f"default_hooks.best.monitor={self.monitor!r} is not a validation metric; "
+                + suggest(self.monitor, metrics)
+            )
+        score, best = float(metrics[self.monitor]), self.best(runner)
+        if math.isnan(score):
+            runner.logger.warning(f"{self.monitor} is NaN after epoch {runner.epoch}; not kept")
+        elif best is None or score > best:
+            runner.message_hub.update_info("codmoe_best", score)
+            runner.message_hub.update_info("codmoe_best_epoch", runner.epoch)
+            self._save(runner, score)
+
+    def after_train(self, runner) -> None:
+        if self.best(runner) is None:
+            self._save(runner, None)
+
+    def best(self, runner) -> float | None:
+        """Best score so far, or None."""
+        return runner.message_hub.get_info("codmoe_best")
+
+    def _save(self, runner, score: float | None) -> None:
+        if not is_main_process():
+            return
+        model = bare_model(runner)
+        meta = dict(
+            stage=self.name,
+            epoch=runner.epoch,
+            monitor=self.monitor,
+            score=score,
+            expert_names=list(getattr(model, "expert_names", ())),
+            config=runner.cfg.pretty_text,
+            config_file=str(runner.cfg.get("config_file", "")),
+            codmoe=__version__,
+            torch=torch.__version__,
+        )
+        run_id = runner.message_hub.get_info("codmoe_run_id")
+        kept = save_weights(self.path, model, meta, run_id)
+        if kept:
+            runner.logger.info(f"kept the earlier {self.path.name} as {kept.name}")
+        shown = "" if score is None else f" ({self.monitor} {score:.4f}, epoch {runner.epoch})"
+        runner.logger.info(f"wrote {self.path}{shown}")

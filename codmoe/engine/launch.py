@@ -1,0 +1,198 @@
+"""Starts a Runner: everything that has to be settled before the first step, settled and checked."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
+
+from codmoe.engine.checkpoints import load_parts
+from codmoe.engine.ddp import init_cpu_process_group
+from codmoe.engine.hooks import bare_model
+from codmoe.engine.runner import CODRunner
+from codmoe.evaluation.tables import save_json
+from codmoe.registry import SCOPE
+
+MMENGINE_HOOKS = (
+    "runtime_info",
+    "timer",
+    "sampler_seed",
+    "logger",
+    "param_scheduler",
+    "checkpoint",
+)
+
+
+def settle_amp(cfg: Config) -> str:
+    """Choose the precision of training, in this one place.
+
+    ``cfg.amp`` (default True) asks for mixed precision; what it means depends on the machine: bf16
+    where the GPU has it, fp16 with a dynamic loss scale on others (T4), none on the CPU.
+
+    Returns:
+        The choice, for the log.
+    """
+    wrapper = cfg.optim_wrapper
+    for key in ("dtype", "loss_scale"):
+        wrapper.pop(key, None)
+    if not cfg.get("amp", True) or not torch.cuda.is_available():
+        wrapper.type = "OptimWrapper"
+        return "float32"
+    wrapper.type = "AmpOptimWrapper"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        # bf16 has float32's range and needs no loss scale.
+        wrapper.update(dtype="bfloat16", loss_scale=1.0)
+        return "bfloat16 autocast"
+    wrapper.update(dtype="float16", loss_scale="dynamic")
+    return "float16 autocast, dynamic loss scale"
+
+
+def check_launch(cfg: Config) -> None:
+    """Refuse what would fail or hang later.
+
+    Raises:
+        ValueError: SyncBN together with sparsely run experts.
+        FileNotFoundError: ``cfg.init_from`` names a file that is not there.
+    """
+    if cfg.get("sync_bn") and cfg.model.get("train_dispatch", "sparse") == "sparse":
+        raise ValueError(
+            f"sync_bn={cfg.sync_bn!r} with model.train_dispatch='sparse' deadlocks as soon as an "
+            "expert runs on one rank and not on another; set sync_bn=None or train_dispatch='dense'"
+        )
+    source = handover_path(cfg)
+    if source is not None and not source.is_file() and not cfg.get("resume"):
+        raise FileNotFoundError(
+            f"this stage starts from {source}, which does not exist; make it with: "
+            f"{cfg.init_from.get('command', '(the stage before)')}"
+        )
+
+
+def handover_path(cfg: Config) -> Path | None:
+    """File that ``cfg.init_from = dict(file=, parts=, command=)`` names, in ``cfg.checkpoint_dir``
+    unless it is a path of its own; None for a stage that starts from nothing.
+    """
+    init = cfg.get("init_from")
+    if not init:
+        return None
+    file = Path(init["file"]).expanduser()
+    if file.parent != Path("."):
+        return file
+    return Path(cfg.get("checkpoint_dir", "checkpoints_moe")) / file
+
+
+def set_data_root(cfg: Config, root: str) -> None:
+    """Point every data set of the config at ``root`` (``--data-root``)."""
+
+    def visit(node) -> None:
+        if isinstance(node, dict):
+            if "data_root" in node:
+                node["data_root"] = root
+            for value in node.values():
+                visit(value)
+
+    for part in ("train", "val", "test"):
+        visit((cfg.get(f"{part}_dataloader") or {}).get("dataset"))
+
+
+def prepare(cfg: Config, *, launcher: str = "none", work_dir: str | None = None) -> Config:
+    """Fill in what a Runner needs; the config was checked when it was loaded."""
+    cfg.launcher = launcher
+    cfg.setdefault("default_scope", SCOPE)
+    stem = Path(cfg.get("config_file", "run.py")).stem
+    cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{stem}"
+    hooks = cfg.get("default_hooks") or {}
+    for name in [n for n, hook in hooks.items() if hook is None and n not in MMENGINE_HOOKS]:
+        hooks.pop(name)  # mmengine lets None switch its own hooks off, and asserts on others
+    best = hooks.get("best")
+    if best:
+        best.setdefault("directory", cfg.get("checkpoint_dir", "checkpoints_moe"))
+    init_cpu_process_group(launcher)
+    return cfg
+
+
+def train(cfg: Config) -> CODRunner:
+    """Run one stage.
+
+    Args:
+        cfg: As :func:`prepare` returns it; ``cfg.resume`` goes on from ``cfg.work_dir``.
+
+    Raises:
+        FileNotFoundError, ValueError: Something is missing or does not fit; nothing was trained.
+    """
+    check_launch(cfg)
+    precision = settle_amp(cfg)
+    source = handover_path(cfg)
+    if source is not None:
+        _skip_pretrained(cfg)
+    if is_main_process() and not cfg.get("resume"):
+        _set_aside(Path(cfg.work_dir))
+    runner = CODRunner.from_cfg(cfg)
+    if source is not None and not cfg.get("resume"):
+        init = cfg.init_from
+        keys = load_parts(bare_model(runner), source, init.get("parts"), init.get("command"))
+        runner.logger.info(f"loaded {len(keys)} tensors from {source}")
+    runner.logger.info(f"precision: {precision}")
+    started = time.time()
+    runner.train()
+    if is_main_process():
+        save_json(
+            Path(cfg.work_dir) / "finished.json",
+            dict(
+                config=str(cfg.get("config_file")),
+                epochs=runner.epoch,
+                iterations=runner.iter,
+                best=runner.message_hub.get_info("codmoe_best"),
+                best_epoch=runner.message_hub.get_info("codmoe_best_epoch"),
+                seconds=round(time.time() - started, 1),
+                precision=precision,
+            ),
+        )
+    return runner
+
+
+def _skip_pretrained(cfg: Config) -> None:
+    """Neither download nor read backbone weights that a checkpoint replaces at once."""
+    if isinstance(cfg.model.backbone, dict):
+        cfg.model.backbone.update(pretrained=False, checkpoint=None)
+
+
+def _set_aside(work_dir: Path) -> None:
+    """Keep the training checkpoints of an earlier run, whose names this run will use."""
+    names = ("last_checkpoint", "finished.json")
+    earlier = [*work_dir.glob("*.pth"), *(work_dir / n for n in names if (work_dir / n).exists())]
+    if not earlier:
+        return
+    folder = work_dir / f"earlier-{datetime.now():%Y%m%d-%H%M%S}"
+    folder.mkdir()
+    for path in earlier:
+        path.rename(folder / path.name)
+    print_log(f"kept the checkpoints of an earlier run in {folder} (--resume goes on from them)")
+
+
+def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
+    """A Runner with the weights of ``checkpoint`` in its model, ready to ``test()``.
+
+    Raises:
+        FileNotFoundError, ValueError: The checkpoint is missing or does not fit.
+    """
+    for key in (
+        "train_dataloader train_cfg optim_wrapper param_scheduler val_dataloader val_cfg "
+        "val_evaluator init_from"
+    ).split():
+        cfg.pop(key, None)
+    hooks = cfg.get("default_hooks") or {}
+    # The weights come from the checkpoint: nothing to download, nothing to write.
+    for name in ("best", "progress", "ema"):
+        hooks.pop(name, None)
+    logger = dict(type="TestProgressHook", interval=(hooks.get("logger") or {}).get("interval", 10))
+    cfg.default_hooks = dict(hooks, checkpoint=None, param_scheduler=None, logger=logger)
+    _skip_pretrained(cfg)
+    cfg.setdefault("test_cfg", dict())
+    runner = CODRunner.from_cfg(cfg)
+    load_parts(bare_model(runner), checkpoint)
+    return runner

@@ -1,0 +1,196 @@
+"""Runs stage 1, 2 and 3 one after another and puts their results into one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from codmoe.engine.config import config_root, load_config, parse_options
+from codmoe.engine.launch import handover_path
+from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
+from codmoe.files import replacing
+
+DEFAULT_CONFIGS = ("experts/joint", "router/stage2", "ensemble/stage3")
+
+
+@dataclass
+class Stage:
+    """One stage: its config, where it works, and the weights it leaves."""
+
+    name: str
+    cfg: Config
+    work_dir: Path
+
+    @property
+    def weights(self) -> Path:
+        """``<checkpoint_dir>/<name>_best.pth``."""
+        folder = Path(self.cfg.get("checkpoint_dir", "checkpoints_moe"))
+        return folder / f"{self.cfg.default_hooks.best.name}_best.pth"
+
+    def is_finished(self) -> bool:
+        """Whether the stage ran to its end, and what it started from has not changed since."""
+        done = self.work_dir / "finished.json"
+        if not (done.is_file() and self.weights.is_file()):
+            return False
+        source = handover_path(self.cfg)
+        return source is None or (
+            source.is_file() and source.stat().st_mtime <= self.weights.stat().st_mtime
+        )
+
+
+def plan(configs: Sequence[str], work_dir: Path, options: Sequence[str]) -> list[Stage]:
+    """Load and check all configs before the first one runs.
+
+    Raises:
+        ValueError: A stage does not start from what the one before leaves.
+    """
+    stages = []
+    for number, name in enumerate(configs, 1):
+        cfg = load_config(name, parse_options(list(options)))
+        stage = Stage(str(name), cfg, work_dir / f"stage{number}")
+        source = handover_path(cfg)
+        if stages and source is not None and source != stages[-1].weights:
+            raise ValueError(
+                f"{name} starts from {source}, but the stage before leaves {stages[-1].weights}; "
+                "give both the same checkpoint_dir and name"
+            )
+        stages.append(stage)
+    return stages
+
+
+def run_command(command: Sequence[str]) -> None:
+    """Run one command as its own process group; an interrupt ends the whole group.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    root = str(config_root().parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), PYTHON=sys.executable)
+    process = subprocess.Popen(command, start_new_session=True, env=env)
+
+    def stop(signum, frame) -> None:
+        os.killpg(process.pid, signum)
+        process.wait()
+        sys.exit(128 + signum)
+
+    earlier = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)
+    if code:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {code}")
+
+
+def train_command(stage: Stage, gpus: int, options: Sequence[str], resume: bool) -> list[str]:
+    """The command line of one stage."""
+    tools = Path(config_root()).parent / "tools"
+    command = (
+        ["bash", str(tools / "dist_train.sh"), stage.name, str(gpus)]
+        if gpus > 1
+        else [sys.executable, str(tools / "train.py"), stage.name]
+    )
+    command += ["--work-dir", str(stage.work_dir)]
+    if resume:
+        command.append("--resume")
+    return command + (["--cfg-options", *options] if options else [])
+
+
+def run_stages(
+    configs: Sequence[str] = DEFAULT_CONFIGS,
+    *,
+    gpus: int = 1,
+    work_dir: str = "work_dirs/stages",
+    options: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train what is not trained yet, test, and print one table.
+
+    A stage that finished is skipped, one that was interrupted resumes, and all that come after a
+    stage that ran are run again, for they started from other weights.
+
+    Args:
+        configs: Stage 1, 2 and 3.
+        gpus: Processes per stage.
+        work_dir: Folder of logs, table and picture.
+        options: ``key=value`` overrides for all stages.
+
+    Returns:
+        The payload of ``<work_dir>/table.json``.
+    """
+    folder = Path(work_dir)
+    stages = plan(configs, folder, options)
+    started = time.time()
+    ran = False
+    for number, stage in enumerate(stages, 1):
+        if stage.is_finished() and not ran:
+            print(f"stage {number} ({stage.name}): finished earlier, {stage.weights}", flush=True)
+            continue
+        resume = not ran and (stage.work_dir / "last_checkpoint").is_file()
+        resume = resume and not (stage.work_dir / "finished.json").is_file()
+        print(f"stage {number} ({stage.name}): {'resuming' if resume else 'starting'}", flush=True)
+        run_command(train_command(stage, gpus, options, resume))
+        ran = True
+    results = [_tested(stage, gpus, options, folder) for stage in stages[1:]]
+    return _report(stages, results, folder, time.time() - started)
+
+
+def _tested(stage: Stage, gpus: int, options: Sequence[str], folder: Path) -> dict[str, Any]:
+    tools = Path(config_root()).parent / "tools"
+    name = stage.cfg.default_hooks.best.name
+    result, grid = folder / f"{name}.json", folder / f"{name}.png"
+    command = (
+        ["bash", str(tools / "dist_test.sh"), stage.name, str(stage.weights), str(gpus)]
+        if gpus > 1
+        else [sys.executable, str(tools / "test.py"), stage.name, str(stage.weights)]
+    )
+    command += ["--experts", "--json", str(result), "--work-dir", str(stage.work_dir)]
+    if gpus == 1:
+        command += ["--grid", str(grid)]
+    run_command(command + (["--cfg-options", *options] if options else []))
+    return json.loads(result.read_text())
+
+
+def _report(
+    stages: Sequence[Stage], results: Sequence[dict], folder: Path, seconds: float
+) -> dict[str, Any]:
+    router, ensemble = results
+    table = {}
+    for dataset, rows in router["table"].items():
+        experts = {k: v for k, v in rows.items() if k not in ("mixture", "uniform", "oracle")}
+        table[dataset] = dict(
+            experts,
+            uniform=rows["uniform"],
+            router=rows["mixture"],
+            oracle=rows["oracle"],
+            ensemble=ensemble["table"][dataset]["mixture"],
+        )
+    rows = result_rows(table)
+    print_table(rows, title="stage 1 experts, their mixtures (stage 2) and the ensemble (stage 3)")
+    payload = dict(
+        configs=[stage.name for stage in stages],
+        weights=[str(stage.weights) for stage in stages],
+        seconds=round(seconds, 1),
+        table=table,
+        routing=dict(router=router["routing"], ensemble=ensemble["routing"]),
+        ensemble_experts=ensemble["table"],
+    )
+    save_json(folder / "table.json", payload)
+    with replacing(folder / "table.md") as temporary:
+        temporary.write_text(to_markdown(rows) + "\n")
+    print(f"table: {folder / 'table.md'}")
+    picture = folder / f"{stages[-1].cfg.default_hooks.best.name}.png"
+    if picture.is_file():
+        print(f"pictures: {picture}")
+    return payload

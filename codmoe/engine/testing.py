@@ -1,0 +1,93 @@
+"""Tests a checkpoint: every data set of the config in one pass, as a table, JSON and markdown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from codmoe.engine.launch import test_runner
+from codmoe.evaluation.cod_metric import CODMetric
+from codmoe.evaluation.measures import CONVENTIONS
+from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
+from codmoe.files import replacing
+from codmoe.version import __version__
+
+
+def test(
+    cfg: Config,
+    checkpoint: str,
+    *,
+    experts: bool = False,
+    json_file: str | None = None,
+    out_dir: str | None = None,
+    grid: str | None = None,
+    grid_rows: int = 8,
+) -> dict[str, Any]:
+    """Run the config's test data sets.
+
+    Args:
+        cfg: As ``engine.launch.prepare`` returns it.
+        checkpoint: Weights file.
+        experts: Also score each expert alone, their uniform mixture and the per-image oracle.
+        json_file: Where the result goes; ``<work_dir>/test.json`` by default. A markdown table of
+            the same name is written beside it.
+        out_dir: New folder for the prediction maps.
+        grid: Picture file for a grid of the first ``grid_rows`` images.
+        grid_rows: Number of images in it.
+
+    Returns:
+        The payload of the JSON file: ``table[dataset][source]``, ``routing``, ``conventions``, and
+        what was run. Empty except on the first process.
+    """
+    _set_sources(cfg, experts or grid is not None)
+    hooks = list(cfg.get("custom_hooks") or [])
+    if out_dir:
+        hooks.append(dict(type="SaveMapsHook", directory=out_dir))
+    if grid:
+        hooks.append(dict(type="GridHook", path=grid, rows=grid_rows))
+    cfg.custom_hooks = hooks
+    runner = test_runner(cfg, checkpoint)
+    started = time.time()
+    scalars = runner.test()
+    if not is_main_process():
+        return {}
+    metrics = runner.test_evaluator.metrics
+    table = next((m.table for m in metrics if isinstance(m, CODMetric)), {})
+    payload = dict(
+        config=str(cfg.get("config_file")),
+        checkpoint=str(checkpoint),
+        seconds=round(time.time() - started, 1),
+        versions=dict(codmoe=__version__, torch=torch.__version__),
+        conventions=CONVENTIONS,
+        routing={k: v for k, v in scalars.items() if "/" not in k and _is_routing(k)},
+        table=table,
+    )
+    rows = result_rows(table)
+    print_table(rows, title=f"{checkpoint}")
+    path = Path(json_file or Path(cfg.work_dir) / "test.json")
+    save_json(path, payload)
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text(to_markdown(rows) + "\n")
+    for what, where in (("json", path), ("maps", out_dir), ("grid", grid)):
+        if where:
+            print(f"{what}: {where}")
+    return payload
+
+
+def _is_routing(key: str) -> bool:
+    starts = ("share_", "chosen_", "IoU_", "mutual_", "top1_", "regret")
+    return key.startswith(starts)
+
+
+def _set_sources(cfg: Config, every: bool) -> None:
+    cfg.model.evaluate_all_experts = every
+    evaluators = cfg.test_evaluator
+    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        if isinstance(evaluator, Mapping) and evaluator.get("type") == "CODMetric" and every:
+            evaluator["sources"] = "all"

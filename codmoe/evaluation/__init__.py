@@ -1,0 +1,15 @@
+"""Metrics; importing this package registers them."""
+
+from codmoe.evaluation.cod_metric import CODMetric
+from codmoe.evaluation.measures import CONVENTIONS, aggregate, image_measures, iou_and_dice
+from codmoe.evaluation.routing_metric import RoutingMetric, mutual_information
+
+__all__ = [
+    "CONVENTIONS",
+    "CODMetric",
+    "RoutingMetric",
+    "aggregate",
+    "image_measures",
+    "iou_and_dice",
+    "mutual_information",
+]

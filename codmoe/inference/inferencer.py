@@ -1,0 +1,294 @@
+"""From image files or arrays to masks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from codmoe.datasets.layouts import IMAGE_EXTENSIONS, is_complete
+from codmoe.datasets.transforms import read_image
+from codmoe.engine.checkpoints import load_parts
+from codmoe.files import replacing
+from codmoe.inference.zoo import create_model
+from codmoe.models.moe import ModelLevelMoE
+from codmoe.structures import CODDataSample
+
+Picture = str | Path | np.ndarray | Image.Image
+DEFAULT_SIZE = 448
+PATIENCE = 3.0
+"""Seconds of expected work from which on a progress bar is shown."""
+
+
+@dataclass
+class Prediction:
+    """What the model says about one image.
+
+    Args:
+        probability: Foreground probability at the original resolution, (H0, W0) float32.
+        weights: ``{name: weight}`` of the experts chosen for this image, the heaviest first.
+        path: The image's file; None for an array.
+        threshold: What ``mask`` is cut at.
+    """
+
+    probability: np.ndarray
+    weights: dict[str, float] = field(default_factory=dict)
+    path: Path | None = None
+    threshold: float = 0.5
+
+    @property
+    def mask(self) -> np.ndarray:
+        """1 where the probability is above the threshold, (H0, W0) uint8."""
+        return (self.probability > self.threshold).astype(np.uint8)
+
+
+class Inferencer:
+    """Predicts masks of image files, folders and arrays, with the preprocessing of the datasets.
+
+    Args:
+        model: A model (set to evaluation mode here), or the name or path of its config. None takes
+            the config that ``checkpoint`` holds.
+        checkpoint: Weights, loaded strictly. Not needed for a model that has its own.
+        image_size: Side in pixels of the square that images are resized to. Default: that of the
+            config's test or validation pipeline, or 448.
+        device: Default: the first GPU if there is one.
+        batch_size: Images at a time.
+
+    Raises:
+        FileNotFoundError: No such config or checkpoint.
+        ValueError: No weights are given, or they do not fit.
+    """
+
+    def __init__(
+        self,
+        model: ModelLevelMoE | str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        *,
+        image_size: int | None = None,
+        device: str | torch.device | None = None,
+        batch_size: int = 8,
+    ):
+        if batch_size < 1 or (image_size is not None and image_size < 1):
+            raise ValueError(f"batch_size={batch_size}, image_size={image_size}: give 1 or more")
+        if isinstance(model, torch.nn.Module):
+            if checkpoint is not None:
+                load_parts(model, checkpoint)
+        elif checkpoint is None:
+            raise ValueError(
+                "Inferencer needs checkpoint='FILE.pth' (or a model that has its weights already)"
+            )
+        else:
+            model = create_model(model, checkpoint=checkpoint, evaluate_all_experts=False)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        size = (image_size,) * 2 if image_size else size_of(getattr(model, "cfg", None))
+        self.size: tuple[int, int] = size
+        self.batch_size = batch_size
+
+    def __call__(
+        self,
+        inputs: Picture | Sequence[Picture],
+        *,
+        out_dir: str | Path | None = None,
+        threshold: float | None = None,
+        return_routing: bool = True,
+    ) -> list[Prediction]:
+        """Predict, and keep everything; :meth:`stream` keeps nothing.
+
+        Args:
+            inputs: An image file, a folder of them, an array (H, W, 3) uint8 RGB, a PIL image, or a
+                list of files, arrays and PIL images.
+            out_dir: Folder for 8-bit PNG maps, ``<stem>.png`` (arrays: ``0000.png``, …), at the
+                original resolution, round(255·p); with ``threshold`` masks of 0 and 255.
+            threshold: What masks are cut at; 0.5 by default.
+            return_routing: Whether to fill ``weights``.
+
+        Returns:
+            One prediction per image, in order; folders are sorted by name.
+
+        Raises:
+            FileNotFoundError: There is no such file or folder.
+            ValueError: A file is unreadable (all files are looked at before the first is
+                predicted), a folder holds no images, or two maps would have one name.
+        """
+        options = dict(out_dir=out_dir, threshold=threshold, return_routing=return_routing)
+        return list(self.stream(inputs, **options))
+
+    def stream(
+        self,
+        inputs: Picture | Sequence[Picture],
+        *,
+        out_dir: str | Path | None = None,
+        threshold: float | None = None,
+        return_routing: bool = True,
+    ) -> Iterator[Prediction]:
+        """Like calling, one prediction after the other, for more images than memory holds."""
+        pictures = collect(inputs)
+        targets = _targets(pictures, Path(out_dir)) if out_dir is not None else None
+        return self._stream(pictures, targets, threshold, return_routing)
+
+    def _stream(
+        self,
+        pictures: list[Path | np.ndarray],
+        targets: list[Path] | None,
+        threshold: float | None,
+        return_routing: bool,
+    ) -> Iterator[Prediction]:
+        progress, shown = Progress(console=Console(stderr=True), transient=True), False
+        task = progress.add_task("predicting", total=len(pictures))
+        started = time.monotonic()
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                for first in range(0, len(pictures), self.batch_size):
+                    batch = pictures[first : first + self.batch_size]
+                    loaded = list(pool.map(self._load, batch))
+                    for i, sample in enumerate(self._predict(loaded), start=first):
+                        prediction = Prediction(
+                            sample.pred_prob.float().numpy(),
+                            _weights(sample.routing) if return_routing else {},
+                            pictures[i] if isinstance(pictures[i], Path) else None,
+                            0.5 if threshold is None else threshold,
+                        )
+                        if targets is not None:
+                            _write(targets[i], prediction, binary=threshold is not None)
+                        yield prediction
+                    done = first + len(batch)
+                    progress.update(task, completed=done)
+                    left = (time.monotonic() - started) / done * (len(pictures) - done)
+                    if not shown and left > PATIENCE:
+                        progress.start()
+                        shown = True
+        finally:
+            if shown:
+                progress.stop()
+
+    def _load(self, picture: Path | np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+        image = read_image(str(picture)) if isinstance(picture, Path) else picture
+        # As mmcv's Resize does it in the datasets.
+        resized = cv2.resize(image, self.size, interpolation=cv2.INTER_LINEAR)
+        return torch.from_numpy(resized.transpose(2, 0, 1).copy()), image.shape[:2]
+
+    @torch.inference_mode()
+    def _predict(self, loaded: list[tuple[torch.Tensor, tuple[int, int]]]) -> list[CODDataSample]:
+        data = dict(
+            inputs=[image for image, _ in loaded],
+            data_samples=[CODDataSample(metainfo=dict(ori_shape=shape)) for _, shape in loaded],
+        )
+        return self.model(**self.model.data_preprocessor(data), mode="predict")
+
+
+def size_of(cfg: Mapping[str, Any] | None) -> tuple[int, int]:
+    """(width, height) that a config tests at: of the ``Resize`` in its test or validation pipeline,
+    else the dataset's own ``image_size`` (synthetic images), else 448 × 448.
+    """
+    sets = [
+        ((cfg or {}).get(f"{part}_dataloader") or {}).get("dataset") for part in ("test", "val")
+    ]
+    resizes = [node for node in _dicts(sets) if node.get("type") == "Resize" and node.get("scale")]
+    own = [node["image_size"] for node in _dicts(sets) if node.get("image_size")]
+    size = ([node["scale"] for node in resizes] + own + [DEFAULT_SIZE])[0]
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def collect(inputs: Picture | Sequence[Picture]) -> list[Path | np.ndarray]:
+    """Files and RGB arrays of anything that :class:`Inferencer` takes, all looked at.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: A file is unreadable, a folder empty, or an array no image.
+    """
+    if isinstance(inputs, (str, Path)) and Path(inputs).expanduser().is_dir():
+        folder = Path(inputs).expanduser()
+        found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_EXTENSIONS]
+        inputs = [path for path in found if not path.name.startswith(".")]
+        if not inputs:
+            raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_EXTENSIONS)})")
+    elif isinstance(inputs, (str, Path, np.ndarray, Image.Image)):
+        inputs = [inputs]
+    pictures = [_picture(item) for item in inputs]
+    if not pictures:
+        raise ValueError("inputs is empty; give a file, a folder, or a list of files or arrays")
+    Image.init()  # loads PIL's plugins, which is not safe in several threads at once
+    with ThreadPoolExecutor(4) as pool:
+        files = [picture for picture in pictures if isinstance(picture, Path)]
+        faulty = [
+            path for path, good in zip(files, pool.map(_readable, files), strict=True) if not good
+        ]
+    if faulty:
+        more = f" and {len(faulty) - 5:,} more" if len(faulty) > 5 else ""
+        names = ", ".join(map(str, faulty[:5]))
+        raise ValueError(f"unreadable (empty, truncated or not an image): {names}{more}")
+    return pictures
+
+
+def _picture(item: Any) -> Path | np.ndarray:
+    if isinstance(item, (str, Path)):
+        path = Path(item).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not a file")
+        return path
+    if isinstance(item, Image.Image):
+        return np.asarray(item.convert("RGB"))
+    if not isinstance(item, np.ndarray):
+        raise ValueError(f"inputs holds a {type(item).__name__}; give paths, arrays or PIL images")
+    if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or not item.size:
+        raise ValueError(f"an array {item.shape} of {item.dtype} is not (H, W, 3) uint8 RGB")
+    return np.ascontiguousarray(item)
+
+
+def _readable(path: Path) -> bool:
+    """By header and end; the whole file is read only where its end looks wrong."""
+    try:
+        with Image.open(path) as image:
+            image.size  # noqa: B018
+        with path.open("rb") as file:
+            start = file.read(8)
+            file.seek(-8, 2)
+            return is_complete(start + file.read(8)) or is_complete(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def _targets(pictures: list[Path | np.ndarray], out_dir: Path) -> list[Path]:
+    stems = [p.stem if isinstance(p, Path) else f"{i:04d}" for i, p in enumerate(pictures)]
+    targets = [out_dir / f"{stem}.png" for stem in stems]
+    sources = {p.resolve() for p in pictures if isinstance(p, Path)}
+    seen: set[Path] = set()
+    for target in targets:
+        if target.resolve() in sources:
+            raise ValueError(f"out_dir={out_dir}: {target.name} is one of the images; give another")
+        if target in seen:
+            raise ValueError(f"out_dir={out_dir}: two images would be written as {target.name}")
+        seen.add(target)
+    return targets
+
+
+def _write(path: Path, prediction: Prediction, *, binary: bool) -> None:
+    values = prediction.mask * 255 if binary else (prediction.probability * 255).round()
+    with replacing(path) as temporary:
+        Image.fromarray(values.astype(np.uint8)).save(temporary)
+
+
+def _weights(routing: dict) -> dict[str, float]:
+    names = [routing["expert_names"][i] for i in routing["indices"].tolist()]
+    weights = dict(zip(names, routing["weights"].tolist(), strict=True))
+    return dict(sorted(weights.items(), key=lambda item: -item[1]))
+
+
+def _dicts(node: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(node, Mapping):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _dicts(value)

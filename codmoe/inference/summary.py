@@ -1,0 +1,221 @@
+"""How large a model is and what one image costs: parameters and operations, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from codmoe.engine.config import load_config
+from codmoe.evaluation.tables import save_json
+from codmoe.inference.zoo import create_model
+from codmoe.models.dispatch import PyramidBank
+from codmoe.models.moe import ModelLevelMoE
+
+UNIT = "GFLOPs (1 multiply-add = 2)"
+NOTES = (
+    "Operations are those of convolutions and matrix products, attention included; normalisation, "
+    "activations, resizing and FFT are not counted.",
+    "A route is what one image runs: backbone, router, combiner and its top-k experts, with the "
+    "further image scales that these read.",
+)
+
+
+@contextmanager
+def _countable(module: nn.Module) -> Iterator[None]:
+    """Evaluation without gradients and without the fused kernels that the counter does not know."""
+    fused, training = torch.backends.mha.get_fastpath_enabled(), module.training
+    # The counter's hooks ask for gradient functions of parameters that are passed as inputs.
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        module.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        module.train(training)
+
+
+def count_flops(module: nn.Module, run: Callable[[], Any] | Tensor) -> tuple[int, Any]:
+    """Operations of one call, a multiply-add counting as two.
+
+    Args:
+        module: What runs; in evaluation mode meanwhile.
+        run: Its input, or a function that calls it.
+
+    Returns:
+        Operations, and what the call returned.
+    """
+    call = run if callable(run) and not isinstance(run, Tensor) else lambda: module(run)
+    with _countable(module), FlopCounterMode(display=False) as counter:
+        result = call()
+    return counter.get_total_flops(), result
+
+
+def summarise(
+    model: ModelLevelMoE, size: int = 448, *, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Parameters and operations of a model.
+
+    Args:
+        model: The model; it runs once, part by part, on one image where it is.
+        size: Side of that image in pixels.
+        say: Told what is being measured.
+
+    Returns:
+        Plain values: ``parts`` (rows with ``part``, ``parameters``, ``flops``), ``total`` (sums of
+        these), ``active_parameters`` and ``route_flops`` (``min``, ``max``, ``mean`` over all
+        choices of ``top_k`` experts, and who they are), ``size``, ``top_k``, ``unit``, ``notes``.
+        Numbers are single parameters and operations, not millions.
+
+    Raises:
+        ValueError: ``size`` is not a multiple of the backbone's ``size_divisor``.
+    """
+    divisor = model.backbone.size_divisor
+    if size < divisor or size % divisor:
+        near = max(round(size / divisor), 1) * divisor
+        raise ValueError(f"size={size} is not a multiple of {divisor}, the backbone's; use {near}")
+    image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+
+    say(f"backbone at {size} × {size}")
+    backbone, pyramid = count_flops(model, lambda: model.backbone(image))
+    say("router")
+    router, decision = count_flops(model, lambda: model.router(image, pyramid))
+    rows = [
+        _row("backbone", model.backbone, backbone),
+        _row("router", model.router, router),
+    ]
+    bank = PyramidBank(image, pyramid, model.backbone, divisor)
+    scales: dict[float, int] = {}
+    experts: dict[str, int] = {}
+    outputs = {}
+    for name, expert in model.experts.items():
+        for scale in sorted(set(expert.input_scales) - {1.0} - set(scales)):
+            say(f"backbone at {scale:g}×, for {name}")
+            # The bank keeps what it makes: a second expert of the same scale costs nothing here, as
+            # in a run.
+            scales[scale], _ = count_flops(model, lambda s=scale: bank.get(s, None))
+        say(f"expert {name}")
+        with torch.no_grad():
+            pyramids = [bank.get(scale, None) for scale in expert.input_scales]
+        experts[name], outputs[name] = count_flops(model, lambda e=expert, p=pyramids: e(image, p))
+        rows.append(_row(name, expert, experts[name]))
+    for scale, flops in scales.items():
+        users = [n for n, e in model.experts.items() if scale in e.input_scales]
+        rows.append(
+            dict(part=f"{', '.join(users)}: backbone at {scale:g}×", parameters=0, flops=flops)
+        )
+    say("combiner")
+    combiner, _ = count_flops(model, lambda: model.combiner(outputs, decision, (size, size)))
+    rows.append(_row("combiner", model.combiner, combiner))
+
+    always = [model.backbone, model.router, model.combiner]
+    fixed = sum(_parameters(part) for part in always)
+    routes = []
+    for names in combinations(experts, model.router.top_k):
+        read = {scale for name in names for scale in model.experts[name].input_scales}
+        routes.append(
+            dict(
+                experts=list(names),
+                parameters=fixed + sum(_parameters(model.experts[name]) for name in names),
+                flops=backbone
+                + router
+                + combiner
+                + sum(experts[name] for name in names)
+                + sum(flops for scale, flops in scales.items() if scale in read),
+            )
+        )
+    return dict(
+        size=size,
+        unit=UNIT,
+        top_k=model.router.top_k,
+        parts=rows,
+        total={key: sum(row[key] for row in rows) for key in ("parameters", "flops")},
+        active_parameters=_range(routes, "parameters"),
+        route_flops=_range(routes, "flops"),
+        notes=list(NOTES),
+    )
+
+
+def _row(part: str, module: nn.Module, flops: int) -> dict[str, Any]:
+    return dict(part=part, parameters=_parameters(module), flops=flops)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _range(routes: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
+    low, high = (choose(routes, key=lambda route: route[key]) for choose in (min, max))
+    return dict(
+        min=low[key],
+        max=high[key],
+        mean=sum(route[key] for route in routes) / len(routes),
+        min_experts=low["experts"],
+        max_experts=high["experts"],
+    )
+
+
+def table_of(summary: dict[str, Any]) -> Table:
+    """A summary for the terminal: millions of parameters, billions of operations."""
+    size, top_k = summary["size"], summary["top_k"]
+    table = Table(
+        title=f"one image of {size} × {size}", caption="\n".join(summary["notes"]), expand=False
+    )
+    table.add_column("part")
+    table.add_column("parameters (M)", justify="right")
+    table.add_column(summary["unit"], justify="right")
+    for row in summary["parts"]:
+        parameters = f"{row['parameters'] / 1e6:.2f}" if row["parameters"] else "-"
+        table.add_row(row["part"], parameters, f"{row['flops'] / 1e9:.1f}")
+    table.add_section()
+    total = summary["total"]
+    table.add_row(
+        "total, every expert run", f"{total['parameters'] / 1e6:.2f}", f"{total['flops'] / 1e9:.1f}"
+    )
+    active, route = summary["active_parameters"], summary["route_flops"]
+    for which in ("min", "max", "mean"):
+        table.add_row(
+            f"active with top-{top_k}, {which} over routes",
+            f"{active[which] / 1e6:.2f}" + _who(active, which),
+            f"{route[which] / 1e9:.1f}" + _who(route, which),
+        )
+    return table
+
+
+def _who(values: dict[str, Any], which: str) -> str:
+    names = values.get(f"{which}_experts")
+    return f" ({' + '.join(names)})" if names else ""
+
+
+def report(config: str | Path, size: int = 448, json_file: str | Path | None = None) -> dict:
+    """Builds a config's model without any weights, measures it on the CPU, prints a table and
+    writes JSON.
+
+    Raises:
+        FileNotFoundError, ValueError: The config is missing or has faults, or ``size`` does not fit.
+    """
+    console = Console()
+    path = load_config(config).config_file
+    console.print(f"building {path} (no weights are read or downloaded)", style="dim")
+    model = create_model(path)
+    summary = summarise(model, size, say=lambda text: console.print(f"  {text}", style="dim"))
+    summary = dict(config=str(config), torch=torch.__version__, **summary)
+    console.print(table_of(summary))
+    if json_file is not None:
+        console.print(f"wrote {save_json(json_file, summary)}")
+    return summary

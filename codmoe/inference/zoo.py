@@ -1,0 +1,194 @@
+"""Models by the name of their config, or from nothing but a weights file."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from codmoe.engine.checkpoints import load_parts, read_meta
+from codmoe.engine.config import list_configs, load_config
+from codmoe.models.build import DEFAULT_EXPERTS, PLAIN_VITS
+from codmoe.models.moe import ModelLevelMoE
+from codmoe.registry import MODELS, suggest
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the shipped configs, e.g. ``"ensemble/stage3"``, that match a shell pattern.
+
+    ``*`` matches ``/`` too: ``list_models("*stage3*")``.
+    """
+    return fnmatch.filter(list_configs(), pattern)
+
+
+def create_model(
+    name: str | Path | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+    device: str | torch.device | None = None,
+    **overrides: Any,
+) -> ModelLevelMoE:
+    """A model in evaluation mode.
+
+    ``create_model(checkpoint="checkpoints_moe/ensemble_best.pth")`` needs no name: the file holds
+    the config that made it. That text is read as plain values; it cannot run code.
+
+    Args:
+        name: Name of a shipped config (:func:`list_models`) or path of one. None takes the config in
+            ``checkpoint``.
+        checkpoint: Weights of the whole model, loaded strictly. Nothing is downloaded then.
+        pretrained: Start from a pretrained backbone, as far as ``checkpoint`` does not bring one:
+            from the local file that the config names, or else from timm's hub.
+        device: Where the model goes; None leaves it on the CPU.
+        **overrides: Merged into the config's ``model``: ``top_k=1``, ``experts=dict(ujsc=None)``
+            (None removes an expert), ``backbone=dict(name="pvt_v2_b0")``. A dict with a ``type`` of
+            its own that differs, or with ``_delete_=True``, replaces instead.
+
+    Returns:
+        The model; its whole config is ``model.cfg``.
+
+    Raises:
+        FileNotFoundError: No such config or checkpoint.
+        ValueError: Neither is given, the config has faults, or the checkpoint does not fit.
+    """
+    if name is None and checkpoint is None:
+        names = ", ".join(list_models())
+        raise ValueError(f"create_model needs name= (one of {names}; or a path) or checkpoint=")
+    cfg = config_of(checkpoint) if name is None else load_config(name)
+    if "model" not in cfg:
+        raise ValueError(f"{name or checkpoint}: the config has no model=dict(...)")
+    section = cfg.model.to_dict()
+    if cfg.get("data_preprocessor"):  # mmengine allows it at the top level
+        section.setdefault("data_preprocessor", cfg.data_preprocessor.to_dict())
+    section["backbone"] = _as_dict(section.get("backbone", "pvt_v2_b2"))
+    from_nothing = checkpoint is not None or not pretrained
+    if from_nothing:
+        _forget_pretrained(section["backbone"])
+    section = merge_model(section, overrides)
+    section["backbone"] = _as_dict(section["backbone"])
+    if checkpoint is not None:
+        _forget_pretrained(section["backbone"])
+    elif pretrained:
+        section["backbone"]["pretrained"] = True
+    cfg.model = section
+    model = MODELS.build({"type": "ModelLevelMoE", **section})
+    if checkpoint is not None:
+        load_parts(model, checkpoint)
+    model.cfg = cfg
+    return model.to(device or "cpu").eval()
+
+
+def merge_model(section: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``overrides`` merged into a config's ``model`` section; see :func:`create_model`.
+
+    Raises:
+        ValueError: An expert is removed that is not there.
+    """
+    section = dict(section)
+    changed = overrides.get("experts")
+    if changed:
+        if not section.get("experts"):
+            section["experts"] = dict(
+                list(DEFAULT_EXPERTS.items())[: section.get("num_experts", 4)]
+            )
+        section.pop("num_experts", None)
+        for name in (name for name, expert in changed.items() if expert is None):
+            if name not in section["experts"]:
+                raise ValueError(
+                    f"experts.{name}=None removes an expert that is not there; "
+                    + suggest(name, section["experts"])
+                )
+    return _merge(section, overrides)
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(value, Mapping):
+            value = dict(value)
+            replace = value.pop("_delete_", False)
+            if isinstance(old, Mapping) and not replace:
+                same = value.get("type", old.get("type")) == old.get("type")
+                value = _merge(old, value) if same else value
+        merged[key] = value
+    return merged
+
+
+def _as_dict(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(backbone, Mapping):
+        return dict(backbone)
+    kind = "ViTPyramid" if backbone.startswith(PLAIN_VITS) else "TimmPyramid"
+    return dict(type=kind, name=backbone)
+
+
+def _forget_pretrained(backbone: dict[str, Any]) -> None:
+    # Only what is there: a backbone of somebody else's need not know these arguments.
+    for key, value in dict(pretrained=False, checkpoint=None).items():
+        if key in backbone:
+            backbone[key] = value
+
+
+def config_of(checkpoint: str | Path) -> Config:
+    """The config that a weights file was made with.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file holds no config, or one that is more than plain values.
+    """
+    path = Path(checkpoint).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    meta = read_meta(path)
+    if not meta:
+        # mmengine's training checkpoints hold objects of its own; load_parts reads them so, too.
+        try:
+            meta = torch.load(path, map_location="cpu", weights_only=False).get("meta") or {}
+        except Exception:
+            meta = {}
+    text = meta.get("config") or meta.get("cfg")
+    if not isinstance(text, str):
+        raise ValueError(
+            f"checkpoint {path} does not say which config made it; give name=, one of "
+            + ", ".join(list_models())
+        )
+    _require_plain(text, path)
+    return Config.fromstring(text, ".py")
+
+
+_PLAIN = (
+    ast.Module,
+    ast.Assign,
+    ast.Name,
+    ast.expr_context,
+    ast.Constant,
+    ast.Dict,
+    ast.List,
+    ast.Tuple,
+    ast.Set,
+    ast.keyword,
+    ast.UnaryOp,
+    ast.unaryop,
+)
+
+
+def _require_plain(text: str, path: Path) -> None:
+    """Refuses a config text that would do more than assign values: mmengine executes it."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except SyntaxError as error:
+        raise ValueError(f"checkpoint {path}: its config is no Python: {error}") from error
+    for node in nodes:
+        is_dict = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict"
+        is_base = isinstance(node, ast.Name) and node.id == "_base_"
+        if is_base or not (is_dict or isinstance(node, _PLAIN)):
+            raise ValueError(
+                f"checkpoint {path}: line {getattr(node, 'lineno', '?')} of its config is more than "
+                "a plain value and is not run; give the config by name="
+            )

@@ -1,0 +1,5 @@
+"""Pictures of predictions and of routing."""
+
+from codmoe.visualization.grid import GridRow, save_grid
+
+__all__ = ["GridRow", "save_grid"]

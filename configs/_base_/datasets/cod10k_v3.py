@@ -1,0 +1,60 @@
+# COD10K-v3: data_root holds Train/ and Test/, each with Image/ and GT_Object/.
+# Of its training images (3,040 camouflaged ones) 75 % train the experts, 15 % are kept for the router,
+# which must learn on images that the experts have not seen, and 10 % choose the best epoch.
+data_root = "data/COD10K-v3"
+size = (448, 448)
+
+train_pipeline = [
+    dict(type="LoadCODPair"),
+    dict(type="RandomWarp", size=size, scale=(0.75, 1.25), rotate=15),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomColour"),
+    dict(type="PackCODInputs"),
+]
+test_pipeline = [
+    dict(type="LoadCODPair"),
+    dict(type="Resize", scale=size, keep_ratio=False),
+    dict(type="PackCODInputs", keep_original=True),
+]
+train_set = dict(
+    type="COD10K",
+    data_root=data_root,
+    subset="Train",
+    split=dict(seed=0, use=("experts",)),
+    pipeline=train_pipeline,
+)
+train_dataloader = dict(
+    batch_size=12,
+    num_workers=8,
+    persistent_workers=True,
+    drop_last=True,
+    pin_memory=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=train_set,
+)
+val_dataloader = dict(
+    batch_size=12,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="COD10K",
+        data_root=data_root,
+        subset="Train",
+        split=dict(seed=0, use=("val",)),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = dict(
+    batch_size=12,
+    num_workers=4,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="DatasetGroup",
+        datasets=dict(
+            COD10K=dict(type="COD10K", data_root=data_root, subset="Test", pipeline=test_pipeline),
+        ),
+    ),
+)
+val_evaluator = [dict(type="CODMetric", full=False), dict(type="RoutingMetric")]
+test_evaluator = [dict(type="CODMetric"), dict(type="RoutingMetric")]

@@ -1,0 +1,67 @@
+# PraNet's polyp benchmark: TrainDataset/{images,masks} (Kvasir-SEG 900 + CVC-ClinicDB 550) and the
+# official test images of both. Split as COD10K's.
+data_root = "data/polyp"
+size = (448, 448)
+
+train_pipeline = [
+    dict(type="LoadCODPair"),
+    dict(type="RandomWarp", size=size, scale=(0.75, 1.25), rotate=30),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomFlip", prob=0.5, direction="vertical"),
+    dict(type="RandomColour", brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03),
+    dict(type="PackCODInputs"),
+]
+test_pipeline = [
+    dict(type="LoadCODPair"),
+    dict(type="Resize", scale=size, keep_ratio=False),
+    dict(type="PackCODInputs", keep_original=True),
+]
+train_set = dict(
+    type="CODDataset",
+    data_root=data_root,
+    split_dir="TrainDataset",
+    split=dict(seed=0, use=("experts",)),
+    cache=True,
+    pipeline=train_pipeline,
+)
+train_dataloader = dict(
+    batch_size=12,
+    num_workers=8,
+    persistent_workers=True,
+    drop_last=True,
+    pin_memory=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=train_set,
+)
+val_dataloader = dict(
+    batch_size=12,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="CODDataset",
+        data_root=data_root,
+        split_dir="TrainDataset",
+        split=dict(seed=0, use=("val",)),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = dict(
+    batch_size=12,
+    num_workers=4,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="DatasetGroup",
+        datasets={
+            name: dict(
+                type="CODDataset",
+                data_root=data_root,
+                split_dir=f"TestDataset/{name}",
+                pipeline=test_pipeline,
+            )
+            for name in ("Kvasir", "CVC-ClinicDB")
+        },
+    ),
+)
+val_evaluator = [dict(type="CODMetric", full=False), dict(type="RoutingMetric")]
+test_evaluator = [dict(type="CODMetric"), dict(type="RoutingMetric")]

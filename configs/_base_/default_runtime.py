@@ -1,0 +1,34 @@
+default_scope = "codmoe"
+
+# Folder of the weights that stages leave and find: expert_<name>_best.pth, experts_joint_best.pth,
+# router_best.pth, ensemble_best.pth.
+checkpoint_dir = "checkpoints_moe"
+
+# Mixed precision: bf16 where the GPU has it, fp16 on others, none on the CPU.
+amp = True
+
+default_hooks = dict(
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=50),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    # Training checkpoints, for --resume; written to a temporary file and renamed.
+    checkpoint=dict(
+        type="CheckpointHook", interval=1, max_keep_ckpts=2, backend_args=dict(backend="atomic")
+    ),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+    progress=dict(type="TrainingProgressHook"),
+    # <checkpoint_dir>/<name>_best.pth; the name is the stage's.
+    best=dict(type="BestWeightsHook", monitor="IoU"),
+    # EMA is an option: ema=dict(type="EMAHook", momentum=0.002, update_buffers=True)
+)
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
+model_wrapper_cfg = dict(type="CODDistributedDataParallel", find_unused_parameters=True)
+log_processor = dict(by_epoch=True, window_size=50)
+log_level = "INFO"
+randomness = dict(seed=0)
+load_from = None
+resume = False

@@ -1,0 +1,25 @@
+# Stage 3: everything learns; each expert keeps its own loss beside the mixture's.
+_base_ = [
+    "../models/moe_pvt_v2_b2.py",
+    "../schedules/adamw_cosine.py",
+    "../default_runtime.py",
+]
+init_from = dict(
+    file="router_best.pth",
+    parts=("backbone", "experts", "router", "combiner"),
+    command="bash tools/dist_train.sh configs/router/stage2.py 2",
+)
+model = dict(
+    router=dict(type="EvidenceRouter", noise=0.2),
+    top_k=2,
+    mixture_loss=dict(type="StructureLoss"),
+    expert_loss_weight=0.3,
+    routing_losses=dict(
+        balance=dict(type="LoadBalanceLoss", weight=0.01),
+        z=dict(type="RouterZLoss", weight=0.001),
+    ),
+    evaluate_all_experts=True,
+)
+train_cfg = dict(max_epochs=80)
+optim_wrapper = dict(optimizer=dict(lr=5e-5))
+default_hooks = dict(best=dict(name="ensemble"))

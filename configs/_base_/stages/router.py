@@ -1,0 +1,27 @@
+# Stage 2: the router learns; backbone and experts are frozen, their batch-norm statistics too.
+_base_ = [
+    "../models/moe_pvt_v2_b2.py",
+    "../schedules/adamw_cosine.py",
+    "../default_runtime.py",
+]
+init_from = dict(
+    file="experts_joint_best.pth",
+    parts=("backbone", "experts"),
+    command="bash tools/dist_train.sh configs/experts/joint.py 2",
+)
+model = dict(
+    frozen=("backbone", "experts"),
+    router=dict(type="EvidenceRouter", noise=1.0),
+    top_k=2,
+    train_dispatch="dense",  # distillation compares all experts on each image
+    mixture_loss=dict(type="StructureLoss"),
+    routing_losses=dict(
+        distill=dict(type="ExpertIoUDistillation", weight=1.0, tau=0.05),
+        balance=dict(type="LoadBalanceLoss", weight=0.01),
+        z=dict(type="RouterZLoss", weight=0.001),
+    ),
+    evaluate_all_experts=True,
+)
+train_cfg = dict(max_epochs=30)
+optim_wrapper = dict(optimizer=dict(lr=2e-4))
+default_hooks = dict(best=dict(name="router"))

@@ -1,0 +1,2 @@
+_base_ = ["../_base_/stages/ensemble.py", "../_base_/datasets/cod10k_v3.py"]
+train_dataloader = dict(dataset=dict(split=dict(use=("experts", "router"))))

@@ -1,0 +1,3 @@
+_base_ = ["../_base_/stages/expert.py", "../_base_/datasets/cod10k_v3.py"]
+model = dict(experts=dict(_delete_=True, sinet=dict(type="SINetExpert")))
+default_hooks = dict(best=dict(name="expert_sinet"))

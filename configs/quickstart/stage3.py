@@ -1,0 +1,19 @@
+# A miniature of configs/ensemble/stage3.py on synthetic images, for two CPU cores.
+_base_ = [
+    "../_base_/stages/ensemble.py",
+    "../_base_/datasets/synthetic.py",
+    "../_base_/models/miniature.py",
+]
+checkpoint_dir = "quickstart/checkpoints_moe"
+init_from = dict(command="make quickstart")
+model = dict(
+    backbone={{_base_.miniature.backbone}},
+    experts={{_base_.miniature.experts}},
+    router=dict(width=64),
+)
+train_cfg = dict(max_epochs=10, val_interval=2)
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4),
+    paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=1.0)}),
+)
+default_hooks = dict(logger=dict(interval=20))

@@ -1,0 +1,48 @@
+"""Predict masks: python tools/predict.py IMAGE_OR_DIR --checkpoint FILE --out DIR"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from codmoe import Inferencer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("inputs", nargs="+", help="image files, or one folder of images")
+    parser.add_argument("--checkpoint", required=True, help="weights, e.g. ensemble_best.pth")
+    parser.add_argument(
+        "--out", required=True, help="folder for the maps, 8-bit PNG, original size"
+    )
+    parser.add_argument("--config", help="config file or name; by default the checkpoint's own")
+    parser.add_argument(
+        "--threshold", type=float, help="write masks of 0 and 255, not probabilities"
+    )
+    parser.add_argument(
+        "--size", type=int, help="side of the network's input; by default the config's"
+    )
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", help="by default the first GPU if there is one")
+    args = parser.parse_args()
+    try:
+        inferencer = Inferencer(
+            args.config,
+            args.checkpoint,
+            image_size=args.size,
+            device=args.device,
+            batch_size=args.batch_size,
+        )
+        inputs = args.inputs[0] if len(args.inputs) == 1 else args.inputs
+        count = 0
+        for prediction in inferencer.stream(inputs, out_dir=args.out, threshold=args.threshold):
+            count += 1
+            weights = "  ".join(f"{name} {w:.2f}" for name, w in prediction.weights.items())
+            print(f"{prediction.path}  object {prediction.mask.mean():.1%}  {weights}")
+        print(f"wrote {count} map(s) to {args.out}")
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
