@@ -62,7 +62,8 @@ def argument_faults(cls: type, given: Iterable[str]) -> list[str]:
 def _checked(build):
     def build_checked(cfg, registry, *args, **kwargs):
         if isinstance(cfg, dict) and isinstance(cfg.get("type"), str):
-            # Whatever default scope another project left behind, our names are looked up here first.
+            # Whatever default scope another project left behind, our names are looked up here
+            # first.
             cfg = {"_scope_": SCOPE, **cfg}
             with registry.switch_scope_and_registry(cfg["_scope_"]) as scoped:
                 cls = scoped.get(cfg["type"])
@@ -70,7 +71,7 @@ def _checked(build):
             faults = argument_faults(cls, cfg) if cls is not None else []
             if faults:
                 raise ValueError("; ".join(faults))
-        return build(cfg, registry=registry, *args, **kwargs)
+        return build(cfg, *args, registry=registry, **kwargs)
 
     return build_checked
 

@@ -64,7 +64,8 @@ class CODDataSample(BaseDataElement):
         target: Ground truth at network resolution, float in {0, 1}, (1, H, W).
         pred_prob: Foreground probability of the mixture at the original resolution, (H0, W0).
         expert_probs: ``{name: (H0, W0)}`` for every expert, when all of them were run.
-        routing: ``{"probabilities": (E,), "indices": (k,), "weights": (k,), "expert_names": [...]}``.
+        routing: ``{"probabilities": (E,), "indices": (k,), "weights": (k,), "expert_names":
+        [...]}``.
 
     Metainfo: ``img_path``, ``mask_path``, ``stem``, ``dataset`` (name shown in tables),
     ``ori_shape`` (H0, W0), ``img_shape`` (H, W).

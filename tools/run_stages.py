@@ -1,6 +1,7 @@
 """Train stage 1, 2 and 3 and print one table: python tools/run_stages.py --gpus 2
 
-Goes on from where it was interrupted. Without configs: experts/joint, router/stage2, ensemble/stage3.
+Goes on from where it was interrupted. Without configs: experts/joint, router/stage2,
+ensemble/stage3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Test a checkpoint: python tools/test.py configs/ensemble/stage3.py checkpoints_moe/ensemble_best.pth"""
+"""Test a checkpoint: python tools/test.py configs/ensemble/stage3.py
+checkpoints_moe/ensemble_best.pth"""
 
 from __future__ import annotations
 

@@ -145,8 +145,8 @@ def load_parts(
             if keys
         ]
         raise ValueError(
-            f"checkpoint {path} does not fit this model: {'; '.join(faults)}. Were backbone, experts "
-            f"and widths the same in the config that made it?{hint}"
+            f"checkpoint {path} does not fit this model: {'; '.join(faults)}. Were backbone, "
+            f"experts and widths the same in the config that made it?{hint}"
         )
     model.load_state_dict(given, strict=False)
     return list(given)

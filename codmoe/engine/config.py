@@ -81,7 +81,7 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
     """
     faults = []
     for key in cfg:
-        # Configs hold variables of their own (base_lr, train_pipeline); only near misses are faults.
+        # Configs hold variables of their own (train_pipeline): only near misses are faults.
         if key not in RUNNER_KEYS and key not in OWN_KEYS:
             close = difflib.get_close_matches(key, [*RUNNER_KEYS, *OWN_KEYS], 1, 0.88)
             faults += [f"{key}: not a config key; did you mean {close[0]!r}?"] if close else []

@@ -1,4 +1,4 @@
-"""What mmengine's hooks do not do: tell the model how far training is, and keep the best weights."""
+"""What mmengine's hooks do not do: tell the model its progress and keep the best weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bare_model(runner):
 
 @HOOKS.register_module()
 class TrainingProgressHook(Hook):
-    """Keeps ``model.progress``, the share of training done, which anneals noise and ramps losses."""
+    """Keeps ``model.progress``, the share of training done: it anneals noise, ramps losses."""
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         bare_model(runner).progress = runner.iter / max(runner.max_iters, 1)

@@ -117,7 +117,7 @@ def summarise(
     for scale, flops in scales.items():
         users = [n for n, e in model.experts.items() if scale in e.input_scales]
         rows.append(
-            dict(part=f"{', '.join(users)}: backbone at {scale:g}×", parameters=0, flops=flops)
+            dict(part=f"{', '.join(users)} backbone at {scale:g}×", parameters=0, flops=flops)
         )
     say("combiner")
     combiner, _ = count_flops(model, lambda: model.combiner(outputs, decision, (size, size)))
@@ -174,11 +174,12 @@ def table_of(summary: dict[str, Any]) -> Table:
     """A summary for the terminal: millions of parameters, billions of operations."""
     size, top_k = summary["size"], summary["top_k"]
     table = Table(
-        title=f"one image of {size} × {size}", caption="\n".join(summary["notes"]), expand=False
+        title=f"one image of {size} × {size}; {summary['unit']}",
+        caption="\n".join(summary["notes"]),
     )
     table.add_column("part")
     table.add_column("parameters (M)", justify="right")
-    table.add_column(summary["unit"], justify="right")
+    table.add_column("GFLOPs", justify="right")
     for row in summary["parts"]:
         parameters = f"{row['parameters'] / 1e6:.2f}" if row["parameters"] else "-"
         table.add_row(row["part"], parameters, f"{row['flops'] / 1e9:.1f}")
@@ -190,7 +191,7 @@ def table_of(summary: dict[str, Any]) -> Table:
     active, route = summary["active_parameters"], summary["route_flops"]
     for which in ("min", "max", "mean"):
         table.add_row(
-            f"active with top-{top_k}, {which} over routes",
+            f"top-{top_k} route, {which}",
             f"{active[which] / 1e6:.2f}" + _who(active, which),
             f"{route[which] / 1e9:.1f}" + _who(route, which),
         )
@@ -199,7 +200,7 @@ def table_of(summary: dict[str, Any]) -> Table:
 
 def _who(values: dict[str, Any], which: str) -> str:
     names = values.get(f"{which}_experts")
-    return f" ({' + '.join(names)})" if names else ""
+    return f"\n{' + '.join(names)}" if names else ""
 
 
 def report(config: str | Path, size: int = 448, json_file: str | Path | None = None) -> dict:
@@ -207,7 +208,8 @@ def report(config: str | Path, size: int = 448, json_file: str | Path | None = N
     writes JSON.
 
     Raises:
-        FileNotFoundError, ValueError: The config is missing or has faults, or ``size`` does not fit.
+        FileNotFoundError, ValueError: The config is missing or has faults, or ``size`` does not
+        fit.
     """
     console = Console()
     path = load_config(config).config_file

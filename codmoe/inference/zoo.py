@@ -40,7 +40,8 @@ def create_model(
     the config that made it. That text is read as plain values; it cannot run code.
 
     Args:
-        name: Name of a shipped config (:func:`list_models`) or path of one. None takes the config in
+        name: Name of a shipped config (:func:`list_models`) or path of one. None takes the config
+            in
             ``checkpoint``.
         checkpoint: Weights of the whole model, loaded strictly. Nothing is downloaded then.
         pretrained: Start from a pretrained backbone, as far as ``checkpoint`` does not bring one:
@@ -189,6 +190,7 @@ def _require_plain(text: str, path: Path) -> None:
         is_base = isinstance(node, ast.Name) and node.id == "_base_"
         if is_base or not (is_dict or isinstance(node, _PLAIN)):
             raise ValueError(
-                f"checkpoint {path}: line {getattr(node, 'lineno', '?')} of its config is more than "
+                f"checkpoint {path}: line {getattr(node, 'lineno', '?')} of its config is more "
+                "than "
                 "a plain value and is not run; give the config by name="
             )

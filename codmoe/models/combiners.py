@@ -97,7 +97,8 @@ class LogitCombiner(Combiner):
 class ProbabilityCombiner(Combiner):
     """Weighted sum of probabilities, returned as logits.
 
-    Computed as log Σ w·σ(l) − log Σ w·σ(−l), which stays exact where a probability rounds to 0 or 1.
+    Computed as log Σ w·σ(l) − log Σ w·σ(−l), which stays exact where a probability rounds to 0 or
+    1.
     """
 
     def combine(self, maps: Tensor, decision: RoutingDecision, confidence: Tensor | None) -> Tensor:

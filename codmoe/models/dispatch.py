@@ -80,8 +80,8 @@ def run_experts(
 def routed_rows(decision: RoutingDecision, names: Sequence[str]) -> dict[str, Tensor | None]:
     """Rows routed to each expert that anybody chose; None where that is the whole batch in order.
 
-    Costs one wait for the device: the choice is copied to the host once, and all row numbers go back
-    as one tensor.
+    Costs one wait for the device: the choice is copied to the host once, and all row numbers go
+    back as one tensor.
     """
     choice = decision.indices.tolist()
     by_expert = {

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm that normalises a single value per channel with its running statistics.
 
-    Sparse routing can leave one image, whose deepest map is 1 × 1 at half scale: such a batch has no
-    variance, and torch refuses it in training.
+    Sparse routing can leave one image, whose deepest map is 1 × 1 at half scale: such a batch has
+    no variance, and torch refuses it in training.
     """
 
     def forward(self, x: Tensor) -> Tensor:

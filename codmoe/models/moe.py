@@ -25,26 +25,30 @@ class ModelLevelMoE(BaseModel):
     """A shared backbone, complete experts by name, a router that picks ``top_k`` of them for each
     image, and a combiner that weighs their masks.
 
-    The stages differ in configuration only: a lone expert is a mixture of one, joint expert training
-    a mixture whose router is uniform. Parts are given as config dicts with a ``type``.
+    The stages differ in configuration only: a lone expert is a mixture of one, joint expert
+    training a mixture whose router is uniform. Parts are given as config dicts with a ``type``.
 
     Args:
         backbone: timm model name, or config of a :class:`Backbone`.
         experts: ``{name: config}``; entries that are None are dropped, so that a config can inherit
             four and switch one off. Default: the first ``num_experts`` of sinet, pranet, zoomnet,
             ujsc.
-        num_experts: Number of experts, where ``experts`` is not given (default 4); otherwise it must
+        num_experts: Number of experts, where ``experts`` is not given (default 4); otherwise it
+        must
             agree.
         top_k: Experts per image. Default: 2, or all for a router that takes all.
         router: Config of a :class:`Router`. Default: the evidence router; uniform for one expert.
         combiner: Config of a :class:`Combiner`. Default: weighted sum of probabilities.
-        mixture_loss: Config of a loss on the combined map, ``loss(logits, targets)``; None for none.
+        mixture_loss: Config of a loss on the combined map, ``loss(logits, targets)``; None for
+        none.
         expert_loss_weight: Factor on every expert's own loss; 0 leaves them out.
         routing_losses: ``{name: config}`` of losses on the decision; entries that are None are
             dropped.
-        train_dispatch: ``"sparse"`` runs only the chosen experts in training too, ``"dense"`` all of
+        train_dispatch: ``"sparse"`` runs only the chosen experts in training too, ``"dense"`` all
+        of
             them (needed where a loss compares all experts).
-        frozen: Parts that are not trained, e.g. ``("backbone", "experts")``; their parameters get no
+        frozen: Parts that are not trained, e.g. ``("backbone", "experts")``; their parameters get
+        no
             gradient and their batch-norm statistics stay as they are.
         evaluate_all_experts: Whether ``predict`` runs every expert on every image and reports each
             one's map, for comparison; the mixture is the same either way.

@@ -1,4 +1,5 @@
-# configs/ensemble/stage3.py on PraNet's polyp benchmark, with a DINOv2-initialised ViT-S as backbone.
+# configs/ensemble/stage3.py on PraNet's polyp benchmark, with a DINOv2-initialised ViT-S as
+# backbone.
 _base_ = [
     "../_base_/stages/ensemble.py",
     "../_base_/datasets/polyp.py",

@@ -45,8 +45,8 @@ class TimmPyramid(Backbone):
         absent = [stride for stride in STRIDES if stride not in reductions]
         if absent:
             raise ValueError(
-                f"backbone.name={name!r} has levels at strides {reductions}, not at {absent}; use a "
-                "hierarchical model such as 'pvt_v2_b2', or type='ViTPyramid' for a plain ViT"
+                f"backbone.name={name!r} has levels at strides {reductions}, not at {absent}; use "
+                "a hierarchical model such as 'pvt_v2_b2', or type='ViTPyramid' for a plain ViT"
             )
         # The last of several levels of one stride is the deepest.
         self.levels = [len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES]

@@ -17,8 +17,8 @@ class ViTPyramid(Backbone):
     """A plain ViT through a simple feature pyramid (Li et al., ViTDet, ECCV 2022).
 
     The token map is carried to four scales by transposed convolutions and pooling, then resized to
-    exactly stride 4, 8, 16, 32: a patch of 14 pixels gives strides 3.5, 7, 14, 28 by itself, and the
-    experts count on the contract.
+    exactly stride 4, 8, 16, 32: a patch of 14 pixels gives strides 3.5, 7, 14, 28 by itself, and
+    the experts count on the contract.
 
     Args:
         name: timm name of a plain ViT, e.g. ``"vit_small_patch14_dinov2"``.

@@ -15,9 +15,9 @@ from codmoe.structures import ExpertOutput
 class Expert(nn.Module, ABC):
     """A complete decoder from pyramid to mask, with its own loss.
 
-    To add one: subclass, register, implement :meth:`forward`; override :meth:`loss` if the paper has
-    one of its own. The file is found by its ``type=`` once ``codmoe/models/experts/__init__.py``
-    or the config's ``custom_imports`` names it.
+    To add one: subclass, register, implement :meth:`forward`; override :meth:`loss` if the paper
+    has one of its own. The file is found by its ``type=`` once
+    ``codmoe/models/experts/__init__.py`` or the config's ``custom_imports`` names it.
 
     Args:
         in_channels: Channels of the pyramid at strides 4, 8, 16, 32; the model fills this in.

@@ -30,7 +30,7 @@ class DilatedSum(nn.Module):
 
 
 class PositionAttention(nn.Module):
-    """Self-attention over positions with a gate that starts at zero (Fu et al., DANet, CVPR 2019)."""
+    """Self-attention over positions with a gate that starts at zero (DANet, CVPR 2019)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -91,7 +91,7 @@ class FusionDecoder(nn.Module):
 
 
 class HolisticAttention(nn.Module):
-    """Gates a feature by a blurred, min-max normalised map maxed with itself (Wu et al., CPD, 2019).
+    """Gates a feature by a blurred, min-max normalised map maxed with itself (CPD, CVPR 2019).
 
     Args:
         size: Side of the Gaussian in pixels of the map, odd.
@@ -121,8 +121,8 @@ class UJSCExpert(Expert):
     """Two decoders, the second after holistic attention, and an adversarial confidence map.
 
     The original re-runs two stages of its ResNet on the attended stride-8 feature. The pyramid here
-    is shared by all experts, so two strided blocks carry that feature on to strides 16 and 32, where
-    it joins the pyramid's own.
+    is shared by all experts, so two strided blocks carry that feature on to strides 16 and 32,
+    where it joins the pyramid's own.
 
     Args:
         in_channels: See :class:`Expert`.
@@ -154,7 +154,7 @@ class UJSCExpert(Expert):
         self.confidence = ConfidenceEstimator(confidence_channels)
 
     def forward(self, images: Tensor, pyramids: Sequence[Sequence[Tensor]]) -> ExpertOutput:
-        """See :class:`Expert`; logits at stride 4, one side map (initial), confidence at stride 4."""
+        """See :class:`Expert`; logits at stride 4, one side map (initial)."""
         f1, f2, f3, f4 = (reduce(f) for reduce, f in zip(self.reduce, pyramids[0], strict=True))
         f3, f4 = self.position[0](f3), self.position[1](f4)
         initial = self.initial([f1, f2, f3, f4])
@@ -171,7 +171,7 @@ class UJSCExpert(Expert):
         )
 
     def loss(self, output: ExpertOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
-        """Structure loss on both maps, the decoder's adversarial term, the discriminator's own loss.
+        """Structure loss on both maps, adversarial term of the decoder, loss of the discriminator.
 
         See :class:`Expert`. One optimizer serves both sides: neither term reaches the other's
         parameters.

@@ -39,7 +39,8 @@ class ConfidenceEstimator(nn.Module):
         """How far the maps are from being taken for ground truth.
 
         The discriminator's parameters are held fixed and the maps are not: the gradient goes to the
-        decoder that made them. (The released code detaches the maps, so its decoder learns nothing.)
+        decoder that made them. (The released code detaches the maps, so its decoder learns
+        nothing.)
         """
         judged = self._held_fixed(images, maps)
         return F.binary_cross_entropy_with_logits(judged.float(), torch.ones_like(judged).float())

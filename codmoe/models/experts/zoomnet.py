@@ -160,7 +160,7 @@ class ZoomNetExpert(Expert):
         return ExpertOutput(logits=self.head(resize_to(x, size)))
 
     def loss(self, output: ExpertOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
-        """Segmentation loss and uncertainty-awareness loss on the one output; see :class:`Expert`."""
+        """Segmentation and uncertainty-awareness loss on the one output; see :class:`Expert`."""
         if self.segmentation_loss == "structure":
             losses = super().loss(output, target, progress)
         else:

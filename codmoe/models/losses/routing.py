@@ -71,8 +71,8 @@ class RouterZLoss(nn.Module):
 class ExpertIoUDistillation(nn.Module):
     """KL(softmax(IoU_e/τ) ‖ p): teaches the router which expert is best on each image.
 
-    The IoUs must come from images that the experts were not trained on: on their own training images
-    every expert looks equally good and the target is noise.
+    The IoUs must come from images that the experts were not trained on: on their own training
+    images every expert looks equally good and the target is noise.
 
     Args:
         weight: Factor on the result.

@@ -71,7 +71,7 @@ class Router(nn.Module, ABC):
         )
 
     def index_of(self, name: str, key: str) -> int:
-        """Position of an expert; ``key`` is the config key to blame if there is none of that name."""
+        """Position of an expert; ``key`` is the config key to blame if there is none."""
         if name not in self.expert_names:
             raise ValueError(
                 f"{key}={name!r} is not an expert of this model; "

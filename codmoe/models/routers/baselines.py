@@ -113,8 +113,8 @@ class OracleRouter(Router):
         ValueError: Always; the oracle needs the ground truth.
         """
         raise ValueError(
-            "router=OracleRouter needs the ground truth; use tools/test.py --experts, which reports "
-            "the oracle of any model"
+            "router=OracleRouter needs the ground truth; use tools/test.py --experts, which "
+            "reports the oracle of any model"
         )
 
     def from_iou(self, expert_iou: Tensor) -> RoutingDecision:

@@ -59,7 +59,7 @@ class TextureBranch(nn.Module):
 
 
 class EdgeBranch(nn.Module):
-    """Fixed Sobel and Laplacian responses of the image at three scales, learned convolutions on top."""
+    """Fixed Sobel and Laplacian responses at three scales, learned convolutions on top."""
 
     def __init__(self, in_channels: Sequence[int], width: int):
         super().__init__()

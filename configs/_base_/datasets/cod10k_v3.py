@@ -1,6 +1,6 @@
 # COD10K-v3: data_root holds Train/ and Test/, each with Image/ and GT_Object/.
-# Of its training images (3,040 camouflaged ones) 75 % train the experts, 15 % are kept for the router,
-# which must learn on images that the experts have not seen, and 10 % choose the best epoch.
+# Of its training images (3,040 camouflaged ones) 75 % train the experts, 15 % are kept for the
+# router, which must learn on images that the experts have not seen, and 10 % choose the best epoch.
 data_root = "data/COD10K-v3"
 size = (448, 448)
 

@@ -10,7 +10,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
-        # The pretrained part of the backbone; what is new in a ViT's pyramid learns at the full rate.
+        # The pretrained part of the backbone; what is new in a ViT's pyramid learns at the full
+        # rate.
         custom_keys={"backbone.body": dict(lr_mult=0.1)},
     ),
 )

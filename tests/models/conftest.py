@@ -1,0 +1,71 @@
+"""Miniatures that every test of the model shares."""
+
+import pytest
+import torch
+
+from codmoe.models import ModelLevelMoE
+from codmoe.models.routers import Router
+
+MINIATURES = dict(
+    sinet=dict(type="SINetExpert", channels=16),
+    pranet=dict(type="PraNetExpert", channels=16, deep_channels=16, shallow_channels=16),
+    zoomnet=dict(type="ZoomNetExpert", channels=16),
+    ujsc=dict(type="UJSCExpert", channels=16, confidence_channels=16),
+)
+MINIATURE_ROUTER = dict(type="EvidenceRouter", width=16)
+
+
+class ForcedRouter(Router):
+    """Scores each image as the test tells it to: ``logits`` is (N, E)."""
+
+    def __init__(self, logits, *, expert_names, top_k=2):
+        super().__init__(in_channels=(1, 1, 1, 1), expert_names=expert_names, top_k=top_k)
+        self.logits = torch.nn.Parameter(torch.as_tensor(logits, dtype=torch.float32))
+
+    def score(self, images, pyramid):
+        return self.logits[: len(images)]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_model():
+    """``make_model(**kwargs)``: the four experts in miniature on pvt_v2_b0."""
+
+    def make(**kwargs):
+        defaults = dict(backbone="pvt_v2_b0", experts=MINIATURES)
+        if len({n for n, c in kwargs.get("experts", MINIATURES).items() if c}) > 1:
+            defaults["router"] = MINIATURE_ROUTER
+        torch.manual_seed(0)
+        return ModelLevelMoE(**{**defaults, **kwargs})
+
+    return make
+
+
+@pytest.fixture
+def force():
+    """``force(model, logits, top_k)``: the model's router says ``logits`` from now on."""
+
+    def apply(model, logits, top_k=2):
+        model.router = ForcedRouter(logits, expert_names=model.expert_names, top_k=top_k)
+        return model
+
+    return apply
+
+
+@pytest.fixture
+def batch():
+    """``batch(n, h, w)``: normalised images and ground truth with a rectangle in each."""
+
+    def make(n=2, height=64, width=64):
+        generator = torch.Generator().manual_seed(n * 1000 + height + width)
+        images = torch.randn(n, 3, height, width, generator=generator)
+        targets = torch.zeros(n, 1, height, width)
+        for i in range(n):
+            targets[i, :, height // 4 : height // 2 + 4 * i, width // 3 : width // 2 + 8] = 1
+        return images, targets
+
+    return make

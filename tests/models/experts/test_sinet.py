@@ -1,0 +1,54 @@
+import pytest
+import torch
+from expert_tester import ExpertTester
+
+from codmoe.models.experts.sinet import GroupReversalBlock, GroupReversalStage
+
+
+class TestSINet(ExpertTester):
+    type = "SINetExpert"
+    miniature = dict(channels=16)
+    side_maps = 3
+    published = (32, 0.84)
+
+    def test_width_must_divide_by_eight(self):
+        with pytest.raises(ValueError, match="multiple of 8"):
+            self.make(channels=20)
+
+    def test_maps_go_from_coarse_search_to_fine(self):
+        expert, images, pyramids, _ = self.example()
+        output = expert(images, pyramids)
+        sides = [m.shape[-1] for m in (*output.side_logits, output.logits)]
+        assert sides == [8, 2, 4, 8]
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_the_guide_enters_behind_every_group(groups):
+    block = GroupReversalBlock(8, groups)
+    seen = []
+    block.conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x = torch.arange(8.0).view(1, 8, 1, 1).expand(1, 8, 3, 3)
+    block(x, torch.full((1, 1, 3, 3), -1.0))
+    size = 8 // groups
+    expected = [v for g in range(groups) for v in (*range(g * size, (g + 1) * size), -1)]
+    assert seen[0][0, :, 1, 1].tolist() == expected
+
+
+def test_a_stage_is_led_by_what_was_not_found():
+    stage = GroupReversalStage(16)
+    seen = []
+    stage.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    coarse = torch.tensor([-8.0, 8.0]).view(1, 1, 1, 2)
+    stage(torch.randn(1, 16, 1, 2), coarse)
+    torch.testing.assert_close(seen[0], coarse.neg().sigmoid())
+    assert [b.groups for b in stage.blocks] == [1, 2, 16]
+
+
+def test_a_stage_adds_the_incoming_map():
+    stage = GroupReversalStage(16)
+    x = torch.randn(1, 16, 4, 4)
+    for block in stage.blocks:
+        torch.nn.init.zeros_(block.score.weight)
+        torch.nn.init.zeros_(block.score.bias)
+    coarse = torch.randn(1, 1, 4, 4)
+    torch.testing.assert_close(stage(x, coarse), coarse + 1 - coarse.sigmoid())

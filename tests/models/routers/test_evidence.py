@@ -1,0 +1,154 @@
+import pytest
+import torch
+from router_tester import CHANNELS, NAMES, RouterTester, example
+
+from codmoe.models.routers.evidence import (
+    BRANCHES,
+    EdgeBranch,
+    FrequencyBranch,
+    local_deviation,
+    luminance,
+)
+
+
+class TestEvidenceRouter(RouterTester):
+    type = "EvidenceRouter"
+    miniature = dict(width=16)
+
+    def woken(self, **kwargs):
+        """A router whose last layer is no longer zero, and without batch statistics."""
+        router = self.make(**kwargs).eval()
+        torch.nn.init.normal_(router.fuse[-1].weight)
+        return router
+
+    def test_size_at_default_width(self):
+        router = self.make(in_channels=(64, 128, 320, 512), width=344)
+        default = type(router)(in_channels=(64, 128, 320, 512), expert_names=NAMES, top_k=2)
+        for r in (router, default):
+            assert 7.2e6 <= sum(p.numel() for p in r.parameters()) <= 8.8e6
+
+    def test_every_expert_starts_with_the_same_chance(self):
+        d = self.make().eval()(*example())
+        torch.testing.assert_close(d.probabilities, torch.full((5, 4), 0.25))
+
+    def test_reads_the_image_and_every_level(self):
+        router = self.woken()
+        images, pyramid = example()
+        before = router(images, pyramid).logits
+        other = router(torch.randn_like(images), pyramid).logits
+        assert not torch.allclose(before, other, atol=1e-4)
+        for level in range(4):
+            changed = list(pyramid)
+            changed[level] = torch.randn_like(changed[level]) * 2
+            assert not torch.allclose(before, router(images, changed).logits, atol=1e-4)
+
+    @pytest.mark.parametrize("name", BRANCHES)
+    def test_each_branch_is_heard_and_can_be_left_out(self, name):
+        only = self.woken(branches={other: other == name for other in BRANCHES})
+        assert list(only.branches) == [name]
+        d = only(*example())
+        assert d.logits.std(0).min() > 1e-4  # differs from image to image
+        without = self.woken(branches={name: False})
+        assert list(without.branches) == [other for other in BRANCHES if other != name]
+        assert without(*example()).logits.shape == (5, 4)
+        fewer, all_of_them = (
+            sum(p.numel() for p in r.parameters()) for r in (without, self.make())
+        )
+        assert fewer < all_of_them
+
+    def test_branch_errors(self):
+        with pytest.raises(ValueError, match="texture"):
+            self.make(branches=dict(textures=False))
+        with pytest.raises(ValueError, match="leave at least one on"):
+            self.make(branches=dict.fromkeys(BRANCHES, False))
+
+    def test_noise_only_in_training_and_annealed_to_nothing(self):
+        router = self.make(noise=1.0)
+        inputs = example(64)
+
+        def spread(progress):
+            torch.manual_seed(1)
+            d = router(*inputs, progress=progress)
+            assert d.logits.abs().max() < 1e-6  # the clean ones are what losses see
+            return (d.weights - 0.5).abs().mean().item()
+
+        router.train()
+        start, middle, end = (spread(t) for t in (0.0, 0.5, 1.0))
+        assert start > middle > 0.01
+        assert end < 1e-6
+        router.eval()
+        assert spread(0.0) < 1e-6
+
+    def test_training_noise_lets_every_expert_be_chosen(self):
+        d = self.make().train()(*example(64), progress=0.0)
+        assert set(d.indices.flatten().tolist()) == {0, 1, 2, 3}
+
+    def test_every_parameter_gets_a_gradient(self):
+        router = self.make().train()
+        torch.nn.init.normal_(router.fuse[-1].weight)
+        d = router(*example())
+        (d.probabilities * torch.randn_like(d.probabilities)).sum().backward()
+        silent = [n for n, p in router.named_parameters() if p.grad is None or not p.grad.any()]
+        assert silent == []
+
+    @pytest.mark.parametrize("detach", [False, True])
+    def test_detach_keeps_the_gradient_from_the_backbone(self, detach):
+        router = self.woken(detach=detach)
+        images, pyramid = example()
+        pyramid = [level.requires_grad_() for level in pyramid]
+        router(images, pyramid).logits.square().sum().backward()
+        assert all((level.grad is None) == detach for level in pyramid)
+
+    def test_learns_texture_from_the_image_alone(self):
+        router = self.make().train()
+        fine = torch.randn(16, 3, 64, 64)
+        coarse = torch.nn.functional.interpolate(torch.randn(16, 3, 8, 8), (64, 64))
+        images = torch.cat([fine, coarse])
+        pyramid = [torch.zeros(32, c, s, s) for c, s in zip(CHANNELS, (16, 8, 4, 2), strict=True)]
+        label = torch.tensor([0] * 16 + [2] * 16)
+        optimizer = torch.optim.Adam(router.parameters(), lr=3e-3)
+        for _ in range(30):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(router(images, pyramid).logits, label).backward()
+            optimizer.step()
+        router.train(False)
+        assert (router(images, pyramid).indices[:, 0] == label).float().mean() > 0.9
+
+
+def test_luminance_weighs_the_channels():
+    image = torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1)
+    assert luminance(image).item() == pytest.approx(0.299 + 5.87 + 11.4)
+
+
+def test_local_deviation_of_stripes():
+    stripes = torch.arange(32).remainder(2).float().expand(1, 1, 32, 32)
+    inside = local_deviation(stripes)[..., 8:-8, 8:-8]
+    assert inside.min() > 0.49 and inside.max() < 0.51
+    assert local_deviation(torch.ones(1, 1, 16, 16)).max() < 0.01
+
+
+def test_edges_answer_in_their_direction():
+    branch = EdgeBranch(CHANNELS, 16)
+    step = torch.zeros(1, 3, 64, 64)
+    step[..., 30:] = 1
+    maps = branch.responses(step)
+    assert maps.shape == (1, 12, 32, 32)
+    horizontal, vertical = maps[:, 0].abs().max(), maps[:, 1].abs().max()
+    assert horizontal > 0.4 and vertical < 1e-5
+
+
+def test_spectrum_of_a_wave_lies_in_its_ring_and_direction():
+    branch = FrequencyBranch(CHANNELS, 16, size=64, radial=8, directional=4)
+    x = torch.arange(64).float()
+
+    def peak(wave):
+        statistics = branch.statistics(wave.expand(1, 3, 64, 64))[0]
+        return divmod(int(statistics[:32].argmax()), 8)
+
+    # 16 cycles over 64 pixels is half of Nyquist; a wave along x has its power on the x axis.
+    sector_x, ring_x = peak(torch.sin(2 * torch.pi * 16.5 * x / 64).view(1, 1, 1, 64))
+    sector_y, ring_y = peak(torch.sin(2 * torch.pi * 16.5 * x / 64).view(1, 1, 64, 1))
+    assert ring_x == ring_y == 4
+    assert sector_y == 2 and sector_x in (0, 3)
+    _, slow = peak(torch.sin(2 * torch.pi * 5 * x / 64).view(1, 1, 1, 64))
+    assert slow == 1

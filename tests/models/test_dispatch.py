@@ -1,0 +1,142 @@
+from itertools import combinations
+
+import pytest
+import torch
+
+from codmoe.models.dispatch import PyramidBank, routed_rows
+from codmoe.structures import RoutingDecision
+
+PAIRS = list(combinations(range(4), 2))
+
+
+def logits_for(pairs):
+    """Scores that make the router choose exactly these experts, one row an image."""
+    logits = torch.full((len(pairs), 4), -9.0)
+    for row, pair in enumerate(pairs):
+        logits[row, list(pair)] = torch.linspace(1.0, 0.5, len(pair))
+    return logits
+
+
+@pytest.fixture
+def counted(make_model):
+    """The model, and a list of (part, number of images) of every call."""
+    model, calls = make_model().eval(), []
+    parts = dict(model.experts, backbone=model.backbone)
+    for name, part in parts.items():
+
+        def hook(module, args, name=name):
+            calls.append((name, len(args[0]), tuple(args[0].shape[-2:])))
+
+        part.register_forward_pre_hook(hook)
+    return model, calls
+
+
+def test_only_chosen_experts_run_on_their_images(counted, force, batch):
+    model, calls = counted
+    force(model, logits_for([(0, 1), (1, 3), (0, 1)]))
+    model(batch(3)[0])
+    assert calls == [
+        ("backbone", 3, (64, 64)),
+        ("sinet", 2, (64, 64)),
+        ("pranet", 3, (64, 64)),
+        ("ujsc", 1, (64, 64)),
+    ]
+
+
+def test_further_scales_are_made_for_routed_images_only(counted, force, batch):
+    model, calls = counted
+    force(model, logits_for([(0, 1), (2, 3), (0, 1)]))
+    model(batch(3)[0])
+    passes = [c[1:] for c in calls if c[0] == "backbone"]
+    assert passes == [(3, (64, 64)), (1, (32, 32)), (1, (96, 96))]
+    calls.clear()
+    force(model, logits_for([(0, 1)] * 3))
+    model(batch(3)[0])
+    assert [c[0] for c in calls] == ["backbone", "sinet", "pranet"]
+
+
+def test_experts_see_the_images_routed_to_them(make_model, force, batch):
+    model = force(make_model().eval(), logits_for([(0, 1), (1, 3), (0, 3)]))
+    images, seen = batch(3)[0], {}
+    for name, expert in model.experts.items():
+        expert.register_forward_pre_hook(lambda _, args, n=name: seen.update({n: args[0]}))
+    _, _, outputs = model.mixture(images)
+    assert torch.equal(seen["sinet"], images[[0, 2]])
+    assert torch.equal(seen["ujsc"], images[[1, 2]])
+    assert outputs["pranet"].rows.tolist() == [0, 1]
+    assert set(outputs) == {"sinet", "pranet", "ujsc"}
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+def test_sparse_equals_dense_on_every_route(make_model, force, batch, top_k):
+    model, images = make_model().eval(), batch(6)[0]
+    routes = list(combinations(range(4), top_k))
+    routes = (routes * 6)[:6]
+    force(model, logits_for(routes), top_k)
+    with torch.no_grad():
+        sparse, decision, _ = model.mixture(images)
+        dense, _, outputs = model.mixture(images, dense=True)
+    assert [set(row) for row in decision.indices.tolist()] == [set(r) for r in routes]
+    assert len(outputs) == 4
+    torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_sparse_equals_dense_where_all_images_agree(make_model, force, batch, pair):
+    model, images = make_model().eval(), batch(2)[0]
+    force(model, logits_for([pair] * 2))
+    with torch.no_grad():
+        sparse, dense = model.mixture(images)[0], model.mixture(images, dense=True)[0]
+    torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_of_sparse_equals_gradient_of_dense(make_model, force, batch):
+    images, targets = batch(4)
+    model = make_model(mixture_loss=dict(type="StructureLoss")).eval()
+    force(model, logits_for([(0, 2), (2, 1), (0, 1), (0, 2)]))
+    gradients = []
+    for dense in (False, True):
+        model.zero_grad()
+        model.mixture_loss(model.mixture(images, dense=dense)[0], targets).backward()
+        gradients.append(
+            {
+                n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for n, p in model.named_parameters()
+            }
+        )
+    sparse, dense = gradients
+    assert sparse["router.logits"].any() and sparse["backbone.body.patch_embed.proj.weight"].any()
+    for name, expected in dense.items():
+        scale = expected.abs().max().clamp(min=1e-3)
+        torch.testing.assert_close(sparse[name] / scale, expected / scale, atol=1e-3, rtol=0)
+        if name.startswith("experts.ujsc"):  # nobody chose it
+            assert not expected.any()
+
+
+def test_rows_of_a_decision():
+    indices = torch.tensor([[2, 0], [0, 1], [3, 0]])
+    decision = RoutingDecision(None, None, indices, None, tuple("abcd"))
+    rows = routed_rows(decision, "abcd")
+    assert rows["a"] is None  # the whole batch in order
+    assert {n: rows[n].tolist() for n in "bcd"} == {"b": [1], "c": [0], "d": [2]}
+    assert set(routed_rows(decision, "abcd")) == set("abcd")
+    nobody = RoutingDecision(None, None, indices[:1], None, tuple("abcd"))
+    assert set(routed_rows(nobody, "abcd")) == {"a", "c"}
+
+
+def test_bank_makes_a_scale_once_for_the_whole_batch():
+    calls = []
+
+    def backbone(images):
+        calls.append(tuple(images.shape))
+        return [images]
+
+    images = torch.randn(3, 3, 96, 64)
+    bank = PyramidBank(images, [images], backbone, 32)
+    assert bank.get(1.0, None) is bank.pyramid and not calls
+    assert torch.equal(bank.get(1.0, torch.tensor([2]))[0], images[2:])
+    assert bank.get(0.5, None) is bank.get(0.5, None)
+    bank.get(1.5, torch.tensor([0, 2]))
+    assert calls == [(3, 3, 64, 32), (2, 3, 160, 96)] or calls == [(3, 3, 32, 32), (2, 3, 128, 96)]
+    bank.get(0.1, torch.tensor([0]))
+    assert calls[-1] == (1, 3, 32, 32)  # never smaller than the backbone can read

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from codmoe.models.layers import PartialDecoder, ReceptiveFieldBlock, conv_bn, resize_to
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, (1, 7), (7, 1)])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_conv_keeps_the_size(kernel, dilation):
+    layer = conv_bn(4, 6, kernel, dilation=dilation)
+    assert layer(torch.randn(2, 4, 9, 11)).shape == (2, 6, 9, 11)
+    assert layer.conv.bias is None and conv_bn(4, 6, act=False)(torch.randn(2, 4, 3, 3)).min() < 0
+
+
+def test_batch_norm_of_a_single_value_uses_running_statistics():
+    layer = conv_bn(4, 6, 3).train()
+    layer.bn.running_mean.fill_(0.5)
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    x = torch.randn(1, 4, 1, 1)
+    out = layer(x)
+    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+    torch.testing.assert_close(out, layer.eval()(x))
+    out.sum().backward()
+    assert layer.conv.weight.grad is not None
+
+
+def test_batch_norm_is_torchs_own_otherwise():
+    layer, x = conv_bn(4, 6, 3, act=False).train(), torch.randn(1, 4, 1, 2)
+    reference = torch.nn.BatchNorm2d(6)
+    torch.testing.assert_close(layer(x), reference(layer.conv(x)))
+    torch.testing.assert_close(layer.bn.running_var, reference.running_var)
+
+
+def test_resize_to_tensor_or_size():
+    x = torch.randn(1, 2, 4, 4)
+    assert resize_to(x, (4, 4)) is x
+    assert resize_to(x, torch.zeros(9, 5, 7, 3)).shape == (1, 2, 7, 3)
+
+
+def test_receptive_field_grows_with_the_branch():
+    block = ReceptiveFieldBlock(2, 4).eval()
+    x = torch.zeros(1, 2, 31, 31, requires_grad=True)
+    reach = []
+    for branch in block.branches:
+        (grad,) = torch.autograd.grad(branch(x)[0, :, 15, 15].sum(), x)
+        reach.append(int(grad.abs().sum((0, 1, 2)).count_nonzero()))
+    # k from the two strips, and 2k more from the 3×3 of dilation k
+    assert reach[0] == 1
+    assert all(3 <= r <= 3 * k for r, k in zip(reach[1:], (3, 5, 7), strict=True))
+    assert reach == sorted(reach) and len(set(reach)) == 4
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_partial_decoder_multiplies_neighbours(chained):
+    decoder = PartialDecoder(8, chained=chained).eval()
+    shallow, mid, deep = (torch.randn(1, 8, s, s) for s in (9, 5, 3))
+    assert decoder(shallow, mid, deep).shape == (1, 1, 9, 9)
+    seen = []
+    decoder.deep_to_shallow.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    decoder(shallow, torch.zeros_like(mid), deep)
+    # With nothing at stride 16, the chained product carries nothing on.
+    assert bool(seen[0].any()) != chained
