@@ -96,7 +96,7 @@ class BestWeightsHook(Hook):
             config=runner.cfg.pretty_text,
             config_file=str(runner.cfg.get("config_file", "")),
             codmoe=__version__,
-            torch=torch.__version__,
+            torch=str(torch.__version__),
         )
         run_id = runner.message_hub.get_info("codmoe_run_id")
         kept = save_weights(self.path, model, meta, run_id)

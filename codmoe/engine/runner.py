@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from pathlib import Path
 
@@ -24,6 +25,15 @@ class CODRunner(Runner):
             f"{self.world_size} × {device}, seed {self.seed}"
         )
         self.logger.info(f"log and whole config: {Path(self.log_dir)}")
+
+    def build_optim_wrapper(self, optim_wrapper):
+        """mmengine's, without its line of log for each of a thousand parameters."""
+        level = self.logger.level
+        self.logger.setLevel(logging.WARNING)
+        try:
+            return super().build_optim_wrapper(optim_wrapper)
+        finally:
+            self.logger.setLevel(level)
 
     def get_hooks_info(self) -> str:
         """Names of the hooks in the order of their priorities, on one line."""

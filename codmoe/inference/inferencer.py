@@ -18,9 +18,8 @@ from rich.progress import Progress
 
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS, is_complete
 from codmoe.datasets.transforms import read_image
-from codmoe.engine.checkpoints import load_parts
 from codmoe.files import replacing
-from codmoe.inference.zoo import create_model
+from codmoe.inference.zoo import create_model, load_whole
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.structures import CODDataSample
 
@@ -82,7 +81,7 @@ class Inferencer:
             raise ValueError(f"batch_size={batch_size}, image_size={image_size}: give 1 or more")
         if isinstance(model, torch.nn.Module):
             if checkpoint is not None:
-                load_parts(model, checkpoint)
+                load_whole(model, checkpoint)
         elif checkpoint is None:
             raise ValueError(
                 "Inferencer needs checkpoint='FILE.pth' (or a model that has its weights already)"
@@ -144,7 +143,8 @@ class Inferencer:
         threshold: float | None,
         return_routing: bool,
     ) -> Iterator[Prediction]:
-        progress, shown = Progress(console=Console(stderr=True), transient=True), False
+        console, shown = Console(stderr=True), False
+        progress = Progress(console=console, transient=True)
         task = progress.add_task("predicting", total=len(pictures))
         started = time.monotonic()
         try:
@@ -165,7 +165,7 @@ class Inferencer:
                     done = first + len(batch)
                     progress.update(task, completed=done)
                     left = (time.monotonic() - started) / done * (len(pictures) - done)
-                    if not shown and left > PATIENCE:
+                    if not shown and left > PATIENCE and console.is_interactive:
                         progress.start()
                         shown = True
         finally:

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -72,7 +73,8 @@ def summarise(
     """Parameters and operations of a model.
 
     Args:
-        model: The model; it runs once, part by part, on one image where it is.
+        model: The model. It runs once, part by part, on the shapes of one image alone; for real
+            only if a part needs values.
         size: Side of that image in pixels.
         say: Told what is being measured.
 
@@ -89,6 +91,15 @@ def summarise(
     if size < divisor or size % divisor:
         near = max(round(size / divisor), 1) * divisor
         raise ValueError(f"size={size} is not a multiple of {divisor}, the backbone's; use {near}")
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return _measure(model, size, say)
+    except RuntimeError as error:  # also NotImplementedError and what fake tensors raise
+        say(f"running for real, since shapes do not suffice: {str(error).splitlines()[0][:80]}")
+        return _measure(model, size, say)
+
+
+def _measure(model: ModelLevelMoE, size: int, say: Callable[[str], None]) -> dict[str, Any]:
     image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
 
     say(f"backbone at {size} × {size}")
@@ -99,7 +110,7 @@ def summarise(
         _row("backbone", model.backbone, backbone),
         _row("router", model.router, router),
     ]
-    bank = PyramidBank(image, pyramid, model.backbone, divisor)
+    bank = PyramidBank(image, pyramid, model.backbone, model.backbone.size_divisor)
     scales: dict[float, int] = {}
     experts: dict[str, int] = {}
     outputs = {}
@@ -204,12 +215,11 @@ def _who(values: dict[str, Any], which: str) -> str:
 
 
 def report(config: str | Path, size: int = 448, json_file: str | Path | None = None) -> dict:
-    """Builds a config's model without any weights, measures it on the CPU, prints a table and
-    writes JSON.
+    """Builds a config's model without any weights, measures it, prints a table and writes JSON.
 
     Raises:
-        FileNotFoundError, ValueError: The config is missing or has faults, or ``size`` does not
-        fit.
+        FileNotFoundError: No such config.
+        ValueError: The config has faults, or ``size`` does not fit.
     """
     console = Console()
     path = load_config(config).config_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,11 @@ def create_model(
     """A model in evaluation mode.
 
     ``create_model(checkpoint="checkpoints_moe/ensemble_best.pth")`` needs no name: the file holds
-    the config that made it. That text is read as plain values; it cannot run code.
+    the config that made it, which is read as plain values and not run.
 
     Args:
         name: Name of a shipped config (:func:`list_models`) or path of one. None takes the config
-            in
-            ``checkpoint``.
+            in ``checkpoint``.
         checkpoint: Weights of the whole model, loaded strictly. Nothing is downloaded then.
         pretrained: Start from a pretrained backbone, as far as ``checkpoint`` does not bring one:
             from the local file that the config names, or else from timm's hub.
@@ -77,10 +76,12 @@ def create_model(
         _forget_pretrained(section["backbone"])
     elif pretrained:
         section["backbone"]["pretrained"] = True
+    if checkpoint is not None and section.get("experts"):
+        section["experts"] = _in_order(section["experts"], expert_order(checkpoint))
     cfg.model = section
     model = MODELS.build({"type": "ModelLevelMoE", **section})
     if checkpoint is not None:
-        load_parts(model, checkpoint)
+        load_whole(model, checkpoint)
     model.cfg = cfg
     return model.to(device or "cpu").eval()
 
@@ -136,31 +137,78 @@ def _forget_pretrained(backbone: dict[str, Any]) -> None:
             backbone[key] = value
 
 
+def load_whole(model: ModelLevelMoE, checkpoint: str | Path) -> None:
+    """Load all weights strictly, the order of the experts included: routers know them by number.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A key is missing, left over or of another shape, or the order differs.
+    """
+    order = expert_order(checkpoint)
+    if order and set(order) == set(model.expert_names) and order != model.expert_names:
+        raise ValueError(
+            f"checkpoint {checkpoint} was made with experts in the order {', '.join(order)}, this "
+            f"model has {', '.join(model.expert_names)}: the router would mistake one for another"
+        )
+    load_parts(model, checkpoint)
+
+
+def expert_order(checkpoint: str | Path) -> tuple[str, ...]:
+    """Names of the experts in the order that made a weights file; empty if it does not say.
+
+    Raises:
+        FileNotFoundError: No such file.
+    """
+    return tuple(_meta_of(checkpoint).get("expert_names") or ())
+
+
 def config_of(checkpoint: str | Path) -> Config:
     """The config that a weights file was made with.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file holds no config, or one that is more than plain values.
+        ValueError: The file holds no config, one that is more than plain values, or one that leaves
+            the order of the experts open.
     """
+    meta = _meta_of(checkpoint)
+    text = meta.get("config") or meta.get("cfg")
+    if not isinstance(text, str):
+        raise ValueError(
+            f"checkpoint {checkpoint} does not say which config made it; give name=, one of "
+            + ", ".join(list_models())
+        )
+    _require_plain(text, checkpoint)
+    cfg = Config.fromstring(text, ".py")
+    experts = (cfg.get("model") or {}).get("experts") or {}
+    if sum(expert is not None for expert in experts.values()) > 1:
+        # mmengine writes dicts sorted by key.
+        order = expert_order(checkpoint)
+        if not order:
+            raise ValueError(
+                f"checkpoint {checkpoint} holds a config, but not the order of its experts, by "
+                "which the router knows them; give name=, or use the stage's *_best.pth"
+            )
+        cfg.model.experts = _in_order(experts.to_dict(), order)
+    return cfg
+
+
+def _in_order(experts: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    first = {name: experts[name] for name in order if name in experts}
+    return {**first, **experts}
+
+
+def _meta_of(checkpoint: str | Path) -> dict[str, Any]:
     path = Path(checkpoint).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     meta = read_meta(path)
-    if not meta:
-        # mmengine's training checkpoints hold objects of its own; load_parts reads them so, too.
-        try:
-            meta = torch.load(path, map_location="cpu", weights_only=False).get("meta") or {}
-        except Exception:
-            meta = {}
-    text = meta.get("config") or meta.get("cfg")
-    if not isinstance(text, str):
-        raise ValueError(
-            f"checkpoint {path} does not say which config made it; give name=, one of "
-            + ", ".join(list_models())
-        )
-    _require_plain(text, path)
-    return Config.fromstring(text, ".py")
+    if meta:
+        return meta
+    # mmengine's training checkpoints hold objects of its own; load_parts reads them so, too.
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=False).get("meta") or {})
+    except Exception:
+        return {}
 
 
 _PLAIN = (
@@ -179,7 +227,7 @@ _PLAIN = (
 )
 
 
-def _require_plain(text: str, path: Path) -> None:
+def _require_plain(text: str, path: str | Path) -> None:
     """Refuses a config text that would do more than assign values: mmengine executes it."""
     try:
         nodes = list(ast.walk(ast.parse(text)))
@@ -191,6 +239,5 @@ def _require_plain(text: str, path: Path) -> None:
         if is_base or not (is_dict or isinstance(node, _PLAIN)):
             raise ValueError(
                 f"checkpoint {path}: line {getattr(node, 'lineno', '?')} of its config is more "
-                "than "
-                "a plain value and is not run; give the config by name="
+                "than a plain value and is not run; give the config by name="
             )

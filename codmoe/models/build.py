@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -26,13 +27,17 @@ def _build(cfg: dict, key: str, contract: type, **filled_in) -> nn.Module:
     if not isinstance(cfg, Mapping) or "type" not in cfg:
         raise ValueError(f"{key}={cfg!r} needs a dict with a type, e.g. dict(type='...')")
     try:
+        # Before it is built: another kind of part would trip over what is filled in.
+        cls = MODELS.get(cfg["type"]) if isinstance(cfg["type"], str) else cfg["type"]
+        if inspect.isclass(cls) and not issubclass(cls, contract):
+            raise ValueError(f"type={cfg['type']!r} is no {contract.__name__}")
         part = MODELS.build(dict(cfg), default_args=filled_in)
     except (ValueError, FileNotFoundError) as error:
         if str(error).startswith(key):
             raise
         raise type(error)(f"{key}: {error}") from error
     if not isinstance(part, contract):
-        raise ValueError(f"{key}: type={cfg['type']!r} is not a {contract.__name__}")
+        raise ValueError(f"{key}: type={cfg['type']!r} is no {contract.__name__}")
     return part
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -80,14 +81,23 @@ def _nearest_timm(name: str) -> str:
 
 
 def _check_loaded(model: nn.Module, name: str, path: str) -> None:
-    # timm loads non-strictly once the classifier is dropped; `features_only` flattens dots.
+    # timm loads non-strictly once the classifier is dropped; `features_only` flattens dots, or puts
+    # the whole model under `model`.
     state = timm.models.load_state_dict(path)
     known = {key.replace(".", "_") for key in state}
-    wanted = {key.replace(".", "_") for key, _ in model.named_parameters()}
+    own = (key for key, _ in model.named_parameters())
+    wanted = {key.removeprefix("model.").replace(".", "_") for key in own}
+    missing = sorted(wanted - known)
+    if not missing:
+        return
+    fault = (
+        f"{len(missing)} of {len(wanted)} parameters are not in it, e.g. {', '.join(missing[:3])}"
+    )
     # Weights in another project's names are renamed by timm itself, hence "half" and not "any".
-    if wanted and len(wanted - known) > len(wanted) / 2:
-        missing = sorted(wanted - known)[:3]
-        raise ValueError(
-            f"backbone.checkpoint={path!r} does not fit {name!r}: {len(wanted - known)} of "
-            f"{len(wanted)} parameters are not in it, e.g. {', '.join(missing)}"
-        )
+    if len(missing) > len(wanted) / 2:
+        raise ValueError(f"backbone.checkpoint={path!r} does not fit {name!r}: {fault}")
+    warnings.warn(
+        f"backbone.checkpoint={path!r}: {fault}; they stay random unless timm knows them by other "
+        "names",
+        stacklevel=2,
+    )

@@ -103,4 +103,5 @@ def _scale(dim: int, stride: int) -> nn.Module:
         )
     if stride == 8:
         return nn.ConvTranspose2d(dim, dim // 2, 2, stride=2)
-    return nn.Identity() if stride == 16 else nn.MaxPool2d(2)
+    # Rounded up: otherwise an odd token map would lose its last row and column.
+    return nn.Identity() if stride == 16 else nn.MaxPool2d(2, ceil_mode=True)

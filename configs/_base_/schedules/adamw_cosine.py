@@ -26,7 +26,7 @@ param_scheduler = [
     ),
     dict(
         type="CosineAnnealingLR",
-        begin=1,
+        begin=0,  # from the first step, on top of the warm-up, so that one epoch is a schedule too
         eta_min_ratio=0.01,
         by_epoch=True,
         convert_to_iter_based=True,

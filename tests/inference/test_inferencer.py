@@ -1,0 +1,208 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmcv.transforms import Resize
+from mmengine.config import Config
+from PIL import Image
+from rich.console import Console
+
+from codmoe.datasets.transforms import LoadCODPair, PackCODInputs
+from codmoe.engine.checkpoints import save_weights
+from codmoe.inference.inferencer import Inferencer, Prediction, size_of
+from codmoe.inference.zoo import create_model
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = dict(
+    model=dict(
+        type="ModelLevelMoE",
+        backbone=dict(type="TimmPyramid", name="pvt_v2_b0", pretrained=True),
+        experts=dict(
+            sinet=dict(type="SINetExpert", channels=8),
+            pranet=dict(type="PraNetExpert", channels=8, deep_channels=8, shallow_channels=8),
+        ),
+        router=dict(type="EvidenceRouter", width=16),
+        top_k=2,
+        evaluate_all_experts=True,
+    ),
+    test_dataloader=dict(
+        dataset=dict(type="CODDataset", pipeline=[dict(type="Resize", scale=(64, 64))])
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    config = folder / "miniature.py"
+    config.write_text(Config(CONFIG).pretty_text)
+    torch.manual_seed(0)
+    model = create_model(config)
+    path = folder / "mini_best.pth"
+    meta = dict(config=config.read_text(), expert_names=list(model.expert_names))
+    save_weights(path, model, meta, "run")
+    return path
+
+
+@pytest.fixture(scope="module")
+def inferencer(weights):
+    return Inferencer(checkpoint=weights, device="cpu", batch_size=2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "bilder"
+    path.mkdir()
+    for name, size in (("b.png", (50, 70)), ("a.jpg", (40, 33)), ("ü.png", (31, 90))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(path / name)
+    (path / ".hidden.png").write_bytes(b"macOS")
+    (path / "notes.txt").write_text("no image")
+    return path
+
+
+def test_a_folder_in_order_at_original_resolution(inferencer, folder):
+    assert inferencer.size == (64, 64)
+    assert inferencer.model.evaluate_all_experts is False
+    predictions = inferencer(folder)
+    assert [p.path.name for p in predictions] == ["a.jpg", "b.png", "ü.png"]
+    assert [p.probability.shape for p in predictions] == [(40, 33), (50, 70), (31, 90)]
+    for p in predictions:
+        assert isinstance(p, Prediction) and p.probability.dtype == np.float32
+        assert p.probability.min() >= 0 and p.probability.max() <= 1
+        assert set(p.weights) == {"sinet", "pranet"}
+        assert sum(p.weights.values()) == pytest.approx(1, abs=1e-5)
+        assert list(p.weights.values()) == sorted(p.weights.values(), reverse=True)
+    assert all(p.weights == {} for p in inferencer(folder, return_routing=False))
+
+
+def test_the_same_as_the_datasets_pipeline(inferencer, folder):
+    """Loading, resizing and normalising as a test run does."""
+    path = folder / "b.png"
+    results = LoadCODPair()(dict(img_path=str(path)))
+    packed = PackCODInputs()(Resize(scale=(64, 64), keep_ratio=False)(results))
+    model = inferencer.model
+    data = dict(inputs=[packed["inputs"]], data_samples=[packed["data_samples"]])
+    with torch.no_grad():
+        (sample,) = model(**model.data_preprocessor(data), mode="predict")
+    (prediction,) = inferencer(path)
+    np.testing.assert_allclose(prediction.probability, sample.pred_prob.numpy(), atol=1e-6)
+
+
+def test_files_arrays_and_pil_images_agree(inferencer, folder):
+    path = folder / "b.png"
+    picture = Image.open(path)
+    mixed = inferencer([path, str(path), np.asarray(picture), picture])
+    assert [p.path for p in mixed] == [path, path, None, None]
+    for single in (str(path), np.asarray(picture), picture):
+        mixed += inferencer(single)
+    for p in mixed:
+        # Sums are ordered differently in batches of one and of two, and random weights amplify it.
+        np.testing.assert_allclose(p.probability, mixed[0].probability, atol=5e-3)
+
+
+def test_maps_are_written(inferencer, folder, tmp_path):
+    out = tmp_path / "new" / "out"
+    first, *_ = inferencer(folder, out_dir=out)
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png", "ü.png"]
+    values = np.asarray(Image.open(out / "a.png"))
+    assert values.dtype == np.uint8 and values.shape == (40, 33)
+    np.testing.assert_array_equal(values, (first.probability * 255).round().astype(np.uint8))
+
+    cut = float(np.median(first.probability))
+    array = cv2.cvtColor(cv2.imread(str(folder / "a.jpg")), cv2.COLOR_BGR2RGB)
+    (binary,) = inferencer([array], out_dir=out, threshold=cut)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "0000.png")), binary.mask * 255)
+    assert 0 < binary.mask.mean() < 1
+    np.testing.assert_array_equal(first.mask, first.probability > 0.5)
+
+
+def test_an_unreadable_file_is_named_before_anything_is_written(inferencer, folder, tmp_path):
+    (folder / "c.png").write_bytes((folder / "b.png").read_bytes()[:-200])
+    (folder / "d.jpg").write_bytes(b"")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"c\.png.*d\.jpg"):
+        inferencer(folder, out_dir=out)
+    assert not out.exists()
+
+
+def test_faulty_inputs(inferencer, folder, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="holds no images"):
+        inferencer(empty)
+    with pytest.raises(ValueError, match="inputs is empty"):
+        inferencer([])
+    with pytest.raises(FileNotFoundError, match=r"absent\.png"):
+        inferencer(tmp_path / "absent.png")
+    with pytest.raises(ValueError, match="uint8 RGB"):
+        inferencer(np.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match="int"):
+        inferencer([1])
+    with pytest.raises(ValueError, match="is one of the images"):
+        inferencer(folder / "b.png", out_dir=folder)
+    with pytest.raises(ValueError, match=r"two images.*b\.png"):
+        inferencer([folder / "b.png"] * 2, out_dir=tmp_path / "out")
+
+
+def test_a_stream_predicts_as_it_goes(inferencer, folder, tmp_path):
+    out = tmp_path / "out"
+    stream = inferencer.stream(folder, out_dir=out)
+    assert next(stream).path.name == "a.jpg"
+    assert [p.name for p in out.iterdir()] == ["a.png"]
+    stream.close()
+
+
+def test_a_long_run_shows_its_progress(inferencer, folder, monkeypatch, capsys):
+    def terminal(**options):
+        return Console(force_terminal=True, force_interactive=True, **options)
+
+    monkeypatch.setattr("codmoe.inference.inferencer.Console", terminal)
+    assert len(inferencer(folder)) == 3
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("codmoe.inference.inferencer.PATIENCE", 0.0)
+    assert len(inferencer(folder)) == 3
+    assert "predicting" in capsys.readouterr().err
+
+
+def test_model_and_size(weights):
+    model = create_model(checkpoint=weights).train()
+    inferencer = Inferencer(model, image_size=96, device="cpu")
+    assert inferencer.size == (96, 96) and not model.training
+    again = Inferencer(weights.parent / "miniature.py", weights, device="cpu")
+    assert again.size == (64, 64)
+    with pytest.raises(ValueError, match="needs checkpoint="):
+        Inferencer("ensemble/stage3")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        Inferencer(model, batch_size=0)
+
+
+def test_size_of():
+    def loader(*pipeline, **dataset):
+        return dict(dataset=dict(pipeline=list(pipeline), **dataset))
+
+    assert size_of(None) == (448, 448)
+    small = dict(type="Resize", scale=(32, 48))
+    group = dict(dataset=dict(type="DatasetGroup", datasets=dict(a=loader(small)["dataset"])))
+    assert size_of(dict(test_dataloader=group)) == (32, 48)
+    assert size_of(dict(val_dataloader=loader(dict(type="Resize", scale=64)))) == (64, 64)
+    # Synthetic images are made at their size and not resized.
+    assert size_of(dict(test_dataloader=loader(image_size=96), val_dataloader=None)) == (96, 96)
+
+
+def test_the_command_line(weights, folder, tmp_path):
+    def run(*arguments):
+        command = [sys.executable, str(ROOT / "tools/predict.py"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+
+    good = run(folder, "--checkpoint", weights, "--out", "out", "--device", "cpu")
+    assert good.returncode == 0, good.stderr
+    assert "wrote 3 map(s)" in good.stdout and "sinet" in good.stdout
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    bad = run(folder, "--checkpoint", "absent.pth", "--out", "out")
+    assert bad.returncode == 1 and "absent.pth does not exist" in bad.stderr
+    assert "Traceback" not in bad.stderr
