@@ -73,8 +73,8 @@ def build_experts(
         )
     return nn.ModuleDict(
         {
-            name: _build(cfg, f"experts.{name}", Expert, in_channels=tuple(in_channels))
-            for name, cfg in experts.items()
+            name: _build(experts[name], f"experts.{name}", Expert, in_channels=tuple(in_channels))
+            for name in sorted(experts)
         }
     )
 

@@ -31,8 +31,9 @@ class ModelLevelMoE(BaseModel):
     Args:
         backbone: timm model name, or config of a :class:`Backbone`.
         experts: ``{name: config}``; entries that are None are dropped, so that a config can inherit
-            four and switch one off. Default: the first ``num_experts`` of sinet, pranet, zoomnet,
-            ujsc.
+            four and switch one off. Every expert axis is in alphabetical order: the order of a
+            dict is lost when a config is dumped, and weights would go to the wrong experts.
+            Default: the first ``num_experts`` of sinet, pranet, zoomnet, ujsc.
         num_experts: Number of experts, where ``experts`` is not given (default 4); otherwise it
         must
             agree.
@@ -97,7 +98,7 @@ class ModelLevelMoE(BaseModel):
 
     @property
     def expert_names(self) -> tuple[str, ...]:
-        """Names of the experts, in the order of every expert axis."""
+        """Names of the experts, in the (alphabetical) order of every expert axis."""
         return tuple(self.experts)
 
     def forward(
@@ -156,6 +157,13 @@ class ModelLevelMoE(BaseModel):
 
     def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Losses and monitors of one batch; see :meth:`forward`."""
+        divisor = self.backbone.size_divisor
+        if any(side % divisor for side in images.shape[-2:]):
+            size = " × ".join(str(max(round(s / divisor), 1) * divisor) for s in images.shape[-2:])
+            raise ValueError(
+                f"training images of {images.shape[-2]} × {images.shape[-1]} pixels: the backbone "
+                f"needs multiples of {divisor}; set the train pipeline's size to {size}"
+            )
         decision, outputs = self._run(images, dense=self._dense_now())
         losses = {}
         if self.expert_loss_weight > 0:

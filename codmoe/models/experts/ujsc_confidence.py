@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ class ConfidenceEstimator(nn.Module):
         for i, stride in enumerate((2, 2, 1, 1)):
             layers += [
                 nn.Conv2d(4 if i == 0 else channels, channels, 3, stride=stride, padding=1),
-                nn.GroupNorm(min(8, channels), channels),
+                nn.GroupNorm(math.gcd(8, channels), channels),
                 nn.LeakyReLU(0.2),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))

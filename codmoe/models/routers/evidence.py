@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codmoe.models.layers import conv_bn, resize_to
+from codmoe.models.layers import BatchNorm, conv_bn, resize_to
 from codmoe.models.routers.base import Router
 from codmoe.registry import MODELS, suggest
 
@@ -225,12 +225,11 @@ class EvidenceRouter(Router):
         self.noise = noise
         self.detach = detach
         self.branches = nn.ModuleDict({name: BRANCHES[name](in_channels, width) for name in used})
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in used})
+        # Over the batch and not over the features: what all images share (every photograph has a
+        # falling spectrum) would drown what tells them apart, and the router would stay blind.
+        self.norms = nn.ModuleDict({name: BatchNorm(width) for name in used})
         self.fuse = nn.Sequential(
-            nn.Linear(len(used) * width, width),
-            nn.GELU(),
-            nn.LayerNorm(width),
-            nn.Linear(width, len(expert_names)),
+            nn.Linear(len(used) * width, width), nn.GELU(), nn.Linear(width, len(expert_names))
         )
         # Every expert starts with the same chance.
         nn.init.zeros_(self.fuse[-1].weight)
@@ -244,5 +243,8 @@ class EvidenceRouter(Router):
         # overflow.
         with torch.autocast(images.device.type, enabled=False):
             images, pyramid = images.float(), [level.float() for level in pyramid]
-            evidence = [self.norms[n](b(images, pyramid)) for n, b in self.branches.items()]
+            evidence = [
+                self.norms[name](branch(images, pyramid)[..., None, None]).flatten(1)
+                for name, branch in self.branches.items()
+            ]
             return self.fuse(torch.cat(evidence, dim=1))
