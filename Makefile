@@ -10,6 +10,7 @@ OPTIONS ?=
 
 .venv/.installed: pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: codmoe needs Python 3.10 or newer; run: make $(MAKECMDGOALS) PYTHON=python3.x")'
+	@echo "making .venv and installing pinned versions: one to three minutes, once"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e .
 	@touch $@

@@ -14,6 +14,7 @@ if [ -z "${OMP_NUM_THREADS:-}" ]; then
   threads=$(( $(getconf _NPROCESSORS_ONLN) / processes ))
   export OMP_NUM_THREADS=$(( threads > 0 ? threads : 1 ))
 fi
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+# In a checkout; an installed package is found anyway.
+[ ! -d "$root/codmoe" ] || export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$processes" \
   "$script" "$@" --launcher pytorch

@@ -205,7 +205,7 @@ def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
     # The weights come from the checkpoint: nothing to download, nothing to write.
     for name in ("best", "progress", "ema"):
         hooks.pop(name, None)
-    logger = dict(type="TestProgressHook", interval=(hooks.get("logger") or {}).get("interval", 10))
+    logger = dict(type="TestProgressHook", interval=5)
     cfg.default_hooks = dict(hooks, checkpoint=None, param_scheduler=None, logger=logger)
     _skip_pretrained(cfg)
     cfg.setdefault("test_cfg", dict())

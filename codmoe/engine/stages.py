@@ -74,7 +74,7 @@ def run_command(command: Sequence[str]) -> None:
     Raises:
         RuntimeError: It failed.
     """
-    root = str(config_root().parent)
+    root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), PYTHON=sys.executable)
     process = subprocess.Popen(command, start_new_session=True, env=env)
