@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine import registry as root
 from mmengine.config import Config
+from mmengine.registry import Registry as MMRegistry
 
 from codmoe import registry
 from codmoe.registry import argument_faults, nearest, suggest
@@ -19,6 +21,12 @@ RUNNER_KEYS = (
     "visualizer vis_backends default_scope randomness experiment_name model_wrapper_cfg sync_bn "
     "find_unused_parameters activation_checkpointing custom_imports"
 ).split()
+LOADER_KEYS = (
+    "dataset sampler batch_sampler collate_fn worker_init_fn num_batch_per_epoch "
+    "batch_size num_workers persistent_workers drop_last pin_memory pin_memory_device "
+    "prefetch_factor timeout multiprocessing_context generator in_order shuffle"
+).split()
+INIT_KEYS = ("file", "parts", "command")
 OWN_KEYS = ("amp", "checkpoint_dir", "config_file", "init_from")
 
 
@@ -83,24 +91,56 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
     for key in cfg:
         # Configs hold variables of their own (train_pipeline): only near misses are faults.
         if key not in RUNNER_KEYS and key not in OWN_KEYS:
-            close = difflib.get_close_matches(key, [*RUNNER_KEYS, *OWN_KEYS], 1, 0.88)
+            known = [*RUNNER_KEYS, *OWN_KEYS]
+            close = difflib.get_close_matches(key, known, 1, 0.88)
+            close = close or [k for k in known if sorted(k) == sorted(key)]  # "modle"
             faults += [f"{key}: not a config key; did you mean {close[0]!r}?"] if close else []
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
+    faults += _loop_faults(cfg)
+    plain = {f"{part}_dataloader": LOADER_KEYS for part in ("train", "val", "test")}
+    for path, valid in dict(plain, init_from=INIT_KEYS).items():
+        unknown = [key for key in cfg.get(path) or () if key not in valid]
+        faults += [f"{path}: no key {key!r}; {suggest(key, valid)}" for key in unknown]
     return faults
 
 
-def _section_faults(section: Mapping[str, Any], kinds: registry.Registry) -> list[str]:
+def _loop_faults(cfg: Mapping[str, Any]) -> list[str]:
+    """Of ``train_cfg``, the optimiser and its schedule, which the Runner builds late."""
+    loop, wrapper = dict(cfg.get("train_cfg") or {}), dict(cfg.get("optim_wrapper") or {})
+    by_epoch = loop.pop("by_epoch", True)
+    loop.setdefault("type", "EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop")
+    # The engine chooses between the two by `amp`, and drops what only one of them takes.
+    for key in ("optimizer", "constructor", "paramwise_cfg", "dtype", "loss_scale"):
+        wrapper.pop(key, None)
+    sections = [("train_cfg", loop, root.LOOPS)]
+    if wrapper:
+        wrapper.setdefault("type", "OptimWrapper")
+        sections.append(("optim_wrapper", wrapper, root.OPTIM_WRAPPERS))
+    optimizer = (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
+    sections += _below("optim_wrapper.optimizer", optimizer, root.OPTIMIZERS)
+    sections += _below("param_scheduler", cfg.get("param_scheduler"), root.PARAM_SCHEDULERS)
+    faults = []
+    for path, section, kinds in sections:
+        keys = {k: v for k, v in section.items() if k != "convert_to_iter_based"}
+        faults += [f"{path}: {fault}" for fault in _section_faults(keys, kinds)]
+    return faults
+
+
+def _section_faults(section: Mapping[str, Any], kinds: MMRegistry) -> list[str]:
     kind = section["type"]
     if isinstance(kind, str):
         try:
             kind = kinds.get(kind)
         except ValueError as error:
             return [str(error)]
+        if kind is None:  # mmengine's own registries do not raise
+            hint = suggest(section["type"], kinds.module_dict)
+            return [f"type={section['type']!r} is not a registered {kinds.name}; {hint}"]
     return argument_faults(kind, section)
 
 
-def _typed_sections(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping, registry.Registry]]:
+def _typed_sections(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping, MMRegistry]]:
     yield from _below("model", cfg.get("model"), registry.MODELS)
     for hooks in ("default_hooks", "custom_hooks"):
         yield from _below(hooks, cfg.get(hooks), registry.HOOKS)
@@ -110,7 +150,7 @@ def _typed_sections(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping, regi
         yield from _below(f"{part}_evaluator", cfg.get(f"{part}_evaluator"), registry.METRICS)
 
 
-def _below(path: str, node: Any, kinds: registry.Registry):
+def _below(path: str, node: Any, kinds: MMRegistry) -> Iterator[tuple[str, Mapping, MMRegistry]]:
     if isinstance(node, Mapping):
         if "type" in node:
             yield path, node, kinds

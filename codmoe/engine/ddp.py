@@ -6,12 +6,15 @@ import os
 
 import torch
 import torch.distributed as dist
+from mmengine import registry as root
 from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from codmoe.registry import MODEL_WRAPPERS
 
 
+# In mmengine's own registry too: the Runner looks there before it builds by the default scope.
+@root.MODEL_WRAPPERS.register_module()
 @MODEL_WRAPPERS.register_module()
 class CODDistributedDataParallel(MMDistributedDataParallel):
     """mmengine's DDP that also takes a model on the CPU.

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
-from codmoe.engine.checkpoints import save_weights
+from codmoe.engine.checkpoints import read_meta, save_weights
 from codmoe.registry import HOOKS, suggest
 from codmoe.version import __version__
 
@@ -58,6 +58,15 @@ class BestWeightsHook(Hook):
         hub = runner.message_hub
         if hub.get_info("codmoe_run_id") is None:
             hub.update_info("codmoe_run_id", uuid.uuid4().hex)
+            return
+        # An epoch's checkpoint is written before its validation: the file may know of a later best.
+        meta = read_meta(self.path) if self.path.is_file() else {}
+        score, best = meta.get("score"), self.best(runner)
+        if meta.get("run_id") != hub.get_info("codmoe_run_id") or score is None:
+            return
+        if best is None or score > best:
+            hub.update_info("codmoe_best", score)
+            hub.update_info("codmoe_best_epoch", meta["epoch"])
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         if runner.train_loop.__class__ is dict or metrics is None:

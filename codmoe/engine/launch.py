@@ -57,15 +57,25 @@ def check_launch(cfg: Config) -> None:
 
     Raises:
         ValueError: SyncBN together with sparsely run experts.
-        FileNotFoundError: ``cfg.init_from`` names a file that is not there.
+        FileNotFoundError: ``cfg.init_from`` names a file that is not there, or there is no
+            checkpoint to resume from.
     """
     if cfg.get("sync_bn") and cfg.model.get("train_dispatch", "sparse") == "sparse":
         raise ValueError(
             f"sync_bn={cfg.sync_bn!r} with model.train_dispatch='sparse' deadlocks as soon as an "
             "expert runs on one rank and not on another; set sync_bn=None or train_dispatch='dense'"
         )
+    if cfg.get("resume"):
+        # mmengine would begin at epoch 0, and without the weights of the stage before.
+        last = Path(cfg.work_dir) / "last_checkpoint"
+        if not last.is_file() and not cfg.get("load_from"):
+            raise FileNotFoundError(
+                f"{last} does not exist, so there is nothing to resume; leave --resume out to "
+                "start, or give the --work-dir of the run that was interrupted"
+            )
+        return
     source = handover_path(cfg)
-    if source is not None and not source.is_file() and not cfg.get("resume"):
+    if source is not None and not source.is_file():
         raise FileNotFoundError(
             f"this stage starts from {source}, which does not exist; make it with: "
             f"{cfg.init_from.get('command', '(the stage before)')}"
@@ -129,14 +139,15 @@ def train(cfg: Config) -> CODRunner:
     source = handover_path(cfg)
     if source is not None:
         _skip_pretrained(cfg)
-    if is_main_process() and not cfg.get("resume"):
-        _set_aside(Path(cfg.work_dir))
     runner = CODRunner.from_cfg(cfg)
     if source is not None and not cfg.get("resume"):
         init = cfg.init_from
         keys = load_parts(bare_model(runner), source, init.get("parts"), init.get("command"))
         runner.logger.info(f"loaded {len(keys)} tensors from {source}")
     runner.logger.info(f"precision: {precision}")
+    # Not before the Runner stands: only then is it known which process is the main one.
+    if is_main_process() and not cfg.get("resume"):
+        _set_aside(Path(cfg.work_dir))
     started = time.time()
     try:
         runner.train()
@@ -173,8 +184,11 @@ def _stop_workers(runner: CODRunner) -> None:
 
 def _skip_pretrained(cfg: Config) -> None:
     """Neither download nor read backbone weights that a checkpoint replaces at once."""
-    if isinstance(cfg.model.backbone, dict):
-        cfg.model.backbone.update(pretrained=False, checkpoint=None)
+    backbone = cfg.model.backbone
+    if isinstance(backbone, dict):
+        # Only what is there: a backbone of somebody else's need not know these arguments.
+        skipped = dict(pretrained=False, checkpoint=None)
+        backbone.update({key: value for key, value in skipped.items() if key in backbone})
 
 
 def _set_aside(work_dir: Path) -> None:
@@ -187,7 +201,7 @@ def _set_aside(work_dir: Path) -> None:
     folder.mkdir()
     for path in earlier:
         path.rename(folder / path.name)
-    print_log(f"kept the checkpoints of an earlier run in {folder} (--resume goes on from them)")
+    print_log(f"kept the checkpoints of an earlier run in {folder} (--resume would have gone on)")
 
 
 def test_runner(cfg: Config, checkpoint: str) -> CODRunner:

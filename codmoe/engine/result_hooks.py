@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from mmengine.dist import get_dist_info, is_main_process
 from mmengine.hooks import Hook, LoggerHook
 from PIL import Image
 
@@ -34,11 +35,18 @@ class SaveMapsHook(Hook):
 
     def __init__(self, directory: str):
         self.directory = Path(directory)
+        self.seen = 0
         if self.directory.exists() and any(self.directory.iterdir()):
             raise ValueError(f"--out {directory} is not empty; give a new folder for the maps")
 
     def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        rank, world_size = get_dist_info()
+        count = len(runner.test_dataloader.dataset)
         for sample in outputs or ():
+            index = self.seen * world_size + rank
+            self.seen += 1
+            if index >= count:  # with several processes the sampler repeats images at the end
+                continue
             path = self.directory / sample.dataset / f"{sample.stem}.png"
             values = (sample.pred_prob.numpy() * 255).round().astype(np.uint8)
             with replacing(path) as temporary:
@@ -80,7 +88,7 @@ class GridHook(Hook):
             )
 
     def after_test(self, runner) -> None:
-        if self.rows:
+        if self.rows and is_main_process():
             save_grid(self.rows, self.path, expert_names=self.names)
 
     @staticmethod

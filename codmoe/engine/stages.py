@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ class Stage:
             source.is_file() and source.stat().st_mtime <= self.weights.stat().st_mtime
         )
 
+    def is_interrupted(self) -> bool:
+        """Whether there is a checkpoint to resume, made from what the stage starts from today."""
+        last = self.work_dir / "last_checkpoint"
+        if not last.is_file() or (self.work_dir / "finished.json").is_file():
+            return False
+        source = handover_path(self.cfg)
+        if source is None or not source.is_file():
+            return True
+        return source.stat().st_mtime <= last.stat().st_mtime
+
 
 def plan(configs: Sequence[str], work_dir: Path, options: Sequence[str]) -> list[Stage]:
     """Load and check all configs before the first one runs.
@@ -59,10 +70,11 @@ def plan(configs: Sequence[str], work_dir: Path, options: Sequence[str]) -> list
         cfg = load_config(name, parse_options(list(options)))
         stage = Stage(str(name), cfg, work_dir / f"stage{number}")
         source = handover_path(cfg)
-        if stages and source is not None and source != stages[-1].weights:
+        if stages and source != stages[-1].weights:
             raise ValueError(
-                f"{name} starts from {source}, but the stage before leaves {stages[-1].weights}; "
-                "give both the same checkpoint_dir and name"
+                f"{name} starts from {source or 'nothing'}, but the stage before leaves "
+                f"{stages[-1].weights}; give both the same checkpoint_dir, and init_from.file the "
+                "name of what is left"
             )
         stages.append(stage)
     return stages
@@ -80,8 +92,9 @@ def run_command(command: Sequence[str]) -> None:
     process = subprocess.Popen(command, start_new_session=True, env=env)
 
     def stop(signum, frame) -> None:
-        os.killpg(process.pid, signum)
-        process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signum)
+        # Not to wait in here: the wait() below, which this interrupts, holds a lock.
         sys.exit(128 + signum)
 
     earlier = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -90,6 +103,7 @@ def run_command(command: Sequence[str]) -> None:
     finally:
         for signum, handler in earlier.items():
             signal.signal(signum, handler)
+        process.wait()
     if code:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {code}")
 
@@ -137,8 +151,7 @@ def run_stages(
         if stage.is_finished() and not ran:
             print(f"stage {number} ({stage.name}): finished earlier, {stage.weights}", flush=True)
             continue
-        resume = not ran and (stage.work_dir / "last_checkpoint").is_file()
-        resume = resume and not (stage.work_dir / "finished.json").is_file()
+        resume = stage.is_interrupted() and not ran
         print(f"stage {number} ({stage.name}): {'resuming' if resume else 'starting'}", flush=True)
         run_command(train_command(stage, gpus, options, resume))
         ran = True

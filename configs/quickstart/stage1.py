@@ -6,7 +6,7 @@ _base_ = [
 ]
 checkpoint_dir = "quickstart/checkpoints_moe"
 model = {{_base_.miniature}}
-train_cfg = dict(max_epochs=12, val_interval=3)
+train_cfg = dict(max_epochs=9, val_interval=3)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3),
     # Nothing is pretrained here, so the backbone learns at the full rate.

@@ -11,7 +11,7 @@ model = dict(
     experts={{_base_.miniature.experts}},
     router=dict(width=64),
 )
-train_cfg = dict(max_epochs=8, val_interval=2)
+train_cfg = dict(max_epochs=6, val_interval=2)
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4),
     paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=1.0)}),

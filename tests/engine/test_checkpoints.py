@@ -1,0 +1,156 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.fileio import get_file_backend
+from torch import nn
+
+from codmoe.engine.checkpoints import (
+    AtomicBackend,
+    load_parts,
+    read_meta,
+    read_weights,
+    save_weights,
+)
+
+
+class Parts(nn.Module):
+    def __init__(self, width=2):
+        super().__init__()
+        self.backbone = nn.Linear(2, width)
+        self.experts = nn.ModuleDict(dict(sinet=nn.BatchNorm1d(width)))
+        self.router = nn.Linear(width, 1)
+
+
+def save(path, model, run="run", **meta):
+    return save_weights(path, model, meta, run)
+
+
+def test_a_file_appears_once_it_is_complete(tmp_path, monkeypatch):
+    backend = get_file_backend(backend_args=dict(backend="atomic"))
+    assert isinstance(backend, AtomicBackend)
+    path = tmp_path / "deep" / "epoch_1.pth"
+    backend.put(b"whole", path)
+    backend.put_text("§", tmp_path / "last_checkpoint")
+    assert path.read_bytes() == b"whole"
+    assert (tmp_path / "last_checkpoint").read_text(encoding="utf-8") == "§"
+
+    real = Path.write_bytes
+
+    def full_disk(self, data):
+        real(self, data[: len(data) // 2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    for target in (path, path.with_name("epoch_2.pth")):
+        with pytest.raises(OSError, match="No space"):
+            backend.put(b"another", target)
+    assert [p.name for p in path.parent.iterdir()] == ["epoch_1.pth"]
+    assert path.read_bytes() == b"whole"
+
+
+def test_weights_of_another_run_are_kept_and_of_the_own_replaced(tmp_path):
+    path = tmp_path / "new" / "router_best.pth"
+    first, second, third = Parts(), Parts(), Parts()
+    assert save(path, first, "a") is None
+    assert save(path, second, "a") is None  # the same run: no second file
+    assert [p.name for p in path.parent.iterdir()] == ["router_best.pth"]
+    kept = save(path, third, "b")
+    assert kept.parent == path.parent and kept.name.startswith("router_best.2")
+    for file, model in ((kept, second), (path, third)):
+        assert torch.equal(read_weights(file)["backbone.weight"], model.backbone.weight)
+    foreign = tmp_path / "foreign.pth"
+    foreign.write_bytes(b"no checkpoint at all")
+    assert save(foreign, first, "a").read_bytes() == b"no checkpoint at all"
+
+
+def test_weights_that_cannot_be_written_leave_the_earlier_ones(tmp_path, monkeypatch):
+    path = tmp_path / "x_best.pth"
+    save(path, Parts(), score=0.5)
+    before = path.read_bytes()
+
+    def full_disk(content, target):
+        Path(target).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save(path, Parts(), score=0.6)
+    assert [p.name for p in tmp_path.iterdir()] == ["x_best.pth"] and path.read_bytes() == before
+
+
+def test_what_is_saved_reads_without_running_code(tmp_path):
+    path = tmp_path / "x_best.pth"
+    model = Parts()
+    save(path, model, score=0.5, expert_names=["sinet"])
+    content = torch.load(path, weights_only=True)
+    assert content["meta"] == dict(score=0.5, expert_names=["sinet"], run_id="run")
+    assert read_meta(path) == content["meta"] and read_meta(tmp_path / "absent.pth") == {}
+    # Copies: what is trained on must not change what was saved.
+    assert content["state_dict"]["backbone.weight"].data_ptr() != model.backbone.weight.data_ptr()
+    other = Parts()
+    other.load_state_dict(content["state_dict"])
+    assert torch.equal(other.router.weight, model.router.weight)
+
+
+def test_a_part_is_loaded_and_the_rest_left(tmp_path):
+    path = tmp_path / "x_best.pth"
+    source, target = Parts(), Parts()
+    source.experts.sinet.running_mean.fill_(7)
+    save(path, source)
+    router = target.router.weight.clone()
+    keys = load_parts(target, path, ("backbone", "experts"))
+    assert {key.split(".")[0] for key in keys} == {"backbone", "experts"}
+    assert torch.equal(target.backbone.weight, source.backbone.weight)
+    assert target.experts.sinet.running_mean.tolist() == [7, 7]
+    assert torch.equal(target.router.weight, router)
+    assert len(load_parts(target, path)) == len(source.state_dict())
+    assert torch.equal(target.router.weight, source.router.weight)
+
+
+def test_what_does_not_fit_is_told_with_file_keys_and_command(tmp_path):
+    path = tmp_path / "experts_joint_best.pth"
+    command = "bash tools/dist_train.sh configs/experts/joint.py 2"
+    save(path, Parts())
+    with pytest.raises(ValueError) as caught:
+        load_parts(Parts(width=3), path, ("backbone",), command)
+    for word in (str(path), "2 keys differ in shape", "backbone.weight", command):
+        assert word in str(caught.value)
+
+    more = Parts()
+    more.experts["ujsc"] = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"2 keys of the model are not in it .*experts\.ujsc"):
+        load_parts(more, path)
+    save(path, more)
+    with pytest.raises(ValueError, match=r"2 keys of it are not in the model .*experts\.ujsc"):
+        load_parts(Parts(), path)
+    untouched = Parts()
+    before = untouched.backbone.weight.clone()
+    with pytest.raises(ValueError):
+        load_parts(untouched, path)
+    assert torch.equal(untouched.backbone.weight, before)
+
+    absent = tmp_path / "absent.pth"
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth does not exist; make it with: bash"):
+        load_parts(Parts(), absent, command=command)
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"broken\.pth cannot be read"):
+        load_parts(Parts(), broken)
+
+
+@pytest.mark.parametrize("content", [dict(epoch=3), [1, 2], dict(state_dict=dict(a="b")), {}])
+def test_a_file_without_weights_is_told(tmp_path, content):
+    path = tmp_path / "other.pth"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"other\.pth holds no state_dict"):
+        read_weights(path)
+
+
+def test_plain_state_dicts_and_text_files(tmp_path):
+    torch.save(Parts().state_dict(), tmp_path / "plain.pth")
+    assert "router.bias" in read_weights(tmp_path / "plain.pth")
+    (tmp_path / "finished.json").write_text(json.dumps({}))
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_weights(tmp_path / "finished.json")

@@ -1,0 +1,139 @@
+import pytest
+
+from codmoe.engine.config import find_config, list_configs, load_config, parse_options
+
+
+def write(folder, text, base="ensemble/stage3"):
+    path = folder / "mine.py"
+    path.write_text(f"_base_ = [{str(find_config(base))!r}]\n{text}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["ensemble/stage3", "configs/ensemble/stage3", "configs/ensemble/stage3.py"]
+)
+def test_a_config_is_found_by_path_or_name_from_anywhere(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path = find_config(name)
+    assert path.is_file() and path.parts[-3:] == ("configs", "ensemble", "stage3.py")
+    mine = tmp_path / "ensemble"
+    mine.mkdir()
+    (mine / "own.py").write_text("")
+    assert find_config("ensemble/own.py").samefile(mine / "own.py")
+
+
+def test_unknown_names_are_answered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"'ensembel/stage3'.*did you mean 'ensemble/stage"):
+        find_config("ensembel/stage3")
+    with pytest.raises(FileNotFoundError, match=r"'experts/sinnet'.*'experts/sinet'"):
+        find_config("experts/sinnet")
+    with pytest.raises(FileNotFoundError, match=r"valid names: .*quickstart/stage1"):
+        find_config("xyz")
+    with pytest.raises(FileNotFoundError):
+        find_config("_base_/default_runtime")  # a piece, not a config
+    assert not any(name.startswith("_base_") for name in list_configs())
+
+
+def test_all_faults_are_listed_at_once(tmp_path):
+    path = write(
+        tmp_path,
+        """
+modle = dict()
+model = dict(
+    topk=1, router=dict(widht=8), backbone=dict(nmae="x"), experts=dict(sinet=dict(chanels=8)),
+    mixture_loss=dict(type="StructureLos"), routing_losses=dict(z=dict(wieght=1)),
+    combiner=dict(type="PixelCombiner", chanels=2),
+)
+default_hooks = dict(best=dict(monitr="IoU"), logger=dict(intervall=2))
+custom_hooks = [dict(type="EMAHok")]
+train_dataloader = dict(dataset=dict(data_rot="x", pipeline=[dict(type="RandomFlipp")]))
+val_evaluator = [dict(type="CODMetric", ful=False)]
+test_dataloader = dict(
+    dataset=dict(datasets=dict(COD10K=dict(pipeline=[dict(type="Resize", scal=(4, 4))]))))
+""",
+    )
+    with pytest.raises(ValueError) as caught:
+        load_config(path)
+    first, *faults = str(caught.value).splitlines()
+    expected = [
+        ("modle", "did you mean 'model'?"),
+        ("model", "no argument 'topk': did you mean 'top_k'"),
+        ("model.router", "'width'"),
+        ("model.backbone", "'name'"),
+        ("model.experts.sinet", "'channels'"),
+        ("model.mixture_loss", "'StructureLoss'"),
+        ("model.routing_losses.z", "'weight'"),
+        ("model.combiner", "'channels'"),
+        ("default_hooks.best", "'monitor'"),
+        ("default_hooks.logger", "'interval'"),
+        ("custom_hooks[0]", "'EMAHook'"),
+        ("train_dataloader.dataset", "'data_root'"),
+        ("train_dataloader.dataset.pipeline[0]", "'RandomFlip'"),
+        ("val_evaluator[0]", "'full'"),
+        ("test_dataloader.dataset.datasets.COD10K.pipeline[0]", "'scale'"),
+    ]
+    assert first == f"{path} has {len(expected)} fault(s):"
+    for where, hint in expected:
+        (fault,) = [f for f in faults if f.startswith(f"  - {where}: ")]
+        assert hint in fault
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"train_dataloader.batchsize": 4}, "train_dataloader: .*'batchsize'.*'batch_size'"),
+        ({"train_cfg.max_epoch": 4}, "train_cfg: .*'max_epoch'.*'max_epochs'"),
+        ({"optim_wrapper.optimiser.lr": 1.0}, "optim_wrapper: .*'optimiser'.*'optimizer'"),
+        ({"optim_wrapper.optimizer.learning_rate": 1.0}, "optim_wrapper.optimizer: .*'learning_r"),
+        ({"optim_wrapper.type": "OptimWraper"}, "optim_wrapper: .*'OptimWrapper'"),
+        ({"init_from.fil": "x.pth"}, "init_from: .*'fil'.*'file'"),
+        ({"param_scheduler.1.eta_min_ration": 1}, r"param_scheduler\[1\]: .*'eta_min_ratio'"),
+    ],
+)
+def test_misspelt_overrides_are_told(options, words):
+    with pytest.raises(ValueError, match=words):
+        load_config("ensemble/stage3", options)
+
+
+def test_variables_of_a_config_are_no_faults(tmp_path):
+    cfg = load_config(write(tmp_path, "my_size = 3\npipelines = []"))
+    assert cfg.my_size == 3 and cfg.config_file == str(tmp_path / "mine.py")
+
+
+def test_an_expert_is_switched_off_in_three_lines(tmp_path):
+    path = write(tmp_path, "model = dict(experts=dict(ujsc=None))")
+    assert len(path.read_text().split("\n")[:-1]) <= 3
+    experts = load_config(path).model.experts
+    assert {name for name, cfg in experts.items() if cfg} == {"sinet", "pranet", "zoomnet"}
+    from codmoe import create_model
+
+    model = create_model(path, backbone=dict(name="pvt_v2_b0"))
+    assert model.expert_names == ("pranet", "sinet", "zoomnet")
+
+
+def test_options_of_the_command_line():
+    pairs = ["a.b=3", "lr=5e-5", "on=true", "off=False", "none=none", "text=bf16", "eq=x=y"]
+    pairs += ["use=('experts','router')", "dict={'a': 1}", "empty="]
+    assert parse_options(pairs) == {
+        "a.b": 3,
+        "lr": 5e-5,
+        "on": True,
+        "off": False,
+        "none": None,
+        "text": "bf16",
+        "eq": "x=y",
+        "use": ("experts", "router"),
+        "dict": {"a": 1},
+        "empty": "",
+    }
+    assert parse_options(None) == {}
+    with pytest.raises(ValueError, match="'train_cfg' is not key=value"):
+        parse_options(["train_cfg"])
+
+
+def test_options_reach_the_config():
+    options = parse_options(["train_cfg.max_epochs=2", "model.top_k=1", "param_scheduler.0.end=2"])
+    cfg = load_config("ensemble/stage3", options)
+    assert cfg.train_cfg.max_epochs == 2 and cfg.train_cfg.val_interval == 1
+    assert cfg.model.top_k == 1 and cfg.param_scheduler[0].end == 2

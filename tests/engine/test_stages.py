@@ -1,0 +1,177 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from miniature import ROOT, call, write_config
+
+from codmoe.engine import stages
+from codmoe.engine.stages import plan, run_stages
+
+SOURCES = ["pranet", "sinet", "ujsc", "zoomnet", "uniform", "router", "oracle", "ensemble"]
+
+
+@pytest.fixture
+def configs(tmp_path):
+    few = dict(train_dataloader=dict(dataset=dict(length=4)))
+    return [str(write_config(tmp_path, stage, few)) for stage in (1, 2, 3)]
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Runs the tools in this process, and lists what was run."""
+    done = []
+
+    def run(command):
+        tool, *arguments = command[1:]
+        name = os.path.basename(tool).removesuffix(".py")
+        resumed = "resume" if "--resume" in arguments else ""
+        done.append(" ".join(filter(None, [name, f"stage{_number(arguments[0])}", resumed])))
+        if name == "test" and os.path.exists(arguments[arguments.index("--json") + 1]):
+            return  # the earlier result will do
+        with pytest.MonkeyPatch.context() as patch:
+            code = call(patch, name, *arguments)
+        if code:
+            raise RuntimeError(code)
+
+    monkeypatch.setattr(stages, "run_command", run)
+    return done
+
+
+def _number(config):
+    return os.path.basename(config)[len("stage")]
+
+
+TESTED = ["test stage2", "test stage3"]
+
+
+def test_three_stages_and_one_table(configs, commands, tmp_path, capsys):
+    work = tmp_path / "work"
+    payload = run_stages(configs, work_dir=str(work))
+    assert commands == ["train stage1", "train stage2", "train stage3", *TESTED]
+    written = json.loads((work / "table.json").read_text())
+    rows = written["table"]["Synthetic"]
+    assert sorted(rows) == sorted(SOURCES) and list(payload["table"]["Synthetic"]) == list(rows)
+    assert all(row["n"] == 5 and 0 <= row["IoU"] <= 1 for row in rows.values())
+    router = json.loads((work / "router.json").read_text())["table"]["Synthetic"]
+    ensemble = json.loads((work / "ensemble.json").read_text())["table"]["Synthetic"]
+    assert rows["router"] == router["mixture"] and rows["ensemble"] == ensemble["mixture"]
+    assert rows["sinet"] == router["sinet"] != ensemble["sinet"]  # stage 3 trains it further
+    markdown = (work / "table.md").read_text()
+    assert all(f"| Synthetic | {source} |" in markdown for source in SOURCES)
+    assert (work / "ensemble.png").is_file()
+    for name in ("experts_joint", "router", "ensemble"):
+        assert (tmp_path / "weights" / f"{name}_best.pth").is_file()
+
+    commands.clear()
+    capsys.readouterr()
+    run_stages(configs, work_dir=str(work))
+    assert commands == TESTED
+    assert capsys.readouterr().out.count("finished earlier") == 3
+
+    joint = tmp_path / "weights" / "experts_joint_best.pth"
+    before = joint.read_bytes()
+    (work / "stage2" / "finished.json").unlink()
+    commands.clear()
+    run_stages(configs, work_dir=str(work))
+    # Stage 2 goes on from its last epoch, which was all but the end of it.
+    assert commands == ["train stage2 resume", "train stage3", *TESTED]
+    assert joint.read_bytes() == before
+    assert all((work / f"stage{i}" / "finished.json").is_file() for i in (1, 2, 3))
+
+
+def _children_of(group):
+    result = subprocess.run(["ps", "-eo", "pid,pgid,args"], text=True, capture_output=True)
+    return [line for line in result.stdout.splitlines() if group in line and "ps -eo" not in line]
+
+
+def test_an_interrupted_stage_goes_on(configs, commands, tmp_path):
+    work = tmp_path / "work"
+    command = [sys.executable, str(ROOT / "tools/run_stages.py"), *configs, "--work-dir", str(work)]
+    process = subprocess.Popen(
+        [*command, "--cfg-options", "train_cfg.max_epochs=500"], cwd=tmp_path
+    )
+    try:
+        checkpoint = work / "stage1" / "last_checkpoint"
+        deadline = time.time() + 120
+        while not checkpoint.is_file():
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    assert not _children_of(str(work))  # the training did not survive
+    epoch = int(checkpoint.read_text().rsplit("_", 1)[1].removesuffix(".pth"))
+    options = [f"train_cfg.max_epochs={epoch + 1}"]
+
+    class Enough(Exception):
+        pass
+
+    def stop(stage, *args):
+        raise Enough
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
+        real = stages.train_command
+        patch.setattr(
+            stages, "train_command", lambda s, *a: real(s, *a) if "stage1" in s.name else stop(s)
+        )
+        run_stages(configs, work_dir=str(work), options=options)
+    assert commands == ["train stage1 resume"]
+    finished = json.loads((work / "stage1" / "finished.json").read_text())
+    assert finished["epochs"] == epoch + 1
+    log = "".join(p.read_text() for p in (work / "stage1").glob("*/*.log"))
+    assert f"resumed epoch: {epoch}," in log
+
+
+def test_a_checkpoint_of_other_experts_is_not_resumed(configs, tmp_path):
+    work = tmp_path / "work"
+    stage = plan(configs, work, [])[1]
+    last, source = stage.work_dir / "last_checkpoint", tmp_path / "weights/experts_joint_best.pth"
+    for path in (source, last):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    os.utime(source, (100, 100))
+    assert stage.is_interrupted()
+    os.utime(last, (50, 50))
+    assert not stage.is_interrupted()
+
+
+def test_stages_that_do_not_chain_are_refused(configs, tmp_path):
+    first, second, third = configs
+    with pytest.raises(ValueError, match=r"starts from .*router_best\.pth, but .*experts_joint_b"):
+        plan([first, third, second], tmp_path, [])
+    with pytest.raises(ValueError, match=r"starts from nothing, but .*experts_joint_best\.pth"):
+        plan([first, first, third], tmp_path, [])
+    other = str(write_config(tmp_path, 2, dict(checkpoint_dir="elsewhere")))
+    with pytest.raises(ValueError, match=r"elsewhere/experts_joint_best\.pth, but"):
+        plan([first, other, third], tmp_path, [])
+    names = [stage.weights.name for stage in plan(configs, tmp_path, [])]
+    assert names == ["experts_joint_best.pth", "router_best.pth", "ensemble_best.pth"]
+
+
+def test_all_configs_are_read_before_the_first_runs(configs, commands, tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        run_stages([*configs[:2], "absent"], work_dir=str(tmp_path / "work"))
+    assert commands == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        stages.DEFAULT_CONFIGS,
+        [f"quickstart/stage{i}" for i in (1, 2, 3)],
+        [f"{n}_polyp_dinov2-s" for n in stages.DEFAULT_CONFIGS],
+    ],
+)
+def test_the_shipped_stages_chain(names, tmp_path):
+    assert len(plan(names, tmp_path, [])) == 3
+
+
+def test_a_command_that_fails_is_told():
+    with pytest.raises(RuntimeError, match=r"exit code 3$"):
+        stages.run_command([sys.executable, "-c", "raise SystemExit(3)"])

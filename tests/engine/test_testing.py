@@ -1,0 +1,154 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from miniature import build, prepared, write_config
+from PIL import Image
+
+from codmoe.engine.checkpoints import save_weights
+from codmoe.engine.testing import test as run_test
+
+EXPERTS = ["pranet", "sinet", "ujsc", "zoomnet"]
+OTHER_SIZES = [(50, 70), (64, 64), (81, 40), (33, 64), (64, 99)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A config whose test images differ in size, and weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    images = folder / "data" / "Test"
+    rng = np.random.default_rng(0)
+    for kind in ("Image", "GT_Object"):
+        (images / kind).mkdir(parents=True)
+    for i, size in enumerate(OTHER_SIZES):
+        pixels = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+        mask = np.zeros(size, np.uint8)
+        mask[5:20, 8:30] = 255
+        Image.fromarray(pixels).save(images / "Image" / f"COD10K-CAM-{i}.png")
+        Image.fromarray(mask).save(images / "GT_Object" / f"COD10K-CAM-{i}.png")
+    pipeline = [
+        dict(type="LoadCODPair"),
+        dict(type="Resize", scale=(64, 64), keep_ratio=False),
+        dict(type="PackCODInputs", keep_original=True),
+    ]
+    real = dict(
+        type="COD10K",
+        data_root=str(folder / "data"),
+        subset="Test",
+        pipeline=pipeline,
+    )
+    data = dict(test_dataloader=dict(dataset=dict(datasets=dict(COD10K=real))))
+    config = write_config(folder, 3, data)
+    torch.manual_seed(5)
+    save_weights(folder / "w.pth", build(config), {}, "run")
+    return config, folder / "w.pth"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    config, checkpoint = trained
+
+    def go(work_dir="work", **options):
+        return run_test(prepared(config, tmp_path / work_dir), str(checkpoint), **options)
+
+    return go
+
+
+def test_tables_as_json_and_markdown(run, tmp_path, trained, capsys):
+    payload = run()
+    written = json.loads((tmp_path / "work" / "test.json").read_text())
+    assert written["config"] == str(trained[0]) and written["checkpoint"] == str(trained[1])
+    assert list(written["table"]) == ["Synthetic", "COD10K"] == list(payload["table"])
+    for rows in written["table"].values():
+        assert list(rows) == ["mixture"] and rows["mixture"]["n"] == 5
+        assert len(rows["mixture"]["images"]) == 5
+    assert {f"share_{name}" for name in EXPERTS} <= set(written["routing"])
+    assert "IoU" in written["conventions"] and written["versions"]["codmoe"]
+    markdown = (tmp_path / "work" / "test.md").read_text()
+    value = written["table"]["COD10K"]["mixture"]["IoU"]
+    assert markdown.startswith("| data set | source | n | IoU |")
+    assert f"| COD10K | mixture | 5 | {value:.4f} |" in markdown
+    shown = capsys.readouterr().out
+    assert f"{value:.4f}" in shown and "json: " in shown
+
+
+def test_every_source(run, tmp_path):
+    payload = run(experts=True, json_file=str(tmp_path / "out" / "all.json"))
+    rows = payload["table"]["COD10K"]
+    assert list(rows) == [*EXPERTS, "uniform", "oracle", "mixture"]
+    assert rows["oracle"]["IoU"] >= max(rows[name]["IoU"] for name in EXPERTS)
+    for stem, best in rows["oracle"]["images"].items():
+        assert best["IoU"] == max(rows[name]["images"][stem]["IoU"] for name in EXPERTS)
+    text = (tmp_path / "out" / "all.md").read_text()
+    assert all(f"| COD10K | {source} |" in text for source in rows)
+    assert "regret" in payload["routing"] and not (tmp_path / "work" / "test.json").exists()
+
+
+def test_results_are_never_overwritten(run, tmp_path):
+    run()
+    folder = tmp_path / "work"
+    first = {name: (folder / name).read_bytes() for name in ("test.json", "test.md")}
+    run()
+    for name, content in first.items():
+        stem, suffix = name.split(".")
+        (kept,) = folder.glob(f"{stem}.2*.{suffix}")
+        assert kept.read_bytes() == content and (folder / name).is_file()
+
+
+def test_maps_are_the_probabilities_at_the_original_size(run, tmp_path, monkeypatch):
+    from codmoe.evaluation.cod_metric import CODMetric
+
+    seen = {}
+    real = CODMetric.process
+
+    def process(self, data_batch, data_samples):
+        data_samples = list(data_samples)
+        for sample in data_samples:
+            seen[sample["dataset"], sample["stem"]] = torch.as_tensor(sample["pred_prob"]).clone()
+        real(self, data_batch, data_samples)
+
+    monkeypatch.setattr(CODMetric, "process", process)
+    out = tmp_path / "maps"
+    run(out_dir=str(out))
+    files = sorted(out.rglob("*"))
+    assert len([p for p in files if p.is_file()]) == 10 == len(seen)
+    shapes = set()
+    for (dataset, stem), probability in seen.items():
+        with Image.open(out / dataset / f"{stem}.png") as image:
+            assert image.mode == "L"
+            values = np.asarray(image)
+        assert values.shape == tuple(probability.shape)
+        error = np.abs(values / 255 - probability.numpy()).max()
+        assert error <= 0.5 / 255 + 1e-6
+        shapes.add(values.shape)
+    assert shapes == {*OTHER_SIZES, (64, 64)}
+
+
+def test_a_folder_that_holds_something_is_refused(run, tmp_path):
+    out = tmp_path / "maps"
+    out.mkdir()
+    (out / "mine.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"maps is not empty; give a new folder"):
+        run(out_dir=str(out))
+    assert [p.name for p in out.iterdir()] == ["mine.png"]
+    assert not (tmp_path / "work" / "test.json").exists()
+
+
+def test_a_grid_of_the_first_images(run, tmp_path):
+    run(grid=str(tmp_path / "grid.png"), grid_rows=2)
+    with Image.open(tmp_path / "grid.png") as grid:
+        small = grid.size
+    run(work_dir="again", grid=str(tmp_path / "more.png"), grid_rows=4)
+    with Image.open(tmp_path / "more.png") as grid:
+        assert grid.size[1] > small[1] and grid.size[0] == small[0]
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(trained, tmp_path):
+    config, checkpoint = trained
+    cfg = prepared(config, tmp_path / "work", **{"model.experts.sinet.channels": 24})
+    with pytest.raises(ValueError, match=r"w\.pth does not fit this model.*experts\.sinet"):
+        run_test(cfg, str(checkpoint))
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth does not exist"):
+        run_test(prepared(config, tmp_path / "work"), str(tmp_path / "absent.pth"))
+    assert not list(tmp_path.rglob("test.json"))

@@ -1,0 +1,94 @@
+"""Trainings of seconds: configs that inherit the quickstart's, with a handful of small images."""
+
+import itertools
+import runpy
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from codmoe.engine.config import load_config
+from codmoe.engine.launch import prepare
+from codmoe.registry import MODELS
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = 64
+ONE_EXPERT = dict(model=dict(experts=dict(pranet=None, ujsc=None, zoomnet=None)))
+TWO_EXPERTS = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
+_count = itertools.count(1)
+
+
+def images(length, pipeline=None):
+    loader = dict(batch_size=4, num_workers=0, persistent_workers=False)
+    dataset = dict(length=length, image_size=SIZE)
+    # Without random augmentation, whose state no checkpoint holds.
+    return dict(loader, dataset=dict(dataset, pipeline=pipeline) if pipeline else dataset)
+
+
+def merged(base, changes):
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def write_config(folder, stage=1, *changes, epochs=1):
+    """A config file in ``folder``: the quickstart's stage on 8 images of 64 px, and ``changes``."""
+    test = images(5)
+    dataset = test.pop("dataset")
+    test["dataset"] = dict(datasets=dict(Synthetic=dataset))
+    test.pop("persistent_workers")
+    settings = dict(
+        checkpoint_dir=str(Path(folder) / "weights"),
+        train_cfg=dict(max_epochs=epochs, val_interval=1),
+        train_dataloader=images(8, [dict(type="LoadCODPair"), dict(type="PackCODInputs")]),
+        val_dataloader=images(4),
+        test_dataloader=test,
+        default_hooks=dict(logger=dict(interval=1)),
+    )
+    if stage > 1:
+        settings["model"] = dict(router=dict(width=16))
+    for change in changes:
+        settings = merged(settings, change)
+    # mmengine names what is global after file and second: no two alike.
+    path = Path(folder) / f"stage{stage}_{next(_count)}.py"
+    lines = [f"_base_ = [{str(ROOT / f'configs/quickstart/stage{stage}.py')!r}]"]
+    lines += [f"{key} = {value!r}" for key, value in settings.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def prepared(config, work_dir, **changes):
+    """The config, ready for ``train`` and ``test``."""
+    cfg = load_config(config)
+    cfg.merge_from_dict(changes)
+    return prepare(cfg, work_dir=str(work_dir))
+
+
+def build(config):
+    """A fresh model of a config."""
+    cfg = load_config(config) if not isinstance(config, Config) else config
+    return MODELS.build(cfg.model)
+
+
+def weights(path):
+    """State dict of a weights file, read without running code."""
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def log_of(work_dir):
+    """Everything that runs in ``work_dir`` logged."""
+    return "".join(path.read_text() for path in sorted(Path(work_dir).glob("*/*.log")))
+
+
+def call(monkeypatch, tool, *arguments):
+    """Runs ``tools/<tool>.py`` in this process; what it would exit with, or None."""
+    path = str(ROOT / "tools" / f"{tool}.py")
+    monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as leave:
+        return leave.code
+    return None

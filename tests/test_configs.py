@@ -1,0 +1,115 @@
+"""The shipped configs say what was asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from codmoe.engine.config import list_configs, load_config
+from codmoe.engine.launch import handover_path
+
+SEPARATE = ("pranet", "sinet", "ujsc", "zoomnet")
+MAIN = {
+    **{f"experts/{name}": (40, 3e-4, f"expert_{name}", ("experts",)) for name in SEPARATE},
+    "experts/joint": (40, 3e-4, "experts_joint", ("experts",)),
+    "router/stage2": (30, 2e-4, "router", ("router",)),
+    "ensemble/stage3": (80, 5e-5, "ensemble", ("experts", "router")),
+}
+
+
+def data_sets(loader):
+    dataset = loader.dataset
+    return list(dataset.datasets.values()) if "datasets" in dataset else [dataset]
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_every_shipped_config_loads_and_builds(name):
+    from codmoe import create_model
+
+    cfg = load_config(name)
+    assert cfg.default_scope == "codmoe" and cfg.default_hooks.best.name
+    create_model(name)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_the_numbers(name):
+    epochs, rate, weights, parts = MAIN[name]
+    cfg = load_config(name)
+    assert cfg.train_cfg.max_epochs == epochs and cfg.train_cfg.val_interval == 1
+    assert cfg.optim_wrapper.optimizer.lr == rate
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys["backbone.body"].lr_mult == 0.1
+    assert cfg.default_hooks.best.name == weights and cfg.checkpoint_dir == "checkpoints_moe"
+    assert cfg.model.backbone.name == "pvt_v2_b2" and cfg.model.backbone.pretrained
+    assert cfg.train_dataloader.batch_size == 12
+    (train,) = data_sets(cfg.train_dataloader)
+    assert train.type == "COD10K" and train.subset == "Train"
+    assert Path(train.data_root).name == "COD10K-v3"
+    assert tuple(train.split.use) == parts
+    (val,), (test,) = data_sets(cfg.val_dataloader), data_sets(cfg.test_dataloader)
+    assert tuple(val.split.use) == ("val",) and val.subset == "Train"
+    assert test.subset == "Test" and not test.get("split")
+    (warp,) = [t for t in train.pipeline if t.type == "RandomWarp"]
+    assert tuple(warp.size) == (448, 448)
+    for dataset in (val, test):
+        (resize,) = [t for t in dataset.pipeline if t.type == "Resize"]
+        assert tuple(resize.scale) == (448, 448)
+
+
+@pytest.mark.parametrize("name", SEPARATE)
+def test_separate_experts(name):
+    cfg = load_config(f"experts/{name}")
+    assert [n for n, expert in cfg.model.experts.items() if expert] == [name]
+    assert handover_path(cfg) is None and not cfg.model.get("frozen")
+
+
+def test_stage_1_joint():
+    cfg = load_config("experts/joint")
+    assert tuple(sorted(cfg.model.experts)) == SEPARATE
+    assert cfg.model.router.type == "UniformRouter" and cfg.model.expert_loss_weight == 1
+    assert handover_path(cfg) is None and not cfg.model.get("frozen")
+
+
+def test_stage_2():
+    cfg = load_config("router/stage2")
+    assert tuple(sorted(cfg.model.experts)) == SEPARATE and cfg.model.top_k == 2
+    assert set(cfg.model.frozen) == {"backbone", "experts"}
+    assert handover_path(cfg) == Path("checkpoints_moe/experts_joint_best.pth")
+    assert set(cfg.init_from.parts) == {"backbone", "experts"}
+
+
+def test_stage_3():
+    cfg = load_config("ensemble/stage3")
+    assert tuple(sorted(cfg.model.experts)) == SEPARATE and cfg.model.top_k == 2
+    assert not cfg.model.get("frozen")
+    assert handover_path(cfg) == Path("checkpoints_moe/router_best.pth")
+    assert {"backbone", "experts", "router"} <= set(cfg.init_from.parts)
+
+
+@pytest.mark.parametrize("name", [name for name in list_configs() if "quickstart" not in name])
+def test_commands_in_errors_name_configs_that_exist(name):
+    command = (load_config(name).get("init_from") or {}).get("command", "")
+    for word in command.split():
+        if word.startswith("configs/"):
+            load_config(word)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_rates_of_the_parts(name):
+    """The backbone's pretrained weights at a tenth, all else at the whole rate."""
+    import torch
+    from mmengine.optim import build_optim_wrapper
+
+    from codmoe import create_model
+
+    cfg = load_config(name)
+    width = dict(channels=8)
+    experts = {n: width for n, expert in cfg.model.experts.items() if expert}
+    model = create_model(name, backbone=dict(name="pvt_v2_b0"), experts=experts)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    assert isinstance(wrapper.optimizer, torch.optim.AdamW)
+    rates = {id(p): g["lr"] for g in wrapper.optimizer.param_groups for p in g["params"]}
+    frozen = set(cfg.model.get("frozen") or ())
+    assert frozen == {n.split(".")[0] for n, p in model.named_parameters() if not p.requires_grad}
+    for key, parameter in model.named_parameters():
+        if key.split(".")[0] not in frozen:
+            share = 0.1 if key.startswith("backbone") else 1.0
+            assert rates[id(parameter)] == pytest.approx(share * MAIN[name][1]), key
