@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -38,10 +39,26 @@ class Stage:
         folder = Path(self.cfg.get("checkpoint_dir", "checkpoints_moe"))
         return folder / f"{self.cfg.default_hooks.best.name}_best.pth"
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything in the config, overrides included."""
+        return hashlib.sha256(self.cfg.pretty_text.encode()).hexdigest()
+
+    @property
+    def mark(self) -> Path:
+        """File that holds the fingerprint of the config with which the stage was started."""
+        return self.work_dir / "config.sha256"
+
+    def has_same_config(self) -> bool:
+        """Whether what lies in ``work_dir`` was made with this very config."""
+        return self.mark.is_file() and self.mark.read_text() == self.fingerprint
+
     def is_finished(self) -> bool:
-        """Whether the stage ran to its end, and what it started from has not changed since."""
+        """Whether the stage ran to its end, and neither its config nor what it started from has
+        changed since.
+        """
         done = self.work_dir / "finished.json"
-        if not (done.is_file() and self.weights.is_file()):
+        if not (done.is_file() and self.weights.is_file() and self.has_same_config()):
             return False
         source = handover_path(self.cfg)
         return source is None or (
@@ -51,7 +68,8 @@ class Stage:
     def is_interrupted(self) -> bool:
         """Whether there is a checkpoint to resume, made from what the stage starts from today."""
         last = self.work_dir / "last_checkpoint"
-        if not last.is_file() or (self.work_dir / "finished.json").is_file():
+        done = (self.work_dir / "finished.json").is_file()
+        if done or not last.is_file() or not self.has_same_config():
             return False
         source = handover_path(self.cfg)
         if source is None or not source.is_file():
@@ -132,7 +150,8 @@ def run_stages(
     """Train what is not trained yet, test, and print one table.
 
     A stage that finished is skipped, one that was interrupted resumes, and all that come after a
-    stage that ran are run again, for they started from other weights.
+    stage that ran are run again, for they started from other weights. A changed config or override
+    starts its stage afresh.
 
     Args:
         configs: Stage 1, 2 and 3.
@@ -153,6 +172,8 @@ def run_stages(
             continue
         resume = stage.is_interrupted() and not ran
         print(f"stage {number} ({stage.name}): {'resuming' if resume else 'starting'}", flush=True)
+        stage.work_dir.mkdir(parents=True, exist_ok=True)
+        stage.mark.write_text(stage.fingerprint)
         run_command(train_command(stage, gpus, options, resume))
         ran = True
     results = [_tested(stage, gpus, options, folder) for stage in stages[1:]]
