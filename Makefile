@@ -6,9 +6,6 @@ STAGES := quickstart/stage1 quickstart/stage2 quickstart/stage3
 # Overrides for a shorter run, e.g. OPTIONS="train_cfg.max_epochs=2"
 OPTIONS ?=
 
-# Threads that wait for each other must not spin: beside another busy process that costs a factor ten.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .PHONY: quickstart test lint clean
 
 .venv/.installed: pyproject.toml $(PINS)
