@@ -12,11 +12,14 @@ OPTIONS ?=
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: codmoe needs Python 3.10 or newer; run: make $(MAKECMDGOALS) PYTHON=python3.x")'
 	@echo "making .venv and installing pinned versions: one to three minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e .
+	# Two wheels write one cv2/; the headless one, last, needs no libGL of the system.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) \
+	  --force-reinstall --no-deps opencv-python-headless
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e ".[test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e ".[test]"
 	@touch $@
 
 quickstart: .venv/.installed

@@ -17,12 +17,19 @@ def main() -> None:
     parser.add_argument("configs", nargs="*", default=DEFAULT_CONFIGS, help="the three stages")
     parser.add_argument("--gpus", type=int, default=1, help="processes per stage")
     parser.add_argument("--work-dir", default="work_dirs/stages", help="logs, table and picture")
+    parser.add_argument("--data-root", help="folder of the data set, instead of the configs'")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
     if len(args.configs) != 3:
         sys.exit(f"error: {len(args.configs)} configs given; give stage 1, 2 and 3, or none")
     try:
-        run_stages(args.configs, gpus=args.gpus, work_dir=args.work_dir, options=args.cfg_options)
+        run_stages(
+            args.configs,
+            gpus=args.gpus,
+            work_dir=args.work_dir,
+            options=args.cfg_options,
+            data_root=args.data_root,
+        )
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

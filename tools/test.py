@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from codmoe.engine.config import load_config, parse_options
+from codmoe.engine.ddp import leave_cpu_process_group
 from codmoe.engine.launch import prepare, set_data_root
 from codmoe.engine.testing import test
 
@@ -34,6 +35,7 @@ def main() -> None:
         prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)
         outputs = dict(json_file=args.json, out_dir=args.out, grid=args.grid)
         test(cfg, args.checkpoint, experts=args.experts, **outputs)
+        leave_cpu_process_group()
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 

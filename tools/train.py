@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from codmoe.engine.config import load_config, parse_options
+from codmoe.engine.ddp import leave_cpu_process_group
 from codmoe.engine.launch import prepare, set_data_root, train
 
 
@@ -27,6 +28,7 @@ def main() -> None:
             set_data_root(cfg, args.data_root)
         cfg.resume = args.resume
         train(prepare(cfg, launcher=args.launcher, work_dir=args.work_dir))
+        leave_cpu_process_group()
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 

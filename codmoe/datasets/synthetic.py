@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from codmoe.registry import DATASETS, suggest
+from codmoe.registry import DATASETS, TRANSFORMS, suggest
 
 from .synthetic_textures import (
     Texture,
@@ -257,7 +257,8 @@ class SyntheticCamouflage(BaseDataset):
         self.length, self.image_size, self.seed = length, image_size, seed
         self.kinds, self.part, self.name = kinds, part, name
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] | None = {} if cache else None
-        super().__init__(pipeline=list(pipeline), test_mode=test_mode, **kwargs)
+        transforms = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
+        super().__init__(pipeline=transforms, test_mode=test_mode, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """One light record an image; the pixels are made by :meth:`prepare_data`."""

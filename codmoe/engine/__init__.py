@@ -1,10 +1,11 @@
 from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.ddp import CODDistributedDataParallel
-from codmoe.engine.hooks import BestWeightsHook, TrainingProgressHook
+from codmoe.engine.hooks import AverageBuffersHook, BestWeightsHook, TrainingProgressHook
 from codmoe.engine.result_hooks import GridHook, SaveMapsHook, TestProgressHook
 
 __all__ = [
     "AtomicBackend",
+    "AverageBuffersHook",
     "BestWeightsHook",
     "CODDistributedDataParallel",
     "GridHook",

@@ -1,7 +1,8 @@
-"""Checkpoints: written whole or not at all, read without running code, refused with a reason."""
+"""Checkpoints: written whole or not at all, and refused with a reason."""
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from codmoe.files import keep_old
@@ -92,6 +94,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
         # Training checkpoints carry mmengine objects; torch names no type to allow for all of them.
+        message = (
+            f"{path} is not weights only: reading it runs code from it; trust where it is from"
+        )
+        print_log(message, logger="current", level=logging.WARNING)
         try:
             content = torch.load(path, map_location="cpu", weights_only=False)
         except Exception as error:
@@ -131,6 +137,11 @@ def load_parts(
         raise type(error)(f"{error}{hint}") from error
     wanted = _of_parts(model.state_dict(), parts)
     given = _of_parts(state, parts)
+    # An ablation that switches an expert off starts from the same file as the whole model.
+    known = {name for name, _ in getattr(model, "experts", nn.Module()).named_children()}
+    given = {
+        k: v for k, v in given.items() if k.split(".")[0] != "experts" or k.split(".")[1] in known
+    }
     missing = [key for key in wanted if key not in given]
     extra = [key for key in given if key not in wanted]
     other = [key for key in wanted if key in given and wanted[key].shape != given[key].shape]

@@ -76,11 +76,23 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
     if options:
         cfg.merge_from_dict(dict(options))
     cfg.config_file = str(path)
-    faults = config_faults(cfg)
+    faults = config_faults(cfg) + _idle_options(options or {})
     if faults:
         listed = "\n".join(f"  - {fault}" for fault in faults)
         raise ValueError(f"{path} has {len(faults)} fault(s):\n{listed}")
     return cfg
+
+
+def _idle_options(options: Mapping[str, Any]) -> list[str]:
+    """Overrides that would do nothing: a variable of a config is used up when the file is read."""
+    known = [*RUNNER_KEYS, *OWN_KEYS]
+    hints = dict(data_root="--data-root", max_epochs="train_cfg.max_epochs", seed="randomness.seed")
+    return [
+        f"--cfg-options {key}: has no effect; "
+        + (f"use {hints[key]}" if key in hints else suggest(key.split(".")[0], known))
+        for key in options
+        if key.split(".")[0] not in known
+    ]
 
 
 def config_faults(cfg: Mapping[str, Any]) -> list[str]:

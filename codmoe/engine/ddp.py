@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -30,10 +31,22 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
     def __init__(self, module: nn.Module, *, find_unused_parameters: bool = True, **kwargs):
         if next(module.parameters()).device.type == "cpu":
             kwargs["device_ids"] = None
-        # Batch-norm statistics differ by rank under sparse routing and are averaged by nobody, as
-        # usual with DDP; broadcasting rank 0's in each forward would cost a synchronisation.
+        # AverageBuffersHook does it once an epoch; in each forward it would cost a synchronisation.
         kwargs.setdefault("broadcast_buffers", False)
         super().__init__(module, find_unused_parameters=find_unused_parameters, **kwargs)
+
+
+def leave_cpu_process_group() -> None:
+    """End a process of a gloo group whose work is done, without Python's own tear-down.
+
+    A gloo thread that drops its last tensor while the interpreter finalises aborts the process with
+    "terminate called without an active exception", now and then, after everything was written.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def init_cpu_process_group(launcher: str) -> None:

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_reduce_params, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
@@ -30,6 +30,28 @@ class TrainingProgressHook(Hook):
 
     def after_train(self, runner) -> None:
         bare_model(runner).progress = 1.0
+
+
+@HOOKS.register_module()
+class AverageBuffersHook(Hook):
+    """After each epoch gives all processes the same batch-norm statistics: their mean.
+
+    Each process gathers its own in training; without this they would validate different models, and
+    the weights that are kept would be none of those that were measured. Buffers of frozen parts are
+    left alone: a mean of equal numbers need not be equal to the last bit.
+    """
+
+    def after_train_epoch(self, runner) -> None:
+        if get_world_size() == 1:
+            return
+        model = bare_model(runner)
+        frozen = tuple(f"{name}." for name in getattr(model, "frozen", ()))
+        buffers = [
+            value
+            for name, value in model.named_buffers()
+            if value.is_floating_point() and not (frozen and name.startswith(frozen))
+        ]
+        all_reduce_params(buffers, op="mean")
 
 
 @HOOKS.register_module()
@@ -69,8 +91,8 @@ class BestWeightsHook(Hook):
             hub.update_info("codmoe_best_epoch", meta["epoch"])
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
-        if runner.train_loop.__class__ is dict or metrics is None:
-            return
+        if isinstance(runner._train_loop, dict) or metrics is None:
+            return  # a validation outside training
         if self.monitor not in metrics:
             raise ValueError(
                 f"default_hooks.best.monitor={self.monitor!r} is not a validation metric; "

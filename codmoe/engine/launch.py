@@ -12,6 +12,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from codmoe.engine.checkpoints import load_parts
+from codmoe.engine.config import config_root
 from codmoe.engine.ddp import init_cpu_process_group
 from codmoe.engine.hooks import bare_model
 from codmoe.engine.runner import CODRunner
@@ -113,8 +114,7 @@ def prepare(cfg: Config, *, launcher: str = "none", work_dir: str | None = None)
     """Fill in what a Runner needs; the config was checked when it was loaded."""
     cfg.launcher = launcher
     cfg.setdefault("default_scope", SCOPE)
-    stem = Path(cfg.get("config_file", "run.py")).stem
-    cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{stem}"
+    cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{_run_name(cfg)}"
     hooks = cfg.get("default_hooks") or {}
     for name in [n for n, hook in hooks.items() if hook is None and n not in MMENGINE_HOOKS]:
         hooks.pop(name)  # mmengine lets None switch its own hooks off, and asserts on others
@@ -123,6 +123,13 @@ def prepare(cfg: Config, *, launcher: str = "none", work_dir: str | None = None)
         best.setdefault("directory", cfg.get("checkpoint_dir", "checkpoints_moe"))
     init_cpu_process_group(launcher)
     return cfg
+
+
+def _run_name(cfg: Config) -> str:
+    """``ensemble/stage3`` for a shipped config, so that ``quickstart/stage3`` is another folder."""
+    path = Path(cfg.get("config_file", "run.py")).resolve().with_suffix("")
+    root = config_root().resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
 def train(cfg: Config) -> CODRunner:
@@ -136,6 +143,8 @@ def train(cfg: Config) -> CODRunner:
     """
     check_launch(cfg)
     precision = settle_amp(cfg)
+    if cfg.model.get("train_dispatch", "sparse") == "sparse":
+        _no_benchmark(cfg)
     source = handover_path(cfg)
     if source is not None:
         _skip_pretrained(cfg)
@@ -145,9 +154,15 @@ def train(cfg: Config) -> CODRunner:
         keys = load_parts(bare_model(runner), source, init.get("parts"), init.get("command"))
         runner.logger.info(f"loaded {len(keys)} tensors from {source}")
     runner.logger.info(f"precision: {precision}")
+    if len(runner.train_loop.dataloader) == 0:
+        raise ValueError(
+            f"the training set holds {len(runner.train_loop.dataloader.dataset)} images, less than "
+            f"one batch of {cfg.train_dataloader.batch_size} on each of {runner.world_size} "
+            "process(es); lower train_dataloader.batch_size, or give the part more in split"
+        )
     # Not before the Runner stands: only then is it known which process is the main one.
     if is_main_process() and not cfg.get("resume"):
-        _set_aside(Path(cfg.work_dir))
+        set_aside(Path(cfg.work_dir))
     started = time.time()
     try:
         runner.train()
@@ -182,6 +197,11 @@ def _stop_workers(runner: CODRunner) -> None:
             loop.dataloader._iterator = None
 
 
+def _no_benchmark(cfg: Config) -> None:
+    """Sparse routing makes a new batch size in every step, and cuDNN would time each anew."""
+    cfg.setdefault("env_cfg", dict())["cudnn_benchmark"] = False
+
+
 def _skip_pretrained(cfg: Config) -> None:
     """Neither download nor read backbone weights that a checkpoint replaces at once."""
     backbone = cfg.model.backbone
@@ -191,7 +211,7 @@ def _skip_pretrained(cfg: Config) -> None:
         backbone.update({key: value for key, value in skipped.items() if key in backbone})
 
 
-def _set_aside(work_dir: Path) -> None:
+def set_aside(work_dir: Path) -> None:
     """Keep the training checkpoints of an earlier run, whose names this run will use."""
     names = ("last_checkpoint", "finished.json")
     earlier = [*work_dir.glob("*.pth"), *(work_dir / n for n in names if (work_dir / n).exists())]
@@ -217,11 +237,12 @@ def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
         cfg.pop(key, None)
     hooks = cfg.get("default_hooks") or {}
     # The weights come from the checkpoint: nothing to download, nothing to write.
-    for name in ("best", "progress", "ema"):
+    for name in ("best", "progress", "ema", "average_buffers"):
         hooks.pop(name, None)
     logger = dict(type="TestProgressHook", interval=5)
     cfg.default_hooks = dict(hooks, checkpoint=None, param_scheduler=None, logger=logger)
     _skip_pretrained(cfg)
+    _no_benchmark(cfg)
     cfg.setdefault("test_cfg", dict())
     runner = CODRunner.from_cfg(cfg)
     load_parts(bare_model(runner), checkpoint)

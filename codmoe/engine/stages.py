@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any
 from mmengine.config import Config
 
 from codmoe.engine.config import config_root, load_config, parse_options
-from codmoe.engine.launch import handover_path
+from codmoe.engine.launch import handover_path, set_aside, set_data_root
 from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
 from codmoe.files import replacing
+from codmoe.registry import DATASETS
 
 DEFAULT_CONFIGS = ("experts/joint", "router/stage2", "ensemble/stage3")
 
@@ -77,7 +78,9 @@ class Stage:
         return source.stat().st_mtime <= last.stat().st_mtime
 
 
-def plan(configs: Sequence[str], work_dir: Path, options: Sequence[str]) -> list[Stage]:
+def plan(
+    configs: Sequence[str], work_dir: Path, options: Sequence[str], data_root: str | None = None
+) -> list[Stage]:
     """Load and check all configs before the first one runs.
 
     Raises:
@@ -86,6 +89,8 @@ def plan(configs: Sequence[str], work_dir: Path, options: Sequence[str]) -> list
     stages = []
     for number, name in enumerate(configs, 1):
         cfg = load_config(name, parse_options(list(options)))
+        if data_root:
+            set_data_root(cfg, data_root)
         stage = Stage(str(name), cfg, work_dir / f"stage{number}")
         source = handover_path(cfg)
         if stages and source != stages[-1].weights:
@@ -126,8 +131,8 @@ def run_command(command: Sequence[str]) -> None:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {code}")
 
 
-def train_command(stage: Stage, gpus: int, options: Sequence[str], resume: bool) -> list[str]:
-    """The command line of one stage."""
+def train_command(stage: Stage, gpus: int, arguments: Sequence[str], resume: bool) -> list[str]:
+    """The command line of one stage; ``arguments`` go to ``tools/train.py`` as they are."""
     tools = Path(config_root()).parent / "tools"
     command = (
         ["bash", str(tools / "dist_train.sh"), stage.name, str(gpus)]
@@ -137,7 +142,33 @@ def train_command(stage: Stage, gpus: int, options: Sequence[str], resume: bool)
     command += ["--work-dir", str(stage.work_dir)]
     if resume:
         command.append("--resume")
-    return command + (["--cfg-options", *options] if options else [])
+    return [*command, *arguments]
+
+
+def check_data(stages: Sequence[Stage]) -> None:
+    """Open every data set of every stage once, before hours of training and not after.
+
+    Raises:
+        FileNotFoundError, ValueError: As the data set says, with the stage and the config key.
+    """
+    seen = set()
+    for stage in stages:
+        for part in ("train", "val", "test"):
+            dataset = (stage.cfg.get(f"{part}_dataloader") or {}).get("dataset")
+            if not dataset or str(dataset) in seen:
+                continue
+            seen.add(str(dataset))
+            try:
+                # Decoding into a cache is not what is checked here.
+                DATASETS.build(without_cache(dataset))
+            except (FileNotFoundError, ValueError) as error:
+                raise type(error)(f"{stage.name}: {part}_dataloader.dataset: {error}") from error
+
+
+def without_cache(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's config that decodes nothing when it is built."""
+    plain = {k: without_cache(v) if isinstance(v, Mapping) else v for k, v in dataset.items()}
+    return dict(plain, cache=False) if "cache" in plain else plain
 
 
 def run_stages(
@@ -146,6 +177,7 @@ def run_stages(
     gpus: int = 1,
     work_dir: str = "work_dirs/stages",
     options: Sequence[str] = (),
+    data_root: str | None = None,
 ) -> dict[str, Any]:
     """Train what is not trained yet, test, and print one table.
 
@@ -158,12 +190,16 @@ def run_stages(
         gpus: Processes per stage.
         work_dir: Folder of logs, table and picture.
         options: ``key=value`` overrides for all stages.
+        data_root: Folder of the data set, instead of the configs'.
 
     Returns:
         The payload of ``<work_dir>/table.json``.
     """
     folder = Path(work_dir)
-    stages = plan(configs, folder, options)
+    stages = plan(configs, folder, options, data_root)
+    check_data(stages)
+    arguments = ["--data-root", data_root] if data_root else []
+    arguments += ["--cfg-options", *options] if options else []
     started = time.time()
     ran = False
     for number, stage in enumerate(stages, 1):
@@ -173,14 +209,17 @@ def run_stages(
         resume = stage.is_interrupted() and not ran
         print(f"stage {number} ({stage.name}): {'resuming' if resume else 'starting'}", flush=True)
         stage.work_dir.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            # Before the mark: a start that fails must not make an earlier run pass for this one.
+            set_aside(stage.work_dir)
         stage.mark.write_text(stage.fingerprint)
-        run_command(train_command(stage, gpus, options, resume))
+        run_command(train_command(stage, gpus, arguments, resume))
         ran = True
-    results = [_tested(stage, gpus, options, folder) for stage in stages[1:]]
+    results = [_tested(stage, gpus, arguments, folder) for stage in stages[1:]]
     return _report(stages, results, folder, time.time() - started)
 
 
-def _tested(stage: Stage, gpus: int, options: Sequence[str], folder: Path) -> dict[str, Any]:
+def _tested(stage: Stage, gpus: int, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
     tools = Path(config_root()).parent / "tools"
     name = stage.cfg.default_hooks.best.name
     result, grid = folder / f"{name}.json", folder / f"{name}.png"
@@ -190,9 +229,7 @@ def _tested(stage: Stage, gpus: int, options: Sequence[str], folder: Path) -> di
         else [sys.executable, str(tools / "test.py"), stage.name, str(stage.weights)]
     )
     command += ["--experts", "--json", str(result), "--work-dir", str(stage.work_dir)]
-    if gpus == 1:
-        command += ["--grid", str(grid)]
-    run_command(command + (["--cfg-options", *options] if options else []))
+    run_command([*command, "--grid", str(grid), *arguments])
     return json.loads(result.read_text())
 
 

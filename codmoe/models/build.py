@@ -19,7 +19,7 @@ DEFAULT_EXPERTS = dict(
     zoomnet=dict(type="ZoomNetExpert"),
     ujsc=dict(type="UJSCExpert"),
 )
-PLAIN_VITS = ("vit_", "deit_", "deit3_", "beit", "eva", "flexivit_")
+PLAIN_VITS = ("vit_", "deit_", "deit3_", "eva", "flexivit_")
 TAKES_ALL = ("UniformRouter", "FixedRouter")
 
 

@@ -91,7 +91,8 @@ def routed_rows(decision: RoutingDecision, names: Sequence[str]) -> dict[str, Te
     used = {name: rows for name, rows in by_expert.items() if rows}
     flat = torch.tensor([row for rows in used.values() for row in rows], device="cpu")
     if decision.indices.is_cuda:
-        flat = flat.pin_memory().to(decision.indices.device, non_blocking=True)
+        flat = flat.pin_memory()
+    flat = flat.to(decision.indices.device, non_blocking=True)
     pieces = flat.split([len(rows) for rows in used.values()])
     return {
         name: None if len(rows) == len(choice) else piece

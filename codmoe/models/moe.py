@@ -35,22 +35,19 @@ class ModelLevelMoE(BaseModel):
             dict is lost when a config is dumped, and weights would go to the wrong experts.
             Default: the first ``num_experts`` of sinet, pranet, zoomnet, ujsc.
         num_experts: Number of experts, where ``experts`` is not given (default 4); otherwise it
-        must
-            agree.
+            must agree.
         top_k: Experts per image. Default: 2, or all for a router that takes all.
         router: Config of a :class:`Router`. Default: the evidence router; uniform for one expert.
         combiner: Config of a :class:`Combiner`. Default: weighted sum of probabilities.
         mixture_loss: Config of a loss on the combined map, ``loss(logits, targets)``; None for
-        none.
+            none.
         expert_loss_weight: Factor on every expert's own loss; 0 leaves them out.
         routing_losses: ``{name: config}`` of losses on the decision; entries that are None are
             dropped.
         train_dispatch: ``"sparse"`` runs only the chosen experts in training too, ``"dense"`` all
-        of
-            them (needed where a loss compares all experts).
+            of them (needed where a loss compares all experts).
         frozen: Parts that are not trained, e.g. ``("backbone", "experts")``; their parameters get
-        no
-            gradient and their batch-norm statistics stay as they are.
+            no gradient and their batch-norm statistics stay as they are.
         evaluate_all_experts: Whether ``predict`` runs every expert on every image and reports each
             one's map, for comparison; the mixture is the same either way.
         data_preprocessor: Config of the preprocessor.
@@ -95,6 +92,8 @@ class ModelLevelMoE(BaseModel):
         """Share of training done, in [0, 1]; a hook of the engine keeps it."""
         self.frozen = tuple(frozen)
         self._freeze()
+        # Built to be used; whoever trains it calls train(), as mmengine's Runner does.
+        self.eval()
 
     @property
     def expert_names(self) -> tuple[str, ...]:

@@ -122,8 +122,10 @@ def test_what_does_not_fit_is_told_with_file_keys_and_command(tmp_path):
     more.experts["ujsc"] = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"2 keys of the model are not in it .*experts\.ujsc"):
         load_parts(more, path)
+    more = Parts()
+    more.combiner = nn.Linear(1, 1)
     save(path, more)
-    with pytest.raises(ValueError, match=r"2 keys of it are not in the model .*experts\.ujsc"):
+    with pytest.raises(ValueError, match=r"2 keys of it are not in the model .*combiner\.weight"):
         load_parts(Parts(), path)
     untouched = Parts()
     before = untouched.backbone.weight.clone()
