@@ -44,8 +44,7 @@ class PraNetExpert(Expert):
     Args:
         in_channels: See :class:`Expert`.
         channels: Width of the partial decoder. 128 gives 14.9 M parameters on PVT-v2-B2; the
-        paper's
-            is 32.
+            paper's is 32.
         deep_channels: Width of reverse attention at stride 32, 256 in the paper.
         shallow_channels: Width of reverse attention at strides 16 and 8, 64 in the paper.
     """

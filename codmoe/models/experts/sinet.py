@@ -58,7 +58,7 @@ class SINetExpert(Expert):
     Args:
         in_channels: See :class:`Expert`.
         channels: Width, a multiple of 8. 144 gives 14.4 M parameters on PVT-v2-B2; the paper's is
-        32.
+            32.
     """
 
     def __init__(self, *, in_channels: Sequence[int], channels: int = 144):
