@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry as MMRegistry
 
 from codmoe import registry
-from codmoe.registry import argument_faults, nearest, suggest
+from codmoe.registry import argument_faults, suggest
 
 RUNNER_KEYS = (
     "model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg "
@@ -192,14 +192,3 @@ def parse_options(pairs: list[str] | None) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             options[key] = {"true": True, "false": False, "none": None}.get(value.lower(), value)
     return options
-
-
-__all__ = [
-    "config_faults",
-    "config_root",
-    "find_config",
-    "list_configs",
-    "load_config",
-    "nearest",
-    "parse_options",
-]

@@ -187,8 +187,8 @@ def train(cfg: Config) -> CODRunner:
 def _stop_workers(runner: CODRunner) -> None:
     """End persistent loader workers now.
 
-    Left to the interpreter's exit, with pinned memory and a dozen workers, the process was seen to
-    hang for more than a minute after the last epoch, the GPU held all the while.
+    With pinned memory and a dozen workers, processes on a GPU were seen not to end a minute after
+    their last epoch. That the workers were the cause is a guess.
     """
     for loop in (runner._train_loop, runner._val_loop):
         iterator = getattr(getattr(loop, "dataloader", None), "_iterator", None)
@@ -198,7 +198,7 @@ def _stop_workers(runner: CODRunner) -> None:
 
 
 def _no_benchmark(cfg: Config) -> None:
-    """Sparse routing makes a new batch size in every step, and cuDNN would time each anew."""
+    """Sparse routing changes group sizes from step to step; a benchmark would time each anew."""
     cfg.setdefault("env_cfg", dict())["cudnn_benchmark"] = False
 
 

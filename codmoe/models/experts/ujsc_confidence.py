@@ -49,8 +49,8 @@ class ConfidenceEstimator(nn.Module):
 
     def confidence(self, images: Tensor, maps: Tensor) -> Tensor:
         """Where the maps are to be trusted, in [0, 1], (N, 1, H/4, W/4), without any gradient."""
-        # Autocast caches the half-precision copy of a parameter; before torch 2.10 the copy that
-        # `no_grad` makes is cut from its parameter, and `own_loss` would then teach nothing.
+        # Autocast caches the half-precision copy of a parameter; in some versions of torch the copy
+        # that `no_grad` makes is cut from its parameter, and `own_loss` would then teach nothing.
         judge = self._held_fixed if torch.is_grad_enabled() else self
         with torch.no_grad():
             return judge(images, maps).sigmoid()

@@ -12,8 +12,8 @@ init_from = dict(
 model = dict(
     router=dict(type="EvidenceRouter", noise=0.2),
     top_k=2,
-    # Every expert learns from every image, whoever is chosen: one that the router leaves out would
-    # otherwise go stale on the moving backbone. "sparse" trains on routed images alone.
+    # Every expert learns from every image, whoever is chosen: one that the router leaves out
+    # can otherwise go stale on the moving backbone. "sparse" trains on routed images alone.
     train_dispatch="dense",
     mixture_loss=dict(type="StructureLoss"),
     expert_loss_weight=0.3,
