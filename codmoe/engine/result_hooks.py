@@ -48,7 +48,7 @@ class SaveMapsHook(Hook):
             if index >= count:  # with several processes the sampler repeats images at the end
                 continue
             path = self.directory / sample.dataset / f"{sample.stem}.png"
-            values = (sample.pred_prob.numpy() * 255).round().astype(np.uint8)
+            values = (sample.pred_prob.cpu().numpy() * 255).round().astype(np.uint8)
             with replacing(path) as temporary:
                 Image.fromarray(values).save(temporary)
 
@@ -80,8 +80,8 @@ class GridHook(Hook):
                 GridRow(
                     image=self._at_size(image, sample.gt_mask.shape),
                     gt=sample.gt_mask,
-                    expert_probs=sample.expert_probs,
-                    mixture=sample.pred_prob,
+                    expert_probs={n: p.cpu() for n, p in sample.expert_probs.items()},
+                    mixture=sample.pred_prob.cpu(),
                     weights=dict(zip(chosen, routing["weights"].tolist(), strict=True)),
                     title=sample.stem,
                 )

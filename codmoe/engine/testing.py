@@ -13,7 +13,7 @@ from mmengine.dist import is_main_process
 
 from codmoe.engine.launch import test_runner
 from codmoe.evaluation.cod_metric import CODMetric
-from codmoe.evaluation.measures import CONVENTIONS
+from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
 from codmoe.files import replacing
 from codmoe.version import __version__

@@ -1,7 +1,8 @@
 """Metrics; importing this package registers them."""
 
 from codmoe.evaluation.cod_metric import CODMetric
-from codmoe.evaluation.measures import CONVENTIONS, aggregate, image_measures, iou_and_dice
+from codmoe.evaluation.conventions import CONVENTIONS
+from codmoe.evaluation.measures import aggregate, batch_measures, image_measures, iou_and_dice
 from codmoe.evaluation.routing_metric import RoutingMetric, mutual_information
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "CODMetric",
     "RoutingMetric",
     "aggregate",
+    "batch_measures",
     "image_measures",
     "iou_and_dice",
     "mutual_information",

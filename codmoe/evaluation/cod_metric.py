@@ -11,16 +11,18 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
 from codmoe.evaluation.measures import (
+    BACKENDS,
     aggregate,
+    batch_measures,
     best_expert,
-    image_measures,
     image_scalars,
-    iou_and_dice,
+    mean_curves,
     uniform_probability,
 )
 from codmoe.registry import METRICS, suggest
 
 COMBINED_SOURCES = ("uniform", "oracle", "mixture")
+NO_MASK = "load masks in the test pipeline (LoadCODPair, PackCODInputs(keep_original=True))"
 
 
 class PerImageMetric(BaseMetric):
@@ -89,8 +91,12 @@ class CODMetric(PerImageMetric):
     Logged keys: ``IoU``, ``Dice``, ... for the mixture over all images; ``<source>/IoU`` for other
     sources; with several data sets also ``<dataset>/IoU`` and ``<dataset>/<source>/IoU``. The whole
     result stays in ``table``: ``table[dataset][source]`` is a row of
-    :func:`~codmoe.evaluation.measures.aggregate` plus ``"images": {stem: {metric: value}}``. It is
-    filled on rank 0 and empty elsewhere.
+    :func:`~codmoe.evaluation.measures.aggregate` plus ``"images": {stem: {metric: value}}`` and, if
+    full, ``"curves"`` (see :func:`~codmoe.evaluation.measures.mean_curves`). It is filled on rank 0
+    and empty elsewhere.
+
+    Maps are measured where they are: on the GPU if the model leaves them there. What depends on the
+    ground truth alone is kept from one epoch to the next.
 
     Args:
         full: All measures; False computes IoU, Dice and MAE only, for validation during training.
@@ -98,6 +104,8 @@ class CODMetric(PerImageMetric):
             experts' probabilities), ``"oracle"`` (for each image the expert with the best IoU at
             0.5, a bound that reads the ground truth), or ``"all"`` of these. Everything but the
             mixture needs ``model.evaluate_all_experts=True``.
+        backend: ``"torch"``; ``"pysodmetrics"`` has the field's measures computed by PySODMetrics
+            itself, on the CPU and some ten times slower, for whoever wants to check.
         collect_device: ``"cpu"`` gathers through a shared folder, ``"gpu"`` through the network.
         prefix: Put before every logged key as ``<prefix>/``.
     """
@@ -106,6 +114,7 @@ class CODMetric(PerImageMetric):
         self,
         full: bool = True,
         sources: Sequence[str] | str = ("mixture",),
+        backend: str = "torch",
         collect_device: str = "cpu",
         prefix: str | None = None,
     ):
@@ -114,6 +123,9 @@ class CODMetric(PerImageMetric):
         self.sources = (sources,) if isinstance(sources, str) else tuple(sources)
         if not self.sources:
             raise ValueError("CODMetric: sources is empty; name at least one, such as 'mixture'.")
+        if backend not in BACKENDS:
+            raise ValueError(f"CODMetric: backend={backend!r}; {suggest(backend, BACKENDS)}")
+        self.backend = backend
         self.table: dict[str, dict[str, dict]] = {}
 
     def process(self, data_batch: Any, data_samples: Iterable[Any]) -> None:
@@ -123,38 +135,24 @@ class CODMetric(PerImageMetric):
             ValueError: The ground truth or, if a source needs it, an expert's map is absent; a
                 source has no such name.
         """
-        for sample in map(as_mapping, data_samples):
-            self.results.append(identity(sample) | {"measures": self._measure(sample)})
-
-    def _measure(self, sample: Mapping[str, Any]) -> dict[str, dict]:
-        gt = required(sample, "gt_mask", "load masks in the test pipeline (LoadMask, PackInputs)")
-        sources = self._resolve(sample)
-        experts = sample.get("expert_probs") or {}
-        done: dict[str, dict] = {}
-
-        def of_expert(name: str) -> dict:
-            if name not in done:
-                done[name] = image_measures(experts[name], gt, full=self.full)
-            return done[name]
-
-        measures = {}
-        for source in sources:
-            if source == "mixture":
-                remedy = "CODMetric reads what the model's `predict` mode returns"
-                mixture = required(sample, "pred_prob", remedy)
-                measures[source] = image_measures(mixture, gt, full=self.full)
-            elif source == "uniform":
-                uniform = uniform_probability(experts)
-                measures[source] = image_measures(uniform, gt, full=self.full)
-            elif source == "oracle":
-                ious = {
-                    name: done[name]["IoU"] if name in done else iou_and_dice(prob, gt)[0]
-                    for name, prob in experts.items()
-                }
-                measures[source] = of_expert(best_expert(ious))
-            else:
-                measures[source] = of_expert(source)
-        return measures
+        samples = [as_mapping(sample) for sample in data_samples]
+        wanted = [self._resolve(sample) for sample in samples]
+        maps, masks = [], []
+        for sample, sources in zip(samples, wanted, strict=True):
+            gt = required(
+                sample, "gt_mask", "load masks in the test pipeline (LoadMask, PackInputs)"
+            )
+            maps.append(_maps(sample, sources))
+            masks += [gt] * len(maps[-1])
+        probs = [prob for each in maps for prob in each.values()]
+        found = iter(batch_measures(probs, masks, full=self.full, backend=self.backend))
+        for sample, sources, each in zip(samples, wanted, maps, strict=True):
+            measures = {name: next(found) for name in each}
+            if "oracle" in sources:
+                ious = {name: measures[name]["IoU"] for name in sample["expert_probs"]}
+                measures["oracle"] = measures[best_expert(ious)]
+            kept = {source: measures[source] for source in sources}
+            self.results.append(identity(sample) | {"measures": kept})
 
     def _resolve(self, sample: Mapping[str, Any]) -> tuple[str, ...]:
         """The sources of one image, ``"all"`` written out, each once."""
@@ -193,6 +191,8 @@ class CODMetric(PerImageMetric):
                 scalars |= self._scalars(f"{dataset}/", rows)
             for source, row in rows.items():
                 row["images"] = _by_stem(records, source)
+                if self.full:
+                    row["curves"] = mean_curves([r["measures"][source] for r in records])
             self.table[dataset] = rows
         return scalars
 
@@ -208,6 +208,18 @@ class CODMetric(PerImageMetric):
             for key, value in row.items()
             if key != "n"
         }
+
+
+def _maps(sample: Mapping[str, Any], sources: Sequence[str]) -> dict[str, Any]:
+    """The maps of one image to be measured, by source; the oracle needs those of all experts."""
+    experts = sample.get("expert_probs") or {}
+    maps = {name: experts[name] for name in experts if name in sources or "oracle" in sources}
+    if "uniform" in sources:
+        maps["uniform"] = uniform_probability(experts)
+    if "mixture" in sources:
+        remedy = "CODMetric reads what the model's `predict` mode returns"
+        maps["mixture"] = required(sample, "pred_prob", remedy)
+    return maps
 
 
 def _by_stem(records: list[dict], source: str) -> dict[str, dict[str, float]]:

@@ -2,54 +2,33 @@
 
 Two families stand side by side, and ``CONVENTIONS`` says for each number which one it belongs to:
 
-* the field's table (Sm, wFm, Em, Fm, MAE, mIoU, mDice) comes from PySODMetrics, which rounds the
-  map to 8 bits and then min-max normalises *each prediction*: an image on which the network never
-  exceeds 0.2 is scored as if it reached 1;
-* the headline ``IoU`` and ``Dice`` binarise the probability itself at 0.5, so that they measure the
-  mask a user gets.
+* the field's table (Sm, wFm, Em, Fm, MAE, mIoU, mDice) rounds the map to 8 bits and then min-max
+  normalises *each prediction*, as PySODMetrics does: an image on which the network never exceeds
+  0.2 is scored as if it reached 1;
+* the headline ``IoU`` and ``Dice``, and ``BIoU``, ``FBIoU`` and ``BER``, binarise the probability
+  itself at 0.5, so that they measure the mask a user gets.
+
+docs/metrics.md defines each with its formula.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-THRESHOLD = 0.5
-FAST_KEYS = ("IoU", "Dice", "MAE")
-AGGREGATE_KEYS = (
-    *("Sm", "wFm", "meanEm", "adpEm", "maxEm", "meanFm", "adpFm", "maxFm", "MAE"),
-    *("IoU", "Dice", "mIoU", "mDice", "maxIoU", "n"),
-)
-LOWER_IS_BETTER = frozenset({"MAE"})
+from codmoe.evaluation.batched import THRESHOLD, measure_maps
+from codmoe.evaluation.conventions import AGGREGATE_KEYS, FAST_KEYS
+from codmoe.evaluation.histogram import LEVELS
+from codmoe.evaluation.thresholds import CURVES, binary_measures
+from codmoe.evaluation.truth import TRUTHS
 
-_SOD = (
-    "PySODMetrics on the 8-bit map, min-max normalised per image; averaged over images; original "
-    "resolution"
-)
-_OWN = (
-    "probability > 0.5, not normalised; averaged over images (both empty: 1); original resolution"
-)
-_ADAPTIVE = "threshold min(1, 2·mean of the map)"
-_CURVE = "256 thresholds"
-CONVENTIONS: dict[str, str] = {
-    "Sm": f"S-measure, α 0.5; {_SOD}",
-    "wFm": f"weighted F, β² 1; {_SOD}",
-    "meanEm": f"E, mean over {_CURVE}; {_SOD}",
-    "adpEm": f"E, {_ADAPTIVE}; {_SOD}",
-    "maxEm": f"E, maximum over {_CURVE}; {_SOD}",
-    "meanFm": f"F, β² 0.3, mean over {_CURVE}; {_SOD}",
-    "adpFm": f"F, β² 0.3, {_ADAPTIVE}; {_SOD}",
-    "maxFm": f"F, β² 0.3, maximum over {_CURVE}; {_SOD}",
-    "MAE": f"mean absolute error, lower is better; {_SOD}",
-    "IoU": _OWN,
-    "Dice": _OWN,
-    "mIoU": f"PraNet's, mean over {_CURVE}; {_SOD}",
-    "mDice": f"PraNet's, mean over {_CURVE}; {_SOD}",
-    "maxIoU": f"maximum over {_CURVE}; {_SOD}",
-    "n": "number of images",
-}
+BACKENDS = ("torch", "pysodmetrics")
+_MEANS = {"meanEm": "Em", "meanFm": "Fm", "mIoU": "IoU", "mDice": "Dice"}
+_MAXIMA = {"maxEm": "Em", "maxFm": "Fm", "maxIoU": "IoU", "maxDice": "Dice"}
 
 
 def checked_pair(
@@ -61,8 +40,8 @@ def checked_pair(
         ValueError: The shapes differ or are not (H, W); ``prob`` is no probability map (logits,
             NaN); ``gt`` holds something other than 0 and 1.
     """
-    prob, gt = _as_array(prob), _as_array(gt)
-    if prob.shape != gt.shape or prob.ndim != 2:
+    prob, gt = as_array(prob), checked_mask(gt)
+    if prob.shape != gt.shape:
         raise ValueError(
             f"The prediction has shape {prob.shape} and the ground truth {gt.shape}; both must be "
             "the same (H, W): resize the prediction to the size of the mask."
@@ -76,6 +55,18 @@ def checked_pair(
             f"The prediction ranges over [{low:.4g}, {high:.4g}], not over [0, 1]; metrics take "
             "probabilities (sigmoid of the logits)."
         )
+    return prob.clip(0, 1), gt
+
+
+def checked_mask(gt: np.ndarray | Tensor) -> np.ndarray:
+    """A ground truth as bool, (H, W).
+
+    Raises:
+        ValueError: It is not (H, W), has no pixel, or holds something other than 0 and 1.
+    """
+    gt = as_array(gt)
+    if gt.ndim != 2 or not gt.size:
+        raise ValueError(f"The ground truth has shape {gt.shape}; it must be (H, W).")
     if gt.dtype != bool:
         if not np.isin((gt.min(), gt.max()), (0, 1)).all():
             raise ValueError(
@@ -83,7 +74,7 @@ def checked_pair(
                 "(binarise 0/255 masks first)."
             )
         gt = gt > 0
-    return prob.clip(0, 1), gt
+    return gt
 
 
 def iou_and_dice(
@@ -99,85 +90,72 @@ def iou_and_dice(
         gt: Ground truth in {0, 1}, (H, W).
     """
     prob, gt = checked_pair(prob, gt)
-    return _overlap(prob > threshold, gt)
+    mask = prob > threshold
+    both = np.count_nonzero(mask & gt)
+    total = np.count_nonzero(mask) + np.count_nonzero(gt)
+    return (1.0, 1.0) if total == 0 else (both / (total - both), 2 * both / total)
+
+
+def batch_measures(
+    probs: Sequence[np.ndarray | Tensor],
+    masks: Sequence[np.ndarray | Tensor],
+    *,
+    full: bool = True,
+    backend: str = "torch",
+) -> list[dict[str, Any]]:
+    """Every measure of each of several maps; see :func:`~codmoe.evaluation.batched.measure_maps`.
+
+    Args:
+        probs: Foreground probabilities at the original resolution, (H_i, W_i), numpy arrays or
+            tensors on one device. Where they are is where the work is done.
+        masks: Ground truths in {0, 1} of the same sizes.
+        full: False computes ``FAST_KEYS`` only (for validation during training); they have the same
+            definition, hence the same value, either way.
+        backend: ``"torch"``, or ``"pysodmetrics"``: the field's measures by PySODMetrics itself,
+            some ten times slower, as a cross-check.
+
+    Returns:
+        A dictionary for each map, for :func:`aggregate`, :func:`mean_curves` and
+        :func:`image_scalars`.
+
+    Raises:
+        ValueError: See :func:`checked_pair`; or no such backend.
+    """
+    if backend == "pysodmetrics":
+        from codmoe.evaluation.pysodmetrics import reference_measures
+
+        pairs = [checked_pair(p, m) for p, m in zip(probs, masks, strict=True)]
+        results = [reference_measures(prob, gt, full=full) for prob, gt in pairs]
+    elif backend == "torch":
+        truths = [TRUTHS(checked_mask(mask)) for mask in masks]
+        results = measure_maps([_as_float(prob) for prob in probs], truths, full=full)
+    else:
+        raise ValueError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+    if full:
+        return results
+    return [{key: result[key] for key in FAST_KEYS} for result in results]
 
 
 def image_measures(
-    prob: np.ndarray | Tensor, gt: np.ndarray | Tensor, *, full: bool = True
-) -> dict[str, float | np.ndarray]:
-    """Every measure of one image.
-
-    PySODMetrics' own conventions hold for its part, also where they surprise: on an empty ground
-    truth wFm and the F, IoU and Dice curves are 0, and a constant map is not normalised.
-
-    Papers: S-measure (Fan et al., ICCV 2017), E-measure (Fan et al., IJCAI 2018), weighted
-    F-measure (Margolin et al., CVPR 2014), F-measure (Achanta et al., CVPR 2009), mean Dice and IoU
-    over thresholds (PraNet, Fan et al., MICCAI 2020).
-
-    Args:
-        prob: Foreground probability at the original resolution, (H, W).
-        gt: Ground truth in {0, 1}, (H, W).
-        full: False computes ``IoU``, ``Dice`` and ``MAE`` only (for validation during training);
-            they have the same definition, hence the same value, either way.
-
-    Returns:
-        ``IoU``, ``Dice``, ``MAE`` and, if full, ``Sm``, ``wFm``, ``adpEm``, ``adpFm`` as floats;
-        ``Em_curve``, ``Fm_curve``, ``IoU_curve``, ``Dice_curve``, each (256,) float32 with the
-        threshold falling from 255/255 to 0.
-
-    Raises:
-        ValueError: See :func:`checked_pair`.
-    """
-    prob, gt = checked_pair(prob, gt)
-    iou, dice = _overlap(prob > THRESHOLD, gt)
-    # PySODMetrics' normalisation, done once here instead of once in each of its classes.
-    level = np.round(prob * 255).astype(np.uint8) / 255
-    low, high = level.min(), level.max()
-    if high > low:
-        level = (level - low) / (high - low)
-    measures: dict[str, float | np.ndarray] = {
-        "IoU": iou,
-        "Dice": dice,
-        "MAE": float(np.abs(level - gt).mean()),
-    }
-    if not full:
-        return measures
-
-    # Imported here: it brings in scikit-image and scikit-learn, a second nobody else should pay.
-    import py_sod_metrics as sod
-
-    curves = sod.FmeasureV2(
-        {
-            "fm": sod.FmeasureHandler(with_dynamic=True, with_adaptive=True, beta=0.3),
-            "iou": sod.IOUHandler(with_dynamic=True, with_adaptive=False),
-            "dice": sod.DICEHandler(with_dynamic=True, with_adaptive=False),
-        }
-    )
-    steps = (sod.Smeasure(), sod.WeightedFmeasure(), sod.Emeasure(), curves)
-    for step in steps:
-        step.step(level, gt, normalize=False)
-    sm, wfm, em = (step.get_results() for step in steps[:3])
-    results = curves.get_results()
-    return measures | {
-        "Sm": float(sm["sm"]),
-        "wFm": float(wfm["wfm"]),
-        "adpEm": float(em["em"]["adp"]),
-        "adpFm": float(results["fm"]["adaptive"]),
-        "Em_curve": em["em"]["curve"].astype(np.float32),
-        "Fm_curve": results["fm"]["dynamic"].astype(np.float32),
-        "IoU_curve": results["iou"]["dynamic"].astype(np.float32),
-        "Dice_curve": results["dice"]["dynamic"].astype(np.float32),
-    }
+    prob: np.ndarray | Tensor,
+    gt: np.ndarray | Tensor,
+    *,
+    full: bool = True,
+    backend: str = "torch",
+) -> dict[str, Any]:
+    """:func:`batch_measures` of one map."""
+    return batch_measures([prob], [gt], full=full, backend=backend)[0]
 
 
-def aggregate(images: Sequence[Mapping[str, float | np.ndarray]]) -> dict[str, float]:
+def aggregate(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The row of a results table from the measures of its images.
 
     Mean and maximum over thresholds are taken of the mean curve, as PySODMetrics and the field do:
-    one threshold serves the whole data set.
+    one threshold serves the whole data set. ``*_pooled`` are taken of the pixels of all images
+    together, so that large objects weigh more.
 
     Args:
-        images: Results of :func:`image_measures`, all full or all fast.
+        images: Results of :func:`batch_measures`, all full or all fast.
 
     Returns:
         ``AGGREGATE_KEYS``, or ``FAST_KEYS`` and ``n`` if the measures are fast ones.
@@ -189,28 +167,44 @@ def aggregate(images: Sequence[Mapping[str, float | np.ndarray]]) -> dict[str, f
         raise ValueError("There is no image to average over.")
     if any(image.keys() != images[0].keys() for image in images):
         raise ValueError("Full and fast measures cannot be averaged together; use one `full=`.")
-    values = {key: _mean([image[key] for image in images]) for key in images[0]}
-    row = _summary(values)
-    if "Em_curve" in values:
-        row["maxEm"] = float(values["Em_curve"].max())
-        row["maxFm"] = float(values["Fm_curve"].max())
-        row["maxIoU"] = float(values["IoU_curve"].max())
+    scalars = [key for key in images[0] if key not in ("curves", "counts")]
+    table = np.array([[image[key] for key in scalars] for image in images], np.float64)
+    row: dict[str, float] = dict(zip(scalars, table.mean(0).tolist(), strict=True))
+    if "curves" in images[0]:
+        curves = _mean_curve(images)
+        row |= {key: float(curves[name].mean()) for key, name in _MEANS.items()}
+        row |= {key: float(curves[name].max()) for key, name in _MAXIMA.items()}
+        row |= _pooled(images)
     row["n"] = len(images)
     return {key: row[key] for key in AGGREGATE_KEYS if key in row}
 
 
-def image_scalars(measures: Mapping[str, float | np.ndarray]) -> dict[str, float]:
+def mean_curves(images: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Mean of each threshold curve over images, ``threshold`` first, falling from 1 to 0; 256 each.
+
+    The threshold is applied to the 8-bit, normalised map: value >= threshold.
+    """
+    thresholds = np.arange(LEVELS)[::-1] / (LEVELS - 1)
+    curves = {name: np.round(values, 6) for name, values in _mean_curve(images).items()}
+    return {name: values.tolist() for name, values in {"threshold": thresholds, **curves}.items()}
+
+
+def image_scalars(measures: Mapping[str, Any]) -> dict[str, float]:
     """One image's measures without curves: what a table's row says about a single image.
 
-    The maxima over thresholds are left out: they are a data set's, at its one best threshold.
+    The maxima over thresholds are left out: they are a data set's, at its one best threshold. So
+    are pooled measures, which are of a data set too.
     """
-    row = _summary(measures)
+    row = {key: value for key, value in measures.items() if key not in ("curves", "counts")}
+    if "curves" in measures:
+        for key, name in _MEANS.items():
+            row[key] = float(measures["curves"][CURVES.index(name)].mean(dtype=np.float64))
     return {key: row[key] for key in AGGREGATE_KEYS if key in row}
 
 
-def uniform_probability(expert_probs: Mapping[str, np.ndarray | Tensor]) -> np.ndarray:
+def uniform_probability(expert_probs: Mapping[str, np.ndarray | Tensor]) -> Tensor:
     """The mean of all experts' probabilities: the ensemble without a router, (H, W)."""
-    return np.mean([_as_array(prob) for prob in expert_probs.values()], axis=0)
+    return torch.stack([_as_float(prob) for prob in expert_probs.values()]).mean(0)
 
 
 def best_expert(ious: Mapping[str, float]) -> str:
@@ -218,7 +212,8 @@ def best_expert(ious: Mapping[str, float]) -> str:
     return max(ious, key=ious.__getitem__)
 
 
-def _as_array(values: np.ndarray | Tensor) -> np.ndarray:
+def as_array(values: np.ndarray | Tensor) -> np.ndarray:
+    """A tensor of any device and type as a numpy array; arrays pass."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         # numpy has no bfloat16.
@@ -226,20 +221,23 @@ def _as_array(values: np.ndarray | Tensor) -> np.ndarray:
     return np.asarray(values)
 
 
-def _overlap(mask: np.ndarray, gt: np.ndarray) -> tuple[float, float]:
-    both = np.count_nonzero(mask & gt)
-    total = np.count_nonzero(mask) + np.count_nonzero(gt)
-    return (1.0, 1.0) if total == 0 else (both / (total - both), 2 * both / total)
+def _as_float(prob: np.ndarray | Tensor) -> Tensor:
+    prob = torch.as_tensor(prob)
+    return prob if prob.dtype in (torch.float32, torch.float64) else prob.float()
 
 
-def _mean(values: list[float | np.ndarray]) -> float | np.ndarray:
-    mean = np.mean(values, axis=0, dtype=np.float64)
-    return mean if mean.ndim else float(mean)
+def _mean_curve(images: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    total = np.zeros((len(CURVES), LEVELS))
+    for image in images:
+        total += image["curves"]
+    return dict(zip(CURVES, total / len(images), strict=True))
 
 
-def _summary(values: Mapping[str, float | np.ndarray]) -> dict[str, float]:
-    row = {key: value for key, value in values.items() if not key.endswith("_curve")}
-    for key, curve in {"meanEm": "Em", "meanFm": "Fm", "mIoU": "IoU", "mDice": "Dice"}.items():
-        if f"{curve}_curve" in values:
-            row[key] = float(np.mean(values[f"{curve}_curve"], dtype=np.float64))
-    return row
+def _pooled(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    counts = np.array([image["counts"] for image in images], np.float64)
+    error = sum(image["MAE"] * size for image, size in zip(images, counts[:, 3], strict=True))
+    total = torch.from_numpy(counts.sum(0))
+    pooled = {key: float(value) for key, value in binary_measures(*total[:4]).items()}
+    common, joint = total[4:].tolist()
+    pooled |= {"BIoU": common / joint if joint else 1.0, "MAE": error / float(total[3])}
+    return {f"{key}_pooled": value for key, value in pooled.items()}

@@ -8,8 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codmoe.evaluation.cod_metric import PerImageMetric, as_mapping, identity, required
-from codmoe.evaluation.measures import iou_and_dice, uniform_probability
+from codmoe.evaluation.cod_metric import (
+    NO_MASK,
+    PerImageMetric,
+    as_mapping,
+    identity,
+    required,
+)
+from codmoe.evaluation.measures import THRESHOLD
+from codmoe.evaluation.thresholds import divide
 from codmoe.registry import METRICS
 
 
@@ -70,6 +77,18 @@ def first_choice(dense: Tensor) -> Tensor:
     return top / top.sum(dim=1, keepdim=True)
 
 
+def ious_at(probs: Tensor, gt: Tensor, threshold: float = THRESHOLD) -> Tensor:
+    """IoU of each mask ``prob > threshold`` with one truth, 1 where both are empty, (S,) float64.
+
+    Args:
+        probs: Foreground probabilities, (S, H, W).
+        gt: Ground truth in {0, 1}, (H, W).
+    """
+    masks, gt = probs > threshold, gt.bool()
+    both, either = ((x.sum((1, 2)).double()) for x in (masks & gt, masks | gt))
+    return torch.where(either == 0, 1.0, divide(both, either))
+
+
 @METRICS.register_module()
 class RoutingMetric(PerImageMetric):
     """Use of the experts and, where all of them were run, the quality of the choice.
@@ -104,6 +123,7 @@ class RoutingMetric(PerImageMetric):
             ValueError: A sample has no ``routing``, or experts' maps without a ground truth.
         """
         remedy = "RoutingMetric is for a model with a router, in its `predict` mode"
+        records, ious = [], []
         for sample in map(as_mapping, data_samples):
             routing = required(sample, "routing", remedy)
             record: dict[str, Any] = identity(sample)
@@ -112,21 +132,28 @@ class RoutingMetric(PerImageMetric):
                 record[key] = torch.as_tensor(routing[key]).tolist()
             experts = sample.get("expert_probs") or {}
             if set(experts) >= set(record["expert_names"]):
-                record["IoU"] = self._ious(sample, record["expert_names"])
-            self.results.append(record)
+                record["IoU"] = len(ious)
+                ious.append(self._ious(sample, record["expert_names"]))
+            records.append(record)
+        # One copy to the host for the whole batch.
+        table = torch.stack(ious).tolist() if ious else []
+        for record in records:
+            if "IoU" in record:
+                names = [*record["expert_names"], "uniform", "mixture"]
+                record["IoU"] = dict(zip(names, table[record["IoU"]], strict=True))
+                best = max(record["IoU"][name] for name in record["expert_names"])
+                record["IoU"]["oracle"] = best
+        self.results += records
 
     @staticmethod
-    def _ious(sample: Mapping[str, Any], names: list[str]) -> dict[str, float]:
-        gt = required(sample, "gt_mask", "load masks in the test pipeline (LoadMask, PackInputs)")
-        experts = {name: sample["expert_probs"][name] for name in names}
-        ious = {name: iou_and_dice(prob, gt)[0] for name, prob in experts.items()}
-        best = max(ious.values())
+    def _ious(sample: Mapping[str, Any], names: list[str]) -> Tensor:
+        """IoU of every expert, their mean map and the mixture, (E + 2,), on the maps' device."""
+        gt = required(sample, "gt_mask", NO_MASK)
         mixture = required(sample, "pred_prob", "regret compares the mixture with the oracle")
-        return ious | {
-            "uniform": iou_and_dice(uniform_probability(experts), gt)[0],
-            "oracle": best,
-            "mixture": iou_and_dice(mixture, gt)[0],
-        }
+        experts = torch.stack([torch.as_tensor(sample["expert_probs"][name]) for name in names])
+        mixture = torch.as_tensor(mixture).to(experts)
+        maps = torch.cat([experts, experts.mean(0, keepdim=True), mixture[None]])
+        return ious_at(maps, torch.as_tensor(gt).to(maps.device))
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Flat scalars for the logger; fills ``records``."""

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from codmoe.evaluation.measures import AGGREGATE_KEYS, CONVENTIONS, LOWER_IS_BETTER
+from codmoe.evaluation.conventions import AGGREGATE_KEYS, CONVENTIONS, LOWER_IS_BETTER
 from codmoe.files import replacing
 from codmoe.registry import suggest
 

@@ -154,7 +154,7 @@ class Inferencer:
                     loaded = list(pool.map(self._load, batch))
                     for i, sample in enumerate(self._predict(loaded), start=first):
                         prediction = Prediction(
-                            sample.pred_prob.float().numpy(),
+                            sample.pred_prob.float().cpu().numpy(),
                             _weights(sample.routing) if return_routing else {},
                             pictures[i] if isinstance(pictures[i], Path) else None,
                             0.5 if threshold is None else threshold,

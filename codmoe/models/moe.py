@@ -186,7 +186,8 @@ class ModelLevelMoE(BaseModel):
         """Fills ``pred_prob``, ``routing`` and, with ``evaluate_all_experts``, ``expert_probs``.
 
         Logits are resized bilinearly to each sample's ``ori_shape`` and only then turned into
-        probabilities, without any normalisation. Results are on the CPU.
+        probabilities, without any normalisation. Maps stay on the model's device, where metrics
+        read them; ``routing`` is on the CPU.
         """
         samples = data_samples or [CODDataSample() for _ in images]
         height, width = images.shape[-2:]
@@ -202,7 +203,7 @@ class ModelLevelMoE(BaseModel):
         for i, sample in enumerate(samples):
             shape = tuple(sample.get("ori_shape", (height, width)))
             resized = F.interpolate(stacked[i : i + 1], shape, mode="bilinear", align_corners=False)
-            probabilities = resized[0].sigmoid().cpu()
+            probabilities = resized[0].sigmoid()
             sample.pred_prob = probabilities[0]
             if self.evaluate_all_experts:
                 sample.expert_probs = dict(zip(self.experts, probabilities[1:], strict=True))

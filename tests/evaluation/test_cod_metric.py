@@ -6,6 +6,7 @@ import torch.multiprocessing as mp
 from mmengine.evaluator import Evaluator
 
 from codmoe.evaluation import CODMetric, iou_and_dice
+from codmoe.evaluation.truth import TRUTHS
 from codmoe.registry import METRICS
 from codmoe.structures import CODDataSample
 
@@ -121,6 +122,28 @@ def test_mistakes_are_named():
         CODMetric().process(None, [bare])
     with pytest.raises(ValueError, match="sources is empty"):
         CODMetric(sources=())
+
+
+def test_pysodmetrics_as_a_cross_check():
+    samples = [sample(i) for i in range(3)]
+    ours, theirs = CODMetric(sources="all"), CODMetric(sources="all", backend="pysodmetrics")
+    assert run(ours, samples) == pytest.approx(run(theirs, samples), abs=1e-6)
+    row = theirs.table["CAMO"]["sinet"]
+    assert len(row["curves"]["Recall"]) == 256 == len(row["curves"]["threshold"])
+    assert row["curves"]["Fm"] == pytest.approx(
+        ours.table["CAMO"]["sinet"]["curves"]["Fm"], abs=2e-6
+    )
+    with pytest.raises(ValueError, match="did you mean 'pysodmetrics'"):
+        CODMetric(backend="pysodmetric")
+
+
+def test_truths_are_kept_from_one_epoch_to_the_next():
+    samples, metric = [sample(i, height=31) for i in range(3)], CODMetric(full=False)
+    run(metric, samples)
+    misses = TRUTHS.misses
+    run(metric, samples)
+    run(CODMetric(sources="all"), samples)
+    assert TRUTHS.misses == misses
 
 
 def test_too_few_images_are_reported(monkeypatch):

@@ -1,18 +1,20 @@
 import numpy as np
-import py_sod_metrics as sod
 import pytest
 import torch
+from pairs import reference
 
+from codmoe.evaluation.conventions import AGGREGATE_KEYS, CONVENTIONS, LOWER_IS_BETTER
 from codmoe.evaluation.measures import (
-    AGGREGATE_KEYS,
-    CONVENTIONS,
     aggregate,
+    batch_measures,
     best_expert,
     image_measures,
     image_scalars,
     iou_and_dice,
+    mean_curves,
     uniform_probability,
 )
+from codmoe.evaluation.thresholds import CURVES
 
 
 def blobs(seed, height, width):
@@ -25,56 +27,71 @@ def blobs(seed, height, width):
     return (0.1 + 0.7 * prob).astype(np.float32), gt
 
 
-def reference(pairs):
-    """PySODMetrics as its users run it: one object over all images, then get_results."""
-    handlers = {
-        "fm": sod.FmeasureHandler(with_dynamic=True, with_adaptive=True, beta=0.3),
-        "iou": sod.IOUHandler(with_dynamic=True, with_adaptive=False),
-        "dice": sod.DICEHandler(with_dynamic=True, with_adaptive=False),
-    }
-    s, w, e, a, f = (
-        sod.Smeasure(),
-        sod.WeightedFmeasure(),
-        sod.Emeasure(),
-        sod.MAE(),
-        sod.FmeasureV2(handlers),
-    )
-    for prob, gt in pairs:
-        for metric in (s, w, e, a, f):
-            metric.step(np.round(prob * 255).astype(np.uint8), gt * 255)
-    em, results = e.get_results()["em"], f.get_results()
-    fm, iou, dice = (results[key] for key in ("fm", "iou", "dice"))
-    return {
-        "Sm": s.get_results()["sm"],
-        "wFm": w.get_results()["wfm"],
-        "MAE": a.get_results()["mae"],
-        "meanEm": em["curve"].mean(),
-        "maxEm": em["curve"].max(),
-        "adpEm": em["adp"],
-        "meanFm": fm["dynamic"].mean(),
-        "maxFm": fm["dynamic"].max(),
-        "adpFm": fm["adaptive"],
-        "mIoU": iou["dynamic"].mean(),
-        "maxIoU": iou["dynamic"].max(),
-        "mDice": dice["dynamic"].mean(),
-    }
+def eight_bit(pairs):
+    return [(np.round(prob * 255).astype(np.uint8), gt.astype(bool)) for prob, gt in pairs]
 
 
-def test_equals_pysodmetrics_over_several_images():
+@pytest.mark.parametrize("backend", ["torch", "pysodmetrics"])
+def test_equals_pysodmetrics_over_several_images(backend):
     pairs = [blobs(seed, 37 + 4 * seed, 53 - 3 * seed) for seed in range(4)]
     pairs += [(blobs(9, 21, 33)[0], np.zeros((21, 33), np.uint8))]
     pairs += [(blobs(9, 21, 33)[0], np.ones((21, 33), np.uint8))]
     pairs += [(np.zeros((21, 33), np.float32), blobs(1, 21, 33)[1])]
-    row = aggregate([image_measures(prob, gt) for prob, gt in pairs])
+    images = batch_measures(*zip(*pairs, strict=True), backend=backend)
+    row, expected = aggregate(images), reference(eight_bit(pairs))
     assert tuple(row) == AGGREGATE_KEYS
     assert row["n"] == len(pairs)
-    for key, value in reference(pairs).items():
+    curves = dict(zip(CURVES, expected.pop("curves"), strict=True))
+    expected.pop("BER")  # PySODMetrics' is of the 8-bit map
+    for key, value in expected.items():
         assert row[key] == pytest.approx(value, abs=1e-6), key
+    found = mean_curves(images)
+    assert list(found) == ["threshold", *CURVES]
+    assert found["threshold"][0] == 1 and found["threshold"][255] == 0
+    for name, curve in curves.items():
+        np.testing.assert_allclose(found[name], curve, atol=2e-6, err_msg=name)
+
+
+def test_the_backends_agree_on_everything():
+    pairs = [blobs(seed, 60, 47) for seed in range(5)] + [(blobs(1, 8, 9)[0], np.zeros((8, 9)))]
+    ours, theirs = (
+        batch_measures(*zip(*pairs, strict=True), backend=backend)
+        for backend in ("torch", "pysodmetrics")
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_allclose(one[key], other[key], atol=1e-6, err_msg=key)
+    one, other = aggregate(ours), aggregate(theirs)
+    assert one == pytest.approx(other, abs=1e-6)
+    with pytest.raises(ValueError, match="backend='matlab' is unknown; use one of torch, pysod"):
+        image_measures(*pairs[0], backend="matlab")
+
+
+def test_pooled_measures_are_of_all_pixels_together():
+    pairs = [blobs(seed, 20 + 9 * seed, 31) for seed in range(4)]
+    row = aggregate([image_measures(prob, gt) for prob, gt in pairs])
+    masks = np.concatenate([prob.ravel() > 0.5 for prob, _ in pairs])
+    truth = np.concatenate([gt.ravel() > 0 for _, gt in pairs])
+    iou = (masks & truth).sum() / (masks | truth).sum()
+    background = (~masks & ~truth).sum() / (~masks | ~truth).sum()
+    assert row["IoU_pooled"] == pytest.approx(iou) != row["IoU"]
+    assert row["Dice_pooled"] == pytest.approx(2 * iou / (1 + iou))
+    assert row["FBIoU_pooled"] == pytest.approx((iou + background) / 2)
+    rates = masks[truth].mean() + (~masks[~truth]).mean()
+    assert row["BER_pooled"] == pytest.approx(1 - rates / 2)
+    error = [image_measures(prob, gt, full=False)["MAE"] * gt.size for prob, gt in pairs]
+    assert row["MAE_pooled"] == pytest.approx(sum(error) / len(truth))
 
 
 def test_every_number_has_its_convention():
     assert set(CONVENTIONS) == set(AGGREGATE_KEYS)
     assert all("\n" not in line for line in CONVENTIONS.values())
+    for key, line in CONVENTIONS.items():
+        if key != "n":  # what; normalised or not, and threshold; averaged over what; resolution
+            assert "normalised" in line and "resolution" in line, key
+            assert ("lower is better" in line) == (key in LOWER_IS_BETTER), key
+            assert ("pixels of all images" in line) == key.endswith("_pooled"), key
 
 
 @pytest.mark.parametrize(
@@ -109,7 +126,9 @@ def test_fast_measures_have_the_same_values():
 def test_scalars_of_one_image_average_to_the_row():
     images = [image_measures(*blobs(seed, 30, 31)) for seed in range(3)]
     row, scalars = aggregate(images), [image_scalars(image) for image in images]
-    assert set(scalars[0]) == set(row) - {"maxEm", "maxFm", "maxIoU", "n"}
+    of_a_set = {"maxEm", "maxFm", "maxIoU", "maxDice", "n"}
+    of_a_set |= {key for key in row if key.endswith("_pooled")}
+    assert set(scalars[0]) == set(row) - of_a_set
     for key in scalars[0]:
         assert row[key] == pytest.approx(np.mean([image[key] for image in scalars]), abs=1e-6)
 
@@ -125,7 +144,8 @@ def test_dtypes(dtype):
     ("prob", "gt", "words"),
     [
         (np.zeros((4, 5)), np.zeros((5, 4)), "the same \\(H, W\\)"),
-        (np.zeros((1, 4, 5)), np.zeros((1, 4, 5)), "the same \\(H, W\\)"),
+        (np.zeros((1, 4, 5)), np.zeros((1, 4, 5)), "must be \\(H, W\\)"),
+        (np.zeros((0, 5)), np.zeros((0, 5)), "must be \\(H, W\\)"),
         (np.full((4, 5), -3.0), np.zeros((4, 5)), "sigmoid"),
         (np.full((4, 5), np.nan), np.zeros((4, 5)), "sigmoid"),
         (np.zeros((4, 5)), np.full((4, 5), 255), "0/255"),
