@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -147,7 +148,7 @@ def _nearest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class GroundTruthCache:
-    """Facts of the masks seen last, by content.
+    """Facts of the masks seen last, by content; threads may share it.
 
     Args:
         max_bytes: Memory to keep; the mask not used for longest goes first. A mask takes about 3
@@ -158,6 +159,7 @@ class GroundTruthCache:
         self.max_bytes = max_bytes
         self.hits = self.misses = self.nbytes = 0
         self._kept: OrderedDict[bytes, GroundTruth] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -166,17 +168,21 @@ class GroundTruthCache:
         """The facts of ``mask``, (H, W) in {0, 1}: kept ones if this content was seen before."""
         mask = np.ascontiguousarray(mask, dtype=np.uint8)
         key = hashlib.blake2b(mask, digest_size=16, key=repr(mask.shape).encode()).digest()
-        truth = self._kept.get(key)
-        if truth is not None:
-            self.hits += 1
-            self._kept.move_to_end(key)
-            return truth
-        self.misses += 1
-        truth = self._kept[key] = ground_truth(mask)
-        self.nbytes += truth.nbytes
-        while self.nbytes > self.max_bytes and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
-            self.nbytes -= dropped.nbytes
+        with self._lock:
+            truth = self._kept.get(key)
+            if truth is not None:
+                self.hits += 1
+                self._kept.move_to_end(key)
+                return truth
+            self.misses += 1
+        truth = ground_truth(mask)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = truth
+                self.nbytes += truth.nbytes
+            while self.nbytes > self.max_bytes and len(self._kept) > 1:
+                _, dropped = self._kept.popitem(last=False)
+                self.nbytes -= dropped.nbytes
         return truth
 
 
