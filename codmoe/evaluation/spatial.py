@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,15 +40,23 @@ def boundary_counts(binary: Tensor, codes: Tensor, truths: Sequence[GroundTruth]
         codes: ``GroundTruth.codes`` on the canvas.
         truths: Where the width of each band stands.
     """
-    if binary.is_cuda:
-        band = binary & ~_eroded(binary, [truth.boundary_width for truth in truths])
-    else:
-        masks = binary.numpy().view(np.uint8)
-        bands = [boundary_band(m, t.boundary_width) for m, t in zip(masks, truths, strict=True)]
-        band = torch.from_numpy(np.stack(bands)).bool()
+    if not binary.is_cuda:
+        return _counts_by_opencv(binary.numpy(), codes.numpy(), truths)
+    band = binary & ~_eroded(binary, [truth.boundary_width for truth in truths])
     truth = (codes & BOUNDARY).bool()
     counts = [(band & truth).sum((1, 2)), (band | truth).sum((1, 2))]
     return torch.stack(counts, dim=1).double()
+
+
+def _counts_by_opencv(
+    binary: np.ndarray, codes: np.ndarray, truths: Sequence[GroundTruth]
+) -> Tensor:
+    counts = []
+    for mask, code, truth in zip(binary.view(np.uint8), codes, truths, strict=True):
+        ours = boundary_band(mask, truth.boundary_width) * np.uint8(BOUNDARY)
+        theirs = code & BOUNDARY
+        counts.append((np.count_nonzero(ours & theirs), np.count_nonzero(ours | theirs)))
+    return torch.tensor(counts, dtype=torch.float64)
 
 
 def _eroded(binary: Tensor, widths: Sequence[int]) -> Tensor:
@@ -112,8 +121,9 @@ def weighted_errors(errors: Tensor, codes: Tensor, truths: Sequence[GroundTruth]
         [t.squared_distance.view(np.int16) for t in truths], errors.shape, device
     )
     squared = (squared.int() & MAX_SQUARED).view(-1)
-    weight = torch.index_select(importance, 0, squared).view(errors.shape)
-    background = (errors * weight).sum((1, 2))
+    weight = torch.index_select(importance, 0, squared)
+    count = len(errors)
+    background = (errors.view(count, 1, -1) @ weight.view(count, -1, 1)).view(count)
     boxes = [truth.box for truth in truths if truth.area]
     if not boxes:
         return torch.stack([torch.zeros_like(background), background], dim=1)
@@ -150,6 +160,10 @@ def _window(values: Tensor, top: int, left: int, height: int, width: int) -> Ten
 
 def _smooth(values: Tensor) -> Tensor:
     """``values`` under a 7 × 7 Gaussian, where all of it is inside: (N, H - 6, W - 6)."""
+    if not values.is_cuda:
+        inner, taps = slice(REACH, -REACH), np.array(_TAPS)
+        smooth = [cv2.sepFilter2D(v, cv2.CV_64F, taps, taps)[inner, inner] for v in values.numpy()]
+        return torch.from_numpy(np.stack(smooth))
     for dim in (1, 2):
         length = values.shape[dim] - 2 * REACH
         total = values.narrow(dim, 0, length) * _TAPS[0]

@@ -84,7 +84,7 @@ def ground_truth(mask: np.ndarray) -> GroundTruth:
         distance = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         # OpenCV errs by 3e-5 px; squares below the cap are integers again when rounded.
         squared = np.minimum(np.rint(distance * distance), MAX_SQUARED).astype(np.uint16)
-        band, nearest = _nearest(mask)
+        band, nearest = _nearest(mask, box)
     boundary_width = max(1, round(BOUNDARY_RATIO * math.hypot(height, width)))
     codes = mask * OBJECT + boundary_band(mask, boundary_width) * BOUNDARY
     return GroundTruth(
@@ -125,26 +125,36 @@ def _offsets() -> np.ndarray:
 _OFFSETS = _offsets()
 
 
-def _nearest(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(mask: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Background pixels in reach of the object, and the object pixel nearest to each, as indices.
 
     Others never enter the weighted F-measure: it smooths errors at object pixels only.
+
+    Args:
+        mask: (H, W) uint8.
+        box: Of the object; nothing beyond its reach is looked at.
     """
+    (top, bottom, left, right), (height, width) = box, mask.shape
+    top, left = max(0, top - REACH), max(0, left - REACH)
+    inside = mask[top : min(height, bottom + REACH), left : min(width, right + REACH)]
     square = np.ones((2 * REACH + 1, 2 * REACH + 1), np.uint8)
-    near = cv2.dilate(mask, square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    y, x = (near > mask).nonzero()
+    near = cv2.dilate(inside, square, borderType=cv2.BORDER_CONSTANT, borderValue=0) - inside
+    found = cv2.findNonZero(near)
+    if found is None:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    x, y = found.reshape(-1, 2).T.astype(np.int64)
+    # A margin of zeros, so that no step leads out of the array.
     margin = REACH + 1
-    padded = np.pad(mask, margin)
-    width = padded.shape[1]
-    steps = _OFFSETS[:, 0] * width + _OFFSETS[:, 1]
-    start = (y + margin) * width + x + margin
+    padded = cv2.copyMakeBorder(inside, *[margin] * 4, cv2.BORDER_CONSTANT, value=0)
+    steps = _OFFSETS[:, 0] * padded.shape[1] + _OFFSETS[:, 1]
+    start = (y + margin) * padded.shape[1] + x + margin
     first = np.zeros(len(start), np.int64)
     # In blocks, since a mask of specks has a long band.
     for block in range(0, len(start), 65536):
         part = slice(block, block + 65536)
         first[part] = padded.ravel()[start[None, part] + steps[:, None]].argmax(0)
-    columns = mask.shape[1]
-    return y * columns + x, (y + _OFFSETS[first, 0]) * columns + x + _OFFSETS[first, 1]
+    band = (y + top) * width + x + left
+    return band, band + _OFFSETS[first, 0] * width + _OFFSETS[first, 1]
 
 
 class GroundTruthCache:

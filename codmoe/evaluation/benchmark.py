@@ -1,0 +1,176 @@
+"""How long the full set of measures takes, beside PySODMetrics in the same process."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from codmoe.evaluation.batched import measure_maps
+from codmoe.evaluation.pysodmetrics import reference_measures
+from codmoe.evaluation.tables import save_json
+from codmoe.evaluation.truth import GroundTruth, GroundTruthCache, ground_truth
+
+Timed = Callable[[], Any]
+
+
+def sample_pairs(count: int, size: int, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Maps as networks make them, and masks: one to three ellipses, the map blurred and displaced.
+
+    Returns:
+        ``count`` maps (size, size) float32 in [0, 1], and as many masks (size, size) bool.
+    """
+    rng = np.random.default_rng(seed)
+    maps, masks = [], []
+    for _ in range(count):
+        mask, shifted = np.zeros((2, size, size), np.float32)
+        for _ in range(rng.integers(1, 4)):
+            centre, axes = rng.integers(size // 6, size * 5 // 6, 2), rng.integers(8, size // 4, 2)
+            angle, move = float(rng.integers(180)), rng.integers(-6, 7, 2)
+            for picture, place in ((mask, centre), (shifted, centre + move)):
+                ellipse = tuple(map(int, place)), tuple(map(int, axes)), angle
+                cv2.ellipse(picture, *ellipse, 0, 360, 1.0, -1)
+        logits = 10 * (cv2.GaussianBlur(shifted, (0, 0), 4) - 0.5)
+        logits += cv2.GaussianBlur(rng.normal(0, 8, mask.shape).astype(np.float32), (0, 0), 2)
+        maps.append(1 / (1 + np.exp(-logits)))
+        masks.append(mask > 0)
+    return maps, masks
+
+
+def benchmark(
+    *,
+    size: int = 448,
+    images: int = 64,
+    repeats: int = 5,
+    devices: Sequence[str] = ("cpu",),
+    json_file: str | None = None,
+) -> dict[str, Any]:
+    """Times PySODMetrics and ours in turn, on one CPU core and on each GPU given, and prints both.
+
+    "Cold" computes what depends on the ground truth alone anew, as the first epoch does; "warm"
+    finds it kept, as every later epoch, expert and method does. On a GPU, maps start on the host
+    ("with transfer") or where a model left them ("in place"); results end on the host.
+
+    Returns:
+        The payload of the file: milliseconds an image (median of the repeats) by case, their ratio
+        to PySODMetrics, and the largest difference between both results.
+    """
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    maps, masks = sample_pairs(images, size)
+    cases = _cases(maps, masks, devices)
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    with np.errstate(all="ignore"):
+        for case in cases.values():
+            case()  # first calls load libraries and kernels
+        for _ in range(repeats):
+            for name, case in cases.items():
+                seconds[name].append(_seconds(case))
+    each = {name: 1e3 * statistics.median(times) / images for name, times in seconds.items()}
+    spread = {n: [1e3 * f(t) / images for f in (min, max)] for n, t in seconds.items()}
+    reference = each["PySODMetrics"]
+    payload = {
+        "size": size,
+        "images": images,
+        "repeats": repeats,
+        "cpu": platform.processor() or platform.machine(),
+        "gpus": [torch.cuda.get_device_name(d) for d in devices if d != "cpu"],
+        "torch": torch.__version__,
+        "ms_per_image": each,
+        "ms_range": spread,
+        "ratio": {name: reference / value for name, value in each.items()},
+        "largest_difference": _difference(maps, masks, devices),
+    }
+    _show(payload)
+    if json_file:
+        print(f"json: {save_json(json_file, payload)}")
+    return payload
+
+
+def _cases(
+    maps: list[np.ndarray], masks: list[np.ndarray], devices: Sequence[str]
+) -> dict[str, Timed]:
+    kept = GroundTruthCache()
+    truths = [kept(mask) for mask in masks]
+    tensors = [torch.from_numpy(prob) for prob in maps]
+
+    def ours(device: str, batch: int, cold: bool) -> list[dict[str, Any]]:
+        # Warm too looks masks up by their content.
+        cache = GroundTruthCache() if cold else kept
+        found = [cache(mask) for mask in masks]
+        return _in_batches([prob.to(device) for prob in tensors], found, batch, True)
+
+    cases: dict[str, Timed] = {
+        "PySODMetrics": lambda: _reference(maps, masks),
+        "ours, cpu, cold": lambda: ours("cpu", 16, True),
+        "ours, cpu, warm": lambda: ours("cpu", 16, False),
+        "ours, cpu, IoU, Dice and MAE": lambda: _in_batches(tensors, truths, 16, False),
+    }
+    for device in devices:
+        if device == "cpu":
+            continue
+        there = [prob.to(device) for prob in tensors]
+        cases |= {
+            f"ours, {device}, cold, with transfer": lambda d=device: ours(d, 64, True),
+            f"ours, {device}, warm, with transfer": lambda d=device: ours(d, 64, False),
+            f"ours, {device}, warm, in place": lambda t=there: _in_batches(t, truths, 64, True),
+        }
+    return cases
+
+
+def _reference(maps: list[np.ndarray], masks: list[np.ndarray]) -> list[dict[str, Any]]:
+    return [reference_measures(prob, mask) for prob, mask in zip(maps, masks, strict=True)]
+
+
+def _in_batches(
+    maps: list[torch.Tensor], truths: list[GroundTruth], batch: int, full: bool
+) -> list[dict[str, Any]]:
+    results = []
+    for start in range(0, len(maps), batch):
+        part = slice(start, start + batch)
+        results += measure_maps(maps[part], truths[part], full=full)
+    return results
+
+
+def _seconds(case: Timed) -> float:
+    started = time.perf_counter()
+    case()  # ends with results on the host, so the GPU has finished too
+    return time.perf_counter() - started
+
+
+def _difference(
+    maps: list[np.ndarray], masks: list[np.ndarray], devices: Sequence[str]
+) -> dict[str, float]:
+    theirs = _reference(maps, masks)
+    found = {}
+    for device in devices:
+        tensors = [torch.from_numpy(prob).to(device) for prob in maps]
+        ours = measure_maps(tensors, [ground_truth(mask) for mask in masks])
+        found[device] = max(
+            float(np.abs(np.subtract(a[key], b[key])).max())
+            for a, b in zip(ours, theirs, strict=True)
+            for key in b
+        )
+    return found
+
+
+def _show(payload: dict[str, Any]) -> None:
+    title = f"{payload['images']} maps of {payload['size']} px, torch {payload['torch']}"
+    table = Table(title=title, title_justify="left")
+    for name in ("", "ms/image", "lowest to highest", "times as fast"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, value in payload["ms_per_image"].items():
+        low, high = payload["ms_range"][name]
+        ratio = f"{payload['ratio'][name]:.1f}"
+        table.add_row(name, f"{value:.3f}", f"{low:.3f} to {high:.3f}", ratio)
+    Console(width=100).print(table)
+    for device, value in payload["largest_difference"].items():
+        print(f"largest difference from PySODMetrics on {device}: {value:.1e}")

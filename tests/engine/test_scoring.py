@@ -1,0 +1,129 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+from miniature import call
+from PIL import Image
+
+from codmoe.engine.scoring import folder_name, read_map, score_folders, score_maps
+from codmoe.evaluation.measures import aggregate, batch_measures
+
+SIZES = [(30, 40), (41, 25), (33, 33)]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Maps of method "ours" and masks of a data set "CAMO", in the layout of published maps."""
+    rng = np.random.default_rng(0)
+    maps, masks = tmp_path / "ours" / "CAMO", tmp_path / "CAMO" / "GT"
+    maps.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    pairs = []
+    for i, size in enumerate(SIZES):
+        mask = np.zeros(size, np.uint8)
+        mask[5:20, 6:18] = 255
+        level = np.clip(mask * 0.7 + rng.integers(0, 90, size), 0, 255).astype(np.uint8)
+        Image.fromarray(mask).save(masks / f"img{i}.png")
+        Image.fromarray(level).save(maps / f"img{i}.png")
+        pairs.append((level / np.float32(255), mask > 0))
+    return maps, masks, pairs
+
+
+def test_a_file_of_one_data_set_is_its_row(folders, tmp_path, capsys):
+    maps, masks, pairs = folders
+    file = tmp_path / "result.json"
+    score_folders([maps], [masks], json_file=file)
+    payload = json.loads(file.read_text())
+    expected = aggregate(batch_measures(*zip(*pairs, strict=True)))
+    keys = "Sm wFm meanEm adpEm maxEm meanFm adpFm maxFm MAE IoU Dice mIoU mDice maxIoU n".split()
+    assert {key: payload[key] for key in keys} == pytest.approx({k: expected[k] for k in keys})
+    assert list(payload["images"]) == ["img0", "img1", "img2"]
+    assert payload["images"]["img1"]["wFm"] > 0 and len(payload["curves"]["Em"]) == 256
+    assert (payload["method"], payload["dataset"], payload["resized"]) == ("ours", "CAMO", 0)
+    assert set(payload["conventions"]) >= set(keys)
+    assert f"{expected['IoU']:.4f}" in capsys.readouterr().out
+
+
+def test_several_data_sets_are_a_table(folders, tmp_path):
+    maps, masks, _ = folders
+    payload = score_folders([maps, maps], [masks, masks], datasets=["A", "B"], method="x")
+    assert payload["table"]["A"]["x"] == payload["table"]["B"]["x"] and "IoU" not in payload
+    with pytest.raises(ValueError, match="share a name"):
+        score_folders([maps, maps], [masks, masks])
+    with pytest.raises(ValueError, match=r"names 1 folder\(s\) and --gt 2"):
+        score_folders([maps], [masks, masks])
+
+
+def test_a_missing_map_is_an_error_that_names_it(folders):
+    maps, masks, _ = folders
+    (maps / "img1.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 3 masks in .* have no map in .*: img1; maps are"):
+        score_maps(maps, masks)
+
+
+def test_a_map_without_mask_is_reported(folders, capsys):
+    maps, masks, _ = folders
+    (masks / "img1.png").unlink()
+    assert score_maps(maps, masks)["n"] == 2
+    assert "1 of 3 maps have no mask" in capsys.readouterr().out
+
+
+def test_maps_of_another_size(folders):
+    maps, masks, pairs = folders
+    small = cv2.resize((pairs[0][0] * 255).astype(np.uint8), (20, 15))
+    Image.fromarray(small).save(maps / "img0.png")
+    with pytest.raises(ValueError, match=r"img0.png is 20x15 and its mask 40x30; --resize"):
+        score_maps(maps, masks)
+    row = score_maps(maps, masks, resize=True)
+    assert row["resized"] == 1 and row["n"] == 3 and row["images"]["img0"]["IoU"] > 0.5
+
+
+def test_backends_and_workers_agree(folders):
+    maps, masks, _ = folders
+    ours, theirs = (
+        score_maps(maps, masks, backend=b, workers=w)
+        for b, w in (("torch", 3), ("pysodmetrics", 1))
+    )
+    for stem, scalars in ours["images"].items():
+        assert scalars == pytest.approx(theirs["images"][stem], abs=1e-6)
+
+
+def test_what_a_map_may_be(tmp_path):
+    level = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    files = {
+        "grey.png": level,
+        "rgb.png": np.dstack([level] * 3),
+        "rgba.png": np.dstack([level] * 3 + [level * 0 + 255]),
+        "deep.png": level.astype(np.uint16) * 257,
+    }
+    for name, pixels in files.items():
+        cv2.imwrite(str(tmp_path / name), pixels)
+        np.testing.assert_allclose(read_map(tmp_path / name), level / 255, atol=1e-7)
+    cv2.imwrite(str(tmp_path / "colour.png"), np.dstack([level, level, level + 1]))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    for name, words in (("colour.png", "in colour"), ("broken.png", "unreadable")):
+        with pytest.raises(ValueError, match=f"{name} is {words}"):
+            read_map(tmp_path / name)
+
+
+def test_names_come_from_telling_folders():
+    assert folder_name("x/TestDataset/CAMO/GT") == "CAMO"
+    assert folder_name("maps/ours/CAMO", but=["CAMO"]) == "ours"
+    assert folder_name("/x/SINet/preds") == "SINet"
+
+
+def test_the_command(folders, tmp_path, monkeypatch):
+    maps, masks, _ = folders
+    file = tmp_path / "r.json"
+    arguments = ("--pred", maps, "--gt", masks, "--json", file)
+    assert call(monkeypatch, "eval_maps", *arguments) is None
+    first = file.read_bytes()
+    assert call(monkeypatch, "eval_maps", *arguments, "--method", "again") is None
+    (kept,) = tmp_path.glob("r.2*.json")
+    assert kept.read_bytes() == first and json.loads(file.read_text())["method"] == "again"
+    code = call(monkeypatch, "eval_maps", "--pred", tmp_path / "absent", "--gt", masks)
+    assert code.startswith("error: --pred: there is no folder") and "\n" not in code
+    (tmp_path / "empty").mkdir()
+    code = call(monkeypatch, "eval_maps", "--pred", maps, "--gt", tmp_path / "empty")
+    assert code.startswith("error: --gt: no image files in")
