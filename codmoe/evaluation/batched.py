@@ -146,13 +146,22 @@ def _stacked(probs: Sequence[Tensor], truths: Sequence[GroundTruth]) -> Tensor:
 
 
 def _regions(truth: Tensor, truths: Sequence[GroundTruth]) -> Tensor:
-    """Quadrant · 2 + object of each pixel, and 8 outside its map; changes and returns ``truth``."""
-    for region, fact in zip(truth, truths, strict=True):
-        (height, width), (row, column) = fact.shape, fact.split
-        region[row:].add_(4)
-        region[:, column:].add_(2)
-        region[height:] = REGIONS - 1
-        region[:, width:] = REGIONS - 1
+    """Quadrant · 2 + object of each pixel, and 8 outside its map; changes and returns ``truth``.
+
+    Args:
+        truth: Object pixels on the canvas, (N, H, W) uint8 in {0, 1}.
+    """
+    height, width = truth.shape[1:]
+    facts = np.array([(*fact.shape, *fact.split) for fact in truths])[:, :, None]
+    rows, columns = np.arange(height), np.arange(width)
+    steps = (rows >= facts[:, 2]) * 4, (columns >= facts[:, 3]) * 2
+    below, beside = (torch.from_numpy(x.astype(np.uint8)).to(truth.device) for x in steps)
+    truth += below[:, :, None]
+    truth += beside[:, None]
+    if (facts[:, 0] < height).any() or (facts[:, 1] < width).any():
+        outside = rows >= facts[:, 0], columns >= facts[:, 1]
+        below, beside = (torch.from_numpy(x).to(truth.device) for x in outside)
+        truth.masked_fill_(below[:, :, None] | beside[:, None], REGIONS - 1)
     return truth
 
 

@@ -176,8 +176,10 @@ class GroundTruthCache:
 
     def __call__(self, mask: np.ndarray) -> GroundTruth:
         """The facts of ``mask``, (H, W) in {0, 1}: kept ones if this content was seen before."""
-        mask = np.ascontiguousarray(mask, dtype=np.uint8)
-        key = hashlib.blake2b(mask, digest_size=16, key=repr(mask.shape).encode()).digest()
+        mask = np.ascontiguousarray(mask, dtype=bool)
+        # Of the bits, an eighth of the bytes: the digest is what a kept mask costs.
+        bits = np.packbits(mask)
+        key = hashlib.blake2b(bits, digest_size=16, key=repr(mask.shape).encode()).digest()
         with self._lock:
             truth = self._kept.get(key)
             if truth is not None:
