@@ -1,5 +1,6 @@
 """Metrics; importing this package registers them."""
 
+from codmoe.evaluation.attribute_metric import AttributeMetric
 from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.measures import aggregate, batch_measures, image_measures, iou_and_dice
@@ -7,6 +8,7 @@ from codmoe.evaluation.routing_metric import RoutingMetric, mutual_information
 
 __all__ = [
     "CONVENTIONS",
+    "AttributeMetric",
     "CODMetric",
     "RoutingMetric",
     "aggregate",

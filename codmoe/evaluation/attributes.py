@@ -37,6 +37,8 @@ BINS: dict[str, tuple[tuple[float, ...], tuple[str, ...]]] = {
     "centre_y": ((1 / 3, 2 / 3), ("top third", "middle third", "bottom third")),
 }
 SUPER_CLASS = "super_class"
+# Attributes whose values are their own bins; "kind" is that of a synthetic image.
+CATEGORIES = (SUPER_CLASS, "kind")
 
 _COD10K = re.compile(r"COD10K-(?:CAM|NonCAM)-\d+-([A-Za-z]+)-")
 # Length of contour in each pattern of 2 x 2 pixels, after Duda: a straight pair counts 1, a cut
@@ -117,15 +119,15 @@ def attribute_bins(values: Iterable[float | str | None], name: str) -> list[str]
 
     Args:
         values: Values of one attribute; NaN and None fall into ``"unknown"``.
-        name: A key of ``BINS``, or ``"super_class"``, whose values are their own bins.
+        name: A key of ``BINS``, or one of ``CATEGORIES``, whose values are their own bins.
 
     Raises:
         ValueError: There is no such attribute.
     """
-    if name == SUPER_CLASS:
+    if name in CATEGORIES:
         return [value or UNKNOWN for value in values]
     if name not in BINS:
-        known = [*BINS, SUPER_CLASS]
+        known = [*BINS, *CATEGORIES]
         raise ValueError(f"There is no attribute {name!r} to bin; {suggest(name, known)}")
     limits, labels = BINS[name]
     array = np.array([math.nan if value is None else value for value in values], np.float64)

@@ -222,13 +222,18 @@ def _maps(sample: Mapping[str, Any], sources: Sequence[str]) -> dict[str, Any]:
     return maps
 
 
-def _by_stem(records: list[dict], source: str) -> dict[str, dict[str, float]]:
-    images: dict[str, dict[str, float]] = {}
+def unique_stems(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The records' stems; a repeated one gets a number: two subfolders may hold two images of one
+    stem, and neither may hide the other."""
+    seen: dict[str, int] = {}
+    stems = []
     for record in records:
-        key, count = record["stem"], 1
-        # The same stem in two subfolders names two images; neither may hide the other.
-        while key in images:
-            count += 1
-            key = f"{record['stem']}#{count}"
-        images[key] = image_scalars(record["measures"][source])
-    return images
+        stem = record["stem"]
+        seen[stem] = seen.get(stem, 0) + 1
+        stems.append(stem if seen[stem] == 1 else f"{stem}#{seen[stem]}")
+    return stems
+
+
+def _by_stem(records: list[dict], source: str) -> dict[str, dict[str, float]]:
+    scalars = (image_scalars(record["measures"][source]) for record in records)
+    return dict(zip(unique_stems(records), scalars, strict=True))
