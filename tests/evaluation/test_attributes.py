@@ -78,8 +78,8 @@ def test_contrast_is_of_the_immediate_surroundings():
     hidden = image_attributes(noise, mask)["contrast"]
     assert hidden < 0.15
     shown = image_attributes(painted(mask, (220, 30, 30), (30, 220, 30)), mask)["contrast"]
-    # L, a and b share no bin; the gradient is zero nearly everywhere on both sides.
-    assert 0.7 < shown < 0.9
+    # L, a and b share almost no bin; the gradient is zero nearly everywhere on both sides.
+    assert 0.6 < shown < 0.8
     far = noise.copy()
     far[:10] = far[-10:] = (250, 0, 0)  # beyond the ring of 5 pixels
     assert image_attributes(far, mask)["contrast"] == hidden
@@ -90,13 +90,27 @@ def test_contrast_is_of_the_immediate_surroundings():
     assert image_attributes(flat.astype(np.uint8), mask)["contrast"] > hidden + 0.1
 
 
+def test_small_objects_look_shown():
+    """The bias that the docstring tells, on blurred noise of one texture."""
+    random = np.random.default_rng(0)
+    means = []
+    for radius in (32, 8, 4):
+        values = []
+        for _ in range(8):
+            noise = cv2.GaussianBlur(random.normal(0, 60, (448, 448, 3)), (0, 0), 2)
+            noise = np.clip(noise * 4 + 120, 0, 255).astype(np.uint8)
+            values.append(image_attributes(noise, disc(448, radius))["contrast"])
+        means.append(np.mean(values))
+    assert means == pytest.approx([0.05, 0.17, 0.28], abs=0.04)
+
+
 @pytest.mark.parametrize("box", [(0, 0, 3, 3), (17, 5, 20, 30), (10, 29, 11, 30)])
 def test_objects_at_the_border(box):
     top, left, bottom, right = box
     mask = np.zeros((20, 30), np.uint8)
     mask[top:bottom, left:right] = 1
     values = image_attributes(np.zeros((20, 30, 3), np.uint8), mask)
-    assert values["contrast"] == 0
+    assert values["contrast"] == pytest.approx(0, abs=1e-6)
     assert values["centre_x"] == pytest.approx((left + right) / 60)
     assert values["centre_y"] == pytest.approx((top + bottom) / 40)
 
