@@ -12,6 +12,9 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from codmoe.engine.launch import test_runner
+from codmoe.evaluation.attribute_metric import AttributeMetric
+from codmoe.evaluation.attributes import breakdown
+from codmoe.evaluation.breakdown_tables import breakdown_to_markdown, print_breakdown
 from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
@@ -34,18 +37,20 @@ def test(
     Args:
         cfg: As ``engine.launch.prepare`` returns it.
         checkpoint: Weights file.
-        experts: Also score each expert alone, their uniform mixture and the per-image oracle.
+        experts: Also score each expert alone, their uniform mixture and the per-image oracle, and
+            break all of them down by attributes of the images.
         json_file: Where the result goes; ``<work_dir>/test.json`` by default. A markdown table of
-            the same name is written beside it.
+            the same name is written beside it, and one of the breakdown as ``..._attributes.md``.
         out_dir: New folder for the prediction maps.
         grid: Picture file for a grid of the first ``grid_rows`` images.
         grid_rows: Number of images in it.
 
     Returns:
-        The payload of the JSON file: ``table[dataset][source]``, ``routing``, ``conventions``, and
-        what was run. Empty except on the first process.
+        The payload of the JSON file: ``table[dataset][source]``, ``routing``, ``conventions``, what
+        was run and, with experts, ``attributes[dataset][stem]`` and ``breakdown[dataset]``. Empty
+        except on the first process.
     """
-    _set_sources(cfg, experts or grid is not None)
+    _set_sources(cfg, maps=experts or grid is not None, attributes=experts)
     hooks = list(cfg.get("custom_hooks") or [])
     if out_dir:
         hooks.append(dict(type="SaveMapsHook", directory=out_dir))
@@ -68,12 +73,20 @@ def test(
         routing={k: v for k, v in scalars.items() if "/" not in k and _is_routing(k)},
         table=table,
     )
+    attributes = next((m.table for m in metrics if isinstance(m, AttributeMetric)), {})
+    breakdowns = {name: _breakdown(table[name], attributes[name]) for name in attributes}
+    if breakdowns:
+        payload |= dict(attributes=attributes, breakdown=breakdowns)
     rows = result_rows(table)
     print_table(rows, title=f"{checkpoint}")
+    for name, breakdown_rows in breakdowns.items():
+        print_breakdown(breakdown_rows, title=f"{name}: IoU by attribute")
     path = Path(json_file or Path(cfg.work_dir) / "test.json")
     save_json(path, payload)
-    with replacing(path.with_suffix(".md")) as temporary:
-        temporary.write_text(to_markdown(rows) + "\n")
+    _write(path.with_suffix(".md"), to_markdown(rows))
+    if breakdowns:
+        text = "\n".join(f"## {k}\n\n{breakdown_to_markdown(v)}" for k, v in breakdowns.items())
+        _write(path.with_name(f"{path.stem}_attributes.md"), text)
     for what, where in (("json", path), ("maps", out_dir), ("grid", grid)):
         if where:
             print(f"{what}: {where}")
@@ -85,9 +98,25 @@ def _is_routing(key: str) -> bool:
     return key.startswith(starts)
 
 
-def _set_sources(cfg: Config, every: bool) -> None:
-    cfg.model.evaluate_all_experts = every
+def _breakdown(rows: Mapping[str, Mapping[str, Any]], attributes: Mapping[str, Any]) -> list[dict]:
+    ious = {
+        source: {stem: image["IoU"] for stem, image in row["images"].items()}
+        for source, row in rows.items()
+    }
+    return breakdown(ious, attributes)
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _set_sources(cfg: Config, maps: bool, attributes: bool) -> None:
+    """Has every expert's map made and scored, and attributes gathered, in all test evaluators."""
+    cfg.model.evaluate_all_experts = maps
     evaluators = cfg.test_evaluator
-    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
-        if isinstance(evaluator, Mapping) and evaluator.get("type") == "CODMetric" and every:
+    evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
+    for evaluator in evaluators:
+        if isinstance(evaluator, Mapping) and evaluator.get("type") == "CODMetric" and maps:
             evaluator["sources"] = "all"
+    cfg.test_evaluator = evaluators + ([dict(type="AttributeMetric")] if attributes else [])

@@ -82,6 +82,18 @@ def test_every_source(run, tmp_path):
         assert best["IoU"] == max(rows[name]["images"][stem]["IoU"] for name in EXPERTS)
     text = (tmp_path / "out" / "all.md").read_text()
     assert all(f"| COD10K | {source} |" in text for source in rows)
+    attributes = json.loads((tmp_path / "out" / "all.json").read_text())["attributes"]["COD10K"]
+    assert attributes["COD10K-CAM-0"]["area"] == pytest.approx(15 * 22 / (50 * 70))
+    assert list(attributes) == list(rows["mixture"]["images"])
+    assert (
+        "kind" in payload["attributes"]["Synthetic"][next(iter(payload["attributes"]["Synthetic"]))]
+    )
+    by_area = [r for r in payload["breakdown"]["COD10K"] if r["attribute"] == "area"]
+    assert sum(row["n"] for row in by_area) == 5
+    total = sum(row["n"] * row["IoU"]["mixture"] for row in by_area)
+    assert total / 5 == pytest.approx(rows["mixture"]["IoU"])
+    text = (tmp_path / "out" / "all_attributes.md").read_text()
+    assert "## COD10K" in text and "| kind |" in text.split("## COD10K")[0]
     assert "regret" in payload["routing"] and not (tmp_path / "work" / "test.json").exists()
 
 

@@ -28,7 +28,11 @@ def test_it_tests_and_tells_mistakes(tmp_path, monkeypatch):
     fails(str(file), "does not fit", arguments=(config, file, "--work-dir", work, *wider))
     three = ("--cfg-options", "model.top_k=3")
     fails("top_k=3", arguments=(config, file, "--work-dir", work, *three))
-    assert sorted(p.name for p in work.glob("test*")) == ["test.json", "test.md"]
+    assert sorted(p.name for p in work.glob("test*")) == [
+        "test.json",
+        "test.md",
+        "test_attributes.md",
+    ]
 
 
 def test_three_configs_are_needed(monkeypatch):
