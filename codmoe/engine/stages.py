@@ -19,6 +19,7 @@ from mmengine.config import Config
 
 from codmoe.engine.config import config_root, load_config, parse_options
 from codmoe.engine.launch import handover_path, set_aside, set_data_root
+from codmoe.evaluation.breakdown_tables import print_breakdown
 from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
 from codmoe.files import replacing
 from codmoe.registry import DATASETS
@@ -249,6 +250,10 @@ def _report(
         )
     rows = result_rows(table)
     print_table(rows, title="stage 1 experts, their mixtures (stage 2) and the ensemble (stage 3)")
+    by_kind = {
+        name: _print_kinds(name, result)
+        for name, result in zip(("stage 2", "stage 3"), results, strict=True)
+    }
     payload = dict(
         configs=[stage.name for stage in stages],
         weights=[str(stage.weights) for stage in stages],
@@ -256,6 +261,7 @@ def _report(
         table=table,
         routing=dict(router=router["routing"], ensemble=ensemble["routing"]),
         ensemble_experts=ensemble["table"],
+        by_kind=by_kind,
     )
     save_json(folder / "table.json", payload)
     with replacing(folder / "table.md") as temporary:
@@ -265,3 +271,14 @@ def _report(
     if picture.is_file():
         print(f"pictures: {picture}")
     return payload
+
+
+def _print_kinds(stage: str, result: Mapping[str, Any]) -> dict[str, list[dict]]:
+    """Print and return the IoU of every expert on each kind of image, where images have kinds."""
+    found = {}
+    for dataset, rows in result.get("breakdown", {}).items():
+        kinds = [row for row in rows if row["attribute"] == "kind"]
+        if kinds:
+            found[dataset] = kinds
+            print_breakdown(kinds, title=f"{dataset} after {stage}: IoU by kind of image")
+    return found

@@ -53,6 +53,9 @@ def test_three_stages_and_one_table(configs, commands, tmp_path, capsys):
     payload = run_stages(configs, work_dir=str(work))
     assert commands == ["train stage1", "train stage2", "train stage3", *TESTED]
     written = json.loads((work / "table.json").read_text())
+    for stage in ("stage 2", "stage 3"):
+        kinds = written["by_kind"][stage]["Synthetic"]
+        assert sum(row["n"] for row in kinds) == 5 and "sinet" in kinds[0]["IoU"]
     rows = written["table"]["Synthetic"]
     assert sorted(rows) == sorted(SOURCES) and list(payload["table"]["Synthetic"]) == list(rows)
     assert all(row["n"] == 5 and 0 <= row["IoU"] <= 1 for row in rows.values())
