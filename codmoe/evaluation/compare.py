@@ -11,7 +11,7 @@ import numpy as np
 
 from codmoe.evaluation.attributes import listed
 from codmoe.evaluation.bootstrap import paired_intervals
-from codmoe.evaluation.measures import LOWER_IS_BETTER
+from codmoe.evaluation.conventions import LOWER_IS_BETTER
 from codmoe.evaluation.result_files import ORACLE, Method
 from codmoe.evaluation.tables import DEFAULT_METRICS
 from codmoe.registry import suggest

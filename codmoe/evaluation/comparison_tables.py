@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from codmoe.evaluation.compare import Comparison
-from codmoe.evaluation.measures import LOWER_IS_BETTER
+from codmoe.evaluation.conventions import LOWER_IS_BETTER
 from codmoe.evaluation.tables import format_value
 from codmoe.files import replacing
 
