@@ -17,12 +17,20 @@ from rich.progress import track
 from codmoe.datasets.layouts import files_by_stem
 from codmoe.datasets.transforms import read_mask
 from codmoe.evaluation.conventions import CONVENTIONS
-from codmoe.evaluation.measures import aggregate, batch_measures, image_scalars, mean_curves
+from codmoe.evaluation.measures import (
+    aggregate,
+    batch_measures,
+    check_device,
+    image_scalars,
+    mean_curves,
+)
 from codmoe.evaluation.tables import print_table, result_rows, save_json
 from codmoe.version import __version__
 
-BATCH = 16
+BATCH = 8
 SHOWN = 5
+# The test folder of COD10K-v3 holds masks of images without camouflaged object too.
+NOT_CAMOUFLAGED = "COD10K-NonCAM-"
 # Folder names that say nothing about the data set; the folder above does.
 _GENERIC = {"gt", "gt_object", "masks", "mask", "maps", "pred", "preds", "predictions", "test"}
 
@@ -46,17 +54,26 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
     if not masks:
         raise ValueError(f"--gt: no image files in {gt}; give the folder of the masks themselves")
     missing = sorted(masks.keys() - maps.keys())
+    others = [stem for stem in missing if stem.startswith(NOT_CAMOUFLAGED)]
+    if others and not any(stem.startswith(NOT_CAMOUFLAGED) for stem in maps):
+        print(f"{gt}: {len(others):,} masks {NOT_CAMOUFLAGED}* left out, as the protocol of COD10K")
+        masks = {stem: path for stem, path in masks.items() if stem not in others}
+        missing = [stem for stem in missing if stem in masks]
     if missing:
-        more = f" and {len(missing) - SHOWN:,} more" if len(missing) > SHOWN else ""
+        held = f"maps named {_listed(sorted(maps))}" if maps else "no image files"
         raise ValueError(
             f"{len(missing):,} of {len(masks):,} masks in {gt} have no map in {pred}: "
-            + ", ".join(missing[:SHOWN])
-            + more
-            + "; maps are matched to masks by stem, and every mask needs one"
+            f"{_listed(missing)}; maps are matched to masks by stem, every mask needs one, and "
+            f"the folder holds {held}"
         )
-    if extra := len(maps) - len(masks):
+    if extra := len(maps.keys() - masks.keys()):
         print(f"{pred}: {extra:,} of {len(maps):,} maps have no mask in {gt} and are left out")
     return [MapPair(stem, maps[stem], masks[stem]) for stem in sorted(masks)]
+
+
+def _listed(stems: Sequence[str]) -> str:
+    more = f" and {len(stems) - SHOWN:,} more" if len(stems) > SHOWN else ""
+    return ", ".join(stems[:SHOWN]) + more
 
 
 def read_map(path: Path) -> np.ndarray:
@@ -103,6 +120,7 @@ def score_maps(
         FileNotFoundError: A folder does not exist.
         ValueError: Maps are missing, unreadable or of another size.
     """
+    check_device(device)
     pairs = match_maps(Path(pred), Path(gt))
     batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
 
@@ -110,15 +128,22 @@ def score_maps(
         loaded = [_load(pair, resize) for pair in batch]
         probs = [torch.from_numpy(prob).to(device) for prob, _, _ in loaded]
         masks = [mask for _, mask, _ in loaded]
-        return batch_measures(probs, masks, backend=backend), sum(r for _, _, r in loaded)
+        measures = batch_measures(probs, masks, backend=backend)
+        for image, (prob, _, _) in zip(measures, loaded, strict=True):
+            image["top"] = round(float(prob.max()) * 255)
+        return measures, sum(was_resized for _, _, was_resized in loaded)
 
     images: list[dict[str, Any]] = []
     resized = 0
-    with _one_thread_each(), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with _one_thread_each(), ThreadPoolExecutor(workers or _cores()) as pool:
         done = track(pool.map(run, batches), str(pred), len(batches), transient=True)
         for measures, count in done:
             images += measures
             resized += count
+    if max(image.pop("top") for image in images) <= 1:
+        print(f"{pred}: no map exceeds 1 of 255; masks must be saved as 0 and 255, or IoU is 0")
+    if resized:
+        print(f"{pred}: {resized:,} of {len(pairs):,} maps were brought to their masks' size")
     row: dict[str, Any] = aggregate(images)
     scalars = map(image_scalars, images)
     row["images"] = {pair.stem: s for pair, s in zip(pairs, scalars, strict=True)}
@@ -160,7 +185,7 @@ def score_folders(
         raise ValueError(f"--datasets gives {len(names)} name(s) for {len(gts)} data set(s)")
     if len(set(names)) != len(names):
         raise ValueError(f"data sets {names} share a name; name each with --datasets")
-    method = method or folder_name(preds[0], but=names)
+    method = method or _method_name(preds, names)
     for pred, gt in zip(preds, gts, strict=True):
         match_maps(Path(pred), Path(gt))  # all of them before the first is measured
     rows = [score_maps(pred, gt, **options) for pred, gt in zip(preds, gts, strict=True)]
@@ -180,10 +205,37 @@ def score_folders(
 
 
 def folder_name(folder: str | os.PathLike, but: Sequence[str] = ()) -> str:
-    """The last part of a path that says something: of ``CAMO/GT`` it is CAMO."""
+    """The last part of a path that says something: of ``CAMO/GT`` it is CAMO.
+
+    Args:
+        folder: The path.
+        but: Names of data sets, which are passed over: of ``SINet/COD10K`` it is SINet, also
+            where the set is called COD10K-v3.
+    """
+
+    def telling(part: str) -> bool:
+        part = part.lower()
+        sets = [name.lower() for name in but]
+        return part not in _GENERIC and not any(s.startswith(part) for s in sets)
+
     parts = Path(folder).resolve().parts
-    telling = [p for p in parts if p.lower() not in _GENERIC and p not in but]
-    return telling[-1] if telling else parts[-1]
+    return next((part for part in reversed(parts) if telling(part)), parts[-1])
+
+
+def _method_name(preds: Sequence[str], datasets: Sequence[str]) -> str:
+    names = {folder_name(pred, but=datasets) for pred in preds}
+    if len(names) > 1:
+        raise ValueError(
+            f"--pred names folders of {', '.join(sorted(names))}; score one method at a time, or "
+            "name it with --method"
+        )
+    return names.pop()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _load(pair: MapPair, resize: bool) -> tuple[np.ndarray, np.ndarray, bool]:

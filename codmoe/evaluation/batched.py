@@ -25,8 +25,8 @@ from codmoe.evaluation.truth import OBJECT, GroundTruth
 THRESHOLD = 0.5
 REGIONS = 9
 """Four quadrants, each of background and object, and one for pixels outside the map."""
-CHUNK_PIXELS = 1 << 24
-"""Pixels that share a canvas on a GPU; the largest temporary takes 8 bytes for each (128 MB)."""
+CHUNK_PIXELS = 1 << 23
+"""Pixels that share a canvas on a GPU, where each takes about 60 bytes at the peak (0.5 GB)."""
 
 
 @dataclass
@@ -60,7 +60,8 @@ def measure_maps(
 
     Args:
         probs: Foreground probabilities, (H_i, W_i) floating, all on one device, which does the
-            work; a batch costs a fixed number of copies to the host.
+            work; copies to the host are a few for a canvas, whatever the number of maps, and one
+            more for a map in which numpy's rounding decides.
         truths: The ground truth of each, of the same size.
         full: False leaves out what costs most: S-measure, weighted F, boundary IoU and the curves.
         normalise: Min-max normalise the 8-bit map before the field's measures, as PySODMetrics

@@ -19,6 +19,7 @@ from codmoe.evaluation.measures import (
     mean_curves,
     uniform_probability,
 )
+from codmoe.evaluation.truth import TRUTHS
 from codmoe.registry import METRICS, suggest
 
 COMBINED_SOURCES = ("uniform", "oracle", "mixture")
@@ -104,6 +105,8 @@ class CODMetric(PerImageMetric):
             experts' probabilities), ``"oracle"`` (for each image the expert with the best IoU at
             0.5, a bound that reads the ground truth), or ``"all"`` of these. Everything but the
             mixture needs ``model.evaluate_all_experts=True``.
+        cache_gb: Memory for what depends on the ground truth alone, shared by all metrics of the
+            process; a mask takes 1 byte a pixel, with full measures 3. None leaves it at 2 GB.
         backend: ``"torch"``; ``"pysodmetrics"`` has the field's measures computed by PySODMetrics
             itself, on the CPU and some ten times slower, for whoever wants to check.
         collect_device: ``"cpu"`` gathers through a shared folder, ``"gpu"`` through the network.
@@ -115,6 +118,7 @@ class CODMetric(PerImageMetric):
         full: bool = True,
         sources: Sequence[str] | str = ("mixture",),
         backend: str = "torch",
+        cache_gb: float | None = None,
         collect_device: str = "cpu",
         prefix: str | None = None,
     ):
@@ -126,6 +130,10 @@ class CODMetric(PerImageMetric):
         if backend not in BACKENDS:
             raise ValueError(f"CODMetric: backend={backend!r}; {suggest(backend, BACKENDS)}")
         self.backend = backend
+        if cache_gb is not None:
+            if not cache_gb >= 0:
+                raise ValueError(f"CODMetric: cache_gb={cache_gb}; it must not be negative")
+            TRUTHS.max_bytes = int(cache_gb * 2**30)
         self.table: dict[str, dict[str, dict]] = {}
 
     def process(self, data_batch: Any, data_samples: Iterable[Any]) -> None:
@@ -139,13 +147,16 @@ class CODMetric(PerImageMetric):
         wanted = [self._resolve(sample) for sample in samples]
         maps, masks = [], []
         for sample, sources in zip(samples, wanted, strict=True):
-            gt = required(
-                sample, "gt_mask", "load masks in the test pipeline (LoadMask, PackInputs)"
-            )
+            gt = required(sample, "gt_mask", NO_MASK)
             maps.append(_maps(sample, sources))
             masks += [gt] * len(maps[-1])
         probs = [prob for each in maps for prob in each.values()]
-        found = iter(batch_measures(probs, masks, full=self.full, backend=self.backend))
+        try:
+            results = batch_measures(probs, masks, full=self.full, backend=self.backend)
+        except ValueError:
+            self._blame(samples, maps, masks)
+            raise
+        found = iter(results)
         for sample, sources, each in zip(samples, wanted, maps, strict=True):
             measures = {name: next(found) for name in each}
             if "oracle" in sources:
@@ -153,6 +164,20 @@ class CODMetric(PerImageMetric):
                 measures["oracle"] = measures[best_expert(ious)]
             kept = {source: measures[source] for source in sources}
             self.results.append(identity(sample) | {"measures": kept})
+
+    def _blame(self, samples: list, maps: list[dict], masks: list) -> None:
+        """Measures one map after the other, so that the error names the one at fault."""
+        pairs = [
+            (s, name, p) for s, each in zip(samples, maps, strict=True) for name, p in each.items()
+        ]
+        for (sample, source, prob), mask in zip(pairs, masks, strict=True):
+            try:
+                batch_measures([prob], [mask], full=self.full, backend=self.backend)
+            except ValueError as error:
+                where = identity(sample)
+                raise ValueError(
+                    f"image {where['stem']!r} of {where['dataset']}, {source}: {error}"
+                ) from error
 
     def _resolve(self, sample: Mapping[str, Any]) -> tuple[str, ...]:
         """The sources of one image, ``"all"`` written out, each once."""

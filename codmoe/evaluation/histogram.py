@@ -80,7 +80,8 @@ class HostMeasures:
 
         Args:
             index: Which.
-            levels: Its 8-bit values, (H, W) uint8; read only where numpy's rounding decides.
+            levels: Its 8-bit values on their canvas, uint8; read only where numpy's rounding
+                decides.
             truth: Its ground truth.
         """
         row = self.table[index]
@@ -89,7 +90,8 @@ class HostMeasures:
         values = self.values[index].cpu().numpy() if tie >= 0 or (flat >= 0).any() else None
         out = 0
         if tie >= 0:
-            pixels = values[levels.cpu().numpy()]
+            height, width = truth.shape
+            pixels = values[levels.cpu().numpy()[:height, :width].copy()]
             out = int(values[tie] < min(2 * pixels.mean(), 1))
         result: dict[str, Any] = dict(zip(_ADAPTIVE, adaptive[out].tolist(), strict=True))
         for quadrant in (flat >= 0).nonzero()[0]:

@@ -14,6 +14,7 @@ docs/metrics.md defines each with its formula.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from codmoe.evaluation.batched import THRESHOLD, measure_maps
 from codmoe.evaluation.conventions import AGGREGATE_KEYS, FAST_KEYS
 from codmoe.evaluation.histogram import LEVELS
 from codmoe.evaluation.thresholds import CURVES, binary_measures
-from codmoe.evaluation.truth import TRUTHS
+from codmoe.evaluation.truth import TRUTHS, GroundTruth, GroundTruthCache
 
 BACKENDS = ("torch", "pysodmetrics")
 _MEANS = {"meanEm": "Em", "meanFm": "Fm", "mIoU": "IoU", "mDice": "Dice"}
@@ -68,12 +69,13 @@ def checked_mask(gt: np.ndarray | Tensor) -> np.ndarray:
     if gt.ndim != 2 or not gt.size:
         raise ValueError(f"The ground truth has shape {gt.shape}; it must be (H, W).")
     if gt.dtype != bool:
-        if not np.isin((gt.min(), gt.max()), (0, 1)).all():
+        mask = gt > 0
+        if (mask != gt).any():
             raise ValueError(
                 f"The ground truth ranges over [{gt.min()}, {gt.max()}]; it must hold 0 and 1 only "
                 "(binarise 0/255 masks first)."
             )
-        gt = gt > 0
+        gt = mask
     return gt
 
 
@@ -127,8 +129,7 @@ def batch_measures(
         pairs = [checked_pair(p, m) for p, m in zip(probs, masks, strict=True)]
         results = [reference_measures(prob, gt, full=full) for prob, gt in pairs]
     elif backend == "torch":
-        truths = [TRUTHS(checked_mask(mask)) for mask in masks]
-        results = measure_maps([_as_float(prob) for prob in probs], truths, full=full)
+        results = measure_maps([_as_float(p) for p in probs], find_truths(masks, full), full=full)
     else:
         raise ValueError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
     if full:
@@ -221,8 +222,55 @@ def as_array(values: np.ndarray | Tensor) -> np.ndarray:
     return np.asarray(values)
 
 
+def find_truths(
+    masks: Sequence[np.ndarray | Tensor], full: bool = True, cache: GroundTruthCache = TRUTHS
+) -> list[GroundTruth]:
+    """The facts of each mask, kept ones or found now, each once and by as many threads as torch
+    may use.
+
+    Args:
+        masks: In {0, 1}, (H_i, W_i); the same object may stand several times.
+        full: Also their nearness, which only the full measures need.
+        cache: Where they are kept.
+    """
+
+    def find(mask: np.ndarray | Tensor) -> GroundTruth:
+        truth = cache(checked_mask(mask))
+        if full:
+            truth.nearness  # noqa: B018
+        return truth
+
+    different = {id(mask): mask for mask in masks}
+    threads = min(torch.get_num_threads(), len(different))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(find, different.values()))
+    else:
+        found = [find(mask) for mask in different.values()]
+    by_id = dict(zip(different, found, strict=True))
+    return [by_id[id(mask)] for mask in masks]
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError unless tensors can be put there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {device!r} is not to be had here ({str(error).splitlines()[0]}); use 'cpu'"
+        ) from error
+
+
 def _as_float(prob: np.ndarray | Tensor) -> Tensor:
-    prob = torch.as_tensor(prob)
+    if not isinstance(prob, Tensor):
+        prob = np.asarray(prob)
+        if prob.dtype not in (np.float16, np.float32, np.float64):
+            prob = prob.astype(np.float32)
+        # torch takes neither negative strides nor arrays that may not be written.
+        writeable = prob.flags.writeable and min(prob.strides, default=0) >= 0
+        prob = torch.from_numpy(prob if writeable else prob.copy())
+    if prob.device.type not in ("cpu", "cuda"):
+        prob = prob.cpu()  # others have no float64
     return prob if prob.dtype in (torch.float32, torch.float64) else prob.float()
 
 

@@ -40,17 +40,23 @@ def boundary_counts(binary: Tensor, codes: Tensor, truths: Sequence[GroundTruth]
         codes: ``GroundTruth.codes`` on the canvas.
         truths: Where the width of each band stands.
     """
-    if not binary.is_cuda:
-        return _counts_by_opencv(binary.numpy(), codes.numpy(), truths)
+    if binary.device.type == "cpu":
+        return counts_by_opencv(binary.numpy(), codes.numpy(), truths)
+    return counts_by_torch(binary, codes, truths)
+
+
+def counts_by_torch(binary: Tensor, codes: Tensor, truths: Sequence[GroundTruth]) -> Tensor:
+    """:func:`boundary_counts` on any device."""
     band = binary & ~_eroded(binary, [truth.boundary_width for truth in truths])
     truth = (codes & BOUNDARY).bool()
     counts = [(band & truth).sum((1, 2)), (band | truth).sum((1, 2))]
     return torch.stack(counts, dim=1).double()
 
 
-def _counts_by_opencv(
+def counts_by_opencv(
     binary: np.ndarray, codes: np.ndarray, truths: Sequence[GroundTruth]
 ) -> Tensor:
+    """:func:`boundary_counts` of arrays on the host, where OpenCV is ten times as fast."""
     counts = []
     for mask, code, truth in zip(binary.view(np.uint8), codes, truths, strict=True):
         ours = boundary_band(mask, truth.boundary_width) * np.uint8(BOUNDARY)
@@ -118,7 +124,7 @@ def weighted_errors(errors: Tensor, codes: Tensor, truths: Sequence[GroundTruth]
     """
     device, importance = errors.device, _IMPORTANCE.to(errors.device)
     squared = canvas_arrays(
-        [t.squared_distance.view(np.int16) for t in truths], errors.shape, device
+        [t.nearness.squared_distance.view(np.int16) for t in truths], errors.shape, device
     )
     squared = (squared.int() & MAX_SQUARED).view(-1)
     weight = torch.index_select(importance, 0, squared)
@@ -138,7 +144,7 @@ def weighted_errors(errors: Tensor, codes: Tensor, truths: Sequence[GroundTruth]
     # A background pixel there has the error of the object pixel nearest to it.
     band, nearest = [], []
     for i, fact in enumerate(truths):
-        for kept, flat in ((band, fact.band), (nearest, fact.nearest)):
+        for kept, flat in ((band, fact.nearness.band), (nearest, fact.nearness.nearest)):
             row, column = np.divmod(flat, fact.shape[1])
             inner = (row - top + REACH) * width + column - left + REACH
             kept.append(inner + i * height * width)
@@ -160,10 +166,18 @@ def _window(values: Tensor, top: int, left: int, height: int, width: int) -> Ten
 
 def _smooth(values: Tensor) -> Tensor:
     """``values`` under a 7 × 7 Gaussian, where all of it is inside: (N, H - 6, W - 6)."""
-    if not values.is_cuda:
-        inner, taps = slice(REACH, -REACH), np.array(_TAPS)
-        smooth = [cv2.sepFilter2D(v, cv2.CV_64F, taps, taps)[inner, inner] for v in values.numpy()]
-        return torch.from_numpy(np.stack(smooth))
+    return smooth_by_opencv(values) if values.device.type == "cpu" else smooth_by_torch(values)
+
+
+def smooth_by_opencv(values: Tensor) -> Tensor:
+    """The Gaussian on the host."""
+    inner, taps = slice(REACH, -REACH), np.array(_TAPS)
+    smooth = [cv2.sepFilter2D(v, cv2.CV_64F, taps, taps)[inner, inner] for v in values.numpy()]
+    return torch.from_numpy(np.stack(smooth))
+
+
+def smooth_by_torch(values: Tensor) -> Tensor:
+    """The Gaussian on any device."""
     for dim in (1, 2):
         length = values.shape[dim] - 2 * REACH
         total = values.narrow(dim, 0, length) * _TAPS[0]

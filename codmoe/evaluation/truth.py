@@ -12,6 +12,8 @@ import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,6 +28,21 @@ OBJECT, BOUNDARY = 1, 2
 """Bits of ``GroundTruth.codes``."""
 
 
+class Nearness(NamedTuple):
+    """Where the object is, seen from the background.
+
+    Args:
+        squared_distance: To the nearest object pixel, capped at ``MAX_SQUARED``, 0 on the object
+            (and everywhere if there is none), (H, W) uint16.
+        band: Flat indices of the background pixels within ``REACH`` of the object, (B,) int64.
+        nearest: Flat index of the object pixel nearest to each of them, (B,) int64.
+    """
+
+    squared_distance: np.ndarray
+    band: np.ndarray
+    nearest: np.ndarray
+
+
 @dataclass(frozen=True)
 class GroundTruth:
     """One mask and what follows from it.
@@ -36,10 +53,6 @@ class GroundTruth:
         split: Row and column at which the S-measure cuts the image in four: the rounded centroid
             of the object plus one (the image's centre if there is none).
         box: Rows and columns of the object, ``(top, bottom, left, right)``, ends exclusive.
-        squared_distance: To the nearest object pixel, capped at ``MAX_SQUARED``, 0 on the object
-            (and everywhere if there is none), (H, W) uint16.
-        band: Flat indices of the background pixels within ``REACH`` of the object, (B,) int64.
-        nearest: Flat index of the object pixel nearest to each of them, (B,) int64.
         boundary_width: Width of the boundary band in pixels.
     """
 
@@ -47,9 +60,6 @@ class GroundTruth:
     area: int
     split: tuple[int, int]
     box: tuple[int, int, int, int]
-    squared_distance: np.ndarray
-    band: np.ndarray
-    nearest: np.ndarray
     boundary_width: int
 
     @property
@@ -62,34 +72,37 @@ class GroundTruth:
         """The mask itself, (H, W) bool."""
         return (self.codes & OBJECT).astype(bool)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the arrays in bytes."""
-        arrays = (self.codes, self.squared_distance, self.band, self.nearest)
-        return sum(array.nbytes for array in arrays)
-
-
-def ground_truth(mask: np.ndarray) -> GroundTruth:
-    """All facts of one mask, (H, W) bool or uint8 in {0, 1}."""
-    mask = np.ascontiguousarray(mask).astype(np.uint8)
-    height, width = mask.shape
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-    area = int(np.count_nonzero(mask))
-    split, box = (height // 2 + 1, width // 2 + 1), (0, 0, 0, 0)
-    squared = np.zeros(mask.shape, np.uint16)
-    band = nearest = np.zeros(0, np.int64)
-    if area:
-        split = _split(mask, area)
-        box = (int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+    @cached_property
+    def nearness(self) -> Nearness:
+        """Found when it is first asked for: only the weighted F-measure does, and it costs most."""
+        mask = self.codes & OBJECT
+        if not self.area:
+            none = np.zeros(0, np.int64)
+            return Nearness(np.zeros(mask.shape, np.uint16), none, none)
         distance = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         # OpenCV errs by 3e-5 px; squares below the cap are integers again when rounded.
         squared = np.minimum(np.rint(distance * distance), MAX_SQUARED).astype(np.uint16)
-        band, nearest = _nearest(mask, box)
+        return Nearness(squared, *_nearest(mask, self.box))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays there are, in bytes."""
+        return self.codes.nbytes + sum(a.nbytes for a in self.__dict__.get("nearness", ()))
+
+
+def ground_truth(mask: np.ndarray) -> GroundTruth:
+    """The facts of one mask, (H, W) bool or uint8 in {0, 1}."""
+    mask = np.ascontiguousarray(mask).astype(np.uint8)
+    height, width = mask.shape
+    area = int(np.count_nonzero(mask))
+    split, box = (height // 2 + 1, width // 2 + 1), (0, 0, 0, 0)
+    if area:
+        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        split = _split(mask, area)
+        box = (int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
     boundary_width = max(1, round(BOUNDARY_RATIO * math.hypot(height, width)))
     codes = mask * OBJECT + boundary_band(mask, boundary_width) * BOUNDARY
-    return GroundTruth(
-        codes.astype(np.uint8), area, split, box, squared, band, nearest, boundary_width
-    )
+    return GroundTruth(codes.astype(np.uint8), area, split, box, boundary_width)
 
 
 def boundary_band(mask: np.ndarray, width: int) -> np.ndarray:
@@ -158,17 +171,24 @@ def _nearest(mask: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.ndarr
 
 
 class GroundTruthCache:
-    """Facts of the masks seen last, by content; threads may share it.
+    """Facts of masks by content; threads may share it.
+
+    A data set is seen in the same order again and again. Were the mask not used for longest dropped
+    for each new one, a set larger than the memory would never find one kept; so what is kept stays
+    until it has not been asked for in ``PATIENCE`` times as many look-ups as there are masks kept,
+    and a part of such a set is found at least.
 
     Args:
-        max_bytes: Memory to keep; the mask not used for longest goes first. A mask takes about 3
-            bytes a pixel: COD10K's 2,026 test masks some 4 GB, its validation split 0.6 GB.
+        max_bytes: Memory to keep, where a mask takes 1 byte a pixel, and 3 once its weighted
+            F-measure was asked for.
     """
+
+    PATIENCE = 8
 
     def __init__(self, max_bytes: int = 2 << 30):
         self.max_bytes = max_bytes
         self.hits = self.misses = self.nbytes = 0
-        self._kept: OrderedDict[bytes, GroundTruth] = OrderedDict()
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -181,22 +201,50 @@ class GroundTruthCache:
         bits = np.packbits(mask)
         key = hashlib.blake2b(bits, digest_size=16, key=repr(mask.shape).encode()).digest()
         with self._lock:
-            truth = self._kept.get(key)
-            if truth is not None:
+            kept = self._kept.get(key)
+            if kept is not None:
                 self.hits += 1
                 self._kept.move_to_end(key)
-                return truth
+                kept.used = self.hits + self.misses
+                # It may have grown since: its nearness is found later.
+                self.nbytes += kept.truth.nbytes - kept.nbytes
+                kept.nbytes = kept.truth.nbytes
+                self._shrink()
+                return kept.truth
             self.misses += 1
         truth = ground_truth(mask)
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = truth
-                self.nbytes += truth.nbytes
-            while self.nbytes > self.max_bytes and len(self._kept) > 1:
-                _, dropped = self._kept.popitem(last=False)
-                self.nbytes -= dropped.nbytes
+            self._admit(key, truth)
         return truth
+
+    def _admit(self, key: bytes, truth: GroundTruth) -> None:
+        now = self.hits + self.misses
+        size = truth.nbytes
+        while self._kept and self.nbytes + size > self.max_bytes:
+            oldest = next(iter(self._kept.values()))
+            if now - oldest.used <= self.PATIENCE * len(self._kept):
+                return
+            self._drop()
+        if key not in self._kept:
+            self._kept[key] = _Kept(truth, size, now)
+            self.nbytes += size
+
+    def _shrink(self) -> None:
+        # From the newest end: those are the ones a scan comes back to last.
+        while self.nbytes > self.max_bytes and len(self._kept) > 1:
+            self._drop(newest=True)
+
+    def _drop(self, newest: bool = False) -> None:
+        _, dropped = self._kept.popitem(last=newest)
+        self.nbytes -= dropped.nbytes
+
+
+@dataclass
+class _Kept:
+    truth: GroundTruth
+    nbytes: int
+    used: int
 
 
 TRUTHS = GroundTruthCache()
-"""The cache that all metrics of a process share."""
+"""The cache that all metrics of a process share; ``CODMetric(cache_gb=)`` sets its size."""

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -62,6 +63,35 @@ def test_a_missing_map_is_an_error_that_names_it(folders):
         score_maps(maps, masks)
 
 
+def test_a_map_of_another_name_is_seen(folders):
+    maps, masks, _ = folders
+    for path in list(maps.iterdir()):
+        path.rename(path.with_name(f"{path.stem}_pred.png"))
+    with pytest.raises(ValueError, match="folder holds maps named img0_pred, img1_pred"):
+        score_maps(maps, masks)
+
+
+def test_masks_without_camouflage_need_no_map(folders, capsys):
+    maps, masks, _ = folders
+    for path in [*maps.iterdir(), *masks.iterdir()]:
+        path.rename(path.with_name(f"COD10K-CAM-1-{path.name}"))
+    empty = masks / "COD10K-NonCAM-5-Background-7.png"
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(empty)
+    assert score_maps(maps, masks)["n"] == 3
+    assert "1 masks COD10K-NonCAM-* left out" in capsys.readouterr().out
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(maps / empty.name)
+    assert score_maps(maps, masks)["n"] == 4
+
+
+def test_masks_of_0_and_1_as_maps_are_told(folders, capsys):
+    maps, masks, _ = folders
+    for path in maps.iterdir():
+        Image.fromarray(np.asarray(Image.open(masks / path.name)) // 255).save(path)
+    row = score_maps(maps, masks)
+    assert row["IoU"] == 0 and row["Sm"] == pytest.approx(1)
+    assert "no map exceeds 1 of 255" in capsys.readouterr().out
+
+
 def test_a_map_without_mask_is_reported(folders, capsys):
     maps, masks, _ = folders
     (masks / "img1.png").unlink()
@@ -69,7 +99,7 @@ def test_a_map_without_mask_is_reported(folders, capsys):
     assert "1 of 3 maps have no mask" in capsys.readouterr().out
 
 
-def test_maps_of_another_size(folders):
+def test_maps_of_another_size(folders, capsys):
     maps, masks, pairs = folders
     small = cv2.resize((pairs[0][0] * 255).astype(np.uint8), (20, 15))
     Image.fromarray(small).save(maps / "img0.png")
@@ -77,6 +107,7 @@ def test_maps_of_another_size(folders):
         score_maps(maps, masks)
     row = score_maps(maps, masks, resize=True)
     assert row["resized"] == 1 and row["n"] == 3 and row["images"]["img0"]["IoU"] > 0.5
+    assert "1 of 3 maps were brought to their masks' size" in capsys.readouterr().out
 
 
 def test_backends_and_workers_agree(folders):
@@ -111,6 +142,18 @@ def test_names_come_from_telling_folders():
     assert folder_name("x/TestDataset/CAMO/GT") == "CAMO"
     assert folder_name("maps/ours/CAMO", but=["CAMO"]) == "ours"
     assert folder_name("/x/SINet/preds") == "SINet"
+    assert folder_name("published/SINet/COD10K", but=["COD10K-v3"]) == "SINet"
+    assert folder_name("published/SINet/camo", but=["CAMO"]) == "SINet"
+
+
+def test_maps_of_two_methods_are_not_one(folders, tmp_path):
+    maps, masks, _ = folders
+    other = tmp_path / "theirs" / "CAMO"
+    shutil.copytree(maps, other)
+    with pytest.raises(ValueError, match="folders of ours, theirs; score one method at a time"):
+        score_folders([maps, other], [masks, masks], datasets=["CAMO", "B"])
+    table = score_folders([maps, other], [masks, masks], datasets=["A", "B"], method="x")["table"]
+    assert list(table["A"]) == ["x"]
 
 
 def test_the_command(folders, tmp_path, monkeypatch):
@@ -124,6 +167,8 @@ def test_the_command(folders, tmp_path, monkeypatch):
     assert kept.read_bytes() == first and json.loads(file.read_text())["method"] == "again"
     code = call(monkeypatch, "eval_maps", "--pred", tmp_path / "absent", "--gt", masks)
     assert code.startswith("error: --pred: there is no folder") and "\n" not in code
+    code = call(monkeypatch, "eval_maps", *arguments, "--device", "abacus")
+    assert code.startswith("error: device 'abacus' is not to be had here") and "\n" not in code
     (tmp_path / "empty").mkdir()
     code = call(monkeypatch, "eval_maps", "--pred", maps, "--gt", tmp_path / "empty")
     assert code.startswith("error: --gt: no image files in")

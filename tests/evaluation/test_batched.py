@@ -1,12 +1,19 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from pairs import random_pairs, reference
 
 from codmoe.evaluation.batched import measure_maps
-from codmoe.evaluation.spatial import erode
+from codmoe.evaluation.spatial import (
+    counts_by_opencv,
+    counts_by_torch,
+    smooth_by_opencv,
+    smooth_by_torch,
+)
 from codmoe.evaluation.thresholds import CURVES
-from codmoe.evaluation.truth import boundary_band, ground_truth
+from codmoe.evaluation.truth import ground_truth
 
 SHARED = ("Sm", "wFm", "MAE", "BER", "adpEm", "adpFm", "adpIoU", "adpDice", "curves")
 TOLERANCE = 1e-6
@@ -66,6 +73,10 @@ def test_the_adaptive_threshold_at_a_level(level, chosen):
     (ours,) = measure_maps(*as_maps([(level, truth)]))
     assert ours["adpIoU"] == pytest.approx(chosen / level.size)
     assert ours["adpIoU"] == pytest.approx(reference([(level, truth)])["adpIoU"])
+    # Beside a larger map, the pixels outside of it are not in the mean.
+    larger = (np.full((5, 20), 90, np.uint8), np.ones((5, 20), bool))
+    ours, _ = measure_maps(*as_maps([(level, truth), larger]), chunk_pixels=10**6)
+    assert ours["adpIoU"] == pytest.approx(chosen / level.size)
 
 
 @pytest.mark.parametrize("full", [True, False])
@@ -80,15 +91,21 @@ def test_maps_of_all_sizes_share_a_canvas(full):
             np.testing.assert_allclose(value, other[key], rtol=0, atol=1e-12, err_msg=key)
 
 
-def test_erosion_is_opencvs():
+def test_what_a_gpu_computes_is_what_opencv_computes():
     rng = np.random.default_rng(0)
     for _ in range(40):
-        shape = rng.integers(1, 60, 2)
+        shape = rng.integers(1, 90, 2)
         masks = rng.random((3, *shape)) < 0.97
-        width = int(rng.integers(1, 6))
-        bands = np.stack([boundary_band(m.astype(np.uint8), width) for m in masks])
-        ours = masks & ~erode(torch.from_numpy(masks), width).numpy()
-        assert np.array_equal(ours, bands.astype(bool))
+        truths = [ground_truth(mask) for mask in rng.random((3, *shape)) < 0.97]
+        wider = dataclasses.replace(truths[1], boundary_width=truths[1].boundary_width + 2)
+        truths[1] = wider  # images of several sizes have bands of several widths
+        codes = np.stack([truth.codes for truth in truths])
+        theirs = counts_by_opencv(masks, codes, truths)
+        ours = counts_by_torch(torch.from_numpy(masks), torch.from_numpy(codes), truths)
+        assert torch.equal(ours, theirs)
+        values = torch.from_numpy(rng.random((2, *(shape + 6))))
+        smooth = smooth_by_torch(values), smooth_by_opencv(values)
+        torch.testing.assert_close(*smooth, rtol=0, atol=1e-14)
 
 
 def test_boundary_iou_by_hand():

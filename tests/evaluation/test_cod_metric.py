@@ -137,6 +137,26 @@ def test_pysodmetrics_as_a_cross_check():
         CODMetric(backend="pysodmetric")
 
 
+def test_the_map_at_fault_is_named():
+    samples = [sample(i) for i in range(3)]
+    samples[1].expert_probs["pranet"][3, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"image 'img1' of CAMO, pranet: The prediction ranges ov"):
+        CODMetric(sources=["sinet", "pranet"]).process(None, samples)
+    samples[2].pred_prob = samples[2].pred_prob[:-1]
+    with pytest.raises(ValueError, match=r"image 'img2' of CAMO, mixture: .* resize the predicti"):
+        CODMetric().process(None, samples)
+
+
+def test_memory_for_truths_is_set(monkeypatch):
+    monkeypatch.setattr(TRUTHS, "max_bytes", 123)
+    CODMetric()
+    assert TRUTHS.max_bytes == 123
+    CODMetric(cache_gb=0.5)
+    assert TRUTHS.max_bytes == 2**29
+    with pytest.raises(ValueError, match="cache_gb=-1; it must not be negative"):
+        CODMetric(cache_gb=-1)
+
+
 def test_truths_are_kept_from_one_epoch_to_the_next():
     samples, metric = [sample(i, height=31) for i in range(3)], CODMetric(full=False)
     run(metric, samples)

@@ -8,6 +8,7 @@ from codmoe.evaluation.measures import (
     aggregate,
     batch_measures,
     best_expert,
+    find_truths,
     image_measures,
     image_scalars,
     iou_and_dice,
@@ -15,6 +16,7 @@ from codmoe.evaluation.measures import (
     uniform_probability,
 )
 from codmoe.evaluation.thresholds import CURVES
+from codmoe.evaluation.truth import GroundTruthCache
 
 
 def blobs(seed, height, width):
@@ -80,6 +82,8 @@ def test_pooled_measures_are_of_all_pixels_together():
     assert row["FBIoU_pooled"] == pytest.approx((iou + background) / 2)
     rates = masks[truth].mean() + (~masks[~truth]).mean()
     assert row["BER_pooled"] == pytest.approx(1 - rates / 2)
+    counts = np.sum([image_measures(prob, gt)["counts"] for prob, gt in pairs], axis=0)
+    assert row["BIoU_pooled"] == pytest.approx(counts[4] / counts[5]) != row["BIoU"]
     error = [image_measures(prob, gt, full=False)["MAE"] * gt.size for prob, gt in pairs]
     assert row["MAE_pooled"] == pytest.approx(sum(error) / len(truth))
 
@@ -149,11 +153,36 @@ def test_dtypes(dtype):
         (np.full((4, 5), -3.0), np.zeros((4, 5)), "sigmoid"),
         (np.full((4, 5), np.nan), np.zeros((4, 5)), "sigmoid"),
         (np.zeros((4, 5)), np.full((4, 5), 255), "0/255"),
+        (np.zeros((1, 3)), np.array([[0, 0.3, 1]]), "0 and 1 only"),
     ],
 )
 def test_mistakes_are_named(prob, gt, words):
     with pytest.raises(ValueError, match=words):
         image_measures(prob, gt)
+
+
+def test_arrays_of_any_layout():
+    prob, gt = blobs(3, 40, 30)
+    expected = image_measures(prob, gt)
+    flipped = image_measures(prob[::-1], gt[::-1])
+    assert flipped["IoU"] == expected["IoU"] and flipped["MAE"] == pytest.approx(expected["MAE"])
+    prob.flags.writeable = False
+    for same in (np.asfortranarray(prob), prob.astype(np.longdouble), prob):
+        assert image_measures(same, gt)["wFm"] == pytest.approx(expected["wFm"])
+
+
+def test_masks_are_looked_up_once_each_and_by_several_threads():
+    cache = GroundTruthCache()
+    masks = [blobs(seed, 40, 30)[1] for seed in range(6)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = find_truths([mask for mask in masks for _ in range(7)], cache=cache)
+    finally:
+        torch.set_num_threads(threads)
+    assert (cache.hits, cache.misses) == (0, 6) and len(found) == 42
+    assert [truth.area for truth in found[::7]] == [mask.sum() for mask in masks]
+    assert all(truth is found[i // 7 * 7] for i, truth in enumerate(found))
 
 
 def test_uniform_and_oracle_by_hand():
