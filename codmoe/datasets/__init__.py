@@ -1,6 +1,7 @@
 """Datasets of image/mask pairs, synthetic data, and the transforms between files and network."""
 
 from codmoe.datasets import synthetic as synthetic  # registers its datasets
+from codmoe.datasets import synthetic_composite as synthetic_composite
 from codmoe.datasets.cod import COD10K, CODDataset, DatasetGroup
 from codmoe.datasets.layouts import Pair, check_pairs, find_folders, find_pairs
 from codmoe.datasets.splits import split_indices
