@@ -173,6 +173,11 @@ class SyntheticCamouflage(BaseDataset):
             self._cache[index] = image.copy(), np.packbits(mask)
         return image, mask
 
+    def read_sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and mask before the pipeline, for transforms that mix samples."""
+        info = self.get_data_info(index)
+        return self.sample(info["index"], info["kind"])
+
     def make(self, index: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask, made anew."""
         return generate(self.words(index), kind, self.image_size)
@@ -186,5 +191,5 @@ class SyntheticCamouflage(BaseDataset):
         info = self.get_data_info(idx)
         image, mask = self.sample(info["index"], info["kind"])
         info.update(img=image, gt_seg_map=mask, gt_mask=mask)
-        info.update(ori_shape=mask.shape, img_shape=mask.shape)
+        info.update(ori_shape=mask.shape, img_shape=mask.shape, pool=self)
         return self.pipeline(info)

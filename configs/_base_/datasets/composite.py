@@ -6,8 +6,7 @@ fractions = dict(experts=0.65, router=0.15, val=0.1, test=0.1)
 
 train_pipeline = [
     dict(type="LoadCODPair"),
-    dict(type="RandomWarp", size=(size, size), scale=(0.75, 1.25), rotate=15),
-    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomWarp", size=(size, size), scale=(0.75, 1.25), rotate=15, flip=0.5),
     dict(type="RandomColour"),
     dict(type="PackCODInputs"),
 ]

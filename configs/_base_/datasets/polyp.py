@@ -5,9 +5,14 @@ size = (448, 448)
 
 train_pipeline = [
     dict(type="LoadCODPair"),
-    dict(type="RandomWarp", size=size, scale=(0.75, 1.25), rotate=30),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="RandomFlip", prob=0.5, direction="vertical"),
+    dict(
+        type="RandomWarp",
+        size=size,
+        scale=(0.75, 1.25),
+        rotate=30,
+        flip=0.5,
+        flip_vertical=0.5,
+    ),
     dict(type="RandomColour", brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03),
     dict(type="PackCODInputs"),
 ]

@@ -4,8 +4,7 @@ size = 96
 
 train_pipeline = [
     dict(type="LoadCODPair"),
-    dict(type="RandomWarp", size=(size, size), scale=(0.75, 1.25), rotate=15),
-    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomWarp", size=(size, size), scale=(0.75, 1.25), rotate=15, flip=0.5),
     dict(type="RandomColour"),
     dict(type="PackCODInputs"),
 ]
