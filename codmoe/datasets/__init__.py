@@ -4,7 +4,7 @@ from codmoe.datasets import synthetic as synthetic  # registers its datasets
 from codmoe.datasets import synthetic_composite as synthetic_composite
 from codmoe.datasets.cache import SampleCache
 from codmoe.datasets.cod import COD10K, CODDataset, DatasetGroup
-from codmoe.datasets.collate import multiscale_collate
+from codmoe.datasets.collate import multiscale_collate, stack_collate
 from codmoe.datasets.layouts import Pair, check_pairs, find_folders, find_pairs
 from codmoe.datasets.splits import split_indices
 from codmoe.datasets.transforms import (
@@ -35,4 +35,5 @@ __all__ = [
     "find_pairs",
     "multiscale_collate",
     "split_indices",
+    "stack_collate",
 ]

@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS
+from torch.utils.data import default_collate
+
+
+@FUNCTIONS.register_module()
+def stack_collate(batch: Sequence[dict]) -> dict[str, Any]:
+    """Lay images, and ground truths at network resolution, end to end while still in the worker.
+
+    Every tensor that a worker hands over costs the training process a file descriptor, a connection
+    and a mapping; of mmengine's ``pseudo_collate`` there are two for each image, of this two for
+    each batch. Images of unlike sizes stay a list, and the preprocessor says what is wrong.
+
+    Args:
+        batch: Packed samples.
+
+    Returns:
+        ``inputs`` (N, 3, H, W); ``data_samples``, a list, without their ``target``; and
+        ``targets`` (N, 1, H, W), if all samples have one.
+    """
+    images, samples = ([item[key] for item in batch] for key in ("inputs", "data_samples"))
+    if len({image.shape for image in images}) > 1:
+        return pseudo_collate(batch)
+    result = dict(inputs=default_collate(images), data_samples=samples)
+    if all("target" in sample for sample in samples):
+        # Copies, as a data set may hand out one sample twice.
+        result["data_samples"] = samples = [sample.clone() for sample in samples]
+        result["targets"] = default_collate([sample.pop("target") for sample in samples])
+    return result
 
 
 @FUNCTIONS.register_module()
 def multiscale_collate(
     batch: Sequence[dict], *, sizes: Sequence[int], divisor: int = 32
-) -> dict[str, list]:
+) -> dict[str, Any]:
     """Bring all images of a batch to one side, drawn anew for every batch.
 
     ``train_dataloader = dict(collate_fn=dict(type="multiscale_collate", sizes=(352, 448, 544)))``,
@@ -27,7 +55,7 @@ def multiscale_collate(
         divisor: What the backbone needs sides to be multiples of: 32, or a ViT's patch (14).
 
     Returns:
-        ``inputs`` and ``data_samples``, both lists, with ``target`` and ``img_shape`` resized too.
+        As :func:`stack_collate`; ground truths and ``img_shape`` go along with the images.
 
     Raises:
         ValueError: A size is no multiple of ``divisor``, or there are none.
@@ -52,4 +80,4 @@ def multiscale_collate(
                 sample.target = target[0]
             sample.set_metainfo(dict(img_shape=(side, side)))
         resized.append(dict(item, inputs=image, data_samples=sample))
-    return pseudo_collate(resized)
+    return stack_collate(resized)

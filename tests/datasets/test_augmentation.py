@@ -4,9 +4,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS
+from torch.utils.data import DataLoader
 
-from codmoe.datasets.collate import multiscale_collate
+from codmoe.datasets.collate import multiscale_collate, stack_collate
 from codmoe.datasets.synthetic import SyntheticCamouflage
 from codmoe.datasets.transforms import (
     CopyPaste,
@@ -17,6 +19,7 @@ from codmoe.datasets.transforms import (
     RandomWarp,
     pair_results,
 )
+from codmoe.models.preprocessor import CODDataPreprocessor
 from codmoe.registry import TRANSFORMS
 
 STILL = dict(scale=(1, 1), rotate=0, translate=0)
@@ -77,6 +80,30 @@ def test_flips_inside_the_warp_are_flips(key, code):
     half = RandomWarp(size=(160, 120), **STILL, **{key: 0.5})
     turned = [not np.array_equal(half(pair_results(image, mask))["img"], image) for _ in range(60)]
     assert 15 < sum(turned) < 45
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.7, 1.0, 1.6])
+def test_beyond_the_border_lies_the_mirrored_image(scale):
+    np.random.seed(0)
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8), (0, 0), 2)
+    mask = (image[..., 0] > 127).astype(np.uint8)
+    warp = RandomWarp(size=(96, 64), scale=(scale, scale), rotate=25, translate=0.2)
+    for _ in range(10):
+        state = np.random.get_state()
+        out = warp(pair_results(image, mask))
+        np.random.set_state(state)
+        matrix = warp.matrix(50, 70)
+        for source, result, method in (
+            (image, out["img"], cv2.INTER_LINEAR),
+            (mask, out["gt_seg_map"], cv2.INTER_NEAREST),
+        ):
+            expected = cv2.warpAffine(
+                source, matrix, (96, 64), flags=method, borderMode=cv2.BORDER_REFLECT
+            )
+            difference = np.abs(result.astype(int) - expected)
+            # Coordinates are rounded to 1/32 pixel: another origin may round the other way.
+            assert difference.mean() < 0.6 and (difference > 12).mean() < 0.01
 
 
 @pytest.mark.parametrize("view", [np.s_[:], np.s_[:, ::-1], np.s_[::-1], np.s_[::-1, ::-1]])
@@ -201,20 +228,45 @@ def test_batches_have_one_size_each_of_those_asked_for():
     seen = set()
     for _ in range(20):
         batch = collate(packed(), sizes=(64, 96, 128))
-        shapes = {tuple(image.shape) for image in batch["inputs"]}
-        assert len(shapes) == 1 and all(x.dtype == torch.uint8 for x in batch["inputs"])
-        side = shapes.pop()[-1]
-        for image, sample in zip(batch["inputs"], batch["data_samples"], strict=True):
-            assert sample.target.shape == (1, side, side) and sample.img_shape == (side, side)
-            assert ((image[:1] > 127) == sample.target).float().mean() > 0.98
+        side = batch["inputs"].shape[-1]
+        assert batch["inputs"].shape == (3, 3, side, side) and batch["inputs"].dtype == torch.uint8
+        assert batch["targets"].shape == (3, 1, side, side)
+        assert ((batch["inputs"][:, :1] > 127) == batch["targets"]).float().mean() > 0.98
+        assert {sample.img_shape for sample in batch["data_samples"]} == {(side, side)}
         seen.add(side)
     assert seen == {64, 96, 128}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_model_gets_the_same_from_a_stacked_batch(workers):
+    pipeline = [dict(type="PackCODInputs", keep_original=True)]
+    data = SyntheticCamouflage(length=5, image_size=64, pipeline=pipeline)
+    outputs = []
+    for collate in (pseudo_collate, stack_collate):
+        loader = DataLoader(data, batch_size=5, collate_fn=collate, num_workers=workers)
+        outputs.append(CODDataPreprocessor()(next(iter(loader)), True))
+    listed, stacked = outputs
+    assert torch.equal(listed["inputs"], stacked["inputs"])
+    assert torch.equal(listed["targets"], stacked["targets"])
+    for a, b in zip(listed["data_samples"], stacked["data_samples"], strict=True):
+        assert torch.equal(a.gt_mask, b.gt_mask) and a.metainfo == b.metainfo
+
+
+def test_stacking_leaves_unlike_sizes_to_the_preprocessor_and_samples_as_they_were():
+    batch = packed(1, 64) + packed(1, 96)
+    with pytest.raises(ValueError, match="one batch holds images of sizes"):
+        CODDataPreprocessor()(stack_collate(batch), True)
+    same = packed(2)
+    stack_collate(same)
+    assert "target" in same[0]["data_samples"]
+    unlabelled = [PackCODInputs()(pair_results(pair(64, 64)[0], None))]
+    assert "targets" not in stack_collate(unlabelled)
 
 
 def test_sizes_must_be_what_the_backbone_divides():
     with pytest.raises(ValueError, match=r"multiples of divisor=32; near \[100\] lie \[96\]"):
         multiscale_collate(packed(), sizes=(96, 100))
-    assert multiscale_collate(packed(), sizes=(98,), divisor=14)["inputs"][0].shape[-1] == 98
+    assert multiscale_collate(packed(), sizes=(98,), divisor=14)["inputs"].shape[-1] == 98
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 
+from codmoe.datasets.transforms.colour import contiguous
 from codmoe.registry import TRANSFORMS
 
 TRIES = 10
@@ -141,11 +142,35 @@ class RandomWarp(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Warp ``img`` (bilinear) and ``gt_seg_map`` (nearest)."""
         matrix = self.matrix(*results["img"].shape[:2], results.get("gt_seg_map"))
+        margins, shifted = self._margins(matrix, *results["img"].shape[:2])
         for key, method in (("img", cv2.INTER_LINEAR), ("gt_seg_map", cv2.INTER_NEAREST)):
             if results.get(key) is not None:
-                source = np.ascontiguousarray(results[key])
+                source = contiguous(results[key])
+                if any(margins):
+                    source = cv2.copyMakeBorder(source, *margins, cv2.BORDER_REFLECT)
                 results[key] = cv2.warpAffine(
-                    source, matrix, self.size, flags=method, borderMode=cv2.BORDER_REFLECT
+                    source, shifted, self.size, flags=method, borderMode=cv2.BORDER_REFLECT
                 )
         results["img_shape"] = results["img"].shape[:2]
         return results
+
+    def _margins(
+        self, matrix: np.ndarray, height: int, width: int
+    ) -> tuple[tuple[int, int, int, int], np.ndarray]:
+        """Top, bottom, left and right margins that the output shows, and the map from there.
+
+        OpenCV's warp takes twice as long where it has to mirror coordinates itself.
+        """
+        out_w, out_h = self.size
+        corners = np.array([[[x, y]] for x in (0, out_w - 1) for y in (0, out_h - 1)], np.float64)
+        seen = cv2.transform(corners, cv2.invertAffineTransform(matrix))[:, 0]
+        (left, top), (right, bottom) = np.floor(seen.min(0)), np.ceil(seen.max(0))
+        sides = -top + 2, bottom - height + 3, -left + 2, right - width + 3
+        margins = tuple(int(max(side, 0)) for side in sides)
+        # A tiny zoom would need a margin many times the image.
+        padded = (height + margins[0] + margins[1]) * (width + margins[2] + margins[3])
+        if padded > 4 * height * width:
+            return (0, 0, 0, 0), matrix
+        shifted = matrix.copy()
+        shifted[:, 2] -= matrix[:, :2] @ (margins[2], margins[0])
+        return margins, shifted

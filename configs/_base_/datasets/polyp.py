@@ -35,6 +35,7 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     pin_memory=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=train_set,
 )
@@ -42,6 +43,7 @@ val_dataloader = dict(
     batch_size=12,
     num_workers=4,
     persistent_workers=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CODDataset",

@@ -17,6 +17,7 @@ train_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     drop_last=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
         type="SyntheticCamouflage",
@@ -30,6 +31,7 @@ val_dataloader = dict(
     batch_size=20,
     num_workers=1,
     persistent_workers=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="SyntheticCamouflage",
