@@ -1,0 +1,97 @@
+"""Curves over the 256 thresholds: precision against recall, F and E against the threshold."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from codmoe.files import replacing
+from codmoe.registry import suggest
+
+# kind: (x, y) as keys of a result's `curves`, with the names of the axes.
+CURVES = {
+    "PR": (("Recall", "recall"), ("Precision", "precision")),
+    "F": (("threshold", "threshold"), ("Fm", "F-measure (β² 0.3)")),
+    "E": (("threshold", "threshold"), ("Em", "E-measure")),
+}
+_PANEL, _COLUMNS = 3.2, 4
+_COLOURS = [f"C{index}" for index in range(10)]
+_DASHES = ("-", "--", "-.", ":")
+
+# {method: {data set: {"threshold": [...], "Precision": [...], ...}}}
+MethodCurves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+
+
+def save_curves(
+    curves: MethodCurves, path: str | os.PathLike, *, kind: str = "PR", dpi: int = 200
+) -> Path:
+    """Draws one panel per data set with a line per method (format by suffix: png, pdf, svg).
+
+    Methods without this curve on a data set have no line there. The file appears whole or not at
+    all, and one that is already there is kept under a dated name.
+
+    Args:
+        curves: ``{method: {data set: curves}}``, as ``"curves"`` of a result's row.
+        path: File to write.
+        kind: ``"PR"``, ``"F"`` or ``"E"``.
+        dpi: Pixels per inch of a raster format.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: The kind is unknown, no method has this curve, or its two lists differ in
+            length.
+    """
+    if kind not in CURVES:
+        raise ValueError(f"There is no curve {kind!r}; {suggest(kind, CURVES)}")
+    path = Path(path)
+    (x, x_label), (y, y_label) = CURVES[kind]
+    datasets = dict.fromkeys(
+        name for sets in curves.values() for name, found in sets.items() if {x, y} <= set(found)
+    )
+    if not datasets:
+        raise ValueError(f"No result has the curves {x} and {y}; score the maps again to get them.")
+    columns = min(_COLUMNS, len(datasets))
+    rows = math.ceil(len(datasets) / columns)
+    size = (columns * _PANEL + 0.3, rows * _PANEL + 0.3 + 0.2 * math.ceil(len(curves) / columns))
+    figure = Figure(figsize=size, dpi=dpi, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    lines = {}
+    for panel, dataset in zip(panels, datasets, strict=False):
+        for index, (method, sets) in enumerate(curves.items()):
+            found = sets.get(dataset, {})
+            if {x, y} <= set(found):
+                if len(found[x]) != len(found[y]):
+                    raise ValueError(
+                        f"{method!r} on {dataset!r}: {x} has {len(found[x])} values and {y} "
+                        f"{len(found[y])}; they must be equally many."
+                    )
+                lines.setdefault(method, _draw(panel, found[x], found[y], index))
+        panel.set_title(dataset, size=9, parse_math=False)
+        panel.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1.01))
+        panel.grid(linewidth=0.4, color="#dddddd")
+    for panel in panels[len(datasets) :]:
+        panel.set_axis_off()
+    # matplotlib leaves out labels that begin with an underscore.
+    labels = [f" {name}" if name.startswith("_") else name for name in lines]
+    legend = figure.legend(
+        list(lines.values()), labels, loc="outside lower center", ncols=columns, fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+    return path
+
+
+def _draw(panel: Axes, x: Sequence[float], y: Sequence[float], index: int):
+    style = dict(color=_COLOURS[index % 10], linestyle=_DASHES[index // 10 % 4], linewidth=1.2)
+    return panel.plot(x, y, **style)[0]
