@@ -222,7 +222,7 @@ def benchmark_loader(
                 + (f"  (more workers than the {cores} cores)" if count > cores else "")
             )
         said = verdict(rates, target, cores)
-        console.print(said, highlight=False)
+        console.print(said, highlight=False, soft_wrap=True)
         runs.append(
             dict(
                 cache=name,
@@ -238,7 +238,7 @@ def benchmark_loader(
     )
     report.update(opencv=cv2.__version__, torch=torch.__version__, runs=runs)
     if json_file is not None:
-        console.print(f"wrote {save_json(json_file, report)}")
+        console.print(f"wrote {save_json(json_file, report)}", soft_wrap=True)
     return report
 
 
