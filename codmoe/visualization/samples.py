@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from codmoe.files import replacing
 
-# Inches, and below them pixels: side of a cell's picture, width of the outline's dark seam.
+# Inches, and below them pixels: longer side of a cell's picture.
 _CELL, _TITLE, _GAP, _FONT = 1.8, 0.2, 0.06, 6.5
-_PIXELS, _SEAM = 360, 4
+_PIXELS = 360
 _OUTLINE, _DARK = (255, 220, 40), (20, 20, 20)
 _TITLE_LENGTH = 22
 
@@ -39,7 +39,8 @@ def outlined(image: np.ndarray, mask: np.ndarray, pixels: int = _PIXELS) -> np.n
     picture = cv2.resize(np.ascontiguousarray(image), size, interpolation=method)
     large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    for colour, width in ((_DARK, _SEAM), (_OUTLINE, _SEAM // 2)):
+    thin = max(round(pixels / 180), 1)
+    for colour, width in ((_DARK, 2 * thin), (_OUTLINE, thin)):
         cv2.drawContours(picture, contours, -1, colour, width, cv2.LINE_AA)
     return picture
 
