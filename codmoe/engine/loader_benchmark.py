@@ -62,22 +62,34 @@ def _leaves(dataset: Any) -> Iterator[Any]:
         yield dataset
 
 
-class _Timed:
-    """A pipeline that adds up how long each of its transforms takes, in seconds."""
+class _Clock:
+    """Time passed and time of the CPU, in milliseconds; the second minds no other process."""
 
-    def __init__(self, transforms: Sequence[Callable], seconds: dict[str, float]) -> None:
-        self.transforms, self.seconds = transforms, seconds
+    def __init__(self) -> None:
+        self.start = time.perf_counter(), time.process_time()
+
+    def read(self) -> np.ndarray:
+        """Both since the start, (2,)."""
+        now = time.perf_counter(), time.process_time()
+        return 1000 * (np.array(now) - self.start)
+
+
+class _Timed:
+    """A pipeline that adds up how long each of its transforms takes."""
+
+    def __init__(self, transforms: Sequence[Callable], spent: dict[str, np.ndarray]) -> None:
+        self.transforms, self.spent = transforms, spent
 
     def __call__(self, data: dict) -> dict:
         for place, transform in enumerate(self.transforms):
-            start = time.perf_counter()
+            clock = _Clock()
             data = transform(data)
             name = f"{place + 1} {type(transform).__name__}"
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.spent[name] = self.spent.get(name, 0.0) + clock.read()
         return data
 
 
-def time_transforms(dataset: Any, samples: int = 200, seed: int = 0) -> dict[str, float]:
+def time_transforms(dataset: Any, samples: int = 200, seed: int = 0) -> dict[str, list[float]]:
     """Milliseconds per image of each transform and of what comes before them, in this process.
 
     Reading files is a transform (``LoadCODPair``); taking the sample from the cache, or making it,
@@ -87,29 +99,34 @@ def time_transforms(dataset: Any, samples: int = 200, seed: int = 0) -> dict[str
         dataset: One of this package, or a group of them.
         samples: How many are drawn, with repetition.
         seed: Of numpy's global generator, which the transforms use.
+
+    Returns:
+        ``{step: [time passed, time of the CPU]}``.
     """
-    seconds: dict[str, float] = {READING: 0.0}
+    spent: dict[str, np.ndarray] = {READING: np.zeros(2)}
     leaves = list(_leaves(dataset))
     pipelines = [leaf.pipeline for leaf in leaves]
     for leaf in leaves:
-        leaf.pipeline = _Timed(leaf.pipeline.transforms, seconds)
+        leaf.pipeline = _Timed(leaf.pipeline.transforms, spent)
     try:
         np.random.seed(seed)
         draw = np.random.default_rng(seed).integers(len(dataset), size=samples)
         dataset[int(draw[0])]  # what only the first access costs
-        seconds.update(dict.fromkeys(seconds, 0.0))
-        start = time.perf_counter()
+        spent.update({name: np.zeros(2) for name in spent})
+        clock = _Clock()
         for index in draw:
             dataset[int(index)]
-        whole = time.perf_counter() - start
+        whole = clock.read()
     finally:
         for leaf, pipeline in zip(leaves, pipelines, strict=True):
             leaf.pipeline = pipeline
-    seconds[READING] = whole - sum(seconds.values())
-    return {name: 1000 * value / samples for name, value in seconds.items()}
+    spent[READING] = np.maximum(whole - sum(spent.values()), 0)
+    return {name: (value / samples).tolist() for name, value in spent.items()}
 
 
-def measure(dataset: Any, loader: Mapping[str, Any], workers: int, seconds: float) -> float:
+def measure(
+    dataset: Any, loader: Mapping[str, Any], workers: int, seconds: float
+) -> tuple[float, float]:
     """Images per second of a loader with a number of workers, after they have started.
 
     Args:
@@ -117,6 +134,10 @@ def measure(dataset: Any, loader: Mapping[str, Any], workers: int, seconds: floa
         loader: The loader's config; its sampler is replaced by an endless one.
         workers: 0 loads in this process.
         seconds: How long to measure.
+
+    Returns:
+        The rate, and the milliseconds of CPU time per image that this process spends: with workers
+        that is receiving alone, and a thousand divided by it a limit that no worker lifts.
     """
     settings = {k: v for k, v in deepcopy(dict(loader)).items() if k != "dataset"}
     settings.update(dataset=dataset, num_workers=workers, persistent_workers=False)
@@ -128,12 +149,11 @@ def measure(dataset: Any, loader: Mapping[str, Any], workers: int, seconds: floa
     # Until what was loaded ahead while the workers started is used up.
     for _ in range(2 + 2 * workers * (settings.get("prefetch_factor") or 2)):
         next(batches)
-    images, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    images, clock = 0, _Clock()
+    while (spent := clock.read())[0] < 1000 * seconds:
         images += len(next(batches)["inputs"])
-    elapsed = time.perf_counter() - start
     del batches
-    return images / elapsed
+    return 1000 * images / float(spent[0]), float(spent[1]) / images
 
 
 def verdict(rates: Mapping[int, float], target: float, cores: int) -> str:
@@ -213,14 +233,15 @@ def benchmark_loader(
         console.print(f"{name}: {len(dataset):,} samples, ready after {built:.1f} s", style="bold")
         transforms = time_transforms(dataset)
         console.print(_transform_table(transforms))
-        rates = {}
+        rates, receiving = {}, {}
         for count in workers:
-            rates[count] = measure(dataset, loader, count, seconds)
-            each = rates[count] / max(count, 1)
-            console.print(
-                f"{count:3d} workers {rates[count]:9,.1f} images/s, {each:,.1f} for each process"
-                + (f"  (more workers than the {cores} cores)" if count > cores else "")
-            )
+            rates[count], receiving[count] = measure(dataset, loader, count, seconds)
+            line = f"{count:3d} workers {rates[count]:9,.1f} images/s"
+            if count:
+                line += f", {receiving[count]:.2f} ms of CPU time an image to receive"
+            if count > cores:
+                line += f"  (more workers than the {cores} cores)"
+            console.print(line, highlight=False, soft_wrap=True)
         said = verdict(rates, target, cores)
         console.print(said, highlight=False, soft_wrap=True)
         runs.append(
@@ -230,6 +251,7 @@ def benchmark_loader(
                 seconds_to_build=built,
                 milliseconds_per_image=transforms,
                 images_per_second=rates,
+                cpu_milliseconds_in_main_process=receiving,
                 verdict=said,
             )
         )
@@ -242,12 +264,12 @@ def benchmark_loader(
     return report
 
 
-def _transform_table(transforms: Mapping[str, float]) -> Table:
-    table = Table("in one process", "ms per image", box=None)
-    table.columns[1].justify = "right"
-    for name, value in transforms.items():
-        table.add_row(name, f"{value:.3f}")
-    whole = sum(transforms.values())
-    table.add_row("sum", f"{whole:.3f}")
-    table.add_row("images/s of one core", f"{1000 / whole:,.0f}")
+def _transform_table(transforms: Mapping[str, Sequence[float]]) -> Table:
+    table = Table("in one process, per image", "ms", "ms of CPU time", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = dict(transforms, sum=np.sum(list(transforms.values()), axis=0))
+    for name, values in rows.items():
+        table.add_row(name, *[f"{value:.3f}" for value in values])
+    table.add_row("images/s of one core", *[f"{1000 / value:,.0f}" for value in rows["sum"]])
     return table
