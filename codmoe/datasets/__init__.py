@@ -1,22 +1,39 @@
 """Datasets of image/mask pairs, synthetic data, and the transforms between files and network."""
 
 from codmoe.datasets import synthetic as synthetic  # registers its datasets
+from codmoe.datasets import synthetic_composite as synthetic_composite
+from codmoe.datasets.cache import SampleCache
 from codmoe.datasets.cod import COD10K, CODDataset, DatasetGroup
+from codmoe.datasets.collate import multiscale_collate, stack_collate
 from codmoe.datasets.layouts import Pair, check_pairs, find_folders, find_pairs
 from codmoe.datasets.splits import split_indices
-from codmoe.datasets.transforms import LoadCODPair, PackCODInputs, RandomColour, RandomWarp
+from codmoe.datasets.transforms import (
+    CopyPaste,
+    LoadCODPair,
+    PackCODInputs,
+    RandomBlur,
+    RandomColour,
+    RandomJPEG,
+    RandomWarp,
+)
 
 __all__ = [
     "COD10K",
     "CODDataset",
+    "CopyPaste",
     "DatasetGroup",
     "LoadCODPair",
     "PackCODInputs",
     "Pair",
+    "RandomBlur",
     "RandomColour",
+    "RandomJPEG",
     "RandomWarp",
+    "SampleCache",
     "check_pairs",
     "find_folders",
     "find_pairs",
+    "multiscale_collate",
     "split_indices",
+    "stack_collate",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from torch.utils.data import ConcatDataset
 
+from codmoe.datasets.cache import SampleCache
 from codmoe.datasets.layouts import (
     Folders,
     Pair,
@@ -25,7 +25,7 @@ from codmoe.datasets.layouts import (
     resolve_root,
 )
 from codmoe.datasets.splits import split_indices
-from codmoe.datasets.transforms import pair_results, read_pair
+from codmoe.datasets.transforms import read_pair
 from codmoe.registry import DATASETS, TRANSFORMS, suggest
 
 SPLIT_DEFAULTS = {
@@ -51,7 +51,8 @@ class CODDataset(BaseDataset):
             see :func:`~codmoe.datasets.splits.split_indices`. Seed and fractions default to these.
         check_files: Open every file's header before training; see
             :func:`~codmoe.datasets.layouts.check_pairs`.
-        cache: Decode all samples once and keep them in RAM, shared by forked workers.
+        cache: Decode all samples once and keep them: True for RAM shared by forked workers, or
+            ``dict(dir=..., max_side=...)``; see :class:`~codmoe.datasets.cache.SampleCache`.
         pipeline: Transforms or their configs.
         test_mode: mmengine's; nothing here depends on it.
         indices: Keep the first so many samples, or those of a list.
@@ -73,7 +74,7 @@ class CODDataset(BaseDataset):
         prefix: str | None = None,
         split: Mapping[str, Any] | None = None,
         check_files: bool = True,
-        cache: bool = False,
+        cache: bool | Mapping[str, Any] = False,
         pipeline: Sequence[dict | Callable] = (),
         test_mode: bool = False,
         indices: int | Sequence[int] | None = None,
@@ -88,7 +89,7 @@ class CODDataset(BaseDataset):
         self.prefix = prefix
         self.split = self._complete_split(split)
         self.check_files = check_files
-        self._cache: dict[str, tuple] | None = {} if cache else None
+        self._cache = SampleCache.of(cache)
         # Built here and not by mmengine's Compose, so that transforms are found, and misspelt ones
         # answered, without a default scope.
         transforms = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
@@ -163,21 +164,23 @@ class CODDataset(BaseDataset):
         if self.check_files:
             check_pairs(Pair(i["stem"], Path(i["img_path"]), Path(i["mask_path"])) for i in infos)
         if self._cache is not None:
-            # Filled before workers fork: what a worker decodes dies with it after each epoch.
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                paths = [(i["img_path"], i["mask_path"]) for i in infos]
-                decoded = pool.map(lambda pair: read_pair(*pair), paths)
-                self._cache = {
-                    image: arrays for (image, _), arrays in zip(paths, decoded, strict=True)
-                }
+            self._cache.fill([(i["img_path"], i["mask_path"]) for i in infos], self.name)
 
     def prepare_data(self, idx: int) -> Any:
         """The sample after the pipeline; the cached arrays themselves are never handed out."""
         info = self.get_data_info(idx)
-        if self._cache:
-            image, mask = self._cache[info["img_path"]]
-            info.update(pair_results(np.copy(image), np.copy(mask)))
+        info["pool"] = self
+        if self._cache is not None:
+            info.update(self._cache.results(info["img_path"]) or {})
         return self.pipeline(info)
+
+    def read_sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) and mask (H, W) before the pipeline, for transforms that mix samples."""
+        info = self.get_data_info(index)
+        held = self._cache.results(info["img_path"]) if self._cache is not None else None
+        if held is not None:
+            return held["img"], held["gt_seg_map"]
+        return read_pair(info["img_path"], info["mask_path"])
 
 
 @DATASETS.register_module()

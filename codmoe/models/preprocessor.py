@@ -30,7 +30,8 @@ class CODDataPreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         """Collated ``inputs`` and ``data_samples`` → the arguments of the model's forward.
 
-        Adds ``targets``, float (N, 1, H, W), when every sample has its ``target``. The ground truth
+        Adds ``targets``, float (N, 1, H, W), when they are stacked or every sample has its
+        ``target``. The ground truth
         at original resolution stays where it is: metrics read it on the host.
 
         Raises:
@@ -47,7 +48,9 @@ class CODDataPreprocessor(BaseDataPreprocessor):
             inputs = torch.stack(list(inputs))
         images = (self.cast_data(inputs).float() - self.mean) / self.std
         batch = dict(inputs=images, data_samples=samples)
-        if samples and all("target" in sample for sample in samples):
+        targets = data.get("targets")  # stacked by a collate function
+        if targets is None and samples and all("target" in sample for sample in samples):
             targets = torch.stack([sample.target for sample in samples])
+        if targets is not None:
             batch["targets"] = self.cast_data(targets).float()
         return batch

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from codmoe.datasets.synthetic import KINDS, MAX_AREA, MIN_AREA, SyntheticCamouflage, generate
+from codmoe.datasets.synthetic import (
+    KINDS,
+    MAX_AREA,
+    MIN_AREA,
+    SyntheticCamouflage,
+    generate,
+    generator,
+)
+from codmoe.datasets.synthetic_kinds import Piece
+from codmoe.datasets.synthetic_scene import Scene, cast_shadow, daylight
+from codmoe.datasets.synthetic_shapes import SHAPES, silhouette
+from codmoe.datasets.synthetic_textures import STYLES, make_texture
 from codmoe.registry import DATASETS
 
 SIZE = 96
@@ -72,9 +83,12 @@ def test_other_seeds_and_parts_are_other_images(other):
 def test_images_are_the_same_on_every_machine():
     # Small statistics instead of a checksum: a last-bit difference of an FFT may move one pixel.
     image, mask = generate((0, 1, 2), "figure", 64)
-    assert int(mask.sum()) == pytest.approx(774, abs=1)
-    assert image.mean() == pytest.approx(93.0056, abs=0.01)
-    assert image[::16, 8, 1].tolist() == pytest.approx([34, 37, 96, 41], abs=1)
+    assert int(mask.sum()) == pytest.approx(957, abs=1)
+    assert image.mean() == pytest.approx(100.6144, abs=0.01)
+    assert image[::16, 8, 1].tolist() == pytest.approx([142, 128, 73, 68], abs=1)
+    image, mask = generate((0, 1, 7), "clutter", 64)
+    assert int(mask.sum()) == pytest.approx(422, abs=1)
+    assert image.mean() == pytest.approx(85.9749, abs=0.01)
 
 
 def test_cached_items_survive_a_pipeline_that_writes_into_them():
@@ -148,6 +162,57 @@ def test_direction_of_texture_betrays_the_object(samples, kind):
         for image, (_, mask) in zip(images[1:] + images[:1], samples[kind], strict=True)
     ]
     assert np.median(true) > 1.3 * np.median(wrong)
+
+
+def test_every_style_of_texture_has_a_direction():
+    seen = set()
+    for seed in range(40):
+        rng = generator(seed)
+        style = STYLES[int(generator(seed).random() * len(STYLES))]
+        tone = make_texture(rng, SIZE).field.real
+        # Longer along x than across, whatever the style: turning it shows.
+        assert np.abs(np.diff(tone, axis=0)).mean() > 1.15 * np.abs(np.diff(tone, axis=1)).mean()
+        # Periodic: the jump over the border is one like any other.
+        assert np.array_equal(tone[0], tone[-1]) and np.array_equal(tone[:, 0], tone[:, -1])
+        seen.add(style)
+    assert seen == set(STYLES)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outlines_cover_about_the_area_asked_for(shape):
+    areas = [(silhouette(generator(s), SIZE, 0.1, shape) > 0).mean() for s in range(20)]
+    assert 0.06 < np.mean(areas) < 0.14
+
+
+def test_blades_hide_parts_of_the_object_but_never_most_of_it():
+    cut = 0
+    for seed in range(60):
+        scene = Scene(generator(seed), SIZE)
+        depth = silhouette(generator(seed, 1), SIZE, 0.1)
+        scene.add(depth, Piece(1.2, 1.3, rim=0.4))
+        whole = scene.mask.copy()
+        scene.occlude(MIN_AREA)
+        assert not (scene.mask & ~whole).any()
+        assert scene.mask.sum() >= 0.6 * whole.sum()
+        cut += scene.mask.sum() < whole.sum()
+    assert cut > 40
+
+
+def test_shadow_falls_away_from_the_sun():
+    light = np.ones((SIZE, SIZE))
+    y, x = np.mgrid[:SIZE, :SIZE] - 47.5
+    cast_shadow(light, 10 - np.hypot(x, y), (1.0, 0.0), 0.1, 0.3)
+    dark = 1 - light
+    # The sun stands at the right: the shadow lies ten pixels to the left.
+    assert (dark * x).sum() / dark.sum() == pytest.approx(-10, abs=0.5)
+    assert light.min() == pytest.approx(0.7, abs=0.01) and light[:, -1].min() == 1
+
+
+def test_light_differs_from_image_to_image():
+    means = [daylight(generator(seed), SIZE) for seed in range(60)]
+    spread = [light.max() / light.min() for light in means]
+    assert min(light.min() for light in means) > 0.3
+    assert min(spread) < 1.4 and max(spread) > 1.8
 
 
 def test_workers_make_the_same_items():

@@ -6,8 +6,7 @@ size = (448, 448)
 
 train_pipeline = [
     dict(type="LoadCODPair"),
-    dict(type="RandomWarp", size=size, scale=(0.75, 1.25), rotate=15),
-    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomWarp", size=size, scale=(0.75, 1.25), rotate=15, flip=0.5),
     dict(type="RandomColour"),
     dict(type="PackCODInputs"),
 ]
@@ -29,6 +28,7 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     pin_memory=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=train_set,
 )
@@ -36,6 +36,7 @@ val_dataloader = dict(
     batch_size=12,
     num_workers=4,
     persistent_workers=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="COD10K",

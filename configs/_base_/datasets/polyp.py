@@ -5,9 +5,14 @@ size = (448, 448)
 
 train_pipeline = [
     dict(type="LoadCODPair"),
-    dict(type="RandomWarp", size=size, scale=(0.75, 1.25), rotate=30),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="RandomFlip", prob=0.5, direction="vertical"),
+    dict(
+        type="RandomWarp",
+        size=size,
+        scale=(0.75, 1.25),
+        rotate=30,
+        flip=0.5,
+        flip_vertical=0.5,
+    ),
     dict(type="RandomColour", brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03),
     dict(type="PackCODInputs"),
 ]
@@ -30,6 +35,7 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     pin_memory=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=train_set,
 )
@@ -37,6 +43,7 @@ val_dataloader = dict(
     batch_size=12,
     num_workers=4,
     persistent_workers=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CODDataset",

@@ -4,8 +4,7 @@ size = 96
 
 train_pipeline = [
     dict(type="LoadCODPair"),
-    dict(type="RandomWarp", size=(size, size), scale=(0.75, 1.25), rotate=15),
-    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomWarp", size=(size, size), scale=(0.75, 1.25), rotate=15, flip=0.5),
     dict(type="RandomColour"),
     dict(type="PackCODInputs"),
 ]
@@ -18,6 +17,7 @@ train_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     drop_last=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
         type="SyntheticCamouflage",
@@ -31,6 +31,7 @@ val_dataloader = dict(
     batch_size=20,
     num_workers=1,
     persistent_workers=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="SyntheticCamouflage",

@@ -1,0 +1,97 @@
+"""From files to arrays: images as RGB, masks as {0, 1}, whatever they are stored as."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+
+from codmoe.datasets.layouts import is_complete
+from codmoe.registry import TRANSFORMS
+
+
+def _decode(path: str) -> np.ndarray:
+    # Read by numpy: cv2.imread knows only ASCII paths on some systems.
+    data = np.fromfile(path, np.uint8)
+    # UNCHANGED ignores the EXIF orientation, as the masks do, and keeps 16 bits and alpha apparent.
+    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if pixels is None or not is_complete(data.data):
+        raise ValueError(f"{path} is unreadable: empty, truncated or not an image")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path} holds {pixels.dtype} values; expected 8 or 16 bits a channel")
+    return pixels
+
+
+def read_image(path: str) -> np.ndarray:
+    """An image file as RGB, (H, W, 3) uint8.
+
+    Grey becomes three equal channels, alpha is dropped, 16 bits are scaled to 8.
+
+    Raises:
+        ValueError: The file is not a readable image.
+    """
+    pixels = _decode(path)
+    if pixels.dtype == np.uint16:
+        pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257)
+    if pixels.ndim == 2:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    alpha = pixels.shape[2] == 4
+    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB if alpha else cv2.COLOR_BGR2RGB)
+
+
+def read_mask(path: str) -> np.ndarray:
+    """A mask file as (H, W) uint8 in {0, 1}.
+
+    A file whose largest value is 1 is taken as it is; any other is object where it is >= 128 in any
+    channel (coloured palettes decode to three unequal ones).
+
+    Raises:
+        ValueError: The file is unreadable, or its values are neither {0, 1} nor up to 255.
+    """
+    pixels = _decode(path)
+    if pixels.ndim == 3:
+        pixels = pixels[..., :3].max(axis=2)
+    top = int(pixels.max())
+    if top > 255:
+        pixels, top = cv2.convertScaleAbs(pixels, alpha=1 / 257), 255
+    if top <= 1:
+        return pixels.astype(np.uint8)
+    if top < 128:
+        # Thresholding would make an empty mask of it without a word; class indices look like this.
+        raise ValueError(f"{path} has values up to {top}; a mask is {{0, 1}} or {{0, 255}}")
+    return (pixels >= 128).astype(np.uint8)
+
+
+def read_pair(image_path: str, mask_path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Image (H, W, 3) and mask (H, W), or None where there is no mask.
+
+    Raises:
+        ValueError: A file is unreadable, or the mask is not of the image's size.
+    """
+    image = read_image(image_path)
+    if not mask_path:
+        return image, None
+    mask = read_mask(mask_path)
+    if mask.shape != image.shape[:2]:
+        (h, w), (mh, mw) = image.shape[:2], mask.shape
+        raise ValueError(f"{mask_path} is a mask of another size ({mw}x{mh}, its image is {w}x{h})")
+    return image, mask
+
+
+def pair_results(image: np.ndarray, mask: np.ndarray | None) -> dict:
+    """The keys that transforms work on; ``gt_seg_map`` is a copy: ``gt_mask`` must stay true."""
+    results = {"img": image, "ori_shape": image.shape[:2], "img_shape": image.shape[:2]}
+    if mask is not None:
+        results.update(gt_mask=mask, gt_seg_map=mask.copy())
+    return results
+
+
+@TRANSFORMS.register_module()
+class LoadCODPair(BaseTransform):
+    """Load ``img_path`` and any ``mask_path``; a sample that has ``img`` passes through."""
+
+    def transform(self, results: dict) -> dict:
+        """Add ``img``, ``gt_seg_map``, ``gt_mask``, ``ori_shape`` and ``img_shape``."""
+        if results.get("img") is None:
+            results.update(pair_results(*read_pair(results["img_path"], results.get("mask_path"))))
+        return results

@@ -1,0 +1,69 @@
+"""Pictures of what a config trains on, before it does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from codmoe.engine.config import load_config
+from codmoe.engine.launch import set_data_root
+from codmoe.registry import DATASETS
+from codmoe.visualization.attributes import collect_attributes, save_attributes
+from codmoe.visualization.samples import save_samples
+
+
+def browse(
+    config: str | Path,
+    *,
+    out: str | os.PathLike | None = None,
+    attributes: str | os.PathLike | None = None,
+    part: str = "train",
+    count: int = 24,
+    columns: int = 6,
+    seed: int = 0,
+    data_root: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a grid of augmented samples, a page of the data set's attributes, or both.
+
+    Args:
+        config: Path, or name of a shipped config.
+        out: File of the grid.
+        attributes: File of the plots.
+        part: ``train``, ``val`` or ``test``.
+        count: Samples in the grid, evenly spread over the data set.
+        columns: Samples in a row.
+        seed: Of the augmentation.
+        data_root: Instead of the config's.
+        options: Overrides of the config.
+
+    Raises:
+        FileNotFoundError: No such config or data.
+        ValueError: The config has faults, or nothing was asked for.
+    """
+    if out is None and attributes is None:
+        raise ValueError("give --out FILE for samples, --attributes FILE for plots, or both")
+    if count < 1 or columns < 1:
+        raise ValueError(f"--count {count} and --columns {columns} must be 1 or more")
+    cfg = load_config(config, options)
+    loader = cfg.get(f"{part}_dataloader")
+    if not loader:
+        raise ValueError(f"{cfg.config_file} has no {part}_dataloader")
+    if data_root:
+        set_data_root(cfg, data_root)
+    dataset, console = DATASETS.build(loader.dataset), Console()
+    if out is not None:
+        np.random.seed(seed)
+        chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round())
+        items = [dataset[int(index)] for index in chosen]
+        written = save_samples(items, out, columns=columns)
+        console.print(f"wrote {written}: {len(items)} samples", soft_wrap=True)
+    if attributes is not None:
+        found = collect_attributes(dataset, progress=True)
+        written = save_attributes(found, attributes)
+        console.print(f"wrote {written}: {len(dataset):,} samples", soft_wrap=True)

@@ -1,0 +1,143 @@
+"""CompositeCamouflage: objects that lie where the mask says, in photographs that no part shares."""
+
+import cv2
+import numpy as np
+import pytest
+
+from codmoe.datasets.synthetic import KINDS, generator
+from codmoe.datasets.synthetic_composite import (
+    BLENDS,
+    FILLS,
+    CompositeCamouflage,
+    compose,
+    poisson_blend,
+)
+from codmoe.engine.config import config_root, load_config
+from codmoe.registry import DATASETS
+
+
+def photo(seed=0, shape=(120, 160)):
+    """Coloured noise of several scales, (H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    layers = [
+        cv2.resize(rng.random((n, n, 3)), shape[::-1], interpolation=cv2.INTER_CUBIC)
+        for n in (4, 16, 60)
+    ]
+    return (np.clip(np.mean(layers, axis=0), 0, 1) * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(10):
+        cv2.imwrite(str(folder / f"{i}.png"), photo(i))
+    return folder
+
+
+def make(photos, **changes):
+    return CompositeCamouflage(photos, **{"length": 8, "image_size": 64, **changes})
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_object_and_its_shadow_change_the_photograph(fill, blend, kind):
+    # A photograph of one colour: what differs from it was painted.
+    plain = np.full((100, 140, 3), (90, 120, 60), np.uint8)
+    image, mask = compose(generator(4), kind, plain, 96, fill=fill, blend=blend)
+    assert image.shape == (96, 96, 3) and image.dtype == mask.dtype == np.uint8
+    assert set(np.unique(mask)) == {0, 1}
+    if kind == "clutter":
+        return  # distractors lie everywhere
+    far = cv2.dilate(mask, np.ones((31, 31), np.uint8)) == 0
+    assert far.any() and np.abs(image[far].astype(int) - (90, 120, 60)).max() <= 3
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_object_lies_where_the_mask_says(blend):
+    moved = []
+    for seed in range(12):
+        # The square of a photograph that is no larger than it: the background is known.
+        back = photo(seed, (96, 96))
+        image, mask = compose(generator(seed), "figure", back, 96, blend=blend)
+        change = np.abs(image.astype(int) - back).sum(2)
+        moved.append(change[mask == 1].mean() / max(change[mask == 0].mean(), 1))
+    assert np.median(moved) > 3
+
+
+def test_object_has_the_colours_of_what_it_covers():
+    gaps = []
+    for seed in range(12):
+        back = photo(seed, (96, 96)) // 2 + np.array([60, 20, 0], np.uint8)
+        # Without shading along a rim, which changes colours on purpose.
+        image, mask = compose(generator(seed), "ambiguous", back, 96, fill=FILLS[seed % 2])
+        inside = mask == 1
+        gaps.append(np.abs(image[inside].mean(0) - back[inside].mean(0)).mean() / back.std())
+    # In deviations of the photograph.
+    assert np.mean(gaps) < 0.15
+
+
+def test_poisson_blending_keeps_gradients_and_takes_the_borders_colours():
+    under = photo(0, (64, 64)).astype(float) / 2
+    inside = np.zeros((64, 64), bool)
+    inside[10:40, 20:64] = True  # up to the border
+    out = poisson_blend(under + 70, under, inside)
+    # The same gradients with other colours give the same picture back.
+    assert np.abs(out - under).mean() < 3 and np.array_equal(out[~inside], np.rint(under[~inside]))
+
+
+def test_objects_at_the_border_can_be_blended():
+    for seed in range(30):
+        image, mask = compose(generator(seed), "multiscale", photo(), 64, blend="poisson")
+        assert image.shape == (64, 64, 3) and mask.any()
+
+
+def test_items_follow_from_seed_part_and_index(photos):
+    first, second = make(photos), make(photos, length=3, cache=False)
+    for index in (2, 0):
+        assert np.array_equal(first[index]["img"], second[index]["img"])
+    item = first[1]
+    assert item["kind"] == "figure" and item["dataset"] == "Composite"
+    for other in ({"seed": 1}, {"part": "val"}):
+        theirs = make(photos, **other)
+        assert not any(np.array_equal(a["img"], b["img"]) for a in first for b in theirs)
+
+
+def test_parts_share_no_photograph(photos):
+    fractions = {"experts": 0.5, "val": 0.3, "test": 0.2}
+    parts = {p: set(make(photos, part=p, fractions=fractions).photos) for p in fractions}
+    assert [len(parts[p]) for p in fractions] == [5, 3, 2]
+    assert len(set.union(*parts.values())) == 10
+    assert len(make(photos).photos) == 10
+
+
+def test_mistakes_are_named(photos, tmp_path):
+    for wrong, message in (
+        ({"fill": "foto"}, "fill='foto'.*'photo'"),
+        ({"blend": "alpha"}, "blend='alpha'; valid names: feather, poisson"),
+        (
+            {"part": "test", "fractions": {"test": 0.01}},
+            "part='test' is left without any of the 10",
+        ),
+        ({"part": "tset", "fractions": {"test": 0.5}}, "'tset'"),
+        ({"kinds": "figur"}, "'figure'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(photos, **wrong)
+    with pytest.raises(ValueError, match=r"photo_dir: .* holds no photograph"):
+        make(tmp_path)
+    with pytest.raises(FileNotFoundError, match="photo_dir"):
+        make(tmp_path / "none")
+
+
+def test_config_example_builds(photos, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        f"_base_ = [{str(config_root() / '_base_/stages/joint.py')!r},"
+        f" {str(config_root() / '_base_/datasets/composite.py')!r}]"
+    )
+    cfg = load_config(tmp_path / "mine.py")
+    for part in ("train", "val", "test"):
+        node = cfg[f"{part}_dataloader"].dataset
+        node.get("datasets", {}).get("Composite", node).update(photo_dir=str(photos), image_size=64)
+        sample = DATASETS.build(node)[0]
+        assert sample["data_samples"].kind == "clutter"
