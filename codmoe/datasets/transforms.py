@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 
-from codmoe.datasets.layouts import is_complete
+from codmoe.datasets.integrity import UnreadableFile, is_complete
 from codmoe.registry import TRANSFORMS
 from codmoe.structures import CODDataSample
 
@@ -26,14 +26,21 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def _decode(path: str) -> np.ndarray:
-    # Read by numpy: cv2.imread knows only ASCII paths on some systems.
-    data = np.fromfile(path, np.uint8)
-    # UNCHANGED ignores the EXIF orientation, as the masks do, and keeps 16 bits and alpha apparent.
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    try:
+        # Read by numpy: cv2.imread knows only ASCII paths on some systems.
+        data = np.fromfile(path, np.uint8)
+        # UNCHANGED ignores the EXIF orientation, as the masks do, and keeps 16 bits and alpha
+        # apparent.
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    except OSError as error:
+        raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}") from error
+    except (cv2.error, MemoryError) as error:
+        # Damaged headers promise impossible sizes.
+        raise UnreadableFile(f"{path} is unreadable: OpenCV cannot decode it") from error
     if pixels is None or not is_complete(data.data):
-        raise ValueError(f"{path} is unreadable: empty, truncated or not an image")
+        raise UnreadableFile(f"{path} is unreadable: empty, truncated or not an image")
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path} holds {pixels.dtype} values; expected 8 or 16 bits a channel")
+        raise UnreadableFile(f"{path} holds {pixels.dtype} values; expected 8 or 16 bits a channel")
     return pixels
 
 
@@ -43,7 +50,7 @@ def read_image(path: str) -> np.ndarray:
     Grey becomes three equal channels, alpha is dropped, 16 bits are scaled to 8.
 
     Raises:
-        ValueError: The file is not a readable image.
+        UnreadableFile: The file is not a readable image; a ValueError, as all below.
     """
     pixels = _decode(path)
     if pixels.dtype == np.uint16:
@@ -73,7 +80,7 @@ def read_mask(path: str) -> np.ndarray:
         return pixels.astype(np.uint8)
     if top < 128:
         # Thresholding would make an empty mask of it without a word; class indices look like this.
-        raise ValueError(f"{path} has values up to {top}; a mask is {{0, 1}} or {{0, 255}}")
+        raise UnreadableFile(f"{path} has values up to {top}; a mask is {{0, 1}} or {{0, 255}}")
     return (pixels >= 128).astype(np.uint8)
 
 
@@ -89,7 +96,9 @@ def read_pair(image_path: str, mask_path: str | None) -> tuple[np.ndarray, np.nd
     mask = read_mask(mask_path)
     if mask.shape != image.shape[:2]:
         (h, w), (mh, mw) = image.shape[:2], mask.shape
-        raise ValueError(f"{mask_path} is a mask of another size ({mw}x{mh}, its image is {w}x{h})")
+        raise UnreadableFile(
+            f"{mask_path} is a mask of another size ({mw}x{mh}, its image is {w}x{h})"
+        )
     return image, mask
 
 
