@@ -4,8 +4,10 @@ from codmoe.datasets import synthetic as synthetic  # registers its datasets
 from codmoe.datasets.benchmarks import COD10K, CODBenchmark
 from codmoe.datasets.cod import CODDataset
 from codmoe.datasets.group import DatasetGroup
+from codmoe.datasets.integrity import UnreadableFile
 from codmoe.datasets.layouts import Pair, check_pairs, find_folders, find_pairs
 from codmoe.datasets.splits import split_indices
+from codmoe.datasets.tolerant import TolerantDataset
 from codmoe.datasets.transforms import LoadCODPair, PackCODInputs, RandomColour, RandomWarp
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "Pair",
     "RandomColour",
     "RandomWarp",
+    "TolerantDataset",
+    "UnreadableFile",
     "check_pairs",
     "find_folders",
     "find_pairs",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 
-from codmoe.datasets.integrity import UnreadableFile, is_complete
+from codmoe.datasets.integrity import UnreadableFile, has_plausible_header, is_complete
 from codmoe.registry import TRANSFORMS
 from codmoe.structures import CODDataSample
 
@@ -31,7 +31,8 @@ def _decode(path: str) -> np.ndarray:
         data = np.fromfile(path, np.uint8)
         # UNCHANGED ignores the EXIF orientation, as the masks do, and keeps 16 bits and alpha
         # apparent.
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        readable = data.size and has_plausible_header(data.data)
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if readable else None
     except OSError as error:
         raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}") from error
     except (cv2.error, MemoryError) as error:
