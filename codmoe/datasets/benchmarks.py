@@ -136,6 +136,7 @@ class CODBenchmark(CODDataset):
         for root in roots:
             try:
                 self._found = recognise(root).find(self.benchmark, self.part)
+                self.root = root
                 break
             except FileNotFoundError as fault:
                 faults.append(str(fault))
@@ -156,7 +157,7 @@ class CODBenchmark(CODDataset):
             print_log(
                 f"{what}: {len(pairs):,} images in {folders.image}, but the protocol has "
                 f"{self._found.expected:,}: numbers will not compare with published ones. "
-                f"python tools/data/doctor.py {self._found.folders.image.parent} looks closer",
+                f"python tools/data/doctor.py {self.root} looks closer",
                 logger="current",
                 level=logging.WARNING,
             )

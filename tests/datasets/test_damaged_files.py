@@ -1,5 +1,6 @@
 """Whatever is done to a file, reading it gives an image or a ValueError that names the file."""
 
+import os
 import resource
 
 import numpy as np
@@ -10,7 +11,7 @@ from codmoe.datasets.integrity import UnreadableFile, check_pairs, has_plausible
 from codmoe.datasets.layouts import Pair
 from codmoe.datasets.transforms import read_image, read_mask
 
-ROUNDS = 6
+ROUNDS = int(os.environ.get("CODMOE_FUZZ_ROUNDS", "6"))
 
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about the damage
