@@ -54,6 +54,26 @@ def test_the_numbers(name):
         assert tuple(resize.scale) == (448, 448)
 
 
+@pytest.mark.parametrize("name", ["experts/joint", "router/stage2", "ensemble/stage3"])
+def test_the_variant_on_the_papers_protocol(name):
+    """As the stage it is named after, but for data, weights folder and the command before it."""
+    plain, variant = load_config(name), load_config(f"{name}_cod")
+    for key in ("model", "train_cfg", "optim_wrapper", "param_scheduler", "default_hooks"):
+        assert plain[key] == variant[key], key
+    train, val = variant.train_dataloader.dataset, variant.val_dataloader.dataset
+    assert [(d.benchmark, d.part) for d in data_sets(variant.train_dataloader)] == [
+        ("COD10K", "train"),
+        ("CAMO", "train"),
+    ]
+    assert {d.part for d in data_sets(variant.val_dataloader)} == {"train"}
+    assert tuple(train.split.use) == MAIN[name][3] and tuple(val.split.use) == ("val",)
+    assert train.split.file == val.split.file == f"{variant.checkpoint_dir}/split.json"
+    tests = data_sets(variant.test_dataloader)
+    assert [d.benchmark for d in tests] == ["CHAMELEON", "CAMO", "COD10K", "NC4K"]
+    assert {d.part for d in tests} == {"test"}
+    assert not variant.test_dataloader.dataset.get("split")
+
+
 @pytest.mark.parametrize("name", SEPARATE)
 def test_separate_experts(name):
     cfg = load_config(f"experts/{name}")

@@ -1,38 +1,28 @@
-"""Datasets of image/mask pairs in folders, and their concatenation under names."""
+"""A dataset of image/mask pairs in two folders."""
 
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
-from mmengine.logging import print_log
-from torch.utils.data import ConcatDataset
 
 from codmoe.datasets.cache import SampleCache
+from codmoe.datasets.held_out import chosen_indices, complete_split
 from codmoe.datasets.layouts import (
     Folders,
     Pair,
     check_pairs,
-    files_by_stem,
     find_folders,
     find_pairs,
     require_folder,
     resolve_root,
 )
-from codmoe.datasets.splits import split_indices
 from codmoe.datasets.transforms import read_pair
-from codmoe.registry import DATASETS, TRANSFORMS, suggest
-
-SPLIT_DEFAULTS = {
-    "seed": 0,
-    "fractions": {"experts": 0.75, "router": 0.15, "val": 0.10},
-    "use": None,
-}
+from codmoe.registry import DATASETS, TRANSFORMS
 
 
 @DATASETS.register_module()
@@ -48,7 +38,8 @@ class CODDataset(BaseDataset):
         name: Name shown in tables; the name of the folder by default.
         prefix: Keep only files whose names start with it.
         split: ``dict(seed=0, fractions=dict(experts=.75, router=.15, val=.10), use=("experts",))``;
-            see :func:`~codmoe.datasets.splits.split_indices`. Seed and fractions default to these.
+            seed and fractions default to these. More keys, among them ``file``:
+            :func:`~codmoe.datasets.held_out.complete_split`. Not of a test set.
         check_files: Open every file's header before training; see
             :func:`~codmoe.datasets.layouts.check_pairs`.
         cache: Decode all samples once and keep them: True for RAM shared by forked workers, or
@@ -87,7 +78,8 @@ class CODDataset(BaseDataset):
         self.split_dir, self.image_dir, self.mask_dir = split_dir, image_dir, mask_dir
         self.name = name or (self.root / (split_dir or "")).resolve().name
         self.prefix = prefix
-        self.split = self._complete_split(split)
+        self.split = None if split is None else complete_split(split)
+        self._refuse_test_set()
         self.check_files = check_files
         self._cache = SampleCache.of(cache)
         # Built here and not by mmengine's Compose, so that transforms are found, and misspelt ones
@@ -101,18 +93,13 @@ class CODDataset(BaseDataset):
             lazy_init=lazy_init,
         )
 
-    @staticmethod
-    def _complete_split(split: Mapping[str, Any] | None) -> dict | None:
-        if split is None:
-            return None
-        for key in split:
-            if key not in SPLIT_DEFAULTS:
-                raise ValueError(f"split has no key {key!r}; {suggest(key, SPLIT_DEFAULTS)}")
-        whole = {**SPLIT_DEFAULTS, **split}
-        if whole["use"] is None:
-            parts = sorted(whole["fractions"])
-            raise ValueError(f"split.use is not given; name one or more parts of {parts}")
-        return whole
+    def _refuse_test_set(self) -> None:
+        first = (self.split_dir or "").replace("\\", "/").split("/")[0].lower()
+        if self.split is not None and first.startswith("test"):
+            raise ValueError(
+                f"split: split_dir={self.split_dir!r} is a test set, of which nothing is held out; "
+                "split the training set"
+            )
 
     def folders(self) -> Folders:
         """The folders of images and masks, by the config or by a known layout."""
@@ -138,7 +125,7 @@ class CODDataset(BaseDataset):
             which = f" whose names start with {self.prefix!r}" if self.prefix else ""
             raise ValueError(f"{self.name}: no images{which} in {folders.image}")
         if self.split is not None:
-            chosen = split_indices([pair.stem for pair in pairs], **self.split)
+            chosen = chosen_indices([pair.stem for pair in pairs], self.split, self.name)
             if not chosen:
                 raise ValueError(
                     f"{self.name}: split.use={self.split['use']!r} of {len(pairs):,} images is "
@@ -181,122 +168,3 @@ class CODDataset(BaseDataset):
         if held is not None:
             return held["img"], held["gt_seg_map"]
         return read_pair(info["img_path"], info["mask_path"])
-
-
-@DATASETS.register_module()
-class COD10K(CODDataset):
-    """COD10K-v3 as it is released: ``<data_root>/{Train,Test}/{Image,GT_Object}``.
-
-    The folders hold 6,000 and 4,000 images, of which the protocol uses the camouflaged ones: 3,040
-    for training and 2,026 for test.
-
-    Paper: Fan et al., "Camouflaged Object Detection", CVPR 2020.
-
-    Args:
-        data_root: The folder that holds ``Train`` and ``Test``.
-        subset: ``"Train"`` or ``"Test"``.
-        camouflaged_only: Keep only stems that start with ``COD10K-CAM-``.
-        name: As of :class:`CODDataset`, as are the further arguments.
-    """
-
-    CAMOUFLAGED = "COD10K-CAM-"
-    SUBSETS = ("Train", "Test")
-
-    def __init__(
-        self,
-        data_root: str | os.PathLike,
-        *,
-        subset: str = "Train",
-        camouflaged_only: bool = True,
-        name: str | None = "COD10K",
-        prefix: str | None = None,
-        **kwargs,
-    ) -> None:
-        if subset not in self.SUBSETS:
-            raise ValueError(f"subset={subset!r}; it must be 'Train' or 'Test'")
-        if "split_dir" in kwargs:
-            raise ValueError("COD10K takes no split_dir; its folder is chosen by subset")
-        self.subset, self.camouflaged_only = subset, camouflaged_only
-        if camouflaged_only and prefix is None:
-            prefix = self.CAMOUFLAGED
-        super().__init__(data_root, split_dir=subset, name=name, prefix=prefix, **kwargs)
-
-    def folders(self) -> Folders:
-        """The folders of the subset."""
-        root = require_folder(self.root, "data_root")
-        require_folder(root / self.subset, "data_root is not the folder of Train and Test")
-        return super().folders()
-
-    def find_pairs(self, folders: Folders) -> list[Pair]:
-        """All pairs; says how many images the filter leaves out."""
-        pairs = super().find_pairs(folders)
-        if self.camouflaged_only:
-            total = len(files_by_stem(folders.image, "image_dir"))
-            print_log(
-                f"COD10K {self.subset}: {len(pairs):,} of {total:,} images kept, "
-                f"{total - len(pairs):,} left out whose names do not start with {self.prefix!r}; "
-                "the protocol is 3,040 Train / 2,026 Test",
-                logger="current",
-            )
-        return pairs
-
-
-@DATASETS.register_module()
-class DatasetGroup(ConcatDataset):
-    """Datasets end to end; each sample carries the group's key as the name of its dataset.
-
-    Args:
-        datasets: ``{name: dataset or its config}``. A dict and not a list, because dicts merge
-            under config inheritance; an entry of None is left out.
-
-    Raises:
-        ValueError: No entry is left, or a dataset's own error, with the entry named.
-        FileNotFoundError: Likewise.
-    """
-
-    def __init__(self, datasets: Mapping[str, Any]) -> None:
-        if not isinstance(datasets, Mapping):
-            raise ValueError(
-                f"datasets is a {type(datasets).__name__}; it must be {{name: config}}"
-            )
-        built = {}
-        for key, config in datasets.items():
-            if config is None:
-                continue
-            try:
-                built[key] = DATASETS.build(config) if isinstance(config, dict) else config
-                if hasattr(built[key], "full_init"):
-                    built[key].full_init()
-            except (ValueError, FileNotFoundError) as error:
-                raise type(error)(f"datasets.{key}: {error}") from error
-        if not built:
-            raise ValueError("datasets names no dataset; every entry is None or there is none")
-        self.names = tuple(built)
-        super().__init__(list(built.values()))
-
-    @property
-    def metainfo(self) -> dict:
-        """Of the first dataset, as mmengine's evaluator asks for it."""
-        return dict(getattr(self.datasets[0], "metainfo", {}))
-
-    def _locate(self, idx: int) -> tuple[int, int]:
-        idx = idx + len(self) if idx < 0 else idx
-        which = bisect_right(self.cumulative_sizes, idx)
-        return which, idx - (self.cumulative_sizes[which - 1] if which else 0)
-
-    def get_data_info(self, idx: int) -> dict:
-        """Paths and names of one sample, without loading it."""
-        which, inner = self._locate(idx)
-        return {**self.datasets[which].get_data_info(inner), "dataset": self.names[which]}
-
-    def __getitem__(self, idx: int) -> Any:
-        if not -len(self) <= idx < len(self):
-            raise IndexError(f"sample {idx} of a group of {len(self)}")
-        which, inner = self._locate(idx)
-        item = self.datasets[which][inner]
-        if isinstance(item, dict):
-            if "data_samples" in item:
-                item["data_samples"].set_metainfo({"dataset": self.names[which]})
-            else:
-                item["dataset"] = self.names[which]
-        return item

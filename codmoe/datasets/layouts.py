@@ -1,18 +1,17 @@
-"""Where a dataset's images and masks lie, which belong together, and whether they are readable."""
+"""Where a dataset's images and masks lie, and which of them belong together."""
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from codmoe.datasets.integrity import SHOWN
+from codmoe.datasets.integrity import check_pairs as check_pairs
+from codmoe.datasets.integrity import is_complete as is_complete
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-SHOWN = 5
 ROOT_VARIABLE = "CODMOE_DATA_ROOT"
 
 
@@ -40,14 +39,16 @@ class Layout(NamedTuple):
 
 LAYOUTS = (
     Layout("Image", "GT_Object"),  # COD10K-v3
-    Layout("Imgs", "GT"),  # TestDataset/{CAMO,CHAMELEON,COD10K,NC4K} as SINet distributes them
+    Layout("Imgs", "GT"),  # NC4K; TestDataset/{CAMO,CHAMELEON,COD10K,NC4K} as SINet gives them out
     Layout("images", "masks"),  # PraNet's polyp sets
-    Layout("image", "mask"),
+    Layout("image", "mask"),  # PraNet's training set
     Layout("image", "masks"),
     Layout("images", "mask"),
-    Layout("Image", "GT"),
+    Layout("Image", "GT"),  # CHAMELEON
     Layout("Images", "GT"),
     Layout("Img", "GT"),
+    Layout("Imgs", "Masks"),
+    Layout("Original", "Ground Truth"),  # CVC-ClinicDB as it is released
 )
 # Tried below `data_root` where `split_dir` names no folder there.
 SPLIT_LAYOUTS = (Layout("Images/{split}", "GT", shared_masks=True),)  # CAMO-V.1.0
@@ -65,28 +66,47 @@ def resolve_root(data_root: str | os.PathLike) -> Path:
     """``data_root`` with ``~`` and ``$VAR`` expanded.
 
     A relative path that does not exist in the working directory is looked for in the folder that
-    the environment variable ``CODMOE_DATA_ROOT`` names.
+    the environment variable ``CODMOE_DATA_ROOT`` names; see :func:`candidate_roots`.
+    """
+    candidates = candidate_roots(data_root)
+    return next(
+        (root for root in candidates if root.exists()), candidates[min(1, len(candidates) - 1)]
+    )
+
+
+def candidate_roots(data_root: str | os.PathLike) -> list[Path]:
+    """The places that ``data_root`` may mean, in the order in which they are tried.
+
+    Of ``data/COD10K-v3`` with ``CODMOE_DATA_ROOT=/sets``: itself in the working directory,
+    ``/sets/data/COD10K-v3``, ``/sets/COD10K-v3`` (``data`` is what the variable stands for), and
+    ``/sets`` if it is itself the folder, ``COD10K-v3``.
     """
     root = Path(os.path.expandvars(os.path.expanduser(os.fspath(data_root))))
     base = os.environ.get(ROOT_VARIABLE)
-    if base and not root.is_absolute() and not root.exists():
-        return Path(os.path.expanduser(base)) / root
-    return root
+    if not base or root.is_absolute():
+        return [root]
+    base = Path(os.path.expandvars(os.path.expanduser(base)))
+    candidates = [root, base / root]
+    if root.parts[:1] == ("data",):
+        candidates.append(base.joinpath(*root.parts[1:]))
+    if root.name and base.name.lower() == root.name.lower():
+        candidates.append(base)
+    return candidates
 
 
-def _contents(folder: Path) -> str:
+def contents(folder: Path) -> str:
     """What is at ``folder`` instead of the thing looked for, for error messages."""
     if not folder.exists():
         parent = folder.absolute().parent
         while not parent.exists():
             parent = parent.parent
-        return f"{parent} holds {_names(sorted(p.name for p in parent.iterdir()))}"
+        return f"{parent} holds {shown_names(sorted(p.name for p in parent.iterdir()))}"
     if not folder.is_dir():
         return f"{folder} is a file"
-    return f"{folder} holds {_names(sorted(p.name for p in folder.iterdir()))}"
+    return f"{folder} holds {shown_names(sorted(p.name for p in folder.iterdir()))}"
 
 
-def _names(names: Sequence[str]) -> str:
+def shown_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return (", ".join(map(repr, names[:SHOWN])) or "nothing") + more
 
@@ -104,10 +124,10 @@ def require_folder(folder: Path, key: str) -> Path:
         hint = " (an environment variable in it is not set)"
     elif key == "data_root" and not folder.is_absolute():
         hint = f" (relative to {Path.cwd()}; {ROOT_VARIABLE} can name another place)"
-    raise FileNotFoundError(f"{key}: there is no folder {folder}{hint}; {_contents(folder)}")
+    raise FileNotFoundError(f"{key}: there is no folder {folder}{hint}; {contents(folder)}")
 
 
-def _child(folder: Path, relative: str) -> Path | None:
+def child_folder(folder: Path, relative: str) -> Path | None:
     """The sub-folder ``relative`` of ``folder`` in whatever case it is written on disk."""
     for part in Path(relative).parts:
         fits = [p for p in folder.iterdir() if p.name.lower() == part.lower() and p.is_dir()]
@@ -115,6 +135,26 @@ def _child(folder: Path, relative: str) -> Path | None:
             return None
         folder = next((p for p in fits if p.name == part), fits[0])
     return folder
+
+
+def fitting_folders(base: Path, layouts: Sequence[Layout] = LAYOUTS) -> Folders | None:
+    """The image and mask folder in ``base`` that fit one of ``layouts``, or None.
+
+    Raises:
+        ValueError: More than one fits.
+    """
+    found = {}
+    for layout in layouts:
+        image, mask = child_folder(base, layout.image), child_folder(base, layout.mask)
+        if image and mask:
+            found[image, mask] = Folders(image, mask, layout.shared_masks)
+    if len(found) > 1:
+        pairs = ", ".join(f"{f.image.name}+{f.mask.name}" for f in found.values())
+        raise ValueError(
+            f"data_root: {base} fits more than one layout ({pairs}); "
+            "choose by image_dir and mask_dir"
+        )
+    return next(iter(found.values()), None)
 
 
 def find_folders(root: Path, split_dir: str | None = None) -> Folders:
@@ -130,26 +170,16 @@ def find_folders(root: Path, split_dir: str | None = None) -> Folders:
     if split_dir and not base.is_dir():
         base = root
         layouts = tuple(s._replace(image=s.image.format(split=split_dir)) for s in SPLIT_LAYOUTS)
-    found = []
-    for layout in layouts:
-        image, mask = _child(base, layout.image), _child(base, layout.mask)
-        if image and mask:
-            found.append(Folders(image, mask, layout.shared_masks))
-    if not found and split_dir:
+    found = fitting_folders(base, layouts)
+    if found is None and split_dir:
         require_folder(root / split_dir, "split_dir")
-    if not found:
+    if found is None:
         known = ", ".join(f"{layout.image}+{layout.mask}" for layout in layouts)
         raise FileNotFoundError(
-            f"data_root: no known pair of image and mask folders in {base}; {_contents(base)}; "
+            f"data_root: no known pair of image and mask folders in {base}; {contents(base)}; "
             f"known are {known}; name others by image_dir and mask_dir"
         )
-    if len(found) > 1:
-        pairs = ", ".join(f"{f.image.name}+{f.mask.name}" for f in found)
-        raise ValueError(
-            f"data_root: {base} fits more than one layout ({pairs}); "
-            "choose by image_dir and mask_dir"
-        )
-    return found[0]
+    return found
 
 
 def files_by_stem(folder: Path, key: str, prefix: str | None = None) -> dict[str, Path]:
@@ -199,85 +229,17 @@ def find_pairs(
     masks = files_by_stem(Path(mask_dir), "mask_dir", prefix)
     faults = []
     if lonely := sorted(images.keys() - masks.keys()):
-        faults.append(f"{len(lonely):,} of {len(images):,} images have no mask: {_names(lonely)}")
+        faults.append(
+            f"{len(lonely):,} of {len(images):,} images have no mask: {shown_names(lonely)}"
+        )
     lonely = [] if shared_masks else sorted(masks.keys() - images.keys())
     if lonely:
-        faults.append(f"{len(lonely):,} of {len(masks):,} masks have no image: {_names(lonely)}")
+        faults.append(
+            f"{len(lonely):,} of {len(masks):,} masks have no image: {shown_names(lonely)}"
+        )
     if faults:
         raise ValueError(
             f"images in {image_dir} and masks in {mask_dir} do not pair by stem: "
             + "; ".join(faults)
         )
     return [Pair(stem, images[stem], masks[stem]) for stem in sorted(images)]
-
-
-def is_complete(data: bytes | memoryview) -> bool:
-    """Whether an encoded image ends as its format says; older OpenCV half-decodes others.
-
-    Args:
-        data: The file's bytes; its first 8 and last 8 are enough for JPEG and PNG.
-    """
-    start, end = bytes(data[:8]), bytes(data[-8:])
-    if start.startswith(b"\xff\xd8") and end.endswith(b"\xff\xd9"):
-        return True
-    if start.startswith(b"\x89PNG") and end == b"IEND\xaeB`\x82":
-        return True
-    # Another format, or bytes behind the end, which is harmless: only decoding tells.
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return True
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height by the file's header; ValueError with a short reason if it has none."""
-    try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            size = image.size
-            file.seek(0)
-            start = file.read(8)
-            file.seek(-min(8, os.path.getsize(path)), os.SEEK_END)
-            # Cheap for the usual formats; the whole file is read only where its end looks wrong.
-            if not is_complete(start + file.read(8)):
-                file.seek(0)
-                if not is_complete(file.read()):
-                    raise ValueError("truncated")
-    except OSError as error:
-        empty = path.exists() and path.stat().st_size == 0
-        raise ValueError("empty file" if empty else type(error).__name__) from error
-    return size
-
-
-def _fault(pair: Pair) -> str | None:
-    sizes = []
-    for path in (pair.image, pair.mask):
-        try:
-            sizes.append(_size(path))
-        except ValueError as error:
-            return f"{path} is unreadable ({error})"
-    if sizes[0] == sizes[1]:
-        return None
-    (w, h), (mw, mh) = sizes
-    return f"{pair.mask} is a mask of another size ({mw}x{mh}, its image is {w}x{h})"
-
-
-def check_pairs(pairs: Iterable[Pair], workers: int = 8) -> None:
-    """Open the header of every file, in threads, so that bad data is known before the first step.
-
-    Raises:
-        ValueError: Files are unreadable or truncated, or masks are not of their image's size; all
-            are counted, the first five named.
-    """
-    pairs = list(pairs)
-    Image.init()  # loads PIL's plugins, which is not safe in several threads at once
-    with ThreadPoolExecutor(workers) as pool:
-        faults = [fault for fault in pool.map(_fault, pairs) if fault]
-    if faults:
-        more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
-        raise ValueError(
-            f"{len(faults):,} of {len(pairs):,} image/mask pairs cannot be used: "
-            + "; ".join(faults[:SHOWN])
-            + more
-        )

@@ -1,4 +1,5 @@
 from codmoe.engine.checkpoints import AtomicBackend
+from codmoe.engine.data_hooks import UnreadableFilesHook
 from codmoe.engine.ddp import CODDistributedDataParallel
 from codmoe.engine.hooks import AverageBuffersHook, BestWeightsHook, TrainingProgressHook
 from codmoe.engine.result_hooks import GridHook, SaveMapsHook, TestProgressHook
@@ -12,4 +13,5 @@ __all__ = [
     "SaveMapsHook",
     "TestProgressHook",
     "TrainingProgressHook",
+    "UnreadableFilesHook",
 ]

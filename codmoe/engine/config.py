@@ -27,7 +27,7 @@ LOADER_KEYS = (
     "prefetch_factor timeout multiprocessing_context generator in_order shuffle"
 ).split()
 INIT_KEYS = ("file", "parts", "command")
-OWN_KEYS = ("amp", "checkpoint_dir", "config_file", "init_from")
+OWN_KEYS = ("amp", "checkpoint_dir", "config_file", "init_from", "max_unreadable")
 
 
 def config_root() -> Path:

@@ -148,6 +148,7 @@ def train(cfg: Config) -> CODRunner:
     source = handover_path(cfg)
     if source is not None:
         _skip_pretrained(cfg)
+    _tolerate_unreadable(cfg)
     runner = CODRunner.from_cfg(cfg)
     if source is not None and not cfg.get("resume"):
         init = cfg.init_from
@@ -195,6 +196,14 @@ def _stop_workers(runner: CODRunner) -> None:
         if iterator is not None:
             iterator._shutdown_workers()
             loop.dataloader._iterator = None
+
+
+def _tolerate_unreadable(cfg: Config) -> None:
+    """Let a share of the training files go bad while it runs; of no other data set."""
+    loader = cfg.train_dataloader
+    share = cfg.get("max_unreadable", 0.01)
+    loader.dataset = dict(type="TolerantDataset", dataset=loader.dataset, max_share=share)
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type="UnreadableFilesHook")]
 
 
 def _no_benchmark(cfg: Config) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from codmoe.datasets.layouts import IMAGE_EXTENSIONS, is_complete
+from codmoe.datasets.integrity import is_complete
+from codmoe.datasets.layouts import IMAGE_EXTENSIONS
 from codmoe.datasets.transforms import read_image
 from codmoe.files import replacing
 from codmoe.inference.zoo import create_model, load_whole

@@ -7,6 +7,10 @@ checkpoint_dir = "checkpoints_moe"
 # Mixed precision: bf16 where the GPU has it, fp16 on others, none on the CPU.
 amp = True
 
+# Share of the training samples whose files may turn out unreadable while training runs: each is
+# reported once and replaced by another sample. Above it training stops with the list.
+max_unreadable = 0.01
+
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),

@@ -1,36 +1,13 @@
-"""CODDataset, COD10K and DatasetGroup on miniature trees in the real layouts."""
+"""CODDataset on miniature folders."""
 
 import cv2
 import numpy as np
 import pytest
+from folders import add
 
-from codmoe.datasets import COD10K, CODDataset, DatasetGroup
-from codmoe.registry import DATASETS
+from codmoe.datasets import CODDataset
 
 PIPELINE = [{"type": "LoadCODPair"}, {"type": "PackCODInputs", "keep_original": True}]
-
-
-def add(root, image_dir, mask_dir, stems, size=(24, 32)):
-    rng = np.random.default_rng(0)
-    for folder in (root / image_dir, root / mask_dir):
-        folder.mkdir(parents=True, exist_ok=True)
-    for stem in stems:
-        image = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
-        mask = np.zeros(size, np.uint8)
-        mask[6:12, 8:20] = 255
-        cv2.imwrite(str(root / image_dir / f"{stem}.jpg"), image)
-        cv2.imwrite(str(root / mask_dir / f"{stem}.png"), mask)
-    return root
-
-
-@pytest.fixture
-def cod10k(tmp_path):
-    for subset, counts in (("Train", (5, 4)), ("Test", (3, 2))):
-        cam = [f"COD10K-CAM-1-Aquatic-3-Crab-{i}" for i in range(counts[0])]
-        non = [f"COD10K-NonCAM-5-Background-{i}" for i in range(counts[1])]
-        add(tmp_path / "COD10K-v3" / subset, "Image", "GT_Object", cam + non)
-        (tmp_path / "COD10K-v3" / subset / "GT_Edge").mkdir()
-    return tmp_path / "COD10K-v3"
 
 
 @pytest.fixture
@@ -126,63 +103,3 @@ def test_relative_root_is_found_in_the_environment(polyp, monkeypatch, tmp_path_
         CODDataset("TrainDataset")
     monkeypatch.setenv("CODMOE_DATA_ROOT", str(polyp))
     assert len(CODDataset("TrainDataset")) == 20
-
-
-def test_cod10k_keeps_the_camouflaged(cod10k, monkeypatch):
-    said = []
-    monkeypatch.setattr("codmoe.datasets.cod.print_log", lambda text, **_: said.append(text))
-    train, test = COD10K(cod10k), COD10K(cod10k, subset="Test")
-    assert (len(train), len(test), train.name) == (5, 3, "COD10K")
-    assert "5 of 9 images kept, 4 left out" in said[0] and "3 of 5" in said[1]
-    assert all("3,040 Train / 2,026 Test" in text for text in said)
-    assert len(COD10K(cod10k, camouflaged_only=False)) == 9
-
-
-def test_cod10k_mistakes(cod10k):
-    with pytest.raises(ValueError, match=r"subset='train'"):
-        COD10K(cod10k, subset="train")
-    with pytest.raises(FileNotFoundError, match=r"data_root is not .*/Train; .*holds 'COD10K-v3'"):
-        COD10K(cod10k.parent)
-
-
-def test_cod10k_without_masks_for_the_others(cod10k):
-    for path in (cod10k / "Train" / "GT_Object").glob("COD10K-NonCAM*"):
-        path.unlink()
-    assert len(COD10K(cod10k)) == 5
-    with pytest.raises(ValueError, match=r"4 of 9 images have no mask"):
-        COD10K(cod10k, camouflaged_only=False)
-
-
-def test_group_names_its_samples_and_drops_none(polyp, cod10k):
-    common = {"type": "CODDataset", "pipeline": PIPELINE}
-    group = DATASETS.build(
-        {
-            "type": "DatasetGroup",
-            "datasets": {
-                "polyp": dict(common, data_root=str(polyp / "TrainDataset")),
-                "gone": None,
-                "crabs": dict(common, type="COD10K", data_root=str(cod10k), subset="Test"),
-            },
-        }
-    )
-    assert len(group) == 23 and group.names == ("polyp", "crabs")
-    assert [group[i]["data_samples"].dataset for i in (0, 19, 20, -1)] == [
-        "polyp",
-        "polyp",
-        "crabs",
-        "crabs",
-    ]
-    assert group.get_data_info(20)["dataset"] == "crabs"
-    with pytest.raises(IndexError):
-        group[23]
-
-
-def test_group_mistakes(polyp):
-    with pytest.raises(ValueError, match=r"names no dataset"):
-        DatasetGroup({"a": None})
-    with pytest.raises(ValueError, match=r"it must be \{name: config\}"):
-        DatasetGroup([])
-    with pytest.raises(FileNotFoundError, match=r"datasets\.a: data_root: "):
-        DatasetGroup({"a": {"type": "CODDataset", "data_root": str(polyp / "no")}})
-    with pytest.raises(ValueError, match=r"datasets\.a: CODDataset takes no argument 'mask_dri'"):
-        DatasetGroup({"a": {"type": "CODDataset", "data_root": str(polyp), "mask_dri": "x"}})

@@ -121,6 +121,17 @@ def test_root_expands_and_falls_back_to_the_environment(tmp_path, monkeypatch):
     assert resolve_root("/abs") == type(tmp_path)("/abs")
 
 
+def test_the_environment_stands_for_the_folder_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CODMOE_DATA_ROOT", str(tmp_path / "all"))
+    (tmp_path / "all" / "COD10K-v3").mkdir(parents=True)
+    assert resolve_root("data/COD10K-v3") == tmp_path / "all" / "COD10K-v3"
+    assert resolve_root("data") == tmp_path / "all"
+    # Or it names the data set itself.
+    monkeypatch.setenv("CODMOE_DATA_ROOT", str(tmp_path / "all" / "COD10K-v3"))
+    assert resolve_root("data/COD10K-v3") == tmp_path / "all" / "COD10K-v3"
+
+
 def test_check_names_unreadable_truncated_and_misfit_files_at_once(tmp_path):
     rng = np.random.default_rng(0)
     pairs = []

@@ -176,6 +176,7 @@ def test_all_configs_are_read_before_the_first_runs(configs, commands, tmp_path)
         stages.DEFAULT_CONFIGS,
         [f"quickstart/stage{i}" for i in (1, 2, 3)],
         [f"{n}_polyp_dinov2-s" for n in stages.DEFAULT_CONFIGS],
+        [f"{n}_cod" for n in stages.DEFAULT_CONFIGS],
     ],
 )
 def test_the_shipped_stages_chain(names, tmp_path):

@@ -6,19 +6,27 @@ import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from codmoe.datasets.layouts import is_complete
+from codmoe.datasets.integrity import UnreadableFile, has_plausible_header, is_complete
 from codmoe.registry import TRANSFORMS
 
 
 def _decode(path: str) -> np.ndarray:
-    # Read by numpy: cv2.imread knows only ASCII paths on some systems.
-    data = np.fromfile(path, np.uint8)
-    # UNCHANGED ignores the EXIF orientation, as the masks do, and keeps 16 bits and alpha apparent.
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    try:
+        # Read by numpy: cv2.imread knows only ASCII paths on some systems.
+        data = np.fromfile(path, np.uint8)
+        # UNCHANGED ignores the EXIF orientation, as the masks do, and keeps 16 bits and alpha
+        # apparent.
+        readable = data.size and has_plausible_header(data.data)
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if readable else None
+    except OSError as error:
+        raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}") from error
+    except (cv2.error, MemoryError) as error:
+        # Damaged headers promise impossible sizes.
+        raise UnreadableFile(f"{path} is unreadable: OpenCV cannot decode it") from error
     if pixels is None or not is_complete(data.data):
-        raise ValueError(f"{path} is unreadable: empty, truncated or not an image")
+        raise UnreadableFile(f"{path} is unreadable: empty, truncated or not an image")
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path} holds {pixels.dtype} values; expected 8 or 16 bits a channel")
+        raise UnreadableFile(f"{path} holds {pixels.dtype} values; expected 8 or 16 bits a channel")
     return pixels
 
 
@@ -28,7 +36,7 @@ def read_image(path: str) -> np.ndarray:
     Grey becomes three equal channels, alpha is dropped, 16 bits are scaled to 8.
 
     Raises:
-        ValueError: The file is not a readable image.
+        UnreadableFile: The file is not a readable image; a ValueError, as all below.
     """
     pixels = _decode(path)
     if pixels.dtype == np.uint16:
@@ -42,8 +50,8 @@ def read_image(path: str) -> np.ndarray:
 def read_mask(path: str) -> np.ndarray:
     """A mask file as (H, W) uint8 in {0, 1}.
 
-    A file whose largest value is 1 is taken as it is; any other is object where it is >= 128 in any
-    channel (coloured palettes decode to three unequal ones).
+    A file whose largest value is 1 is taken as it is; any other is object where it exceeds 128 (as
+    in PySODMetrics) in any channel (coloured palettes decode to three unequal ones).
 
     Raises:
         ValueError: The file is unreadable, or its values are neither {0, 1} nor up to 255.
@@ -56,10 +64,10 @@ def read_mask(path: str) -> np.ndarray:
         pixels, top = cv2.convertScaleAbs(pixels, alpha=1 / 257), 255
     if top <= 1:
         return pixels.astype(np.uint8)
-    if top < 128:
+    if top <= 128:
         # Thresholding would make an empty mask of it without a word; class indices look like this.
-        raise ValueError(f"{path} has values up to {top}; a mask is {{0, 1}} or {{0, 255}}")
-    return (pixels >= 128).astype(np.uint8)
+        raise UnreadableFile(f"{path} has values up to {top}; a mask is {{0, 1}} or {{0, 255}}")
+    return (pixels > 128).astype(np.uint8)
 
 
 def read_pair(image_path: str, mask_path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -74,7 +82,9 @@ def read_pair(image_path: str, mask_path: str | None) -> tuple[np.ndarray, np.nd
     mask = read_mask(mask_path)
     if mask.shape != image.shape[:2]:
         (h, w), (mh, mw) = image.shape[:2], mask.shape
-        raise ValueError(f"{mask_path} is a mask of another size ({mw}x{mh}, its image is {w}x{h})")
+        raise UnreadableFile(
+            f"{mask_path} is a mask of another size ({mw}x{mh}, its image is {w}x{h})"
+        )
     return image, mask
 
 

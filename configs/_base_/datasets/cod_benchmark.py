@@ -1,0 +1,84 @@
+# The protocol of the COD papers: training on COD10K (3,040) + CAMO (1,000), test on CHAMELEON (76),
+# CAMO (250), COD10K (2,026) and NC4K (4,121). data_root holds either the folders as they are
+# downloaded (COD10K-v3, CAMO-V.1.0-CVIU2019, CHAMELEON, NC4K) or TrainDataset and TestDataset.
+# To check it first: python tools/data/doctor.py data
+data_root = "data"
+size = (448, 448)
+# Of each training set 75 % train the experts, 15 % are kept for the router, 10 % choose the best
+# epoch. Beside the weights that are trained on it; written once and read by all stages.
+split = dict(seed=0, file="checkpoints_moe/cod/split.json")
+
+train_pipeline = [
+    dict(type="LoadCODPair"),
+    dict(type="RandomWarp", size=size, scale=(0.75, 1.25), rotate=15),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomColour"),
+    dict(type="PackCODInputs"),
+]
+test_pipeline = [
+    dict(type="LoadCODPair"),
+    dict(type="Resize", scale=size, keep_ratio=False),
+    dict(type="PackCODInputs", keep_original=True),
+]
+train_dataloader = dict(
+    batch_size=12,
+    num_workers=8,
+    persistent_workers=True,
+    drop_last=True,
+    pin_memory=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=dict(
+        type="DatasetGroup",
+        split=dict(split, use=("experts",)),
+        datasets={
+            name: dict(
+                type="CODBenchmark",
+                data_root=data_root,
+                benchmark=name,
+                part="train",
+                pipeline=train_pipeline,
+            )
+            for name in ("COD10K", "CAMO")
+        },
+    ),
+)
+val_dataloader = dict(
+    batch_size=12,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="DatasetGroup",
+        split=dict(split, use=("val",)),
+        datasets={
+            name: dict(
+                type="CODBenchmark",
+                data_root=data_root,
+                benchmark=name,
+                part="train",
+                pipeline=test_pipeline,
+            )
+            for name in ("COD10K", "CAMO")
+        },
+    ),
+)
+test_dataloader = dict(
+    batch_size=12,
+    num_workers=4,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="DatasetGroup",
+        datasets={
+            name: dict(
+                type="CODBenchmark",
+                data_root=data_root,
+                benchmark=name,
+                part="test",
+                pipeline=test_pipeline,
+            )
+            for name in ("CHAMELEON", "CAMO", "COD10K", "NC4K")
+        },
+    ),
+)
+val_evaluator = [dict(type="CODMetric", full=False), dict(type="RoutingMetric")]
+test_evaluator = [dict(type="CODMetric"), dict(type="RoutingMetric")]

@@ -1,0 +1,63 @@
+"""Image files of every format, and damage done to them by a seed."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+FORMATS = {
+    "jpg": ("RGB", "JPEG", {"quality": 85}),
+    "progressive.jpg": ("RGB", "JPEG", {"progressive": True}),
+    "cmyk.jpg": ("CMYK", "JPEG", {}),
+    "png": ("RGB", "PNG", {}),
+    "alpha.png": ("RGBA", "PNG", {}),
+    "palette.png": ("P", "PNG", {}),
+    "16bit.png": ("I;16", "PNG", {}),
+    "mask.png": ("L", "PNG", {}),
+    "1bit.png": ("1", "PNG", {}),
+    "bmp": ("RGB", "BMP", {}),
+    "tif": ("RGB", "TIFF", {}),
+    "lzw.tiff": ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+    "webp": ("RGB", "WEBP", {}),
+    "lossless.webp": ("RGBA", "WEBP", {"lossless": True}),
+}
+DAMAGES = ("truncated", "bytes", "hole", "header", "swapped", "garbage", "empty")
+
+
+def encoded(name, size=(40, 32), seed=0):
+    """A file of the format, as bytes."""
+    mode, kind, options = FORMATS[name]
+    rng = np.random.default_rng(seed)
+    pixels = Image.fromarray(rng.integers(0, 255, (8, 10, 3), dtype=np.uint8)).resize(size)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(pixels.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = pixels.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def damaged(data, how, rng):
+    """``data`` with damage of one kind, drawn from ``rng``."""
+    data = bytearray(data)
+    if how == "truncated":
+        return bytes(data[: rng.integers(1, len(data))])
+    if how == "bytes":
+        for position in rng.integers(0, len(data), rng.integers(1, 12)):
+            data[position] = rng.integers(0, 256)
+    elif how == "hole":
+        start = rng.integers(0, len(data))
+        stop = min(len(data), start + rng.integers(4, 200))
+        data[start:stop] = bytes(stop - start)
+    elif how == "header":
+        for position in rng.integers(0, min(64, len(data)), 3):
+            data[position] = rng.integers(0, 256)
+    elif how == "swapped":
+        cut = rng.integers(1, len(data))
+        data = data[cut:] + data[:cut]
+    elif how == "garbage":
+        data = bytearray(rng.integers(0, 256, len(data), dtype=np.uint8).tobytes())
+    elif how == "empty":
+        return b""
+    return bytes(data)

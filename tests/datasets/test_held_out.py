@@ -1,0 +1,173 @@
+"""Splits with a file, by source, and in folds."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from folders import add
+
+from codmoe.datasets import CODDataset, DatasetGroup
+from codmoe.datasets.held_out import chosen_indices, complete_split
+from codmoe.datasets.splits import split_indices
+
+FRACTIONS = {"experts": 0.75, "router": 0.15, "val": 0.10}
+KVASIR = [f"Kvasir_{i}" for i in range(900)]
+CLINIC = [f"CVC-ClinicDB_{i}" for i in range(550)]
+STEMS = KVASIR + CLINIC
+FAMILIES = {"Kvasir": "Kvasir_", "ClinicDB": r"CVC-ClinicDB_\d"}
+
+
+def part(use, stems=STEMS, name="polyp", **split):
+    indices = chosen_indices(stems, complete_split({"use": use, **split}), name)
+    assert indices == sorted(indices)
+    return {stems[i] for i in indices}
+
+
+def test_without_further_keys_it_is_the_split_of_before():
+    for use in (("experts",), ("router", "val")):
+        expected = {STEMS[i] for i in split_indices(STEMS, FRACTIONS, 3, use)}
+        assert part(use, seed=3) == expected
+
+
+def test_every_family_gives_its_share():
+    held = part("val", families=FAMILIES)
+    assert len(held & set(KVASIR)) == 90 and len(held & set(CLINIC)) == 55
+    router = part("router", families=FAMILIES)
+    assert len(router & set(KVASIR)) == 135 and not router & held
+    # Without a family of their own, the rest is one.
+    only = part("val", families={"Kvasir": "Kvasir_"})
+    assert only == held
+    plain = part("val")
+    assert len(plain & set(KVASIR)) != 90 and plain != held
+
+
+def test_the_file_is_written_once_and_read_by_every_stage(tmp_path):
+    file = tmp_path / "weights" / "split.json"
+    options = dict(file=str(file), families=FAMILIES)
+    first = {use: part(use, **options) for use in FRACTIONS}
+    assert first == {use: part(use, families=FAMILIES) for use in FRACTIONS}
+    content = json.loads(file.read_text())
+    assert {k: set(v) for k, v in content["sets"]["polyp"]["parts"].items() if v} == first
+    # What is in the file holds, not what would be drawn today.
+    parts = content["sets"]["polyp"]["parts"]
+    moved = parts["val"].pop()
+    parts["experts"].append(moved)
+    file.write_text(json.dumps(content))
+    assert part("experts", **options) == first["experts"] | {moved}
+    assert part("val", **options) == first["val"] - {moved}
+    assert os.listdir(file.parent) == ["split.json"]
+
+
+def test_a_second_data_set_joins_the_file(tmp_path):
+    options = dict(file=str(tmp_path / "split.json"))
+    first = part("val", KVASIR, "Kvasir", **options)
+    second = part("val", CLINIC, "ClinicDB", **options)
+    assert set(json.loads((tmp_path / "split.json").read_text())["sets"]) == {"Kvasir", "ClinicDB"}
+    assert (len(first), len(second)) == (90, 55)
+    assert part("val", KVASIR, "Kvasir", **options) == first
+
+
+def test_processes_that_start_together_agree(tmp_path):
+    options = dict(file=str(tmp_path / "split.json"))
+
+    def process(_):
+        return [part("val", s, n, **options) for n, s in (("a", KVASIR), ("b", CLINIC))]
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(process, range(16)))
+    assert all(result == results[0] for result in results)
+    assert set(json.loads((tmp_path / "split.json").read_text())["sets"]) == {"a", "b"}
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path):
+    options = dict(file=str(tmp_path / "split.json"))
+    part("val", **options)
+    with pytest.raises(ValueError, match=r"seed=0 \(now 1\); name another split.file, and train"):
+        part("val", seed=1, **options)
+    with pytest.raises(ValueError, match=r"families=None \(now"):
+        part("val", families=FAMILIES, **options)
+    with pytest.raises(ValueError) as error:
+        part("val", [*STEMS[1:], "new_1", "new_2"], **options)
+    text = str(error.value)
+    assert "2 images of the data are not in it ('new_1', 'new_2')" in text
+    assert "1 images in it are not in the data ('Kvasir_0')" in text
+    before = (tmp_path / "split.json").read_text()
+    (tmp_path / "split.json").write_text(before[:50])
+    with pytest.raises(ValueError, match=r"split\.json is not a split file"):
+        part("val", **options)
+    assert (tmp_path / "split.json").read_text() == before[:50]
+    (tmp_path / "split.json").write_text('{"sets": {"polyp": {"parts": 3}}}')
+    with pytest.raises(ValueError, match=r"is not a split file"):
+        part("val", **options)
+    with pytest.raises(ValueError, match=r"cannot be written"):
+        part("val", file="/proc/no/split.json")
+
+
+def test_images_that_no_part_uses_are_remembered_too(tmp_path):
+    options = dict(file=str(tmp_path / "split.json"), fractions={"val": 0.1})
+    assert len(part("val", **options)) == 145 == len(part("val", **options))
+
+
+def test_folds_leave_every_image_to_the_router_once(tmp_path):
+    options = dict(folds=5, file=str(tmp_path / "split.json"), families=FAMILIES)
+    held = part("val", fold=0, **options)
+    # Folds do not change which images choose the best epoch.
+    assert held == part("val", families=FAMILIES)
+    seen = []
+    for fold in range(5):
+        experts = part("experts", fold=fold, **options)
+        router = part("router", fold=fold, **options)
+        assert not experts & router and experts | router | held == set(STEMS)
+        assert part("val", fold=fold, **options) == held
+        assert abs(len(router & set(KVASIR)) - 162) <= 1 and len(router & set(CLINIC)) == 99
+        seen += router
+    assert len(seen) == len(set(seen)) == 1450 - 145
+    assert part(("experts", "router"), fold=3, **options) == set(seen)
+
+
+@pytest.mark.parametrize(
+    "split, message",
+    [
+        ({"sed": 1, "use": "val"}, r"no key 'sed'; did you mean 'seed'"),
+        ({}, r"split\.use is not given"),
+        ({"use": "val", "folds": 1}, r"folds=1; .* 2 or more"),
+        ({"use": "val", "folds": 3, "fold": 3}, r"fold=3; of 3 folds it must be 0 to 2"),
+        ({"use": "val", "fold": 1}, r"fold=1 needs split\.folds"),
+        ({"use": "val", "families": {"a": "("}}, r"families\.a: '\(' is no pattern"),
+        ({"use": "vla", "folds": 2}, r"no part 'vla'; did you mean 'val'"),
+        ({"use": "vla"}, r"no part 'vla'; did you mean 'val'"),
+        ({"use": ()}, r"split\.use is empty"),
+    ],
+)
+def test_mistakes(split, message):
+    with pytest.raises(ValueError, match=message):
+        chosen_indices(STEMS, complete_split(split), "polyp")
+
+
+def test_a_group_is_split_source_by_source_into_one_file(tmp_path):
+    for name, count in (("a", 20), ("b", 10)):
+        stems = [f"{i}" for i in range(count)]  # the same names in both
+        add(tmp_path / name / "TrainDataset", "Imgs", "GT", stems)
+    file = tmp_path / "split.json"
+
+    def group(use):
+        config = {"type": "CODDataset", "split_dir": "TrainDataset"}
+        entries = {n: {**config, "data_root": str(tmp_path / n)} for n in ("a", "b")}
+        return DatasetGroup(entries, split={"use": use, "file": str(file)})
+
+    sizes = {use: [len(d) for d in group(use).datasets] for use in FRACTIONS}
+    assert sizes == {"experts": [15, 8], "router": [3, 1], "val": [2, 1]}
+    assert set(json.loads(file.read_text())["sets"]) == {"a", "b"}
+    built = CODDataset(tmp_path / "a" / "TrainDataset")
+    with pytest.raises(ValueError, match=r"datasets\.a is built already"):
+        DatasetGroup({"a": built}, split={"use": "val"})
+    add(tmp_path / "b" / "TrainDataset", "Imgs", "GT", ["99"])
+    with pytest.raises(ValueError, match=r"datasets\.b: split\.file .* the data of b any more"):
+        group("val")
+
+
+def test_a_test_set_is_never_split(tmp_path):
+    add(tmp_path / "TestDataset" / "x", "Imgs", "GT", ["1", "2"])
+    with pytest.raises(ValueError, match=r"'TestDataset/x' is a test set"):
+        CODDataset(tmp_path, split_dir="TestDataset/x", split={"use": "val"})
