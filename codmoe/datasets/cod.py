@@ -168,8 +168,7 @@ class CODDataset(BaseDataset):
 
     def prepare_data(self, idx: int) -> Any:
         """The sample after the pipeline; the cached arrays themselves are never handed out."""
-        info = self.get_data_info(idx)
-        info["pool"] = self
+        info = dict(self.get_data_info(idx), pool=self)
         if self._cache is not None:
             info.update(self._cache.results(info["img_path"]) or {})
         return self.pipeline(info)
@@ -178,9 +177,9 @@ class CODDataset(BaseDataset):
         """Image (H, W, 3) and mask (H, W) before the pipeline, for transforms that mix samples."""
         info = self.get_data_info(index)
         held = self._cache.results(info["img_path"]) if self._cache is not None else None
-        if held is not None:
-            return held["img"], held["gt_seg_map"]
-        return read_pair(info["img_path"], info["mask_path"])
+        if held is None:
+            return read_pair(info["img_path"], info["mask_path"])
+        return held["img"], held["gt_seg_map"]
 
 
 @DATASETS.register_module()
