@@ -53,7 +53,7 @@ def test_load_gives_rgb_and_binary_masks(tmp_path):
 
 def test_mask_values(tmp_path):
     image = np.zeros((1, 4, 3), np.uint8)
-    grey = np.array([[0, 127, 128, 255]], np.uint8)
+    grey = np.array([[0, 128, 129, 255]], np.uint8)  # PySODMetrics' limit
     red = np.zeros((1, 4, 3), np.uint8)
     red[0, 2:, 2] = 128  # the first object of a DAVIS palette
     for truth in (grey, grey.astype(np.uint16), grey.astype(np.uint16) * 257, red):

@@ -50,24 +50,28 @@ def read_image(path: str) -> np.ndarray:
 def read_mask(path: str) -> np.ndarray:
     """A mask file as (H, W) uint8 in {0, 1}.
 
-    A file whose largest value is 1 is taken as it is; any other is object where it exceeds 128 (as
-    in PySODMetrics) in any channel (coloured palettes decode to three unequal ones).
+    A file whose largest value is 1 is taken as it is. Any other grey one is object above 128, as
+    PySODMetrics takes it; a coloured one where a channel is 128 or more (palettes of indices
+    decode to colours, the first object of DAVIS' to a red of 128).
 
     Raises:
-        ValueError: The file is unreadable, or its values are neither {0, 1} nor up to 255.
+        UnreadableFile: The file is unreadable, or its values are neither {0, 1} nor up to 255.
     """
     pixels = _decode(path)
+    least = 129
     if pixels.ndim == 3:
-        pixels = pixels[..., :3].max(axis=2)
+        colours = pixels[..., :3]
+        least = 128 if (colours != colours[..., :1]).any() else least
+        pixels = colours.max(axis=2)
     top = int(pixels.max())
     if top > 255:
         pixels, top = cv2.convertScaleAbs(pixels, alpha=1 / 257), 255
     if top <= 1:
         return pixels.astype(np.uint8)
-    if top <= 128:
+    if top < least:
         # Thresholding would make an empty mask of it without a word; class indices look like this.
         raise UnreadableFile(f"{path} has values up to {top}; a mask is {{0, 1}} or {{0, 255}}")
-    return (pixels > 128).astype(np.uint8)
+    return (pixels >= least).astype(np.uint8)
 
 
 def read_pair(image_path: str, mask_path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
