@@ -1,6 +1,7 @@
 from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.ddp import CODDistributedDataParallel
 from codmoe.engine.hooks import AverageBuffersHook, BestWeightsHook, TrainingProgressHook
+from codmoe.engine.optimizers import MergedGroupsConstructor
 from codmoe.engine.result_hooks import GridHook, SaveMapsHook, TestProgressHook
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "BestWeightsHook",
     "CODDistributedDataParallel",
     "GridHook",
+    "MergedGroupsConstructor",
     "SaveMapsHook",
     "TestProgressHook",
     "TrainingProgressHook",

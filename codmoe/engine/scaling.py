@@ -35,6 +35,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "broadcast_buffers": {f"{_DDP}.broadcast_buffers": True},
     "sparse": {"model.train_dispatch": "sparse"},
     "dense": {"model.train_dispatch": "dense"},
+    "merged_groups": {"optim_wrapper.constructor": "MergedGroupsConstructor"},
+    "fused_adamw": {"optim_wrapper.optimizer.fused": True},
     "no_cudnn_benchmark": {"env_cfg.cudnn_benchmark": False},
     "compile": {},
 }
