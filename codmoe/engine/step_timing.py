@@ -185,7 +185,7 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     runner.register_hook(timer)
     model.router.register_forward_hook(timer.watch)
     try:
-        with _noting_waits(timer.syncs):
+        with noting_waits(timer.syncs):
             runner.train()
     except _Finished:
         pass
@@ -247,7 +247,7 @@ def _ddp_figures(model) -> dict[str, Any]:
 
 
 @contextmanager
-def _noting_waits(counts: Counter[str]):
+def noting_waits(counts: Counter[str]):
     """Counts torch's warnings of a host that waits for the device, by the line that made it."""
 
     def note(message, category, filename, lineno, file=None, line=None) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import warnings
+from collections import Counter
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from codmoe.engine.scaling import (
     overrides,
     reference_of,
 )
-from codmoe.engine.step_timing import image_size, measure
+from codmoe.engine.step_timing import image_size, measure, noting_waits
 
 THREE_EXPERTS = dict(init_from=None, model=dict(experts=dict(zoomnet=None)))
 
@@ -113,6 +116,19 @@ def test_expert_load():
     assert load["images_per_step"] == [dict(a=2, b=1, c=0)] * 2
     assert load["between_experts"] == pytest.approx(8 / 4)
     assert load["between_ranks"] == pytest.approx(dict(a=1, b=2, c=0))
+
+
+def test_waits_for_the_device_are_counted_by_the_line_that_waits():
+    """With torch's own words for it, which only a GPU makes it say."""
+    counts = Counter()
+    with pytest.warns(UserWarning, match="something else"), noting_waits(counts):
+        for _ in range(3):
+            warnings.warn(
+                "called a synchronizing CUDA operation (Triggered internally)", stacklevel=1
+            )
+        warnings.warn("something else", stacklevel=1)
+    ((where, count),) = counts.items()
+    assert count == 3 and re.fullmatch(r"tests/engine/test_scaling\.py:\d+", where)
 
 
 def test_size_of_synthetic_images():
