@@ -27,7 +27,7 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
         module: The model.
         find_unused_parameters: Whether parameters may stay without gradient. On by default: an
             expert that no image of this rank was routed to has none. May be off where every expert
-            runs on every image.
+            runs on every image; None in ``model_wrapper_cfg`` switches it off just there.
         broadcast_buffers: Whether each forward first copies rank 0's batch-norm statistics to all.
             Off by default: AverageBuffersHook averages them once an epoch.
         gradient_as_bucket_view: Whether gradients live in the buffers that are sent, which saves
@@ -45,7 +45,7 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
         self,
         module: nn.Module,
         *,
-        find_unused_parameters: bool = True,
+        find_unused_parameters: bool | None = True,
         broadcast_buffers: bool = False,
         gradient_as_bucket_view: bool = False,
         static_graph: bool = False,
@@ -57,7 +57,7 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
             kwargs["device_ids"] = None
         super().__init__(
             module,
-            find_unused_parameters=find_unused_parameters,
+            find_unused_parameters=find_unused_parameters is not False,
             broadcast_buffers=broadcast_buffers,
             gradient_as_bucket_view=gradient_as_bucket_view,
             static_graph=static_graph,

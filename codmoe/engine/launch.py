@@ -164,8 +164,12 @@ def build_runner(cfg: Config) -> tuple[CODRunner, str]:
     """
     check_launch(cfg)
     precision = settle_amp(cfg)
-    if not every_expert_runs(cfg.model):
+    dense = every_expert_runs(cfg.model)
+    if not dense:
         _no_benchmark(cfg)
+    wrapper = cfg.get("model_wrapper_cfg") or {}
+    if wrapper.get("find_unused_parameters", True) is None:
+        wrapper["find_unused_parameters"] = not dense
     source = handover_path(cfg)
     if source is not None:
         skip_pretrained(cfg)

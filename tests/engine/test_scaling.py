@@ -13,7 +13,7 @@ import torch
 from miniature import ONE_EXPERT, ROOT, build, prepared, write_config
 
 from codmoe.engine.config import load_config
-from codmoe.engine.launch import check_launch, every_expert_runs
+from codmoe.engine.launch import build_runner, check_launch, every_expert_runs
 from codmoe.engine.scaling import (
     VARIANTS,
     benchmark_scaling,
@@ -161,3 +161,12 @@ def test_ddp_is_not_told_that_sparse_experts_all_learn(tmp_path, option):
         check_launch(cfg)
     cfg.model.train_dispatch = "dense"
     check_launch(cfg)
+
+
+@pytest.mark.parametrize("dispatch", ["sparse", "dense"])
+def test_ddp_looks_for_idle_experts_where_there_may_be_some(tmp_path, dispatch):
+    changes = dict(init_from=None, model=dict(train_dispatch=dispatch))
+    asked = dict(model_wrapper_cfg=dict(find_unused_parameters=None))
+    cfg = prepared(write_config(tmp_path, 3, changes, asked), tmp_path / "work")
+    build_runner(cfg)
+    assert cfg.model_wrapper_cfg.find_unused_parameters is (dispatch == "sparse")
