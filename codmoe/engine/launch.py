@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from mmengine.runner.utils import set_random_seed
 
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import config_root
@@ -174,6 +175,10 @@ def build_runner(cfg: Config) -> tuple[CODRunner, str]:
     if source is not None:
         skip_pretrained(cfg)
     runner = CODRunner.from_cfg(cfg)
+    if runner.world_size > 1:
+        # The weights are the same by now. The router's noise is not to be: with one seed for all
+        # processes it would choose the same experts in each.
+        set_random_seed(runner.seed, diff_rank_seed=True)
     if source is not None and not cfg.get("resume"):
         init = cfg.init_from
         keys = load_parts(bare_model(runner), source, init.get("parts"), init.get("command"))

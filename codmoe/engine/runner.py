@@ -27,9 +27,11 @@ class CODRunner(Runner):
         self.logger.info(f"log and whole config: {Path(self.log_dir)}")
 
     def build_optim_wrapper(self, optim_wrapper):
-        """mmengine's, without its line of log for each of a thousand parameters."""
+        """mmengine's, without its line of log for each of a thousand parameters; of the frozen ones
+        it even warns.
+        """
         level = self.logger.level
-        self.logger.setLevel(logging.WARNING)
+        self.logger.setLevel(logging.ERROR)
         try:
             return super().build_optim_wrapper(optim_wrapper)
         finally:

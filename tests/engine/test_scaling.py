@@ -53,6 +53,9 @@ def test_the_tool_measures_one_and_two_processes(tmp_path):
         # Each image has two experts of three.
         for rank in run["expert_load"]["images_per_step"]:
             assert sum(rank.values()) == pytest.approx(8)
+    # A fresh router chooses by its noise alone, which is another on each process.
+    first, second = two["expert_load"]["images_per_step"]
+    assert first != second
     assert two["efficiency"] == pytest.approx(
         two["images_per_second"] / (2 * one["images_per_second"])
     )
