@@ -8,7 +8,8 @@ import sys
 
 from codmoe.engine.config import parse_options
 from codmoe.engine.ddp import leave_cpu_process_group
-from codmoe.engine.scaling import DEFAULT_VARIANTS, VARIANTS, benchmark_scaling
+from codmoe.engine.scaling import benchmark_scaling
+from codmoe.engine.scaling_variants import DEFAULT_VARIANTS, VARIANTS
 from codmoe.engine.step_timing import work
 
 
