@@ -7,16 +7,32 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import prepare
-from codmoe.registry import MODELS
+from codmoe.registry import HOOKS, MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64
 ONE_EXPERT = dict(model=dict(experts=dict(pranet=None, ujsc=None, zoomnet=None)))
 TWO_EXPERTS = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
 _count = itertools.count(1)
+
+
+@HOOKS.register_module()
+class StopAfterFirstEpoch(Hook):
+    """Ends a longer training after its first validation, as an interruption would."""
+
+    priority = "LOWEST"
+
+    def after_val_epoch(self, runner, metrics=None):
+        runner.train_loop.stop_training = True
+
+
+STOP = dict(
+    custom_imports=dict(imports=["miniature"]), custom_hooks=[dict(type="StopAfterFirstEpoch")]
+)
 
 
 def images(length, pipeline=None):

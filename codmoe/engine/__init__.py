@@ -2,6 +2,7 @@ from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.data_hooks import UnreadableFilesHook
 from codmoe.engine.ddp import CODDistributedDataParallel
 from codmoe.engine.hooks import AverageBuffersHook, BestWeightsHook, TrainingProgressHook
+from codmoe.engine.optimizers import MergedGroupsConstructor
 from codmoe.engine.result_hooks import GridHook, SaveMapsHook, TestProgressHook
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "BestWeightsHook",
     "CODDistributedDataParallel",
     "GridHook",
+    "MergedGroupsConstructor",
     "SaveMapsHook",
     "TestProgressHook",
     "TrainingProgressHook",

@@ -154,6 +154,7 @@ def _section_faults(section: Mapping[str, Any], kinds: MMRegistry) -> list[str]:
 
 def _typed_sections(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping, MMRegistry]]:
     yield from _below("model", cfg.get("model"), registry.MODELS)
+    yield from _below("model_wrapper_cfg", cfg.get("model_wrapper_cfg"), registry.MODEL_WRAPPERS)
     for hooks in ("default_hooks", "custom_hooks"):
         yield from _below(hooks, cfg.get(hooks), registry.HOOKS)
     for part in ("train", "val", "test"):

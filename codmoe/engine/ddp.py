@@ -20,20 +20,51 @@ from codmoe.registry import MODEL_WRAPPERS
 class CODDistributedDataParallel(MMDistributedDataParallel):
     """mmengine's DDP that also takes a model on the CPU.
 
+    Every option is a key of ``model_wrapper_cfg``; ``tools/analysis/benchmark_scaling.py`` measures
+    what each is worth on a machine.
+
     Args:
         module: The model.
-        find_unused_parameters: On by default: an expert that no image of this rank was routed to
-            has no gradient there.
-        **kwargs: Of torch's DistributedDataParallel. ``device_ids``, which the Runner always gives,
-            is dropped on the CPU.
+        find_unused_parameters: Whether parameters may stay without gradient. On by default: an
+            expert that no image of this rank was routed to has none. May be off where every expert
+            runs on every image; None in ``model_wrapper_cfg`` switches it off just there.
+        broadcast_buffers: Whether each forward first copies rank 0's batch-norm statistics to all.
+            Off by default: AverageBuffersHook averages them once an epoch.
+        gradient_as_bucket_view: Whether gradients live in the buffers that are sent, which saves
+            their memory once and a copy.
+        static_graph: Whether every step uses the same parameters in the same order; not with
+            sparsely run experts.
+        bucket_cap_mb: Gradients are sent in pieces of this many MiB; None is torch's 25.
+        detect_anomalous_params: mmengine's search for parameters that the loss does not reach;
+            slow.
+        **kwargs: Further ones of torch's DistributedDataParallel. ``device_ids``, which the Runner
+            always gives, is dropped on the CPU.
     """
 
-    def __init__(self, module: nn.Module, *, find_unused_parameters: bool = True, **kwargs):
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        find_unused_parameters: bool | None = True,
+        broadcast_buffers: bool = False,
+        gradient_as_bucket_view: bool = False,
+        static_graph: bool = False,
+        bucket_cap_mb: float | None = None,
+        detect_anomalous_params: bool = False,
+        **kwargs,
+    ):
         if next(module.parameters()).device.type == "cpu":
             kwargs["device_ids"] = None
-        # AverageBuffersHook does it once an epoch; in each forward it would cost a synchronisation.
-        kwargs.setdefault("broadcast_buffers", False)
-        super().__init__(module, find_unused_parameters=find_unused_parameters, **kwargs)
+        super().__init__(
+            module,
+            find_unused_parameters=find_unused_parameters is not False,
+            broadcast_buffers=broadcast_buffers,
+            gradient_as_bucket_view=gradient_as_bucket_view,
+            static_graph=static_graph,
+            bucket_cap_mb=bucket_cap_mb,
+            detect_anomalous_params=detect_anomalous_params,
+            **kwargs,
+        )
 
 
 def leave_cpu_process_group() -> None:

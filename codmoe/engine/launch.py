@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from mmengine.runner.utils import set_random_seed
 
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import config_root
 from codmoe.engine.ddp import init_cpu_process_group
 from codmoe.engine.hooks import bare_model
+from codmoe.engine.precision import settle_amp
 from codmoe.engine.runner import CODRunner
 from codmoe.evaluation.tables import save_json
 from codmoe.registry import SCOPE
@@ -29,35 +32,12 @@ MMENGINE_HOOKS = (
 )
 
 
-def settle_amp(cfg: Config) -> str:
-    """Choose the precision of training, in this one place.
-
-    ``cfg.amp`` (default True) asks for mixed precision; what it means depends on the machine: bf16
-    where the GPU has it, fp16 with a dynamic loss scale on others (T4), none on the CPU.
-
-    Returns:
-        The choice, for the log.
-    """
-    wrapper = cfg.optim_wrapper
-    for key in ("dtype", "loss_scale"):
-        wrapper.pop(key, None)
-    if not cfg.get("amp", True) or not torch.cuda.is_available():
-        wrapper.type = "OptimWrapper"
-        return "float32"
-    wrapper.type = "AmpOptimWrapper"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        # bf16 has float32's range and needs no loss scale.
-        wrapper.update(dtype="bfloat16", loss_scale=1.0)
-        return "bfloat16 autocast"
-    wrapper.update(dtype="float16", loss_scale="dynamic")
-    return "float16 autocast, dynamic loss scale"
-
-
 def check_launch(cfg: Config) -> None:
     """Refuse what would fail or hang later.
 
     Raises:
-        ValueError: SyncBN together with sparsely run experts.
+        ValueError: SyncBN together with sparsely run experts, or DDP told that all parameters get a
+            gradient where they do not.
         FileNotFoundError: ``cfg.init_from`` names a file that is not there, or there is no
             checkpoint to resume from.
     """
@@ -66,6 +46,15 @@ def check_launch(cfg: Config) -> None:
             f"sync_bn={cfg.sync_bn!r} with model.train_dispatch='sparse' deadlocks as soon as an "
             "expert runs on one rank and not on another; set sync_bn=None or train_dispatch='dense'"
         )
+    wrapper = cfg.get("model_wrapper_cfg") or {}
+    if cfg.get("launcher", "none") != "none" and not every_expert_runs(cfg.model):
+        for key, wrong in (("find_unused_parameters", False), ("static_graph", True)):
+            if wrapper.get(key) is wrong:
+                raise ValueError(
+                    f"model_wrapper_cfg.{key}={wrong} with model.train_dispatch='sparse': an "
+                    "expert that no image of a rank was routed to gets no gradient; leave it out, "
+                    "or set train_dispatch='dense'"
+                )
     if cfg.get("resume"):
         # mmengine would begin at epoch 0, and without the weights of the stage before.
         last = Path(cfg.work_dir) / "last_checkpoint"
@@ -81,6 +70,18 @@ def check_launch(cfg: Config) -> None:
             f"this stage starts from {source}, which does not exist; make it with: "
             f"{cfg.init_from.get('command', '(the stage before)')}"
         )
+
+
+def every_expert_runs(model: Mapping[str, Any]) -> bool:
+    """Whether training runs every expert on every image: told to, or because all are chosen."""
+    experts = [e for e in (model.get("experts") or {}).values() if e is not None]
+    router = (model.get("router") or {}).get("type")
+    return (
+        model.get("train_dispatch", "sparse") == "dense"
+        or router == "UniformRouter"
+        or len(experts) == 1
+        or (len(experts) > 1 and model.get("top_k") == len(experts))
+    )
 
 
 def handover_path(cfg: Config) -> Path | None:
@@ -132,6 +133,35 @@ def _run_name(cfg: Config) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
+def build_runner(cfg: Config) -> tuple[CODRunner, str]:
+    """A Runner that is ready to train, and its precision; ``cfg`` as :func:`prepare` returns it.
+
+    Raises:
+        FileNotFoundError, ValueError: Something is missing or does not fit.
+    """
+    check_launch(cfg)
+    precision = settle_amp(cfg)
+    dense = every_expert_runs(cfg.model)
+    if not dense:
+        _no_benchmark(cfg)
+    wrapper = cfg.get("model_wrapper_cfg") or {}
+    if wrapper.get("find_unused_parameters", True) is None:
+        wrapper["find_unused_parameters"] = not dense
+    source = handover_path(cfg)
+    if source is not None:
+        skip_pretrained(cfg)
+    runner = CODRunner.from_cfg(cfg)
+    if runner.world_size > 1:
+        # The weights are the same by now. The router's noise is not to be: with one seed for all
+        # processes it would choose the same experts in each.
+        set_random_seed(runner.seed, diff_rank_seed=True)
+    if source is not None and not cfg.get("resume"):
+        init = cfg.init_from
+        keys = load_parts(bare_model(runner), source, init.get("parts"), init.get("command"))
+        runner.logger.info(f"loaded {len(keys)} tensors from {source}")
+    return runner, precision
+
+
 def train(cfg: Config) -> CODRunner:
     """Run one stage.
 
@@ -141,19 +171,8 @@ def train(cfg: Config) -> CODRunner:
     Raises:
         FileNotFoundError, ValueError: Something is missing or does not fit; nothing was trained.
     """
-    check_launch(cfg)
-    precision = settle_amp(cfg)
-    if cfg.model.get("train_dispatch", "sparse") == "sparse":
-        _no_benchmark(cfg)
-    source = handover_path(cfg)
-    if source is not None:
-        _skip_pretrained(cfg)
     _tolerate_unreadable(cfg)
-    runner = CODRunner.from_cfg(cfg)
-    if source is not None and not cfg.get("resume"):
-        init = cfg.init_from
-        keys = load_parts(bare_model(runner), source, init.get("parts"), init.get("command"))
-        runner.logger.info(f"loaded {len(keys)} tensors from {source}")
+    runner, precision = build_runner(cfg)
     runner.logger.info(f"precision: {precision}")
     if len(runner.train_loop.dataloader) == 0:
         raise ValueError(
@@ -168,7 +187,7 @@ def train(cfg: Config) -> CODRunner:
     try:
         runner.train()
     finally:
-        _stop_workers(runner)
+        stop_workers(runner)
     if is_main_process():
         save_json(
             Path(cfg.work_dir) / "finished.json",
@@ -185,7 +204,7 @@ def train(cfg: Config) -> CODRunner:
     return runner
 
 
-def _stop_workers(runner: CODRunner) -> None:
+def stop_workers(runner: CODRunner) -> None:
     """End persistent loader workers now.
 
     With pinned memory and a dozen workers, processes on a GPU were seen not to end a minute after
@@ -211,7 +230,7 @@ def _no_benchmark(cfg: Config) -> None:
     cfg.setdefault("env_cfg", dict())["cudnn_benchmark"] = False
 
 
-def _skip_pretrained(cfg: Config) -> None:
+def skip_pretrained(cfg: Config) -> None:
     """Neither download nor read backbone weights that a checkpoint replaces at once."""
     backbone = cfg.model.backbone
     if isinstance(backbone, dict):
@@ -250,7 +269,7 @@ def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
         hooks.pop(name, None)
     logger = dict(type="TestProgressHook", interval=5)
     cfg.default_hooks = dict(hooks, checkpoint=None, param_scheduler=None, logger=logger)
-    _skip_pretrained(cfg)
+    skip_pretrained(cfg)
     _no_benchmark(cfg)
     cfg.setdefault("test_cfg", dict())
     runner = CODRunner.from_cfg(cfg)

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 import torch
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from codmoe.version import __version__
 
@@ -27,13 +27,45 @@ class CODRunner(Runner):
         self.logger.info(f"log and whole config: {Path(self.log_dir)}")
 
     def build_optim_wrapper(self, optim_wrapper):
-        """mmengine's, without its line of log for each of a thousand parameters."""
+        """mmengine's, without its line of log for each of a thousand parameters; of the frozen ones
+        it even warns.
+        """
         level = self.logger.level
-        self.logger.setLevel(logging.WARNING)
+        self.logger.setLevel(logging.ERROR)
         try:
             return super().build_optim_wrapper(optim_wrapper)
         finally:
             self.logger.setLevel(level)
+
+    def resume(self, filename: str, *args, **kwargs) -> None:
+        """mmengine's; and goes on from the same epoch if this run has other steps an epoch.
+
+        On another number of processes, or with another batch size, the checkpoint's count of steps
+        means another share of training: the schedules would end early or late.
+        """
+        schedulers = self.param_schedulers
+        fresh = [dict(s.state_dict()) for s in schedulers] if isinstance(schedulers, list) else []
+        super().resume(filename, *args, **kwargs)
+        loop = self.train_loop
+        if not isinstance(loop, EpochBasedTrainLoop):
+            return
+        steps = loop.epoch * len(loop.dataloader)
+        if loop.iter == steps:
+            return
+        self.logger.warning(
+            f"the checkpoint has {loop.iter} steps in {loop.epoch} epoch(s), this run has {steps}: "
+            f"going on from epoch {loop.epoch}, step {steps}; the learning rate is not scaled to "
+            "the other batch"
+        )
+        loop._iter = steps
+        for scheduler, start in zip(self.param_schedulers, fresh, strict=True):
+            # One that counts epochs or was given in steps is the same in both runs.
+            if (scheduler.begin, scheduler.end) != (start["begin"], start["end"]):
+                rates = scheduler._last_value
+                scheduler.load_state_dict(start)
+                scheduler._global_step = steps
+                scheduler.last_step = max(min(steps, scheduler.end - 1) - scheduler.begin, -1)
+                scheduler._last_value = rates
 
     def get_hooks_info(self) -> str:
         """Names of the hooks in the order of their priorities, on one line."""

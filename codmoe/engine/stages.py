@@ -104,16 +104,20 @@ def plan(
     return stages
 
 
+def child_environment() -> dict[str, str]:
+    """Environment of a process that is to use this Python and this very package."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(paths), PYTHON=sys.executable)
+
+
 def run_command(command: Sequence[str]) -> None:
     """Run one command as its own process group; an interrupt ends the whole group.
 
     Raises:
         RuntimeError: It failed.
     """
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), PYTHON=sys.executable)
-    process = subprocess.Popen(command, start_new_session=True, env=env)
+    process = subprocess.Popen(command, start_new_session=True, env=child_environment())
 
     def stop(signum, frame) -> None:
         with suppress(ProcessLookupError):

@@ -10,8 +10,7 @@ split = dict(seed=0, file="checkpoints_moe/cod/split.json")
 
 train_pipeline = [
     dict(type="LoadCODPair"),
-    dict(type="RandomWarp", size=size, scale=(0.75, 1.25), rotate=15),
-    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomWarp", size=size, scale=(0.75, 1.25), rotate=15, flip=0.5),
     dict(type="RandomColour"),
     dict(type="PackCODInputs"),
 ]

@@ -1,0 +1,278 @@
+"""How training scales from one process to several, and what each option of DDP is worth."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from codmoe.engine.config import config_root, load_config
+from codmoe.engine.scaling_variants import DEFAULT_VARIANTS, overrides, reference_of
+from codmoe.engine.stages import child_environment
+from codmoe.evaluation.tables import save_json
+from codmoe.files import keep_old
+
+
+def benchmark_scaling(
+    config: str,
+    *,
+    gpus: int = 2,
+    variants: Sequence[str] = DEFAULT_VARIANTS,
+    steps: int = 60,
+    warmup: int = 20,
+    data: str = "synthetic",
+    size: int | None = None,
+    data_root: str | None = None,
+    checkpoint: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    json_file: str | None = None,
+    work_dir: str = "work_dirs/scaling",
+    timeout: float = 300,
+    budget: float | None = None,
+) -> dict[str, Any]:
+    """Trains some steps of a config on one and on ``gpus`` processes, for every variant.
+
+    One process is measured as ``tools/train.py`` starts it, without DDP, once for all variants that
+    differ in DDP alone, and for comparison once more under torchrun. Figures and errors are
+    written after each run, so that an interrupted benchmark leaves what it has.
+
+    Args:
+        config: Config file or name.
+        gpus: Processes to compare with one; without GPUs, processes on the CPU.
+        variants: Names of ``VARIANTS``, joined by ``+`` where several are meant.
+        steps: Steps that count.
+        warmup: Steps before them.
+        data: "synthetic" (random tensors that lie on the device: no loader) or "config".
+        size: Side of the synthetic images in pixels; the pipeline's by default.
+        data_root: Folder of the data set instead of the config's.
+        checkpoint: Weights to start from, for the routing that a trained router chooses.
+        options: Further overrides of the config.
+        json_file: Where the figures go.
+        work_dir: Folder of logs.
+        timeout: Seconds after which one run is ended.
+        budget: Seconds after which no further run is started.
+
+    Returns:
+        ``runs``, a list of figures or errors, and what was asked for.
+
+    Raises:
+        ValueError, FileNotFoundError: The config, a variant or a number is not right.
+    """
+    if data not in ("synthetic", "config"):
+        raise ValueError(f"data={data!r} is unknown; use 'synthetic' or 'config'")
+    if min(gpus, steps, warmup) < 1:
+        raise ValueError(f"gpus={gpus}, steps={steps}, warmup={warmup} must all be 1 or more")
+    there = torch.cuda.device_count()
+    if there and gpus > there:
+        raise ValueError(f"gpus={gpus}, but this machine has {there}")
+    load_config(config, options)
+    plan = _plan(variants, gpus)
+    spec = dict(config=config, data=data, size=size, data_root=data_root, checkpoint=checkpoint)
+    spec |= dict(steps=steps, warmup=warmup)
+    payload = dict(
+        spec, gpus=gpus, options=options or {}, torch=torch.__version__, runs=[], not_run=[]
+    )
+    if json_file:
+        keep_old(json_file)
+    console, started = Console(), time.monotonic()
+    for number, (variant, processes, launcher) in enumerate(plan):
+        left = None if budget is None else budget - (time.monotonic() - started)
+        if left is not None and left < 20:
+            payload["not_run"] = [f"{v}, {n} process(es)" for v, n, _ in plan[number:]]
+            break
+        own, compiled = overrides(variant)
+        folder = Path(work_dir) / f"{number}_{variant}_{processes}{launcher}"
+        full = dict(spec, options={**(options or {}), **own}, compile=compiled)
+        began = time.monotonic()
+        limit = timeout if left is None else min(timeout, left)
+        run = _launch(full, folder, processes, launcher, limit)
+        run |= dict(variant=variant, launcher=launcher, processes=processes)
+        run["total_seconds"] = round(time.monotonic() - began, 1)
+        payload["runs"].append(run)
+        said = run.get("error") or f"{run['images_per_second']:.1f} images/s"
+        console.print(f"{variant}, {processes} × {launcher}: {said}", markup=False)
+        _efficiencies(payload["runs"], gpus)
+        if json_file:
+            _rewrite(Path(json_file), payload)
+    table = _table(payload)
+    # In a log file rich assumes 80 columns and would cut figures.
+    wide = console.options.update(width=10_000)
+    console.width = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table)
+    for name in payload["not_run"]:
+        console.print(f"not run, the budget was spent: {name}")
+    if json_file:
+        _rewrite(Path(json_file), payload)
+        print(f"json: {json_file}")
+    return payload
+
+
+def _plan(variants: Sequence[str], gpus: int) -> list[tuple[str, int, str]]:
+    """(variant, processes, launcher) in the order of the runs; a reference before its variants."""
+    plan: list[tuple[str, int, str]] = []
+    for variant in variants:
+        overrides(variant)
+        wanted = [(reference_of(variant), 1, "none"), (variant, gpus, "pytorch")]
+        if variant == "as_configured" and gpus > 1:
+            wanted.append((variant, 1, "pytorch"))
+        plan += [run for run in wanted if run not in plan]
+    return plan
+
+
+def _launch(
+    spec: dict[str, Any], folder: Path, processes: int, launcher: str, timeout: float
+) -> dict[str, Any]:
+    """One run in processes of its own; its figures, or ``error``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out, spec_file = (folder / "result.json").absolute(), (folder / "spec.json").absolute()
+    out.unlink(missing_ok=True)
+    spec_file.write_text(json.dumps(dict(spec, out=str(out), work_dir=str(folder))))
+    tools = Path(config_root()).parent / "tools"
+    tool = str(tools / "analysis" / "benchmark_scaling.py")
+    command = (
+        [sys.executable, tool]
+        if launcher == "none"
+        else ["bash", str(tools / "dist_run.sh"), tool, str(processes)]
+    )
+    command += [spec["config"], "--worker", str(spec_file)]
+    with (folder / "output.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=child_environment()
+        )
+        try:
+            code: int | None = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(process)
+    result = json.loads(out.read_text()) if out.is_file() else {}
+    if "seconds" in result:
+        return _summary(result)
+    if "error" not in result:
+        said = f"no result within {timeout:.0f} s" if code is None else f"exit code {code}"
+        result["error"] = f"{said}; see {folder / 'output.log'}"
+    return result
+
+
+def _end(process: subprocess.Popen) -> None:
+    """torchrun ends its workers, which are sessions of their own, when it is told to end."""
+    for signum, patience in ((signal.SIGTERM, 40), (signal.SIGKILL, 10)):
+        if process.poll() is None:
+            os.killpg(process.pid, signum)
+            try:
+                process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
+    """Figures of one run from the times of its ranks."""
+    # A step is over when the slowest rank is.
+    seconds = [max(of_ranks) for of_ranks in zip(*result.pop("seconds"), strict=True)]
+    waits = result.pop("waits")
+    ordered = sorted(seconds)
+    median = statistics.median(seconds)
+    images = result["processes"] * result["batch_per_process"]
+    loads = result.pop("loads")
+    return dict(
+        result,
+        images_per_step=images,
+        step_seconds=median,
+        step_seconds_p10_p90=[ordered[len(ordered) // 10], ordered[len(ordered) * 9 // 10]],
+        images_per_second=images / median,
+        images_per_second_mean=images * len(seconds) / sum(seconds),
+        loader_wait_share=[sum(own) / sum(seconds) for own in waits],
+        expert_load=expert_load(loads, result["expert_names"]),
+    )
+
+
+def expert_load(loads: Sequence[Sequence[Sequence[int]]], names: Sequence[str]) -> dict[str, Any]:
+    """Imbalance of the choices, as largest over mean, 1 at perfect balance.
+
+    Args:
+        loads: Images routed to each expert, by rank, step and expert.
+        names: Of the experts.
+
+    Returns:
+        ``images_per_step[rank][name]``; ``between_experts`` over all ranks and steps;
+        ``between_ranks[name]``, the mean over the steps in which anybody chose the expert.
+    """
+    counts = torch.tensor(loads, dtype=torch.float64)  # rank, step, expert
+    if counts.numel() == 0:
+        return {}
+    totals = counts.sum((0, 1))
+    mean_of_ranks = counts.mean(0)
+    ratio = counts.amax(0) / mean_of_ranks.clamp(min=1e-9)
+    used = mean_of_ranks > 0
+    between = (ratio * used).sum(0) / used.sum(0).clamp(min=1)
+    per_step = counts.mean(1)
+    return dict(
+        images_per_step=[dict(zip(names, rank.tolist(), strict=True)) for rank in per_step],
+        between_experts=float(totals.max() / totals.mean()),
+        between_ranks=dict(zip(names, between.tolist(), strict=True)),
+    )
+
+
+def _efficiencies(runs: list[dict[str, Any]], gpus: int) -> None:
+    single = {
+        run["variant"]: run["images_per_second"]
+        for run in runs
+        if run["launcher"] == "none" and "error" not in run
+    }
+    for run in runs:
+        one = single.get(reference_of(run["variant"]))
+        if one and "error" not in run and run["launcher"] != "none":
+            run["efficiency"] = run["images_per_second"] / (run["processes"] * one)
+
+
+def _rewrite(path: Path, payload: dict[str, Any]) -> None:
+    """The file of this very run, whole after each write; what was there before is kept already."""
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
+    os.replace(save_json(part, payload), path)
+
+
+def _table(payload: dict[str, Any]) -> Table:
+    title = f"{payload['config']}, {payload['data']} data, torch {payload['torch']}"
+    caption = (
+        "efficiency: images/s over the processes times one process without DDP\n"
+        "step: median, 10th and 90th percentile\n"
+        "load: largest over mean, between experts / between ranks (worst expert)"
+    )
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("variant")
+    heads = "processes,images/s,efficiency,step ms,GiB,loader %,MB sent,load"
+    for name in heads.split(","):
+        table.add_column(name, justify="right")
+    for run in payload["runs"]:
+        processes = f"{run['processes']}{'' if run['launcher'] == 'none' else ' DDP'}"
+        if "error" in run:
+            table.add_row(run["variant"], processes, "failed")  # why was printed above
+            continue
+        low, high = (1e3 * t for t in run["step_seconds_p10_p90"])
+        peaks = [peak for peak in run["peak_allocated"] if peak]
+        sent = (run["ddp"] or {}).get("bytes_per_step")
+        load = run["expert_load"]
+        table.add_row(
+            run["variant"],
+            processes,
+            f"{run['images_per_second']:.1f}",
+            f"{run['efficiency']:.1%}" if "efficiency" in run else "",
+            f"{1e3 * run['step_seconds']:.0f} ({low:.0f} to {high:.0f})",
+            f"{max(peaks) / 2**30:.1f}" if peaks else "-",
+            f"{100 * max(run['loader_wait_share']):.1f}",
+            f"{sent / 1e6:.0f}" if sent else "-",
+            f"{load['between_experts']:.2f} / {max(load['between_ranks'].values()):.2f}",
+        )
+    return table

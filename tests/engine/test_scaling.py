@@ -1,0 +1,170 @@
+"""What the scaling benchmark starts, measures and leaves behind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+from miniature import ONE_EXPERT, ROOT, build, prepared, write_config
+
+from codmoe.engine.config import load_config
+from codmoe.engine.launch import build_runner, check_launch, every_expert_runs
+from codmoe.engine.scaling import benchmark_scaling, expert_load
+from codmoe.engine.scaling_variants import VARIANTS, overrides, reference_of
+from codmoe.engine.step_timing import image_size, measure, noting_waits
+
+THREE_EXPERTS = dict(init_from=None, model=dict(experts=dict(zoomnet=None)))
+
+
+def test_the_tool_measures_one_and_two_processes(tmp_path):
+    config = write_config(tmp_path, 3, THREE_EXPERTS)
+    out = tmp_path / "scaling.json"
+    out.write_text("somebody's")
+    tool = ROOT / "tools" / "analysis" / "benchmark_scaling.py"
+    command = [sys.executable, tool, config, "--gpus", "2", "--steps", "3", "--warmup", "1"]
+    command += ["--variants", "no_find_unused+bucket_view", "--json", out, "--work-dir", "work"]
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [*map(str, command)], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    one, two = json.loads(out.read_text())["runs"]
+    assert (one["processes"], one["launcher"], one["ddp"]) == (1, "none", None)
+    assert (two["processes"], two["backend"]) == (2, "gloo")
+    assert (one["images_per_step"], two["images_per_step"]) == (4, 8)
+    for run in (one, two):
+        assert run["images_per_second"] == pytest.approx(
+            run["images_per_step"] / run["step_seconds"]
+        )
+        assert len(run["loader_wait_share"]) == run["processes"]
+        assert all(0 <= share < 1 for share in run["loader_wait_share"])
+        low, high = run["step_seconds_p10_p90"]
+        assert 0 < low <= run["step_seconds"] <= high
+        # Each image has two experts of three.
+        for rank in run["expert_load"]["images_per_step"]:
+            assert sum(rank.values()) == pytest.approx(8)
+    # A fresh router chooses by its noise alone, which is another on each process.
+    first, second = two["expert_load"]["images_per_step"]
+    assert first != second
+    assert two["efficiency"] == pytest.approx(
+        two["images_per_second"] / (2 * one["images_per_second"])
+    )
+    # Everything that is trained is sent once a step, in float32.
+    assert two["ddp"]["bytes_per_step"] == 4 * two["parameters_trained"]
+    options = two["ddp"]["options"]
+    assert options["gradient_as_bucket_view"] and not options["find_unused_parameters"]
+    assert "efficiency" in done.stdout and "no_find_unused+bucket_view" in done.stdout
+    (kept,) = tmp_path.glob("scaling.2*.json")
+    assert kept.read_text() == "somebody's"
+
+
+def test_a_run_that_does_not_end_is_told_and_the_rest_is_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path, 1, ONE_EXPERT)
+    limits = dict(timeout=0.5, budget=20.3, json_file="s.json")
+    benchmark_scaling(str(config), variants=["as_configured"], **limits)
+    left = json.loads((tmp_path / "s.json").read_text())
+    (run,) = left["runs"]
+    assert run["error"].startswith("no result within") and "output.log" in run["error"]
+    assert left["not_run"] == ["as_configured, 2 process(es)", "as_configured, 1 process(es)"]
+
+
+def test_the_configs_own_loader_is_waited_for(tmp_path):
+    spec = dict(config=str(write_config(tmp_path, 1, ONE_EXPERT)), options={}, data="config")
+    figures = measure(dict(spec, steps=3, warmup=1, work_dir=str(tmp_path / "work")), "none")
+    assert len(figures["seconds"][0]) == len(figures["waits"][0]) == 3
+    # Without worker processes the images are made in these waits.
+    assert sum(figures["waits"][0]) > 0.01 * sum(figures["seconds"][0])
+    assert not list((tmp_path / "work").glob("*.pth")) and not (tmp_path / "weights").exists()
+
+
+def test_what_is_asked_for_wrongly_is_told_before_anything_runs(tmp_path):
+    config = str(write_config(tmp_path, 1, ONE_EXPERT))
+    with pytest.raises(ValueError, match=r"'bucket_veiw'.*'bucket_view'"):
+        benchmark_scaling(config, variants=["sparse+bucket_veiw"])
+    with pytest.raises(ValueError, match=r"data='real'"):
+        benchmark_scaling(config, data="real")
+    with pytest.raises(ValueError, match=r"steps=0"):
+        benchmark_scaling(config, steps=0)
+    with pytest.raises(ValueError, match=r"model_wrapper_cfg: .*'static_grap'.*'static_graph'"):
+        load_config(config, {"model_wrapper_cfg.static_grap": True})
+
+
+def test_every_variant_fits_the_shipped_configs():
+    for variant in VARIANTS:
+        for config in ("experts/joint", "ensemble/stage3"):
+            load_config(config, overrides(variant)[0])
+
+
+def test_one_process_is_measured_once_for_what_concerns_ddp_alone():
+    assert reference_of("no_find_unused+buckets_100mb") == "as_configured"
+    assert reference_of("sparse+bucket_view") == "sparse"
+    assert reference_of("compile+no_find_unused") == "compile"
+
+
+def test_expert_load():
+    # Two ranks, two steps; a is chosen evenly, b by one rank at a time, c by nobody.
+    loads = [[[2, 2, 0], [2, 0, 0]], [[2, 0, 0], [2, 2, 0]]]
+    load = expert_load(loads, ["a", "b", "c"])
+    assert load["images_per_step"] == [dict(a=2, b=1, c=0)] * 2
+    assert load["between_experts"] == pytest.approx(8 / 4)
+    assert load["between_ranks"] == pytest.approx(dict(a=1, b=2, c=0))
+
+
+def test_waits_for_the_device_are_counted_by_the_line_that_waits():
+    """With torch's own words for it, which only a GPU makes it say."""
+    counts = Counter()
+    with pytest.warns(UserWarning, match="something else"), noting_waits(counts):
+        for _ in range(3):
+            warnings.warn(
+                "called a synchronizing CUDA operation (Triggered internally)", stacklevel=1
+            )
+        warnings.warn("something else", stacklevel=1)
+    ((where, count),) = counts.items()
+    assert count == 3 and re.fullmatch(r"tests/engine/test_scaling\.py:\d+", where)
+
+
+def test_size_of_synthetic_images():
+    assert image_size(load_config("ensemble/stage3")) == (448, 448)
+    assert image_size(load_config("quickstart/stage1")) == (96, 96)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_parameter_gets_a_gradient_where_all_experts_run(tmp_path, stage):
+    """So that find_unused_parameters may be off there."""
+    config = load_config(write_config(tmp_path, stage))
+    assert every_expert_runs(config.model)
+    torch.manual_seed(0)
+    model = build(config).train()
+    targets = (torch.rand(2, 1, 64, 64) > 0.5).float()
+    losses = model(torch.randn(2, 3, 64, 64), targets=targets, mode="loss")
+    model.parse_losses(losses)[0].backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("option", [dict(find_unused_parameters=False), dict(static_graph=True)])
+def test_ddp_is_not_told_that_sparse_experts_all_learn(tmp_path, option):
+    config = write_config(tmp_path, 3, dict(init_from=None, model=dict(train_dispatch="sparse")))
+    cfg = prepared(config, tmp_path / "work")
+    cfg.model_wrapper_cfg.update(option)
+    check_launch(cfg)  # one process has no DDP
+    cfg.launcher = "pytorch"
+    with pytest.raises(ValueError, match=rf"model_wrapper_cfg.{next(iter(option))}=.*'dense'"):
+        check_launch(cfg)
+    cfg.model.train_dispatch = "dense"
+    check_launch(cfg)
+
+
+@pytest.mark.parametrize("dispatch", ["sparse", "dense"])
+def test_ddp_looks_for_idle_experts_where_there_may_be_some(tmp_path, dispatch):
+    changes = dict(init_from=None, model=dict(train_dispatch=dispatch))
+    asked = dict(model_wrapper_cfg=dict(find_unused_parameters=None))
+    cfg = prepared(write_config(tmp_path, 3, changes, asked), tmp_path / "work")
+    build_runner(cfg)
+    assert cfg.model_wrapper_cfg.find_unused_parameters is (dispatch == "sparse")
