@@ -75,8 +75,8 @@ MASK_RULES: tuple[_Rule, ...] = (
     ("note", "masks of 0 and 1", "read as they are meant here, but black in viewers, and empty for "
      "PySODMetrics and others", "multiply by 255 to use them elsewhere",
      lambda r: "zero_one" in r.traits and r.area > 0),
-    ("warning", "soft masks", f"over {SOFT:.0%} of the pixels are neither black nor white; above 128 is "
-     "object", "if that is not what is meant, threshold them",
+    ("warning", "soft masks", f"over {SOFT:.0%} of the pixels are neither black nor white; "
+     "above 128 is object", "if that is not what is meant, threshold them",
      lambda r: r.soft > SOFT),
     ("warning", "coloured masks", "object is where any channel is 128 or above",
      "if colours are classes, make one mask of 0 and 255", lambda r: "colour" in r.traits),
