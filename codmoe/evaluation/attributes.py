@@ -205,7 +205,7 @@ def _parts(mask: np.ndarray, least: float) -> float:
 def _contour_length(mask: np.ndarray) -> float:
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     patterns = cv2.filter2D(padded, cv2.CV_8U, _WEIGHTS, borderType=cv2.BORDER_CONSTANT)
-    counts = cv2.calcHist([patterns], [0], None, [16], [0, 16])[:, 0]
+    counts = cv2.calcHist([patterns], [0], None, [16], [0, 16]).ravel()  # OpenCV 5 has no 2nd axis
     return float(counts.astype(np.float64) @ _LENGTHS)
 
 
