@@ -205,7 +205,7 @@ def _parts(mask: np.ndarray, least: float) -> float:
 def _contour_length(mask: np.ndarray) -> float:
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     patterns = cv2.filter2D(padded, cv2.CV_8U, _WEIGHTS, borderType=cv2.BORDER_CONSTANT)
-    counts = cv2.calcHist([patterns], [0], None, [16], [0, 16]).ravel()  # OpenCV 5 has no 2nd axis
+    counts = cv2.calcHist([patterns], [0], None, [16], [0, 16]).ravel()
     return float(counts.astype(np.float64) @ _LENGTHS)
 
 
@@ -228,6 +228,7 @@ def _contrast(image: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int
     distances = []
     for channel in (light, a, b, steep):
         pair = [cv2.calcHist([channel], [0], part, [32], [0, 256]) for part in (inside, ring)]
+        pair = [counts.reshape(-1, 1) for counts in pair]  # OpenCV 5 has one axis only
         # Smoothed (reflected at the ends), since few pixels leave bins empty by chance.
         pair = [cv2.GaussianBlur(counts, (1, 7), 1.5) for counts in pair]
         distances.append(cv2.compareHist(*pair, cv2.HISTCMP_BHATTACHARYYA))

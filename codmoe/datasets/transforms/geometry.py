@@ -128,14 +128,16 @@ class RandomWarp(BaseTransform):
 
     @staticmethod
     def _object(mask: np.ndarray | None) -> np.ndarray | None:
-        """Pixels (x, y) of the object, (n, 1, 2) float32, or None if there are none."""
+        """Pixels (x, y) of the object, (n, 2) float32, or None if there are none."""
         points = None if mask is None else cv2.findNonZero(np.ascontiguousarray(mask))
         if points is None:
             return None
+        # Of OpenCV 4 (n, 1, 2), of OpenCV 5 (n, 2).
+        points = points.reshape(-1, 2)
         return points[:: max(len(points) // POINTS, 1)].astype(np.float32)
 
     def _share(self, points: np.ndarray, matrix: np.ndarray) -> float:
-        x, y = cv2.transform(points, matrix)[:, 0].T
+        x, y = matrix[:, :2] @ points.T + matrix[:, 2:]
         inside = (x >= -0.5) & (y >= -0.5) & (x < self.size[0] - 0.5) & (y < self.size[1] - 0.5)
         return float(inside.mean())
 
