@@ -75,12 +75,21 @@ class SyntheticBatches(Dataset):
 
 
 class LoaderClock(Hook):
-    """Before everything else: when the batch had come."""
+    """Before everything else: when the batch had come, and the peak of the device's memory."""
 
     priority = "HIGHEST"
 
+    def __init__(self):
+        self.came = 0.0
+        self.peak: int | None = None
+
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         self.came = time.perf_counter()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        # mmengine resets the peak whenever it logs, which it does after this.
+        if torch.cuda.is_available():
+            self.peak = max(self.peak or 0, torch.cuda.max_memory_allocated())
 
 
 class StepTimer(Hook):
@@ -202,7 +211,7 @@ def _figures(runner: CODRunner, timer: StepTimer, precision: str) -> dict[str, A
         seconds=timer.seconds,
         waits=timer.waits,
         loads=[load.tolist() for load in loads],
-        peak_allocated=torch.cuda.max_memory_allocated() if cuda else None,
+        peak_allocated=timer.loader.peak,
         peak_reserved=torch.cuda.max_memory_reserved() if cuda else None,
     )
     ranks = all_gather_object(own)
