@@ -17,6 +17,7 @@ from codmoe.datasets.synthetic_kinds import (
     draw_object,
     draw_shadow,
     outlines,
+    revealed,
 )
 from codmoe.datasets.synthetic_scene import Scene
 from codmoe.registry import DATASETS, TRANSFORMS
@@ -37,7 +38,10 @@ def generator(*words: int) -> np.random.Generator:
 
 
 def generate(
-    seed: int | Sequence[int] | np.random.Generator, kind: str, image_size: int
+    seed: int | Sequence[int] | np.random.Generator,
+    kind: str,
+    image_size: int,
+    visibility: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One camouflage image and its exact mask.
 
@@ -62,6 +66,8 @@ def generate(
         seed: A seed, or several to be mixed, or a generator (which is then advanced).
         kind: One of ``KINDS``.
         image_size: Side of the square image in pixels, at least 32.
+        visibility: 0 to 1; above 0 the object is also lighter or darker than its surroundings, up
+            to 40 %, for models and trainings too small for camouflage.
 
     Returns:
         The image, (image_size, image_size, 3) uint8 RGB, and the mask of the visible part of the
@@ -81,7 +87,7 @@ def generate(
         scene.cast_shadow(depth, length, strength)
         scene.add(depth, piece, is_object=False)
     depths = outlines(rng, kind, image_size)
-    piece = draw_object(rng, kind)
+    piece = revealed(draw_object(rng, kind), visibility)
     for depth in depths:
         scene.cast_shadow(depth, length, strength)
         scene.add(depth, piece)
@@ -105,6 +111,7 @@ class SyntheticCamouflage(BaseDataset):
             ``clutter``, ``figure``, ``multiscale`` and ``ambiguous``.
         part: Any name (``train``, ``router``, ``val``, ``test``); different names never share an
             image.
+        visibility: How much easier than camouflaged the objects are, 0 to 1; see :func:`generate`.
         name: Name of the data set in tables.
         cache: Keep every image made in memory: 0.63 MB each at 448 px, in every worker process.
         pipeline: Transforms, as configs or callables.
@@ -123,6 +130,7 @@ class SyntheticCamouflage(BaseDataset):
         seed: int = 0,
         kinds: Sequence[str] | None = None,
         part: str = "train",
+        visibility: float = 0.0,
         name: str = "Synthetic",
         cache: bool = True,
         pipeline: Sequence[dict | Callable] = (),
@@ -139,7 +147,10 @@ class SyntheticCamouflage(BaseDataset):
             raise ValueError(f"kinds is empty; choose from {', '.join(KINDS)}, or None for all")
         for kind in kinds:
             check_kind(kind)
+        if not 0 <= visibility <= 1:
+            raise ValueError(f"visibility={visibility}; it must lie in [0, 1]")
         self.length, self.image_size, self.seed = length, image_size, seed
+        self.visibility = visibility
         self.kinds, self.part, self.name = kinds, part, name
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] | None = {} if cache else None
         transforms = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
@@ -180,7 +191,7 @@ class SyntheticCamouflage(BaseDataset):
 
     def make(self, index: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask, made anew."""
-        return generate(self.words(index), kind, self.image_size)
+        return generate(self.words(index), kind, self.image_size, self.visibility)
 
     def words(self, index: int) -> tuple[int, int, int]:
         """Seeds of one image; no two parts share any."""

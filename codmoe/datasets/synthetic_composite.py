@@ -221,6 +221,8 @@ class CompositeCamouflage(SyntheticCamouflage):
                 )
             stems = [stems[i] for i in chosen]
         self.photos: list[Path] = [files[stem] for stem in stems]
+        if kwargs.get("visibility"):
+            raise ValueError("visibility is of SyntheticCamouflage; composites take none")
         super().__init__(name=name, part=part, **kwargs)
 
     def make(self, index: int, kind: str) -> tuple[np.ndarray, np.ndarray]:

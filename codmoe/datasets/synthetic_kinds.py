@@ -12,6 +12,7 @@ from codmoe.registry import suggest
 
 KINDS = ("clutter", "figure", "multiscale", "ambiguous")
 MIN_AREA, MAX_AREA = 0.01, 0.4
+REVEALED = 0.4
 
 
 class Piece(NamedTuple):
@@ -61,6 +62,14 @@ def draw_object(rng: np.random.Generator, kind: str) -> Piece:
         return Piece(_signed(rng, 1.0, 1.57), _zoom(rng, 1.2, 1.5), rim=0.42, contrast=0.8)
     soft = uniform(rng, 0.02, 0.045)
     return Piece(_signed(rng, 1.0, 1.57), _zoom(rng, 1.25, 1.5), rim=0.0, soft=soft, contrast=0.85)
+
+
+def revealed(piece: Piece, visibility: float) -> Piece:
+    """The object made easier to see: lighter or darker than its surroundings, by ``REVEALED`` of
+    their brightness at a visibility of 1.
+    """
+    side = 1 if piece.turn > 0 else -1  # as random as the turn is
+    return piece._replace(shade=piece.shade + side * REVEALED * visibility)
 
 
 def draw_distractors(

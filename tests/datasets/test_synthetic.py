@@ -244,3 +244,17 @@ def test_mistakes_are_named(wrong, message):
     if "image_size" in wrong:
         with pytest.raises(ValueError, match=message):
             generate(0, "figure", 31)
+
+
+def test_visibility_sets_objects_off():
+    def offset(visibility):
+        images = SyntheticCamouflage(length=24, image_size=96, visibility=visibility)
+        pairs = [images.sample(i, images.kinds[i % 4]) for i in range(24)]
+        greys = [(image.mean(2), mask > 0) for image, mask in pairs]
+        return np.mean([abs(g[m].mean() / g[~m].mean() - 1) for g, m in greys]), pairs
+
+    (hidden, plain), (seen, lighter) = offset(0.0), offset(0.7)
+    assert hidden < 0.15 < 0.2 < seen
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(plain, lighter, strict=True))
+    with pytest.raises(ValueError, match=r"visibility=1.5; it must lie in \[0, 1\]"):
+        SyntheticCamouflage(visibility=1.5)

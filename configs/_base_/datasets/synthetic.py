@@ -1,6 +1,9 @@
 # SyntheticCamouflage, the embedded default: nothing to download, the same on every machine.
 # Parts are disjoint streams of images: the router's and the validation's are never the experts'.
 size = 96
+# Easier than camouflage: in the minutes of the quickstart a miniature learns nothing of the real
+# thing (0) but where objects use to be.
+visibility = 0.7
 
 train_pipeline = [
     dict(type="LoadCODPair"),
@@ -23,6 +26,7 @@ train_dataloader = dict(
         type="SyntheticCamouflage",
         length=480,
         image_size=size,
+        visibility=visibility,
         part="experts",
         pipeline=train_pipeline,
     ),
@@ -37,6 +41,7 @@ val_dataloader = dict(
         type="SyntheticCamouflage",
         length=80,
         image_size=size,
+        visibility=visibility,
         part="val",
         pipeline=test_pipeline,
     ),
@@ -52,6 +57,7 @@ test_dataloader = dict(
                 type="SyntheticCamouflage",
                 length=120,
                 image_size=size,
+                visibility=visibility,
                 part="test",
                 pipeline=test_pipeline,
             ),
