@@ -107,7 +107,7 @@ class SampleCache:
         It is called before workers start: what a worker decodes dies with it.
 
         Raises:
-            OSError: There is no room for the cache.
+            ValueError: The file cannot be written.
         """
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             if self.dir is None:
@@ -121,15 +121,27 @@ class SampleCache:
                 self._decode(pairs, pool, self._data)
                 self._data.flags.writeable = False
                 return
-            self.dir.mkdir(parents=True, exist_ok=True)
             self._file = self.dir / f"{self._key(pairs)}{SUFFIX}"
+            if not self._file.is_file():  # it appears whole: no lock is needed to read it
+                self._build_alone(pairs, pool, name)
+            self._open(pairs)
+
+    def _build_alone(
+        self, pairs: Sequence[tuple[str, str]], pool: ThreadPoolExecutor, name: str
+    ) -> None:
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
             with _alone(self.dir) as alone:
                 if not self._file.is_file():
                     if alone:
                         for left in self.dir.glob(f".{self._file.stem}.*"):
                             left.unlink()  # of a process that was killed
                     self._build(pairs, pool, name)
-            self._open(pairs)
+        except OSError as error:
+            raise ValueError(
+                f"cache.dir {self.dir} cannot be written: {error.strerror or error}; free some "
+                "room, name another folder, or set cache=False"
+            ) from error
 
     def results(self, image_path: str) -> dict | None:
         """The keys that transforms work on, as copies, or None if the sample is not held."""

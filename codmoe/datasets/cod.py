@@ -95,10 +95,11 @@ class CODDataset(BaseDataset):
 
     def _refuse_test_set(self) -> None:
         first = (self.split_dir or "").replace("\\", "/").split("/")[0].lower()
-        if self.split is not None and first.startswith("test"):
+        root = {part.lower() for part in self.root.parts[-2:]}
+        if self.split is not None and (first.startswith("test") or root & {"test", "testdataset"}):
             raise ValueError(
-                f"split: split_dir={self.split_dir!r} is a test set, of which nothing is held out; "
-                "split the training set"
+                f"split: {self.root / (self.split_dir or '')} is a test set, of which nothing is "
+                "held out; split the training set"
             )
 
     def folders(self) -> Folders:

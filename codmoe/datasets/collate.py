@@ -60,6 +60,8 @@ def multiscale_collate(
     Raises:
         ValueError: A size is no multiple of ``divisor``, or there are none.
     """
+    if isinstance(sizes, int):
+        raise ValueError(f"multiscale_collate: sizes={sizes}; give several, such as (352, 448)")
     wrong = [size for size in sizes if size < 1 or size % divisor]
     if wrong or not sizes:
         below = [size // divisor * divisor or divisor for size in wrong]

@@ -20,13 +20,20 @@ class DatasetGroup(ConcatDataset):
             under config inheritance; an entry of None is left out.
         split: Split of every entry that names none of its own, each by itself, so that all parts
             hold the same share of each; see :func:`~codmoe.datasets.held_out.complete_split`.
+        cache: Cache of every entry that names none of its own; see
+            :class:`~codmoe.datasets.cod.CODDataset`.
 
     Raises:
         ValueError: No entry is left, or a dataset's own error, with the entry named.
         FileNotFoundError: Likewise.
     """
 
-    def __init__(self, datasets: Mapping[str, Any], split: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        datasets: Mapping[str, Any],
+        split: Mapping[str, Any] | None = None,
+        cache: bool | Mapping[str, Any] | None = None,
+    ) -> None:
         if not isinstance(datasets, Mapping):
             raise ValueError(
                 f"datasets is a {type(datasets).__name__}; it must be {{name: config}}"
@@ -40,6 +47,8 @@ class DatasetGroup(ConcatDataset):
                     raise ValueError(f"datasets.{key} is built already; give it the split itself")
                 # Under the group's key, for two folders may both be called TrainDataset.
                 config = {"split": split, "name": key, **config}
+            if cache is not None and isinstance(config, dict):
+                config = {"cache": cache, **config}
             try:
                 built[key] = DATASETS.build(config) if isinstance(config, dict) else config
                 if hasattr(built[key], "full_init"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from mmengine.logging import print_log
 
 from codmoe.datasets.layouts import (
     IMAGE_EXTENSIONS,
@@ -144,7 +147,10 @@ def _parts(folder: Path, depth: int) -> Iterator[Part]:
     if depth:
         for child in _subfolders(folder):
             if child.name not in done:
-                yield from _parts(child, depth - 1)
+                try:
+                    yield from _parts(child, depth - 1)
+                except ValueError as error:  # something else that lies beside the data
+                    print_log(f"{child} is left out: {error}", "current", logging.WARNING)
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -98,17 +98,27 @@ def handover_path(cfg: Config) -> Path | None:
 
 
 def set_data_root(cfg: Config, root: str) -> None:
-    """Point every data set of the config at ``root`` (``--data-root``)."""
+    """Point every data set of the config at ``root`` (``--data-root``).
 
-    def visit(node) -> None:
-        if isinstance(node, dict):
-            if "data_root" in node:
-                node["data_root"] = root
-            for value in node.values():
-                visit(value)
+    Raises:
+        ValueError: None has a ``data_root``.
+    """
 
-    for part in ("train", "val", "test"):
-        visit((cfg.get(f"{part}_dataloader") or {}).get("dataset"))
+    def visit(node) -> int:
+        if not isinstance(node, dict):
+            return 0
+        found = sum(visit(value) for value in node.values())
+        if "data_root" in node:
+            node["data_root"] = root
+            found += 1
+        return found
+
+    parts = ("train", "val", "test")
+    if not sum(visit((cfg.get(f"{p}_dataloader") or {}).get("dataset")) for p in parts):
+        raise ValueError(
+            "--data-root has no effect: no data set of this config has a data_root (composites "
+            "have a photo_dir: --cfg-options train_dataloader.dataset.photo_dir=DIR)"
+        )
 
 
 def prepare(cfg: Config, *, launcher: str = "none", work_dir: str | None = None) -> Config:
@@ -220,9 +230,12 @@ def stop_workers(runner: CODRunner) -> None:
 def _tolerate_unreadable(cfg: Config) -> None:
     """Let a share of the training files go bad while it runs; of no other data set."""
     loader = cfg.train_dataloader
+    if loader.dataset.get("type") == "TolerantDataset":
+        loader.dataset = loader.dataset["dataset"]  # the config that an earlier run left
     share = cfg.get("max_unreadable", 0.01)
     loader.dataset = dict(type="TolerantDataset", dataset=loader.dataset, max_share=share)
-    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type="UnreadableFilesHook")]
+    hooks = [h for h in cfg.get("custom_hooks") or [] if h.get("type") != "UnreadableFilesHook"]
+    cfg.custom_hooks = [*hooks, dict(type="UnreadableFilesHook")]
 
 
 def _no_benchmark(cfg: Config) -> None:

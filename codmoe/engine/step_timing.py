@@ -7,9 +7,7 @@ import os
 import sys
 import time
 import traceback
-import warnings
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
 from codmoe.engine.hooks import bare_model
+from codmoe.engine.host_waits import noting_waits
 from codmoe.engine.launch import (
     build_runner,
     prepare,
@@ -253,32 +252,6 @@ def _ddp_figures(model) -> dict[str, Any]:
         milliseconds=times,
         options={key: bool(data[key]) for key in (*flags, "static_graph") if key in data},
     )
-
-
-@contextmanager
-def noting_waits(counts: Counter[str]):
-    """Counts torch's warnings of a host that waits for the device, by the line that made it."""
-
-    def note(message, category, filename, lineno, file=None, line=None) -> None:
-        if "synchronizing CUDA operation" not in str(message):
-            return earlier(message, category, filename, lineno, file, line)
-        frames = [
-            f for f in traceback.extract_stack()[:-1] if not f.filename.endswith("warnings.py")
-        ]
-        outer = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename] or frames
-        where = f"{_short(outer[-1].filename)}:{outer[-1].lineno}"
-        counts[where] += 1
-        return None
-
-    earlier = warnings.showwarning
-    with warnings.catch_warnings():
-        warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
-        warnings.showwarning = note
-        yield
-
-
-def _short(filename: str) -> str:
-    return "/".join(Path(filename).parts[-3:])
 
 
 def work(spec_file: str, launcher: str) -> None:

@@ -211,3 +211,21 @@ def test_unreadable_files_meet_their_error_where_they_are_used(tree, cache):
 def test_mistakes_are_named(tree, wrong, message):
     with pytest.raises(ValueError, match=message):
         build(tree, wrong)
+
+
+def test_a_finished_file_is_read_without_writing(tree, tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    expected = build(tree, {"dir": str(folder)})[0]
+
+    def refused(*args, **kwargs):
+        raise AssertionError("wrote where nothing had to be written")
+
+    monkeypatch.setattr("codmoe.datasets.cache._alone", refused)
+    assert same(build(tree, {"dir": str(folder)})[0], expected)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tree, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"cache.dir .*file cannot be written: File exists; free"):
+        build(tree, {"dir": str(tmp_path / "file")})
+    assert (tmp_path / "file").read_text() == "mine"

@@ -103,3 +103,10 @@ def test_relative_root_is_found_in_the_environment(polyp, monkeypatch, tmp_path_
         CODDataset("TrainDataset")
     monkeypatch.setenv("CODMOE_DATA_ROOT", str(polyp))
     assert len(CODDataset("TrainDataset")) == 20
+
+
+def test_a_test_set_named_by_the_root_is_not_split(tmp_path):
+    add(tmp_path / "TestDataset" / "CAMO", "Imgs", "GT", ["1", "2"])
+    assert len(CODDataset(tmp_path / "TestDataset" / "CAMO")) == 2
+    with pytest.raises(ValueError, match="CAMO is a test set, of which nothing is held out"):
+        CODDataset(tmp_path / "TestDataset" / "CAMO", split=dict(use="val"))

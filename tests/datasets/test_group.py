@@ -52,3 +52,12 @@ def test_group_mistakes(polyp):
         DatasetGroup({"a": {"type": "CODDataset", "data_root": str(polyp / "no")}})
     with pytest.raises(ValueError, match=r"datasets\.a: CODDataset takes no argument 'mask_dri'"):
         DatasetGroup({"a": {"type": "CODDataset", "data_root": str(polyp), "mask_dri": "x"}})
+
+
+def test_a_cache_for_all_entries_that_name_none(polyp, cod10k):
+    entry = dict(type="COD10K", data_root=str(cod10k), pipeline=PIPELINE)
+    group = DatasetGroup(dict(a=entry, b=dict(entry, cache=False)), cache=True)
+    kept, plain = group.datasets
+    path = kept.get_data_info(0)["img_path"]
+    assert kept._cache.results(path)["img"].shape == (24, 32, 3) and plain._cache is None
+    assert (group[0]["inputs"] == group[len(kept)]["inputs"]).all()

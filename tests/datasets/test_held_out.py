@@ -169,5 +169,5 @@ def test_a_group_is_split_source_by_source_into_one_file(tmp_path):
 
 def test_a_test_set_is_never_split(tmp_path):
     add(tmp_path / "TestDataset" / "x", "Imgs", "GT", ["1", "2"])
-    with pytest.raises(ValueError, match=r"'TestDataset/x' is a test set"):
+    with pytest.raises(ValueError, match=r"TestDataset/x is a test set"):
         CODDataset(tmp_path, split_dir="TestDataset/x", split={"use": "val"})

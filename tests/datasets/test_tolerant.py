@@ -92,3 +92,15 @@ def test_of_a_group_and_what_came_back(tmp_path):
     assert "could not be read, but now it can" in data.reason(20)
     with pytest.raises(ValueError, match=r"max_unreadable=2; it is a share"):
         TolerantDataset(folder(tmp_path / "c"), max_share=2)
+
+
+def test_a_bad_donor_of_copy_paste_does_not_blame_a_sound_sample(tmp_path):
+    add(tmp_path, "images", "masks", [f"{i:03d}" for i in range(20)])
+    (tmp_path / "images" / "004.jpg").write_bytes(b"junk")
+    pipeline = [{"type": "LoadCODPair"}, {"type": "CopyPaste", "prob": 1.0}]
+    data = TolerantDataset(CODDataset(tmp_path, check_files=False, pipeline=pipeline), 0.5)
+    np.random.seed(0)
+    for _ in range(5):
+        for i in range(20):
+            data[i]
+    assert data.unreadable() == [4]

@@ -105,3 +105,12 @@ def test_nothing_known_says_what_is_there_and_what_would_be_right(tmp_path):
         assert known in text
     with pytest.raises(FileNotFoundError, match="no folder"):
         recognise(tmp_path / "absent")
+
+
+def test_something_else_beside_the_data_is_left_out(tmp_path):
+    separate_downloads(tmp_path)
+    for image, mask in (("Imgs", "GT"), ("images", "masks")):
+        add(tmp_path / "other", image, mask, ["1"])
+    assert labels(tmp_path) == ALL
+    with pytest.raises(ValueError, match="fits more than one layout"):
+        recognise(tmp_path / "other")

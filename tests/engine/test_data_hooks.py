@@ -119,3 +119,14 @@ def test_two_processes_count_together(tmp_path):
         assert first.startswith(f"replaced by another sample: {tmp_path}/images/00.jpg")
         assert second.startswith(f"replaced by another sample: {tmp_path}/images/01.jpg")
         assert error.startswith("2 of 20 training samples are unreadable")
+
+
+def test_a_config_that_a_run_left_is_wrapped_once(tmp_path, monkeypatch):
+    path = config(tmp_path, [3], dict(max_unreadable=0.05))
+    work = tmp_path / "work"
+    assert call(monkeypatch, "train", path, "--work-dir", work) is None
+    left = work / path.name
+    assert "TolerantDataset" in left.read_text()
+    again = tmp_path / "again"
+    assert call(monkeypatch, "train", left, "--work-dir", again) is None
+    assert log_of(again).count("images/03.jpg is unreadable") == 1

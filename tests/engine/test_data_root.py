@@ -9,6 +9,8 @@ import torch
 from miniature import ROOT, SIZE, build, call
 
 from codmoe.engine.checkpoints import save_weights
+from codmoe.engine.config import load_config
+from codmoe.engine.launch import set_data_root
 from codmoe.engine.stages import check_data, plan
 
 sys.path.insert(0, str(ROOT / "tests" / "datasets"))
@@ -92,3 +94,8 @@ def test_run_stages_checks_it_before_the_first(tmp_path, where, way):
     shutil.rmtree(tmp_path / "sets" / "TestDataset" / "CHAMELEON")
     with pytest.raises(FileNotFoundError, match=r"test_dataloader.*no CHAMELEON test set in"):
         check_data(stages)
+
+
+def test_a_config_without_data_root_refuses_another():
+    with pytest.raises(ValueError, match=r"--data-root has no effect: .*photo_dir=DIR"):
+        set_data_root(load_config("experts/joint_composite"), "elsewhere")

@@ -13,10 +13,11 @@ import torch
 from miniature import ONE_EXPERT, ROOT, build, prepared, write_config
 
 from codmoe.engine.config import load_config
+from codmoe.engine.host_waits import noting_waits
 from codmoe.engine.launch import build_runner, check_launch, every_expert_runs
 from codmoe.engine.scaling import benchmark_scaling, expert_load
 from codmoe.engine.scaling_variants import VARIANTS, overrides, reference_of
-from codmoe.engine.step_timing import image_size, measure, noting_waits
+from codmoe.engine.step_timing import image_size, measure
 
 THREE_EXPERTS = dict(init_from=None, model=dict(experts=dict(zoomnet=None)))
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 
+from codmoe.datasets.integrity import UnreadableFile
 from codmoe.registry import TRANSFORMS
 
 TRIES = 10
@@ -80,7 +81,11 @@ class CopyPaste(BaseTransform):
                 "CopyPaste finds no other samples: the data set must put itself into "
                 "results['pool'] and have read_sample(index)"
             )
-        cut = self._cut(*pool.read_sample(np.random.randint(len(pool))), results["img"].shape[:2])
+        try:
+            other = pool.read_sample(np.random.randint(len(pool)))
+        except UnreadableFile:
+            return results  # counted and reported when it is drawn itself; this one is sound
+        cut = self._cut(*other, results["img"].shape[:2])
         place = None if cut is None else self._place(cut[1], results["gt_seg_map"])
         if place is None:
             return results

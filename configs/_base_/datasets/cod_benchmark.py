@@ -25,6 +25,7 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     pin_memory=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
         type="DatasetGroup",
@@ -45,6 +46,7 @@ val_dataloader = dict(
     batch_size=12,
     num_workers=4,
     persistent_workers=True,
+    collate_fn=dict(type="stack_collate"),
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="DatasetGroup",
