@@ -67,3 +67,13 @@ def test_named_files_exist():
     examples = {"configs/ensemble/stage3_mine.py", "configs/experts/joint_linear.py"}
     assert len(named) > 15
     assert [path for path in sorted(named - examples) if not (ROOT / path).is_file()] == []
+
+
+def test_pages_are_finished_and_their_links_lead_somewhere():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert len(pages) > 4
+    for page in pages:
+        text = page.read_text()
+        assert not re.findall(r"^[A-Z_]{4,}$|\bTODO\b|\bTBD\b", text, re.M), page
+        for link in re.findall(r"\]\(([^)#:]+?)(?:#[\w-]+)?\)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

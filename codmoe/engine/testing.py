@@ -95,7 +95,7 @@ def test(
 
 def _is_routing(key: str) -> bool:
     starts = ("share_", "chosen_", "IoU_", "mutual_", "top1_", "regret")
-    return key.startswith(starts)
+    return key.startswith(starts) and not key.endswith("_pooled")
 
 
 def _breakdown(rows: Mapping[str, Mapping[str, Any]], attributes: Mapping[str, Any]) -> list[dict]:
