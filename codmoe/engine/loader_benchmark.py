@@ -45,7 +45,8 @@ def set_cache(node: Any, on: bool) -> bool:
     found = False
     if isinstance(node, dict):
         kind = node.get("type")
-        known = isinstance(kind, str) and kind in DATASETS
+        # A group hands its cache down only to entries that name none.
+        known = isinstance(kind, str) and kind in DATASETS and "datasets" not in node
         if known and not argument_faults(DATASETS.get(kind), ["cache"]):
             node["cache"] = (node.get("cache") or True) if on else False
             found = True

@@ -52,7 +52,7 @@ def test_cod10k_mistakes(cod10k):
         COD10K(cod10k, subset="train")
     with pytest.raises(FileNotFoundError, match=r"data_root is not .*/Train; .*holds 'COD10K-v3'"):
         COD10K(cod10k.parent)
-    with pytest.raises(ValueError, match=r"'Test' is a test set"):
+    with pytest.raises(ValueError, match=r"COD10K-v3/Test is a test set"):
         COD10K(cod10k, subset="Test", split={"use": "val"})
 
 
