@@ -20,6 +20,7 @@ from codmoe.datasets.doctor_files import inspect, start_worker
 from codmoe.datasets.doctor_pairing import Listing, list_part
 from codmoe.datasets.layouts import Folders, require_folder, resolve_root
 from codmoe.datasets.trees import Part, recognise
+from codmoe.machine import available_cores
 
 _CHUNK = 8
 
@@ -80,7 +81,7 @@ def examine(
     parts = _parts(root, image_dir, mask_dir)
     listings = [list_part(part, parts) for part in parts]
     jobs = [job for listing in listings for job in listing.jobs]
-    records = _inspect_all(jobs, workers or _cores(), progress)
+    records = _inspect_all(jobs, workers or available_cores(), progress)
     examined, start = [], 0
     for listing in listings:
         stop = start + len(listing.jobs)
@@ -122,12 +123,6 @@ def _set(listing: Listing) -> dict:
         "image_dir": str(part.folders.image),
         "mask_dir": str(part.folders.mask),
     }
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _inspect_all(jobs: Sequence[tuple], workers: int, progress: bool) -> list[tuple]:

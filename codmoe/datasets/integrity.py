@@ -135,4 +135,5 @@ def check_pairs(pairs: Iterable[Pair], workers: int = 8) -> None:
             f"{len(faults):,} of {len(pairs):,} image/mask pairs cannot be used: "
             + "; ".join(faults[:SHOWN])
             + more
+            + "; mend, replace or remove them (python tools/data/doctor.py ROOT says what is wrong)"
         )

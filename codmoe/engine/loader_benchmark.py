@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -19,16 +18,10 @@ from rich.table import Table
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import set_data_root
 from codmoe.evaluation.tables import save_json
+from codmoe.machine import available_cores
 from codmoe.registry import DATASETS, argument_faults
 
 READING = "sample before the pipeline"
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def worker_counts(cores: int) -> list[int]:

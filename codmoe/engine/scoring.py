@@ -20,11 +20,11 @@ from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.measures import (
     aggregate,
     batch_measures,
-    check_device,
     image_scalars,
     mean_curves,
 )
 from codmoe.evaluation.tables import print_table, result_rows, save_json
+from codmoe.machine import available_cores, check_device
 from codmoe.version import __version__
 
 BATCH = 8
@@ -85,7 +85,7 @@ def read_map(path: Path) -> np.ndarray:
     data = np.fromfile(path, np.uint8)
     pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path} is unreadable as an image of 8 or 16 bits")
+        raise ValueError(f"{path} is unreadable as an image of 8 or 16 bits; save it again")
     if pixels.ndim == 3:
         if pixels.shape[2] > 2 and (np.ptp(pixels[..., :3], axis=2) > 0).any():
             raise ValueError(f"{path} is in colour; a map is grey, 0 to 255")
@@ -135,7 +135,7 @@ def score_maps(
 
     images: list[dict[str, Any]] = []
     resized = 0
-    with _one_thread_each(), ThreadPoolExecutor(workers or _cores()) as pool:
+    with _one_thread_each(), ThreadPoolExecutor(workers or available_cores()) as pool:
         done = track(pool.map(run, batches), str(pred), len(batches), transient=True)
         for measures, count in done:
             images += measures
@@ -230,12 +230,6 @@ def _method_name(preds: Sequence[str], datasets: Sequence[str]) -> str:
             "name it with --method"
         )
     return names.pop()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _load(pair: MapPair, resize: bool) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -80,11 +80,7 @@ def measure_maps(
         ValueError: A map is not of its truth's size, or no probability map (logits, NaN).
     """
     for prob, truth in zip(probs, truths, strict=True):
-        if tuple(prob.shape) != truth.shape:
-            raise ValueError(
-                f"The prediction has shape {tuple(prob.shape)} and the ground truth {truth.shape}; "
-                "both must be the same (H, W): resize the prediction to the size of the mask."
-            )
+        check_size(tuple(prob.shape), truth.shape)
     if not probs:
         return []
     if chunk_pixels is None:
@@ -93,6 +89,25 @@ def measure_maps(
         parts = _chunks(probs, chunk_pixels)
         sums = [_pixel_sums(probs[part], truths[part], full, normalise) for part in parts]
         return _finish(sums, truths, full, normalise)
+
+
+def check_size(map_shape: tuple[int, ...], truth_shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless a map is of its truth's size."""
+    if map_shape != truth_shape:
+        raise ValueError(
+            f"The prediction has shape {map_shape} and the ground truth {truth_shape}; both must "
+            "be the same (H, W): resize the prediction to the size of the mask."
+        )
+
+
+def check_range(low: float, high: float) -> None:
+    """Raises ValueError unless a map's lowest and highest value are those of probabilities."""
+    # A weighted sum of probabilities may leave [0, 1] by a rounding error; NaN fails both tests.
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(
+            f"The prediction ranges over [{low:.4g}, {high:.4g}], not over [0, 1]; metrics take "
+            "probabilities (sigmoid of the logits)."
+        )
 
 
 def _chunks(probs: Sequence[Tensor], pixels: int) -> Iterator[slice]:
@@ -198,12 +213,7 @@ def _finish(
     results = []
     for i, (row, truth) in enumerate(zip(table, truths, strict=True)):
         low, high, *rest = row.tolist()
-        # NaN fails both tests.
-        if not (low >= -1e-3 and high <= 1 + 1e-3):
-            raise ValueError(
-                f"The prediction ranges over [{low:.4g}, {high:.4g}], not over [0, 1]; metrics "
-                "take probabilities (sigmoid of the logits)."
-            )
+        check_range(low, high)
         result: dict[str, Any] = dict(zip(names, rest, strict=False))
         result["counts"] = np.array(rest[len(names) :], np.int64)
         if shown is not None:

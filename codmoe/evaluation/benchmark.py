@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
@@ -17,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from codmoe.evaluation.batched import measure_maps
-from codmoe.evaluation.measures import check_device, find_truths
+from codmoe.evaluation.measures import find_truths
 from codmoe.evaluation.pysodmetrics import reference_measures
 from codmoe.evaluation.tables import save_json
 from codmoe.evaluation.truth import GroundTruthCache, ground_truth
+from codmoe.machine import available_cores, check_device
 
 Timed = Callable[[], Any]
 
@@ -112,7 +112,7 @@ def _cases(
 ) -> dict[str, Timed]:
     kept = GroundTruthCache()
     tensors = [torch.from_numpy(prob) for prob in maps]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
 
     def ours(
         device: str, batch: int, cold: bool = False, full: bool = True, threads: int = 1, there=None

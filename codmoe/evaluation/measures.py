@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codmoe.evaluation.batched import THRESHOLD, measure_maps
+from codmoe.evaluation.batched import THRESHOLD, check_range, check_size, measure_maps
 from codmoe.evaluation.conventions import AGGREGATE_KEYS, FAST_KEYS
 from codmoe.evaluation.histogram import LEVELS
 from codmoe.evaluation.thresholds import CURVES, binary_measures
@@ -42,20 +42,10 @@ def checked_pair(
             NaN); ``gt`` holds something other than 0 and 1.
     """
     prob, gt = as_array(prob), checked_mask(gt)
-    if prob.shape != gt.shape:
-        raise ValueError(
-            f"The prediction has shape {prob.shape} and the ground truth {gt.shape}; both must be "
-            "the same (H, W): resize the prediction to the size of the mask."
-        )
+    check_size(prob.shape, gt.shape)
     if prob.dtype not in (np.float32, np.float64):
         prob = prob.astype(np.float32)
-    low, high = prob.min(), prob.max()
-    # A weighted sum of probabilities may leave [0, 1] by a rounding error; NaN fails both tests.
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise ValueError(
-            f"The prediction ranges over [{low:.4g}, {high:.4g}], not over [0, 1]; metrics take "
-            "probabilities (sigmoid of the logits)."
-        )
+    check_range(prob.min(), prob.max())
     return prob.clip(0, 1), gt
 
 
@@ -249,16 +239,6 @@ def find_truths(
         found = [find(mask) for mask in different.values()]
     by_id = dict(zip(different, found, strict=True))
     return [by_id[id(mask)] for mask in masks]
-
-
-def check_device(device: str) -> None:
-    """Raises ValueError unless tensors can be put there."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {device!r} is not to be had here ({str(error).splitlines()[0]}); use 'cpu'"
-        ) from error
 
 
 def _as_float(prob: np.ndarray | Tensor) -> Tensor:

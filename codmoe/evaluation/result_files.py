@@ -77,11 +77,17 @@ def load_methods(
 
 def _read(path: Path) -> tuple[str, dict[str, dict[str, dict]], dict[str, str]]:
     if not path.is_file():
-        raise FileNotFoundError(f"The result file {path} does not exist.")
+        raise FileNotFoundError(
+            f"The result file {path} does not exist; make it with --json of tools/test.py or "
+            "tools/eval_maps.py."
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from None
+        raise ValueError(
+            f"{path} is no JSON file ({error}); give what --json of tools/test.py or "
+            "tools/eval_maps.py wrote"
+        ) from None
     fault = (
         f"{path} is no result file: it has neither a `table` ({{data set: {{source: row}}}}) nor a "
         "row with `images`; give what tools/test.py or tools/eval_maps.py wrote."
