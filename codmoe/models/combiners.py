@@ -19,11 +19,16 @@ class Combiner(nn.Module, ABC):
 
     Args:
         expert_names: Names of the experts in order; the model fills this in.
+        learn_temperature: Whether the result is divided by a learned temperature, which starts at
+            1 (Guo et al., On Calibration of Modern Neural Networks, ICML 2017). Averaging maps
+            leaves them soft where experts disagree, and measures over all thresholds (PraNet's
+            mDice) count that; the mask at 0.5 stays the same.
     """
 
-    def __init__(self, *, expert_names: Sequence[str]):
+    def __init__(self, *, expert_names: Sequence[str], learn_temperature: bool = False):
         super().__init__()
         self.expert_names = tuple(expert_names)
+        self.log_temperature = nn.Parameter(torch.zeros(())) if learn_temperature else None
 
     def forward(
         self, outputs: dict[str, ExpertOutput], decision: RoutingDecision, size: tuple[int, int]
@@ -42,7 +47,8 @@ class Combiner(nn.Module, ABC):
         confidence = (
             into_slots(outputs, decision, size, "confidence") if self.reads_confidence else None
         )
-        return self.combine(maps, decision, confidence)
+        mixed = self.combine(maps, decision, confidence)
+        return mixed if self.log_temperature is None else mixed * (-self.log_temperature).exp()
 
     reads_confidence = False
 
@@ -127,8 +133,15 @@ class PixelCombiner(Combiner):
 
     reads_confidence = True
 
-    def __init__(self, *, expert_names: Sequence[str], channels: int = 32, stride: int = 4):
-        super().__init__(expert_names=expert_names)
+    def __init__(
+        self,
+        *,
+        expert_names: Sequence[str],
+        channels: int = 32,
+        stride: int = 4,
+        learn_temperature: bool = False,
+    ):
+        super().__init__(expert_names=expert_names, learn_temperature=learn_temperature)
         self.stride = stride
         self.embedding = nn.Embedding(len(expert_names), channels)
         self.inner = nn.Conv2d(5, channels, 3, padding=1)

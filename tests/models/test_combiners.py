@@ -52,6 +52,26 @@ def test_logit_mixture_by_hand():
     torch.testing.assert_close(mixed[1], 0.6 * a[1] + 0.4 * b[1])
 
 
+@pytest.mark.parametrize("kind", COMBINERS)
+def test_learned_temperature_sharpens_soft_maps_and_keeps_the_mask(kind):
+    # Maps that are right and soft: training makes them sharper, the mask at 0.5 stays.
+    torch.manual_seed(0)
+    out = dense_outputs(scale=0.5)
+    truth = (build(kind)(out, DECISION, (8, 8)) > 0).float()
+    combiner = build(kind, learn_temperature=True)
+    before = combiner(out, DECISION, (8, 8))
+    torch.testing.assert_close(before, build(kind)(out, DECISION, (8, 8)), rtol=0, atol=0)
+    optimiser = torch.optim.Adam([combiner.log_temperature], lr=0.1)
+    for _ in range(20):
+        loss = F.binary_cross_entropy_with_logits(combiner(out, DECISION, (8, 8)), truth)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    after = combiner(out, DECISION, (8, 8))
+    assert after.abs().mean() > 2 * before.abs().mean()
+    assert ((after > 0) == (before > 0)).all()
+
+
 @pytest.mark.parametrize("kind", ["ProbabilityCombiner", "PixelCombiner"])
 def test_sure_experts_stay_exact(kind):
     agreed = {
