@@ -1,0 +1,29 @@
+# Stage 3 of the small ensemble; its best weights become codmoe/weights/small_ensemble.safetensors.
+_base_ = [
+    "../_base_/stages/ensemble.py",
+    "../_base_/datasets/freely_licensed.py",
+    "../_base_/models/small.py",
+]
+checkpoint_dir = "checkpoints_moe/small"
+init_from = dict(command="python tools/train.py configs/small/stage2.py")
+model = dict(
+    backbone={{_base_.small_backbone}},
+    experts={{_base_.small_experts}},
+    router=dict(width=64),
+)
+# Another seed: images that no stage has seen, in the same photographs.
+train_dataloader = dict(
+    dataset=dict(
+        datasets=dict(
+            Hidden=dict(seed=1, length=2000),
+            Faint=dict(seed=1, length=3000),
+            Plain=dict(seed=1, length=2000),
+            Photos=dict(seed=1, length=4000),
+        ),
+    ),
+)
+train_cfg = dict(max_epochs=4)
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-4),
+    paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=0.2)}),
+)
