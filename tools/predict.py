@@ -1,4 +1,4 @@
-"""Predict masks: python tools/predict.py IMAGE_OR_DIR --checkpoint FILE --out DIR"""
+"""Predict masks: python tools/predict.py IMAGE_OR_DIR --out DIR [--checkpoint FILE]"""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from codmoe import Inferencer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("inputs", nargs="+", help="image files, or one folder of images")
-    parser.add_argument("--checkpoint", required=True, help="weights, e.g. ensemble_best.pth")
+    parser.add_argument(
+        "--checkpoint", help="weights, e.g. ensemble_best.pth; by default those that ship"
+    )
     parser.add_argument(
         "--out", required=True, help="folder for the maps, 8-bit PNG, original size"
     )

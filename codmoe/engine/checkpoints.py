@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import uuid
@@ -12,9 +13,13 @@ from typing import Any
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from codmoe.files import keep_old
+from codmoe.files import keep_old, replacing
+
+SAFE = ".safetensors"
 
 
 @register_backend("atomic", prefixes=None)
@@ -72,16 +77,42 @@ def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], run_id: 
     return kept
 
 
+def save_half(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write weights as safetensors in half precision; a file already at ``path`` is kept.
+
+    Tensors that half precision would turn into infinity stay in float32. Reading them back into a
+    model restores float32, rounded to half precision.
+
+    Args:
+        path: File to write, ``*.safetensors``.
+        state: State dict.
+        meta: Values that JSON can hold; :func:`read_meta` gives them back.
+    """
+
+    def halved(value: Tensor) -> Tensor:
+        half = value.half() if value.is_floating_point() else value
+        return (half if half.isfinite().all() else value.float()).cpu().contiguous()
+
+    tensors = {key: halved(value) for key, value in state.items()}
+    with replacing(path) as temporary:
+        # Not save_file(), which leaves the file unreadable for everybody but its owner.
+        found = save(tensors, metadata=dict(format="pt", meta=json.dumps(dict(meta))))
+        temporary.write_bytes(found)
+
+
 def read_meta(path: Path) -> dict:
     """``meta`` of a weights file; empty for a file that has none or cannot be read."""
     try:
+        if path.suffix == SAFE:
+            with safe_open(path, "pt") as file:
+                return dict(json.loads(file.metadata()["meta"]))
         return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["meta"])
     except Exception:
         return {}
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """State dict of a ``*_best.pth`` file or of an mmengine training checkpoint.
+    """State dict of a ``*_best.pth`` or ``*.safetensors`` file, or of a training checkpoint.
 
     Raises:
         FileNotFoundError: No such file.
@@ -90,6 +121,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.suffix == SAFE:
+        try:
+            return load_file(path)
+        except Exception as error:
+            raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:

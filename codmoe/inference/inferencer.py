@@ -20,6 +20,7 @@ from codmoe.datasets.integrity import is_complete
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS
 from codmoe.datasets.transforms import read_image
 from codmoe.files import replacing
+from codmoe.inference.ready import weights_to_use
 from codmoe.inference.zoo import create_model, load_whole
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.structures import CODDataSample
@@ -57,7 +58,7 @@ class Inferencer:
 
     Args:
         model: A model (set to evaluation mode here), or the name or path of its config. None takes
-            the config that ``checkpoint`` holds.
+            the config that ``checkpoint`` holds, or, without one, ``"small"``, which ships trained.
         checkpoint: Weights, loaded strictly. Not needed for a model that has its own.
         image_size: Side in pixels of the square that images are resized to. Default: that of the
             config's test or validation pipeline, or 448.
@@ -83,11 +84,8 @@ class Inferencer:
         if isinstance(model, torch.nn.Module):
             if checkpoint is not None:
                 load_whole(model, checkpoint)
-        elif checkpoint is None:
-            raise ValueError(
-                "Inferencer needs checkpoint='FILE.pth' (or a model that has its weights already)"
-            )
         else:
+            model, checkpoint = weights_to_use(model, checkpoint)
             model = create_model(model, checkpoint=checkpoint, evaluate_all_experts=False)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()

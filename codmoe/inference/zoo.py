@@ -11,19 +11,26 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from codmoe.engine.checkpoints import load_parts, read_meta
+from codmoe.engine.checkpoints import SAFE, load_parts, read_meta
 from codmoe.engine.config import list_configs, load_config
+from codmoe.inference.ready import READY, is_ready, ready_names, ready_weights
 from codmoe.models.build import DEFAULT_EXPERTS, PLAIN_VITS
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS, suggest
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of the shipped configs, e.g. ``"ensemble/stage3"``, that match a shell pattern.
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Names that match a shell pattern, of the shipped configs, e.g. ``"ensemble/stage3"``, and of
+    the models that ship trained, e.g. ``"small"``.
 
     ``*`` matches ``/`` too: ``list_models("*stage3*")``.
+
+    Args:
+        pattern: Shell pattern.
+        pretrained: Only those that ship trained.
     """
-    return fnmatch.filter(list_configs(), pattern)
+    trained = ready_names(pattern)
+    return trained if pretrained else sorted([*fnmatch.filter(list_configs(), pattern), *trained])
 
 
 def create_model(
@@ -38,13 +45,15 @@ def create_model(
 
     ``create_model(checkpoint="checkpoints_moe/ensemble_best.pth")`` needs no name: the file holds
     the config that made it, which is read as plain values and not run.
+    ``create_model("small", pretrained=True)`` is a whole trained model that ships with the package.
 
     Args:
         name: Name of a shipped config (:func:`list_models`) or path of one. None takes the config
             in ``checkpoint``.
         checkpoint: Weights of the whole model, loaded strictly. Nothing is downloaded then.
         pretrained: Start from a pretrained backbone, as far as ``checkpoint`` does not bring one:
-            from the local file that the config names, or else from timm's hub.
+            from the local file that the config names, or else from timm's hub. For a model that
+            ships trained: with all its trained weights.
         device: Where the model goes; None leaves it on the CPU.
         **overrides: Merged into the config's ``model``: ``top_k=1``, ``experts=dict(ujsc=None)``
             (None removes an expert), ``backbone=dict(name="pvt_v2_b0")``. A dict with a ``type`` of
@@ -60,6 +69,11 @@ def create_model(
     if name is None and checkpoint is None:
         names = ", ".join(list_models())
         raise ValueError(f"create_model needs name= (one of {names}; or a path) or checkpoint=")
+    if is_ready(name):
+        if pretrained and checkpoint is None:
+            name, checkpoint = None, ready_weights(name)
+        else:
+            name = READY[name]
     cfg = config_of(checkpoint) if name is None else load_config(name)
     if "model" not in cfg:
         raise ValueError(f"{name or checkpoint}: the config has no model=dict(...)")
@@ -202,7 +216,7 @@ def _meta_of(checkpoint: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     meta = read_meta(path)
-    if meta:
+    if meta or path.suffix == SAFE:
         return meta
     # mmengine's training checkpoints hold objects of its own; load_parts reads them so, too.
     try:

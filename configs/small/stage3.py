@@ -11,14 +11,14 @@ model = dict(
     experts={{_base_.small_experts}},
     router=dict(width=64),
 )
-# Another seed: images that no stage has seen, in the same photographs.
+# Other seeds: images that no stage has seen, in the same photographs.
 train_dataloader = dict(
     dataset=dict(
         datasets=dict(
-            Hidden=dict(seed=1, length=2000),
-            Faint=dict(seed=1, length=3000),
-            Plain=dict(seed=1, length=2000),
-            Photos=dict(seed=1, length=4000),
+            Hidden=dict(seed=10, length=2000),
+            Faint=dict(seed=11, length=3000),
+            Plain=dict(seed=12, length=2000),
+            Photos=dict(seed=13, length=4000),
         ),
     ),
 )
