@@ -38,13 +38,13 @@ def test_a_wheel_is_enough(tmp_path):
         names = archive.namelist()
         archive.extractall(unpacked)
     elsewhere.mkdir()
-    for folder in ("configs", "tools"):
+    for folder in ("configs", "tools", "codmoe/weights"):
         files = {
             str(path.relative_to(ROOT))
             for path in (ROOT / folder).rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         }
-        assert {f"codmoe/{name}" for name in files} <= set(names)
+        assert files and {f"codmoe/{name.removeprefix('codmoe/')}" for name in files} <= set(names)
     assert not any(name.startswith(("tests/", "docs/")) or "__pycache__" in name for name in names)
 
     env = dict(os.environ, PYTHONPATH=str(unpacked), OMP_NUM_THREADS="1", PYTHON=sys.executable)

@@ -1,0 +1,88 @@
+"""Writes the measured numbers into the model card, from the result files that hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from codmoe.evaluation.tables import format_value, result_rows, to_markdown
+from codmoe.files import replacing
+
+BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
+METRICS = ("IoU", "Dice", "Sm", "wFm", "MAE")
+
+
+def fill_card(card: str | Path, result: str | Path, zero_shot: Sequence[str | Path] = ()) -> None:
+    """Replace what stands between the card's two marks; the earlier card is kept.
+
+    Args:
+        card: Markdown file with the marks ``<!-- numbers -->`` and ``<!-- end of numbers -->``.
+        result: JSON of ``tools/test.py --experts`` on the held-out images.
+        zero_shot: JSONs of ``tools/eval_maps.py`` on images of other kinds.
+
+    Raises:
+        FileNotFoundError: One of the files does not exist.
+        ValueError: The card lacks a mark, or a file holds no results.
+    """
+    card = Path(card)
+    text = _read(card)
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{card} must hold the marks {BEGIN!r} and {END!r} once each")
+    held_out, others = _load(result), [_load(path) for path in zero_shot]
+    parts = ["### Held-out images", _sources(held_out), "IoU of the ensemble by kind of image:"]
+    parts.append(_kinds(held_out))
+    if others:
+        parts.append("### Real photographs of other kinds, without training on any")
+        tables = {name: rows for other in others for name, rows in other["table"].items()}
+        parts.append(to_markdown(result_rows(tables, metrics=METRICS)))
+    head, rest = text.split(BEGIN)
+    filled = head + BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + END + rest.split(END)[1]
+    with replacing(card) as temporary:
+        temporary.write_text(filled, encoding="utf-8")
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    return path.read_text(encoding="utf-8")
+
+
+def _load(path: str | Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_read(Path(path)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict) or not found.get("table"):
+        raise ValueError(f"{path} holds no table; give what test.py or eval_maps.py wrote")
+    return found
+
+
+def _sources(result: Mapping[str, Any]) -> str:
+    """IoU, one row a source and one column a data set."""
+    table = result["table"]
+    rows = [[f"{name} ({next(iter(rows.values()))['n']})" for name, rows in table.items()]]
+    sources = list(next(iter(table.values())))
+    order = ["mixture", *(s for s in sources if s != "mixture")]
+    shown = [[format_value(table[name][source]["IoU"]) for name in table] for source in order]
+    return _markdown("IoU", rows[0], dict(zip(order, shown, strict=True)))
+
+
+def _kinds(result: Mapping[str, Any]) -> str:
+    found: dict[str, list[str]] = {}
+    for rows in result.get("breakdown", {}).values():
+        for row in rows:
+            if row["attribute"] == "kind":
+                value = format_value(row["IoU"]["mixture"])
+                found.setdefault(row["bin"], []).append(value)
+    if not found:
+        raise ValueError("the result file holds no kinds of images; run tools/test.py --experts")
+    return _markdown("kind", list(result["breakdown"]), found)
+
+
+def _markdown(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    lines = ["| " + " | ".join([corner, *columns]) + " |"]
+    lines.append("| :-- |" + " --: |" * len(columns))
+    lines += ["| " + " | ".join([name, *values]) + " |" for name, values in rows.items()]
+    return "\n".join(lines)
