@@ -1,4 +1,4 @@
-# Stage 1 of the small ensemble whose weights ship with the package: four minutes on one H100.
+# Stage 1 of the small ensemble whose weights ship with the package.
 _base_ = [
     "../_base_/stages/joint.py",
     "../_base_/datasets/freely_licensed.py",
@@ -8,7 +8,7 @@ checkpoint_dir = "checkpoints_moe/small"
 model = dict(backbone={{_base_.small_backbone}}, experts={{_base_.small_experts}})
 train_cfg = dict(max_epochs=4)
 optim_wrapper = dict(
-    # 2,000 steps: a higher rate than the real config's 3e-4.
+    # 1,300 steps: a higher rate than the real config's 3e-4.
     optimizer=dict(lr=1e-3),
     paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=0.2)}),
 )

@@ -38,7 +38,7 @@ def four_sets(part, lengths, pipeline, seeds=(0, 0, 0, 0)):
 
 
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=48,
     num_workers=16,
     persistent_workers=True,
     drop_last=True,
