@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from codmoe.evaluation.result_files import load_methods
 from codmoe.evaluation.tables import format_value, result_rows, to_markdown
 from codmoe.files import replacing
 
@@ -30,12 +31,13 @@ def fill_card(card: str | Path, result: str | Path, zero_shot: Sequence[str | Pa
     text = _read(card)
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{card} must hold the marks {BEGIN!r} and {END!r} once each")
-    held_out, others = _load(result), [_load(path) for path in zero_shot]
+    held_out = _load(result)
+    others = load_methods(zero_shot) if zero_shot else []
     parts = ["### Held-out images", _sources(held_out), "IoU of the ensemble by kind of image:"]
     parts.append(_kinds(held_out))
     if others:
-        parts.append("### Real photographs of other kinds, without training on any")
-        tables = {name: rows for other in others for name, rows in other["table"].items()}
+        parts.append("### Real photographs, without training on any")
+        tables = {name: {"ensemble": row} for other in others for name, row in other.rows.items()}
         parts.append(to_markdown(result_rows(tables, metrics=METRICS)))
     head, rest = text.split(BEGIN)
     filled = head + BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + END + rest.split(END)[1]
@@ -55,7 +57,7 @@ def _load(path: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(found, dict) or not found.get("table"):
-        raise ValueError(f"{path} holds no table; give what test.py or eval_maps.py wrote")
+        raise ValueError(f"{path} holds no table; give what tools/test.py --json wrote")
     return found
 
 
