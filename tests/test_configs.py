@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from codmoe.engine.assembly import read_sources
 from codmoe.engine.config import list_configs, load_config
-from codmoe.engine.launch import handover_path
 
 SEPARATE = ("pranet", "sinet", "ujsc", "zoomnet")
 MAIN = {
@@ -78,21 +78,21 @@ def test_the_variant_on_the_papers_protocol(name):
 def test_separate_experts(name):
     cfg = load_config(f"experts/{name}")
     assert [n for n, expert in cfg.model.experts.items() if expert] == [name]
-    assert handover_path(cfg) is None and not cfg.model.get("frozen")
+    assert read_sources(cfg) is None and not cfg.model.get("frozen")
 
 
 def test_stage_1_joint():
     cfg = load_config("experts/joint")
     assert tuple(sorted(cfg.model.experts)) == SEPARATE
     assert cfg.model.router.type == "UniformRouter" and cfg.model.expert_loss_weight == 1
-    assert handover_path(cfg) is None and not cfg.model.get("frozen")
+    assert read_sources(cfg) is None and not cfg.model.get("frozen")
 
 
 def test_stage_2():
     cfg = load_config("router/stage2")
     assert tuple(sorted(cfg.model.experts)) == SEPARATE and cfg.model.top_k == 2
     assert set(cfg.model.frozen) == {"backbone", "experts"}
-    assert handover_path(cfg) == Path("checkpoints_moe/experts_joint_best.pth")
+    assert read_sources(cfg).file == Path("checkpoints_moe/experts_joint_best.pth")
     assert set(cfg.init_from.parts) == {"backbone", "experts"}
 
 
@@ -100,7 +100,7 @@ def test_stage_3():
     cfg = load_config("ensemble/stage3")
     assert tuple(sorted(cfg.model.experts)) == SEPARATE and cfg.model.top_k == 2
     assert not cfg.model.get("frozen")
-    assert handover_path(cfg) == Path("checkpoints_moe/router_best.pth")
+    assert read_sources(cfg).file == Path("checkpoints_moe/router_best.pth")
     assert {"backbone", "experts", "router"} <= set(cfg.init_from.parts)
 
 

@@ -156,7 +156,8 @@ def load_parts(
     Args:
         model: The model.
         path: Weights file.
-        parts: First components of the keys to load (``"backbone"``, ``"experts"``); None for all.
+        parts: What to load, as the keys begin (``"backbone"``, ``"experts"``,
+            ``"experts.sinet"``); None for all.
         command: What makes the file, named in errors.
 
     Returns:
@@ -171,6 +172,28 @@ def load_parts(
         state = read_weights(path)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{error}{hint}") from error
+    return load_state(model, state, parts, f"checkpoint {path}", hint)
+
+
+def load_state(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    parts: Sequence[str] | None,
+    source: str,
+    hint: str = "",
+) -> list[str]:
+    """As :func:`load_parts`, of weights that were read already.
+
+    Args:
+        model: The model.
+        state: The weights.
+        parts: What to load, as the keys begin; None for all.
+        source: Where the weights are from, for errors.
+        hint: End of the error's sentence.
+
+    Raises:
+        ValueError: A key of these parts is missing, left over, or of another shape.
+    """
     wanted = _of_parts(model.state_dict(), parts)
     given = _of_parts(state, parts)
     # An ablation that switches an expert off starts from the same file as the whole model.
@@ -192,7 +215,7 @@ def load_parts(
             if keys
         ]
         raise ValueError(
-            f"checkpoint {path} does not fit this model: {'; '.join(faults)}. Were backbone, "
+            f"{source} does not fit this model: {'; '.join(faults)}. Were backbone, "
             f"experts and widths the same in the config that made it?{hint}"
         )
     model.load_state_dict(given, strict=False)
@@ -200,7 +223,8 @@ def load_parts(
 
 
 def _of_parts(state: Mapping[str, Tensor], parts: Sequence[str] | None) -> dict[str, Tensor]:
-    return {k: v for k, v in state.items() if parts is None or k.split(".")[0] in parts}
+    starts = None if parts is None else tuple(f"{part}." for part in parts)
+    return {k: v for k, v in state.items() if starts is None or f"{k}.".startswith(starts)}
 
 
 def _some(keys: Iterable[str], count: int = 3) -> str:

@@ -12,6 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import Registry as MMRegistry
 
 from codmoe import registry
+from codmoe.engine.assembly import init_faults
+from codmoe.engine.assembly_check import assembly_faults
 from codmoe.registry import argument_faults, suggest
 
 RUNNER_KEYS = (
@@ -26,8 +28,7 @@ LOADER_KEYS = (
     "batch_size num_workers persistent_workers drop_last pin_memory pin_memory_device "
     "prefetch_factor timeout multiprocessing_context generator in_order shuffle"
 ).split()
-INIT_KEYS = ("file", "parts", "command")
-OWN_KEYS = ("amp", "checkpoint_dir", "config_file", "init_from", "max_unreadable")
+OWN_KEYS = ("amp", "assembly", "checkpoint_dir", "config_file", "init_from", "max_unreadable")
 
 
 def config_root() -> Path:
@@ -110,11 +111,10 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
     faults += _loop_faults(cfg)
-    plain = {f"{part}_dataloader": LOADER_KEYS for part in ("train", "val", "test")}
-    for path, valid in dict(plain, init_from=INIT_KEYS).items():
-        unknown = [key for key in cfg.get(path) or () if key not in valid]
-        faults += [f"{path}: no key {key!r}; {suggest(key, valid)}" for key in unknown]
-    return faults
+    for path in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        unknown = [key for key in cfg.get(path) or () if key not in LOADER_KEYS]
+        faults += [f"{path}: no key {key!r}; {suggest(key, LOADER_KEYS)}" for key in unknown]
+    return faults + init_faults(cfg) + assembly_faults(cfg)
 
 
 def _loop_faults(cfg: Mapping[str, Any]) -> list[str]:

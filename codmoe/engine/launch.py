@@ -13,6 +13,8 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner.utils import set_random_seed
 
+from codmoe.engine.assembly import load_sources, read_sources, require_files, skip_pretrained
+from codmoe.engine.assembly_check import check_assembly
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import config_root
 from codmoe.engine.ddp import init_cpu_process_group
@@ -36,8 +38,8 @@ def check_launch(cfg: Config) -> None:
     """Refuse what would fail or hang later.
 
     Raises:
-        ValueError: SyncBN together with sparsely run experts, or DDP told that all parameters get a
-            gradient where they do not.
+        ValueError: SyncBN together with sparsely run experts, DDP told that all parameters get a
+            gradient where they do not, or two keys that load weights.
         FileNotFoundError: ``cfg.init_from`` names a file that is not there, or there is no
             checkpoint to resume from.
     """
@@ -64,12 +66,14 @@ def check_launch(cfg: Config) -> None:
                 "start, or give the --work-dir of the run that was interrupted"
             )
         return
-    source = handover_path(cfg)
-    if source is not None and not source.is_file():
-        raise FileNotFoundError(
-            f"this stage starts from {source}, which does not exist; make it with: "
-            f"{cfg.init_from.get('command', '(the stage before)')}"
-        )
+    sources = read_sources(cfg)
+    if sources is not None:
+        require_files(sources)
+        if cfg.get("load_from"):
+            raise ValueError(
+                f"load_from={cfg.load_from!r} would replace what init_from loads, after it was "
+                "measured; leave one of the two out"
+            )
 
 
 def every_expert_runs(model: Mapping[str, Any]) -> bool:
@@ -82,19 +86,6 @@ def every_expert_runs(model: Mapping[str, Any]) -> bool:
         or len(experts) == 1
         or (len(experts) > 1 and model.get("top_k") == len(experts))
     )
-
-
-def handover_path(cfg: Config) -> Path | None:
-    """File that ``cfg.init_from = dict(file=, parts=, command=)`` names, in ``cfg.checkpoint_dir``
-    unless it is a path of its own; None for a stage that starts from nothing.
-    """
-    init = cfg.get("init_from")
-    if not init:
-        return None
-    file = Path(init["file"]).expanduser()
-    if file.parent != Path("."):
-        return file
-    return Path(cfg.get("checkpoint_dir", "checkpoints_moe")) / file
 
 
 def set_data_root(cfg: Config, root: str) -> None:
@@ -157,18 +148,17 @@ def build_runner(cfg: Config) -> tuple[CODRunner, str]:
     wrapper = cfg.get("model_wrapper_cfg") or {}
     if wrapper.get("find_unused_parameters", True) is None:
         wrapper["find_unused_parameters"] = not dense
-    source = handover_path(cfg)
-    if source is not None:
+    sources = read_sources(cfg)
+    if sources is not None and sources.backbone_files():
         skip_pretrained(cfg)
     runner = CODRunner.from_cfg(cfg)
     if runner.world_size > 1:
         # The weights are the same by now. The router's noise is not to be: with one seed for all
         # processes it would choose the same experts in each.
         set_random_seed(runner.seed, diff_rank_seed=True)
-    if source is not None and not cfg.get("resume"):
-        init = cfg.init_from
-        keys = load_parts(bare_model(runner), source, init.get("parts"), init.get("command"))
-        runner.logger.info(f"loaded {len(keys)} tensors from {source}")
+    if sources is not None and not cfg.get("resume"):
+        for line in load_sources(bare_model(runner), sources):
+            runner.logger.info(line)
     return runner, precision
 
 
@@ -179,7 +169,8 @@ def train(cfg: Config) -> CODRunner:
         cfg: As :func:`prepare` returns it; ``cfg.resume`` goes on from ``cfg.work_dir``.
 
     Raises:
-        FileNotFoundError, ValueError: Something is missing or does not fit; nothing was trained.
+        FileNotFoundError, ValueError: Something is missing or does not fit, or an expert is worse
+            than on its own checkpoint; nothing was trained.
     """
     _tolerate_unreadable(cfg)
     runner, precision = build_runner(cfg)
@@ -190,6 +181,7 @@ def train(cfg: Config) -> CODRunner:
             f"one batch of {cfg.train_dataloader.batch_size} on each of {runner.world_size} "
             "process(es); lower train_dataloader.batch_size, or give the part more in split"
         )
+    check_assembly(runner, cfg)
     # Not before the Runner stands: only then is it known which process is the main one.
     if is_main_process() and not cfg.get("resume"):
         set_aside(Path(cfg.work_dir))
@@ -241,15 +233,6 @@ def _tolerate_unreadable(cfg: Config) -> None:
 def _no_benchmark(cfg: Config) -> None:
     """Sparse routing changes group sizes from step to step; a benchmark would time each anew."""
     cfg.setdefault("env_cfg", dict())["cudnn_benchmark"] = False
-
-
-def skip_pretrained(cfg: Config) -> None:
-    """Neither download nor read backbone weights that a checkpoint replaces at once."""
-    backbone = cfg.model.backbone
-    if isinstance(backbone, dict):
-        # Only what is there: a backbone of somebody else's need not know these arguments.
-        skipped = dict(pretrained=False, checkpoint=None)
-        backbone.update({key: value for key, value in skipped.items() if key in backbone})
 
 
 def set_aside(work_dir: Path) -> None:

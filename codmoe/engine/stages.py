@@ -17,8 +17,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from codmoe.engine.assembly import read_sources
 from codmoe.engine.config import config_root, load_config, parse_options
-from codmoe.engine.launch import handover_path, set_aside, set_data_root
+from codmoe.engine.launch import set_aside, set_data_root
 from codmoe.evaluation.breakdown_tables import print_breakdown
 from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
 from codmoe.files import replacing
@@ -42,6 +43,12 @@ class Stage:
         return folder / f"{self.cfg.default_hooks.best.name}_best.pth"
 
     @property
+    def sources(self) -> list[Path]:
+        """Every file that the stage starts from."""
+        sources = read_sources(self.cfg)
+        return [] if sources is None else sources.paths
+
+    @property
     def fingerprint(self) -> str:
         """Changes with anything in the config, overrides included."""
         return hashlib.sha256(self.cfg.pretty_text.encode()).hexdigest()
@@ -62,10 +69,8 @@ class Stage:
         done = self.work_dir / "finished.json"
         if not (done.is_file() and self.weights.is_file() and self.has_same_config()):
             return False
-        source = handover_path(self.cfg)
-        return source is None or (
-            source.is_file() and source.stat().st_mtime <= self.weights.stat().st_mtime
-        )
+        made = self.weights.stat().st_mtime
+        return all(path.is_file() and path.stat().st_mtime <= made for path in self.sources)
 
     def is_interrupted(self) -> bool:
         """Whether there is a checkpoint to resume, made from what the stage starts from today."""
@@ -73,10 +78,8 @@ class Stage:
         done = (self.work_dir / "finished.json").is_file()
         if done or not last.is_file() or not self.has_same_config():
             return False
-        source = handover_path(self.cfg)
-        if source is None or not source.is_file():
-            return True
-        return source.stat().st_mtime <= last.stat().st_mtime
+        made = last.stat().st_mtime
+        return all(path.stat().st_mtime <= made for path in self.sources if path.is_file())
 
 
 def plan(
@@ -93,14 +96,16 @@ def plan(
         if data_root:
             set_data_root(cfg, data_root)
         stage = Stage(str(name), cfg, work_dir / f"stage{number}")
-        source = handover_path(cfg)
-        if stages and source != stages[-1].weights:
-            raise ValueError(
-                f"{name} starts from {source or 'nothing'}, but the stage before leaves "
-                f"{stages[-1].weights}; give both the same checkpoint_dir, and init_from.file the "
-                "name of what is left"
-            )
         stages.append(stage)
+    for number, stage in enumerate(stages[1:], 1):
+        left = stages[number - 1].weights
+        used = stage.sources or [s for later in stages[number:] for s in later.sources]
+        if left not in used:
+            raise ValueError(
+                f"{stage.name} starts from {', '.join(map(str, stage.sources)) or 'nothing'}, but "
+                f"the stage before leaves {left}; give both the same checkpoint_dir, and init_from "
+                "the name of what is left"
+            )
     return stages
 
 
@@ -186,12 +191,13 @@ def run_stages(
 ) -> dict[str, Any]:
     """Train what is not trained yet, test, and print one table.
 
-    A stage that finished is skipped, one that was interrupted resumes, and all that come after a
-    stage that ran are run again, for they started from other weights. A changed config or override
+    A stage that finished is skipped, one that was interrupted resumes, and all that started from a
+    stage that ran are run again, for its weights are others now. A changed config or override
     starts its stage afresh.
 
     Args:
-        configs: Stage 1, 2 and 3.
+        configs: Stage 1, 2 and 3. Stage 1 may be several: separate experts and a refit of their
+            heads.
         gpus: Processes per stage.
         work_dir: Folder of logs, table and picture.
         options: ``key=value`` overrides for all stages.
@@ -206,12 +212,13 @@ def run_stages(
     arguments = ["--data-root", data_root] if data_root else []
     arguments += ["--cfg-options", *options] if options else []
     started = time.time()
-    ran = False
+    ran: set[Path] = set()
     for number, stage in enumerate(stages, 1):
-        if stage.is_finished() and not ran:
+        other_weights = not ran.isdisjoint(stage.sources)
+        if stage.is_finished() and not other_weights:
             print(f"stage {number} ({stage.name}): finished earlier, {stage.weights}", flush=True)
             continue
-        resume = stage.is_interrupted() and not ran
+        resume = stage.is_interrupted() and not other_weights
         print(f"stage {number} ({stage.name}): {'resuming' if resume else 'starting'}", flush=True)
         stage.work_dir.mkdir(parents=True, exist_ok=True)
         if not resume:
@@ -219,8 +226,8 @@ def run_stages(
             set_aside(stage.work_dir)
         stage.mark.write_text(stage.fingerprint)
         run_command(train_command(stage, gpus, arguments, resume))
-        ran = True
-    results = [_tested(stage, gpus, arguments, folder) for stage in stages[1:]]
+        ran.add(stage.weights)
+    results = [_tested(stage, gpus, arguments, folder) for stage in stages[-2:]]
     return _report(stages, results, folder, time.time() - started)
 
 

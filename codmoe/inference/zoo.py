@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from codmoe.engine.checkpoints import SAFE, load_parts, read_meta
+from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import list_configs, load_config
+from codmoe.engine.stored_config import meta_of, stored_config
 from codmoe.inference.ready import READY, is_ready, ready_names, ready_weights
 from codmoe.models.build import DEFAULT_EXPERTS, PLAIN_VITS
 from codmoe.models.moe import ModelLevelMoE
@@ -173,7 +173,7 @@ def expert_order(checkpoint: str | Path) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: No such file.
     """
-    return tuple(_meta_of(checkpoint).get("expert_names") or ())
+    return tuple(meta_of(checkpoint).get("expert_names") or ())
 
 
 def config_of(checkpoint: str | Path) -> Config:
@@ -184,15 +184,12 @@ def config_of(checkpoint: str | Path) -> Config:
         ValueError: The file holds no config, one that is more than plain values, or one that leaves
             the order of the experts open.
     """
-    meta = _meta_of(checkpoint)
-    text = meta.get("config") or meta.get("cfg")
-    if not isinstance(text, str):
+    cfg = stored_config(checkpoint)
+    if cfg is None:
         raise ValueError(
             f"checkpoint {checkpoint} does not say which config made it; give name=, one of "
             + ", ".join(list_models())
         )
-    _require_plain(text, checkpoint)
-    cfg = Config.fromstring(text, ".py")
     experts = (cfg.get("model") or {}).get("experts") or {}
     if sum(expert is not None for expert in experts.values()) > 1:
         # mmengine writes dicts sorted by key.
@@ -209,49 +206,3 @@ def config_of(checkpoint: str | Path) -> Config:
 def _in_order(experts: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
     first = {name: experts[name] for name in order if name in experts}
     return {**first, **experts}
-
-
-def _meta_of(checkpoint: str | Path) -> dict[str, Any]:
-    path = Path(checkpoint).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    meta = read_meta(path)
-    if meta or path.suffix == SAFE:
-        return meta
-    # mmengine's training checkpoints hold objects of its own; load_parts reads them so, too.
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=False).get("meta") or {})
-    except Exception:
-        return {}
-
-
-_PLAIN = (
-    ast.Module,
-    ast.Assign,
-    ast.Name,
-    ast.expr_context,
-    ast.Constant,
-    ast.Dict,
-    ast.List,
-    ast.Tuple,
-    ast.Set,
-    ast.keyword,
-    ast.UnaryOp,
-    ast.unaryop,
-)
-
-
-def _require_plain(text: str, path: str | Path) -> None:
-    """Refuses a config text that would do more than assign values: mmengine executes it."""
-    try:
-        nodes = list(ast.walk(ast.parse(text)))
-    except SyntaxError as error:
-        raise ValueError(f"checkpoint {path}: its config is no Python: {error}") from error
-    for node in nodes:
-        is_dict = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict"
-        is_base = isinstance(node, ast.Name) and node.id == "_base_"
-        if is_base or not (is_dict or isinstance(node, _PLAIN)):
-            raise ValueError(
-                f"checkpoint {path}: line {getattr(node, 'lineno', '?')} of its config is more "
-                "than a plain value and is not run; give the config by name="
-            )

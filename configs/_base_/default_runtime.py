@@ -1,7 +1,7 @@
 default_scope = "codmoe"
 
 # Folder of the weights that stages leave and find: expert_<name>_best.pth, experts_joint_best.pth,
-# router_best.pth, ensemble_best.pth.
+# experts_refit_best.pth, router_best.pth, ensemble_best.pth.
 checkpoint_dir = "checkpoints_moe"
 
 # Mixed precision: bf16 where the GPU has it, fp16 on others, none on the CPU.
@@ -10,6 +10,10 @@ amp = True
 # Share of the training samples whose files may turn out unreadable while training runs: each is
 # reported once and replaced by another sample. Above it training stops with the list.
 max_unreadable = 0.01
+
+# Experts that a stage starts from are measured before its first step, on their own checkpoint and
+# in the assembled model; an IoU that drops by more stops the run. None measures nothing.
+assembly = dict(max_drop=0.01)
 
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

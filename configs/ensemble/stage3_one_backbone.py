@@ -1,0 +1,7 @@
+# configs/ensemble/stage3.py after configs/router/stage2_one_backbone.py.
+_base_ = ["./stage3.py"]
+init_from = dict(
+    file="router_one_backbone_best.pth",
+    command="bash tools/dist_train.sh configs/router/stage2_one_backbone.py 2",
+)
+default_hooks = dict(best=dict(name="ensemble_one_backbone"))
