@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.runner import ValLoop
-from torch import nn
+from torch import Tensor, nn
 
 from codmoe.engine.assembly import read_sources, skip_pretrained
 from codmoe.engine.assembly_report import failure, print_assembly
@@ -107,6 +107,7 @@ def check_assembly(runner, cfg: Config) -> dict[str, Any] | None:
     if is_main_process():
         path = save_json(Path(cfg.work_dir) / "assembly.json", payload)
         print_assembly(payload, runner.logger, path)
+    barrier()  # a process that fails first has its launcher end the one that writes
     if not payload["passed"]:
         raise ValueError(failure(payload, Path(cfg.work_dir) / "assembly.json"))
     return payload
@@ -151,8 +152,8 @@ def _of_file(
     inside: Mapping[str, float],
 ) -> dict[str, dict[str, Any]]:
     """The experts that come from one file: measured there, unless it is the assembled model."""
-    own_cfg, meta = stored_config(path), meta_of(path)
-    differs = {name: _differences(cfg, own_cfg, model, path, name) for name in names}
+    own_cfg, meta, state = stored_config(path), meta_of(path), read_weights(path)
+    differs = {name: _differences(cfg, own_cfg, model, state, name) for name in names}
     if any(differs.values()):
         own = own_model(cfg if own_cfg is None else own_cfg, path, names)
         alone = measure_experts(runner, own.to(next(model.parameters()).device))
@@ -209,12 +210,12 @@ def own_model(cfg: Config, path: Path, names: list[str]) -> nn.Module:
 
 
 def _differences(
-    cfg: Config, own: Config | None, model: nn.Module, path: Path, name: str
+    cfg: Config, own: Config | None, model: nn.Module, state: Mapping[str, Tensor], name: str
 ) -> list[str]:
     """In what an expert's own checkpoint is not what was assembled: weights, to the last bit, or
     config.
     """
-    state, here = read_weights(path), model.state_dict()
+    here = model.state_dict()
     found = []
     for part in ("backbone", f"experts.{name}"):
         keys = {k for k in state.keys() | here.keys() if k.startswith(f"{part}.")}

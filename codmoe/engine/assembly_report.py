@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+STALE = "weights of backbone"
 REFIT = {
     "one file": "configs/experts/refit.py",
     "one backbone": "configs/experts/refit_one_backbone.py",
@@ -45,7 +46,7 @@ def _note(expert: Mapping[str, Any]) -> str:
         note = "measured once: bit-identical to its checkpoint"
         known = expert["config_in_checkpoint"]
         return note if known else f"{note}, which holds no config"
-    return "other " + ", ".join(expert["differs"])
+    return "differs: " + ", ".join(expert["differs"])
 
 
 def failure(payload: Mapping[str, Any], path: Path) -> str:
@@ -63,12 +64,22 @@ def failure(payload: Mapping[str, Any], path: Path) -> str:
         for name, expert in payload["experts"].items()
         if not expert["passed"]
     ]
-    fix = (
-        "no step was made. Start from the joint run (init_from=dict(file='experts_joint_best.pth', "
-        "parts=('backbone', 'experts'))), or refit the heads on this backbone first "
-        f"({REFIT[payload['policy']]}) and start from what that leaves"
+    failed = [expert for expert in payload["experts"].values() if not expert["passed"]]
+    stale = any(STALE in expert["differs"] for expert in failed)
+    fix = f" {_fix(payload)}" if stale else ""
+    return "\n".join([*lines, f"No step was made.{fix} The table: {path}"])
+
+
+def _fix(payload: Mapping[str, Any]) -> str:
+    if not payload["backbone"]:
+        one_file = payload["policy"] == "one file"
+        key = "parts=('backbone', 'experts')" if one_file else "backbone='FILE.pth'"
+        return f"Load the backbone that belongs to the heads: init_from.{key}."
+    return (
+        "Start from the joint run (init_from=dict(file='experts_joint_best.pth', parts=('backbone',"
+        " 'experts'))), or refit the heads on this backbone first "
+        f"({REFIT[payload['policy']]}) and start from what that leaves."
     )
-    return "\n".join([*lines, f"{fix}. The table: {path}"])
 
 
 def _cause(name: str, expert: Mapping[str, Any], here: str) -> str:
@@ -78,9 +89,9 @@ def _cause(name: str, expert: Mapping[str, Any], here: str) -> str:
     run += [f"epoch {by['epoch']}"] if "epoch" in by else []
     run += [f"run {str(by['run_id'])[:8]}"] if "run_id" in by else []
     trained = expert["checkpoint"] + (f" ({', '.join(run)})" if run else "")
-    if "weights of backbone" in expert["differs"]:
+    if STALE in expert["differs"]:
         return f"its head was trained on the backbone of {trained}, and {here}"
     return (
         f"its head and backbone are those of {trained}, but the {', '.join(expert['differs'])} "
-        "is another here; make both configs agree"
+        "differs here; make both configs agree"
     )
