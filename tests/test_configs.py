@@ -104,6 +104,30 @@ def test_stage_3():
     assert {"backbone", "experts", "router"} <= set(cfg.init_from.parts)
 
 
+@pytest.mark.parametrize("policy", ["refit", "refit_one_backbone", "refit_soup"])
+def test_stage_1b_trains_the_heads_alone(policy):
+    cfg, sources = load_config(f"experts/{policy}"), read_sources(load_config(f"experts/{policy}"))
+    assert tuple(cfg.model.frozen) == ("backbone",) and cfg.model.expert_loss_weight == 1
+    assert cfg.model.router.type == "UniformRouter" and cfg.model.evaluate_all_experts
+    assert cfg.train_cfg.max_epochs == 10 and tuple(sorted(cfg.model.experts)) == SEPARATE
+    folder = Path("checkpoints_moe")
+    if policy == "refit":
+        assert sources.paths == [folder / "experts_joint_best.pth"]
+        assert cfg.assembly.max_drop == 0.01
+        return
+    # Heads that do not fit yet are what this stage is for.
+    assert cfg.assembly.max_drop is None
+    assert sources.experts == {n: folder / f"expert_{n}_best.pth" for n in SEPARATE}
+    own = [sources.experts["sinet"]]
+    soup = list(sources.experts.values())
+    assert list(sources.backbone) == (soup if policy == "refit_soup" else own)
+
+
+@pytest.mark.parametrize("name", [n for n in list_configs() if n.startswith(("router", "ensem"))])
+def test_stages_2_and_3_stop_for_an_expert_that_lost_a_point(name):
+    assert load_config(name).assembly.max_drop == 0.01
+
+
 @pytest.mark.parametrize("name", [name for name in list_configs() if "quickstart" not in name])
 def test_commands_in_errors_name_configs_that_exist(name):
     command = (load_config(name).get("init_from") or {}).get("command", "")

@@ -107,6 +107,9 @@ def check_assembly(runner, cfg: Config) -> dict[str, Any] | None:
     if is_main_process():
         path = save_json(Path(cfg.work_dir) / "assembly.json", payload)
         print_assembly(payload, runner.logger, path)
+    # Goes into the weights that this run leaves, for the table of the stage after.
+    began = {n: dict(checkpoint=e["checkpoint"], IoU=e["own"]) for n, e in experts.items()}
+    runner.message_hub.update_info("codmoe_started_from", began)
     barrier()  # a process that fails first has its launcher end the one that writes
     if not payload["passed"]:
         raise ValueError(failure(payload, Path(cfg.work_dir) / "assembly.json"))
@@ -167,6 +170,8 @@ def _of_file(
             checkpoint=str(path),
             trained_by={key: value for key, value in trained_by.items() if value is not None},
             config_in_checkpoint=own_cfg is not None,
+            # What the run that made the file had itself begun with, on its validation data.
+            before=(meta.get("started_from") or {}).get(name),
             own=alone[name],
             assembled=inside[name],
             drop=alone[name] - inside[name],

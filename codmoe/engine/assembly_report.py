@@ -25,12 +25,16 @@ def print_assembly(payload: Mapping[str, Any], logger, path: Path) -> None:
         title=f"experts before the first step, validation IoU over {payload['images']} images",
         title_justify="left",
     )
-    for column in ("expert", "own checkpoint", "IoU there", "assembled", "drop", ""):
+    experts = payload["experts"]
+    before = any(expert["before"] for expert in experts.values())
+    columns = ["expert", *(["before that run"] if before else []), "own checkpoint"]
+    for column in (*columns, "IoU there", "assembled", "drop", ""):
         number = column in ("IoU there", "assembled", "drop")
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for name, expert in payload["experts"].items():
+    for name, expert in experts.items():
         figures = (f"{expert[key]:.4f}" for key in ("own", "assembled"))
-        row = (name, expert["checkpoint"], *figures, f"{expert['drop']:+.4f}", _note(expert))
+        row = [expert["checkpoint"], *figures, f"{expert['drop']:+.4f}", _note(expert)]
+        row = [name, *([_before(expert)] if before else []), *row]
         table.add_row(*map(escape, row), style=None if expert["passed"] else "red")
     text = io.StringIO()
     console = Console(file=text, width=10_000)
@@ -39,6 +43,11 @@ def print_assembly(payload: Mapping[str, Any], logger, path: Path) -> None:
     backbone = ", ".join(payload["backbone"]) or "not loaded"
     kind = "average of " if len(payload["backbone"]) > 1 else ""
     logger.info(f"assembled ({payload['policy']}), backbone: {kind}{backbone}\n{lines}\n{path}")
+
+
+def _before(expert: Mapping[str, Any]) -> str:
+    start = expert["before"]
+    return f"{start['IoU']:.4f} {Path(start['checkpoint']).name}" if start else "-"
 
 
 def _note(expert: Mapping[str, Any]) -> str:

@@ -126,6 +126,8 @@ class BestWeightsHook(Hook):
             expert_names=list(getattr(model, "expert_names", ())),
             config=runner.cfg.pretty_text,
             config_file=str(runner.cfg.get("config_file", "")),
+            # Checkpoint and IoU of each expert before this run, where it was measured.
+            started_from=runner.message_hub.get_info("codmoe_started_from") or {},
             codmoe=__version__,
             torch=str(torch.__version__),
         )

@@ -189,7 +189,12 @@ def test_separate_experts_are_refitted_on_one_backbone(tmp_path, separate, steps
 
     start = dict(init_from=dict(file="experts_refit_best.pth"))
     train(prepared(toy_config(tmp_path, 2, start), tmp_path / "stage2"))
-    assert measured(tmp_path / "stage2")["passed"]
+    found = measured(tmp_path / "stage2")
+    assert found["passed"]
+    # What the refit made of the head, beside what it was in its own run.
+    before = found["experts"]["pranet"]["before"]
+    assert before["checkpoint"] == str(separate["pranet"]) and before["IoU"] > 0.05
+    assert f"{before['IoU']:.4f} expert_pranet_best.pth" in log_of(tmp_path / "stage2")
     train(prepared(toy_config(tmp_path, 3), tmp_path / "stage3"))
     found = measured(tmp_path / "stage3")
     assert found["passed"] and set(found["experts"]) == set(NAMES)

@@ -183,6 +183,15 @@ def test_the_shipped_stages_chain(names, tmp_path):
     assert len(plan(names, tmp_path, [])) == 3
 
 
+@pytest.mark.parametrize("policy", ["one_backbone", "soup"])
+def test_separate_experts_chain_through_their_refit(policy, tmp_path):
+    separate = [f"experts/{name}" for name in ("pranet", "sinet", "ujsc", "zoomnet")]
+    later = [f"experts/refit_{policy}", f"router/stage2_{policy}", f"ensemble/stage3_{policy}"]
+    assert len(plan([*separate, *later], tmp_path, [])) == 7
+    with pytest.raises(ValueError, match=r"stage2 starts from .*experts_joint_best\.pth, but"):
+        plan([*separate, later[0], "router/stage2"], tmp_path, [])
+
+
 def test_a_command_that_fails_is_told():
     with pytest.raises(RuntimeError, match=r"exit code 3$"):
         stages.run_command([sys.executable, "-c", "raise SystemExit(3)"])
