@@ -1,215 +1,21 @@
-"""What a stage loads is measured, and parts that do not fit each other stop it."""
+"""What a stage starts from: files named, read, averaged and put together."""
 
-import json
 import os
 
 import pytest
 import torch
-import toy_parts  # noqa: F401 (registers its parts)
-from miniature import STOP, build, log_of, prepared, weights, write_config
-from test_ddp import bash
+from miniature import build, prepared
+from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave_separate, toy_config
 
 from codmoe.engine.assembly import average_weights, load_sources, read_sources
-from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
 from codmoe.engine.stages import plan
-from codmoe.models import ModelLevelMoE
-
-NAMES = ("pranet", "sinet")
-HEADS = {name: f"expert_{name}_best.pth" for name in NAMES}
-ONE_BACKBONE = dict(
-    init_from=dict(_delete_=True, backbone=HEADS["sinet"], experts=HEADS, command="make experts")
-)
-SOUP = dict(
-    init_from=dict(
-        _delete_=True,
-        backbone=dict(average=list(HEADS.values())),
-        experts=HEADS,
-        command="make experts",
-    )
-)
-REFIT = dict(
-    assembly=dict(max_drop=None),
-    model=dict(frozen=("backbone",)),
-    default_hooks=dict(best=dict(name="experts_refit")),
-)
-
-
-def toy_config(folder, stage, *changes, experts=NAMES, factor=1.0):
-    if stage == 1:  # whose base has no init_from to delete
-        changes = [json.loads(json.dumps(c)) for c in changes]
-        for change in changes:
-            change.get("init_from", {}).pop("_delete_", None)
-    heads = {name: dict(type="SignExpert", factor=factor) for name in experts}
-    parts = dict(
-        custom_imports=dict(imports=["toy_parts"]),
-        model=dict(
-            backbone=dict(_delete_=True, type="SignBackbone"),
-            experts=dict(_delete_=True, **heads),
-        ),
-    )
-    return write_config(folder, stage, parts, *changes)
-
-
-def leave(folder, name, signs, backbone, **options):
-    """What a run leaves: heads of these signs, trained on a backbone of that sign."""
-    config = toy_config(folder, 1, experts=tuple(signs), **options)
-    model = build(config)
-    with torch.no_grad():
-        model.backbone.gain.fill_(backbone)
-        for expert, sign in signs.items():
-            model.experts[expert].weight.fill_(sign)
-    cfg = load_config(config)
-    meta = dict(stage=name, epoch=7, config=cfg.pretty_text, config_file=f"configs/{name}.py")
-    path = folder / "weights" / f"{name}_best.pth"
-    save_weights(path, model, dict(meta, expert_names=sorted(signs)), f"{name}-0123456789")
-    return path
 
 
 @pytest.fixture
 def separate(tmp_path):
-    """SINet's run ended with a backbone of sign +, PraNet's with one of sign -."""
-    sinet = leave(tmp_path, "expert_sinet", dict(sinet=1), backbone=1)
-    pranet = leave(tmp_path, "expert_pranet", dict(pranet=-1), backbone=-1)
-    return dict(sinet=sinet, pranet=pranet)
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    done = []
-    real = ModelLevelMoE.loss
-
-    def loss(self, *args):
-        done.append(1)
-        return real(self, *args)
-
-    monkeypatch.setattr(ModelLevelMoE, "loss", loss)
-    return done
-
-
-def measured(work_dir):
-    return json.loads((work_dir / "assembly.json").read_text())
-
-
-def test_a_stale_head_stops_the_run_before_a_step(tmp_path, separate, steps):
-    config, work_dir = toy_config(tmp_path, 2, ONE_BACKBONE), tmp_path / "work"
-    with pytest.raises(ValueError) as caught:
-        train(prepared(config, work_dir))
-    assert steps == [] and not list(work_dir.glob("*.pth"))
-    assert not (tmp_path / "weights" / "router_best.pth").exists()
-    found = measured(work_dir)
-    assert found["passed"] is False and found["policy"] == "one backbone"
-    pranet, sinet = found["experts"]["pranet"], found["experts"]["sinet"]
-    assert pranet["own"] > 0.05 and pranet["assembled"] == 0 and not pranet["passed"]
-    assert pranet["drop"] == pranet["own"]
-    assert sinet["own"] == sinet["assembled"] == pranet["own"] and sinet["passed"]
-    assert sinet["measured_once"] and not pranet["measured_once"]
-    said = str(caught.value)
-    for word in (
-        "expert 'pranet' has IoU",
-        f"{pranet['own']:.4f} on its own checkpoint and 0.0000 in the assembled model",
-        f"trained on the backbone of {separate['pranet']} (expert_pranet, configs/expert_pranet.py",
-        "epoch 7, run expert_p",
-        f"the backbone here is that of {separate['sinet']}",
-        "experts_joint_best.pth",
-        "configs/experts/refit_one_backbone.py",
-        str(work_dir / "assembly.json"),
-    ):
-        assert word in said, word
-    assert "expert 'sinet'" not in said
-    log = log_of(work_dir)
-    assert "differs: weights of backbone" in log and "bit-identical to its checkpoint" in log
-
-
-def test_a_drop_within_the_limit_passes(tmp_path, separate, steps):
-    config = toy_config(tmp_path, 2, ONE_BACKBONE, dict(assembly=dict(max_drop=1.0)))
-    train(prepared(config, tmp_path / "work"))
-    assert steps and measured(tmp_path / "work")["passed"]
-
-
-def test_the_joint_run_passes_and_says_that_it_was_measured_once(tmp_path, steps):
-    path = leave(tmp_path, "experts_joint", dict(sinet=1, pranet=1), backbone=1)
-    train(prepared(toy_config(tmp_path, 2), tmp_path / "work"))
-    found = measured(tmp_path / "work")
-    assert steps and found["passed"] and found["policy"] == "one file"
-    assert found["max_drop"] == 0.01 and found["images"] == 4 and found["backbone"] == [str(path)]
-    assert list(found["experts"]) == sorted(NAMES)
-    for expert in found["experts"].values():
-        assert expert["own"] == expert["assembled"] > 0.05 and expert["drop"] == 0
-        assert expert["measured_once"] and expert["checkpoint"] == str(path)
-    # Measured on the validation set: the frozen experts have that IoU in each validation after.
-    assert f"IoU_sinet: {expert['assembled']:.4f}" in log_of(tmp_path / "work")
-
-
-def test_heads_of_the_joint_run_without_its_backbone_are_caught(tmp_path, steps):
-    leave(tmp_path, "experts_joint", dict(sinet=-1, pranet=-1), backbone=-1)
-    config = toy_config(tmp_path, 2, dict(init_from=dict(parts=("experts",))))
-    with pytest.raises(ValueError, match=r"'sinet'.*was not loaded(.|\n)*init_from.parts=\('backb"):
-        train(prepared(config, tmp_path / "work"))
-    assert steps == []
-
-
-def test_a_head_that_is_configured_otherwise_is_caught(tmp_path, steps):
-    leave(tmp_path, "experts_joint", dict(sinet=1, pranet=1), backbone=1)
-    config = toy_config(tmp_path, 2, factor=-1.0)
-    with pytest.raises(
-        ValueError, match=r"'sinet'.*config of experts.sinet differs here"
-    ) as caught:
-        train(prepared(config, tmp_path / "work"))
-    assert steps == [] and "refit" not in str(caught.value)
-
-
-def test_measuring_changes_nothing_in_the_training(tmp_path):
-    for name in ("with", "without"):
-        folder = tmp_path / name
-        folder.mkdir()
-        leave(folder, "experts_joint", dict(sinet=1, pranet=1), backbone=1)
-        off = dict(assembly=None) if name == "without" else {}
-        torch.manual_seed(0)
-        train(prepared(toy_config(folder, 2, off), folder / "work"))
-    assert not (tmp_path / "without" / "work" / "assembly.json").exists()
-    one, other = (
-        weights(tmp_path / name / "weights" / "router_best.pth") for name in ("with", "without")
-    )
-    assert all(torch.equal(one[key], other[key]) for key in other)
-
-
-def test_separate_experts_are_refitted_on_one_backbone(tmp_path, separate, steps):
-    """Stage 1b tells of the drop and goes on; what it leaves passes in stage 2 and 3."""
-    changes = dict(optim_wrapper=dict(optimizer=dict(lr=0.5)), train_cfg=dict(max_epochs=4))
-    config = toy_config(tmp_path, 1, ONE_BACKBONE, REFIT, changes)
-    train(prepared(config, tmp_path / "refit"))
-    assert measured(tmp_path / "refit")["experts"]["pranet"]["assembled"] == 0
-    refitted = weights(tmp_path / "weights" / "experts_refit_best.pth")
-    given = {name: weights(path) for name, path in separate.items()}
-    assert torch.equal(refitted["backbone.gain"], given["sinet"]["backbone.gain"])
-    key = "experts.pranet.weight"
-    assert not torch.equal(refitted[key], given["pranet"][key])
-
-    start = dict(init_from=dict(file="experts_refit_best.pth"))
-    train(prepared(toy_config(tmp_path, 2, start), tmp_path / "stage2"))
-    found = measured(tmp_path / "stage2")
-    assert found["passed"]
-    # What the refit made of the head, beside what it was in its own run.
-    before = found["experts"]["pranet"]["before"]
-    assert before["checkpoint"] == str(separate["pranet"]) and before["IoU"] > 0.05
-    assert f"{before['IoU']:.4f} expert_pranet_best.pth" in log_of(tmp_path / "stage2")
-    train(prepared(toy_config(tmp_path, 3), tmp_path / "stage3"))
-    found = measured(tmp_path / "stage3")
-    assert found["passed"] and set(found["experts"]) == set(NAMES)
-
-
-def test_a_soup_is_the_mean_of_the_backbones(tmp_path, separate, steps):
-    config = toy_config(tmp_path, 2, SOUP)
-    with pytest.raises(ValueError) as caught:
-        train(prepared(config, tmp_path / "work"))
-    found = measured(tmp_path / "work")
-    assert found["policy"] == "soup" and len(found["backbone"]) == 2 and steps == []
-    # + and - average to nothing: neither head sees anything.
-    assert all(not expert["passed"] for expert in found["experts"].values())
-    for word in ("'pranet'", "'sinet'", "the average of", "configs/experts/refit_soup.py"):
-        assert word in str(caught.value)
+    return leave_separate(tmp_path)
 
 
 def test_the_average_is_exact(tmp_path):
@@ -291,61 +97,10 @@ def test_faults_of_the_config_are_told(tmp_path, init, words):
         load_config(config)
 
 
-@pytest.mark.parametrize(
-    ("assembly", "words"),
-    [
-        (dict(max_drp=0.1), "assembly.*max_drop"),
-        (dict(max_drop="1%"), "is not a number"),
-        (dict(max_drop=5), r"not in \[0, 1\]"),
-        (False, "None to measure nothing"),
-    ],
-)
-def test_faults_of_the_check_are_told(tmp_path, assembly, words):
-    with pytest.raises(ValueError, match=words):
-        load_config("router/stage2", dict(assembly=assembly))
-
-
-def test_without_validation_data_it_is_told(tmp_path):
-    leave(tmp_path, "experts_joint", dict(sinet=1, pranet=1), backbone=1)
-    off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
-    with pytest.raises(ValueError, match=r"without validation data; .*assembly=None"):
-        train(prepared(toy_config(tmp_path, 2, off), tmp_path / "work"))
-
-
-def test_a_resumed_run_is_not_measured_again(tmp_path):
-    leave(tmp_path, "experts_joint", dict(sinet=1, pranet=1), backbone=1)
-    imports = dict(custom_imports=dict(imports=["toy_parts", "miniature"]))
-    hooks = dict(custom_hooks=STOP["custom_hooks"])
-    config = toy_config(tmp_path, 2, imports, hooks, dict(train_cfg=dict(max_epochs=2)))
-    train(prepared(config, tmp_path / "work"))
-    (tmp_path / "work" / "assembly.json").unlink()
-    train(prepared(config, tmp_path / "work", resume=True))
-    assert not (tmp_path / "work" / "assembly.json").exists()
-
-
-def test_weights_that_hold_no_config_are_measured_as_this_stage_is(tmp_path, separate):
-    content = torch.load(separate["pranet"], weights_only=True)
-    torch.save(dict(state_dict=content["state_dict"]), separate["pranet"])
-    with pytest.raises(ValueError, match=rf"backbone of {separate['pranet']}, and the"):
-        train(prepared(toy_config(tmp_path, 2, ONE_BACKBONE), tmp_path / "work"))
-    assert measured(tmp_path / "work")["experts"]["pranet"]["own"] > 0.05
-
-
 def test_load_from_beside_it_is_refused(tmp_path, separate):
     cfg = prepared(toy_config(tmp_path, 2, ONE_BACKBONE), tmp_path / "work", load_from="x.pth")
     with pytest.raises(ValueError, match=r"load_from='x.pth' would replace what init_from loads"):
         train(cfg)
-
-
-def test_two_processes_measure_what_one_does(tmp_path, separate):
-    config = toy_config(tmp_path, 2, ONE_BACKBONE, dict(val_dataloader=dict(batch_size=1)))
-    done = bash("dist_train.sh", config, 2, "--work-dir", tmp_path / "two", cwd=tmp_path)
-    assert done.returncode != 0 and "expert 'pranet' has IoU" in done.stderr
-    with pytest.raises(ValueError):
-        train(prepared(config, tmp_path / "one"))
-    one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
-    assert two["experts"] == one["experts"] and two["images"] == 4
-    assert log_of(tmp_path / "two").count("experts before the first step") == 1
 
 
 def test_several_files_in_a_plan_of_stages(tmp_path, separate):
