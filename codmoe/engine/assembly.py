@@ -234,7 +234,8 @@ def average_weights(paths: Sequence[Path], part: str = "backbone") -> dict[str, 
         if value.is_floating_point():
             # In float64 the mean of equal numbers is that number, to the last bit.
             total = sum(state[key].double() for state in states)
-            mean[key] = (total / len(states)).to(value.dtype)
+            # What is read from half precision need not be rounded to it.
+            mean[key] = (total / len(states)).to(torch.promote_types(value.dtype, torch.float32))
     return mean
 
 

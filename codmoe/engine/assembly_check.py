@@ -225,7 +225,9 @@ def _differences(
     for part in ("backbone", f"experts.{name}"):
         keys = {k for k in state.keys() | here.keys() if k.startswith(f"{part}.")}
         same = all(
-            k in state and k in here and torch.equal(state[k], here[k].cpu()) for k in sorted(keys)
+            # Files in half precision are read into float32 without loss.
+            k in state and k in here and torch.equal(state[k].to(here[k].dtype), here[k].cpu())
+            for k in sorted(keys)
         )
         found += [] if same else [f"weights of {part}"]
     if own is not None:

@@ -8,6 +8,7 @@ from miniature import STOP, log_of, prepared, weights
 from test_ddp import bash
 from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave, leave_separate, toy_config
 
+from codmoe.engine.checkpoints import save_half
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
 from codmoe.models import ModelLevelMoE
@@ -83,6 +84,16 @@ def test_the_joint_run_passes_and_says_that_it_was_measured_once(tmp_path, steps
         assert expert["measured_once"] and expert["checkpoint"] == str(path)
     # Measured on the validation set: the frozen experts have that IoU in each validation after.
     assert f"IoU_sinet: {expert['assembled']:.4f}" in log_of(tmp_path / "work")
+
+
+def test_a_file_in_half_precision_is_the_model_it_is_read_into(tmp_path):
+    path = leave(tmp_path, "experts_joint", dict(sinet=0.1, pranet=0.3), backbone=0.7)
+    content = torch.load(path, weights_only=True)
+    half = path.with_suffix(".safetensors")
+    save_half(half, content["state_dict"], content["meta"])
+    config = toy_config(tmp_path, 2, dict(init_from=dict(file=half.name)))
+    train(prepared(config, tmp_path / "work"))
+    assert all(e["measured_once"] for e in measured(tmp_path / "work")["experts"].values())
 
 
 def test_heads_of_the_joint_run_without_its_backbone_are_caught(tmp_path, steps):
