@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry as MMRegistry
 
 from codmoe import registry
+from codmoe.engine.precision import check_amp
 from codmoe.registry import argument_faults, suggest
 
 RUNNER_KEYS = (
@@ -110,6 +111,10 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
     faults += _loop_faults(cfg)
+    try:
+        check_amp(cfg.get("amp", True))
+    except ValueError as error:
+        faults.append(str(error))
     plain = {f"{part}_dataloader": LOADER_KEYS for part in ("train", "val", "test")}
     for path, valid in dict(plain, init_from=INIT_KEYS).items():
         unknown = [key for key in cfg.get(path) or () if key not in valid]
