@@ -1,11 +1,10 @@
 """Experts one after another, and with recomputation: the gradients of running them together."""
 
-import gc
-
 import pytest
 import torch
 from conftest import MINIATURES
 
+from codmoe.engine.memory import saved_bytes
 from codmoe.models.sequential import forward_backward
 
 
@@ -114,38 +113,6 @@ def test_accumulation_adds_up_and_a_second_backward_is_refused(make_model, batch
             torch.testing.assert_close(p.grad, 1.5 * once[name], rtol=1e-4, atol=1e-7)
 
 
-class Alive:
-    """The most bytes that tensors saved for backward held at once."""
-
-    def __init__(self):
-        self.storages, self.most = {}, 0
-
-    def pack(self, tensor):
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        self.storages[key] = (storage.nbytes(), self.storages.get(key, (0, 0))[1] + 1)
-        self.most = max(self.most, sum(size for size, _ in self.storages.values()))
-        return Held(self, key, tensor)
-
-
-class Held:
-    def __init__(self, owner, key, tensor):
-        self.owner, self.key, self.tensor = owner, key, tensor
-
-    def __del__(self):
-        size, count = self.owner.storages.pop(self.key)
-        if count > 1:
-            self.owner.storages[self.key] = (size, count - 1)
-
-
-def most_saved(model, images, targets):
-    alive = Alive()
-    gc.collect()
-    with torch.autograd.graph.saved_tensors_hooks(alive.pack, lambda held: held.tensor):
-        one_step(model, images, targets)
-    return alive.most
-
-
 def test_the_activations_of_one_expert_at_a_time(make_model, batch):
     images, targets = batch(2, 96, 96)
     frozen = dict(frozen=("backbone",))  # the heads alone
@@ -153,7 +120,7 @@ def test_the_activations_of_one_expert_at_a_time(make_model, batch):
     def saved(execution, names=tuple(MINIATURES)):
         experts = {name: MINIATURES[name] for name in names}
         model = joint(make_model, execution, torch.float32, experts=experts, **frozen)
-        return most_saved(model, images, targets)
+        return saved_bytes(model, images, targets)
 
     alone = {name: saved("together", (name,)) for name in MINIATURES}
     together, sequential = saved("together"), saved("sequential")
