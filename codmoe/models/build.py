@@ -23,7 +23,7 @@ PLAIN_VITS = ("vit_", "deit_", "deit3_", "eva", "flexivit_")
 TAKES_ALL = ("UniformRouter", "FixedRouter")
 
 
-def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(key: str, value: str | None, choices: Sequence[str | None]) -> None:
     """Raises:
     ValueError: ``value`` of the config key ``key`` is none of ``choices``.
     """

@@ -15,7 +15,7 @@ from codmoe.models.sequential import forward_backward
 from codmoe.structures import ExpertOutput
 
 EXECUTIONS = ("together", "sequential", "checkpoint")
-NORMALIZATIONS = ("none", "maps", "gradient")
+NORMALIZATIONS = (None, "maps", "gradient")
 
 
 class ExpertTraining(nn.Module):
@@ -27,7 +27,7 @@ class ExpertTraining(nn.Module):
             ``"sequential"`` finishes an expert's backward pass before the next one begins, at no
             cost, where no loss compares or mixes experts; ``"checkpoint"`` computes each expert a
             second time in the backward pass.
-        normalization: ``"none"``; ``"maps"`` divides an expert's losses by the number of maps it
+        normalization: None; ``"maps"`` divides an expert's losses by the number of maps it
             supervises, 1 + its side maps; ``"gradient"`` is :class:`GradientBalance`.
         weight: Factor on every loss.
 
@@ -35,7 +35,9 @@ class ExpertTraining(nn.Module):
         ValueError: ``execution`` or ``normalization`` is unknown.
     """
 
-    def __init__(self, names: Sequence[str], *, execution: str, normalization: str, weight: float):
+    def __init__(
+        self, names: Sequence[str], *, execution: str, normalization: str | None, weight: float
+    ):
         super().__init__()
         check_choice("expert_execution", execution, EXECUTIONS)
         check_choice("expert_loss_normalization", normalization, NORMALIZATIONS)

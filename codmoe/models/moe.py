@@ -45,15 +45,15 @@ class ModelLevelMoE(BaseModel):
         mixture_loss: Config of a loss on the combined map, ``loss(logits, targets)``; None for
             none.
         expert_loss_weight: Factor on every expert's own loss; 0 leaves them out.
-        expert_loss_normalization: ``"none"``; ``"maps"`` divides an expert's own loss by the number
-            of maps it supervises; ``"gradient"`` scales what each expert sends into the backbone to
+        expert_loss_normalization: None; ``"maps"`` divides an expert's own loss by the number of
+            maps it supervises; ``"gradient"`` scales what each expert sends into the backbone to
             the mean over experts (:class:`GradientBalance`).
         expert_execution: ``"together"``; ``"sequential"`` finishes an expert's backward pass before
             the next one begins: the same gradients with the activations of one expert at a time,
             only without ``mixture_loss``; ``"checkpoint"`` computes each expert's activations again
             in the backward pass, at the cost of a second forward pass.
-        checkpoint_backbone: Whose activations are computed again: of no backbone pass
-            (``"none"``), those at further image scales (``"extra"``), ``"all"``.
+        checkpoint_backbone: Backbone passes whose activations are computed again: None, those at
+            further image scales (``"extra"``), ``"all"``.
         routing_losses: ``{name: config}`` of losses on the decision; entries that are None are
             dropped.
         train_dispatch: ``"sparse"`` runs only the chosen experts in training too, ``"dense"`` all
@@ -79,9 +79,9 @@ class ModelLevelMoE(BaseModel):
         combiner: dict | None = None,
         mixture_loss: dict | None = None,
         expert_loss_weight: float = 0.0,
-        expert_loss_normalization: str = "none",
+        expert_loss_normalization: str | None = None,
         expert_execution: str = "together",
-        checkpoint_backbone: str = "none",
+        checkpoint_backbone: str | None = None,
         routing_losses: Mapping[str, dict | None] | None = None,
         train_dispatch: str = "sparse",
         frozen: Sequence[str] = (),
@@ -90,7 +90,7 @@ class ModelLevelMoE(BaseModel):
     ):
         super().__init__(MODELS.build(data_preprocessor or dict(type="CODDataPreprocessor")))
         build.check_choice("train_dispatch", train_dispatch, ("sparse", "dense"))
-        build.check_choice("checkpoint_backbone", checkpoint_backbone, ("none", "extra", "all"))
+        build.check_choice("checkpoint_backbone", checkpoint_backbone, (None, "extra", "all"))
         if expert_execution == "sequential" and mixture_loss:
             raise ValueError(
                 "expert_execution='sequential' with a mixture_loss: the mixture needs all experts "
@@ -268,7 +268,7 @@ class ModelLevelMoE(BaseModel):
         no_expert_grad = no_backbone_grad and "experts" in self.frozen
         lean = partial(backbone_pass, self.backbone)
         full = lean if self.checkpoint_backbone == "all" else self.backbone
-        further = self.backbone if self.checkpoint_backbone == "none" else lean
+        further = self.backbone if self.checkpoint_backbone is None else lean
         with torch.no_grad() if no_backbone_grad else nullcontext():
             pyramid = full(images)
         decision = self.router(images, pyramid, self.progress)

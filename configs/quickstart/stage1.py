@@ -8,7 +8,7 @@ checkpoint_dir = "quickstart/checkpoints_moe"
 model = dict(
     backbone={{_base_.miniature.backbone}},
     experts={{_base_.miniature.experts}},
-    checkpoint_backbone="none",
+    checkpoint_backbone=None,
 )
 train_cfg = dict(max_epochs=9, val_interval=3)
 optim_wrapper = dict(

@@ -12,7 +12,7 @@ model = dict(
     router=dict(width=64),
     # There is memory enough: nothing is computed twice.
     expert_execution="together",
-    checkpoint_backbone="none",
+    checkpoint_backbone=None,
 )
 train_cfg = dict(max_epochs=6, val_interval=2)
 optim_wrapper = dict(

@@ -78,7 +78,7 @@ def make_model(way):
         mixture_loss=None if way == "sequential" else dict(type="StructureLoss"),
         expert_loss_weight=0.3,
         expert_execution=execution,
-        checkpoint_backbone="none" if execution == "together" else "extra",
+        checkpoint_backbone=None if execution == "together" else "extra",
         routing_losses=dict(
             balance=dict(type="LoadBalanceLoss", weight=1.0),
             z=dict(type="RouterZLoss", weight=0.1),

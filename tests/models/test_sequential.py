@@ -40,8 +40,9 @@ def assert_same(model, expected_model, images, targets):
         torch.testing.assert_close(state[name], value)
 
 
+TWO = dict(sinet=MINIATURES["sinet"], zoomnet=MINIATURES["zoomnet"])
 SETTINGS = dict(
-    plain={},
+    four_experts=dict(experts=MINIATURES),
     maps=dict(expert_loss_normalization="maps"),
     gradient=dict(expert_loss_normalization="gradient"),
     frozen_backbone=dict(frozen=("backbone",)),
@@ -49,7 +50,9 @@ SETTINGS = dict(
     extra=dict(checkpoint_backbone="extra"),
     all=dict(checkpoint_backbone="all"),
     batch_norm=dict(backbone=dict(type="TimmPyramid", name="resnet18"), checkpoint_backbone="all"),
-    sparse=dict(router=dict(type="FixedRouter", weights=dict(ujsc=1.0, zoomnet=1.0))),
+    sparse=dict(
+        experts=MINIATURES, router=dict(type="FixedRouter", weights=dict(ujsc=1.0, zoomnet=1.0))
+    ),
     weighted=dict(expert_loss_weight=0.3),
 )
 
@@ -60,6 +63,7 @@ def test_gradients_losses_and_statistics_are_those_of_running_together(
     make_model, batch, execution, settings
 ):
     images, targets = (x.double() for x in batch(2))
+    settings = {"experts": TWO, **settings}
     plain = {k: v for k, v in settings.items() if k != "checkpoint_backbone"}
     together = joint(make_model, "together", **plain)
     assert_same(joint(make_model, execution, **settings), together, images, targets)
@@ -132,6 +136,7 @@ def test_the_activations_of_one_expert_at_a_time(make_model, batch):
 def test_autocast(make_model, batch, dtype):
     """Nearly the gradients of running together, and none of them lost."""
     images, targets = batch(2)
+    some = {name: MINIATURES[name] for name in ("pranet", "ujsc")}
     result = {}
     for execution in ("together", "sequential", "checkpoint"):
         model = joint(make_model, execution, torch.float32, checkpoint_backbone="extra")

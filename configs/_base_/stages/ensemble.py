@@ -19,7 +19,7 @@ model = dict(
     expert_loss_weight=0.3,
     # Computed twice instead of kept, so that batch 12 at 448 px fits 16 GB: every expert (the
     # mixture needs all of them at once), and ZoomNet's backbone passes at 0.5x and 1.5x. With more
-    # memory, "together" and "none" are faster.
+    # memory, "together" and None are faster.
     expert_execution="checkpoint",
     checkpoint_backbone="extra",
     routing_losses=dict(
