@@ -4,10 +4,12 @@ from codmoe.engine.ddp import CODDistributedDataParallel
 from codmoe.engine.hooks import AverageBuffersHook, BestWeightsHook, TrainingProgressHook
 from codmoe.engine.optimizers import MergedGroupsConstructor
 from codmoe.engine.result_hooks import GridHook, SaveMapsHook, TestProgressHook
+from codmoe.engine.warmup import BackboneWarmupHook
 
 __all__ = [
     "AtomicBackend",
     "AverageBuffersHook",
+    "BackboneWarmupHook",
     "BestWeightsHook",
     "CODDistributedDataParallel",
     "GridHook",

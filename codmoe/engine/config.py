@@ -14,6 +14,7 @@ from mmengine.registry import Registry as MMRegistry
 from codmoe import registry
 from codmoe.engine.assembly import init_faults
 from codmoe.engine.assembly_check import assembly_faults
+from codmoe.engine.precision import check_amp
 from codmoe.registry import argument_faults, suggest
 
 RUNNER_KEYS = (
@@ -111,6 +112,10 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
     faults += _loop_faults(cfg)
+    try:
+        check_amp(cfg.get("amp", True))
+    except ValueError as error:
+        faults.append(str(error))
     for path in ("train_dataloader", "val_dataloader", "test_dataloader"):
         unknown = [key for key in cfg.get(path) or () if key not in LOADER_KEYS]
         faults += [f"{path}: no key {key!r}; {suggest(key, LOADER_KEYS)}" for key in unknown]

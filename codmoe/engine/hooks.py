@@ -23,13 +23,40 @@ def bare_model(runner):
 
 @HOOKS.register_module()
 class TrainingProgressHook(Hook):
-    """Keeps ``model.progress``, the share of training done: it anneals noise, ramps losses."""
+    """Keeps ``model.progress``, the share of training done: it anneals noise, ramps losses.
+
+    Also what experts that run one after another need to know, the optimiser's loss scale; and keeps
+    the running norms of :class:`GradientBalance` in training checkpoints.
+    """
+
+    def before_train(self, runner) -> None:
+        scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
+        training = getattr(bare_model(runner), "expert_training", None)
+        if training is not None:
+            training.scale_loss = scaler.scale if scaler is not None else None
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         bare_model(runner).progress = runner.iter / max(runner.max_iters, 1)
 
     def after_train(self, runner) -> None:
         bare_model(runner).progress = 1.0
+        training = getattr(bare_model(runner), "expert_training", None)
+        if training is not None:
+            training.scale_loss = None
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        balance = _balance(runner)
+        if balance is not None:
+            checkpoint["gradient_balance"] = balance.ratio.cpu()
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        balance, ratio = _balance(runner), checkpoint.get("gradient_balance")
+        if balance is not None and ratio is not None and ratio.shape == balance.ratio.shape:
+            balance.ratio.copy_(ratio)
+
+
+def _balance(runner):
+    return getattr(getattr(bare_model(runner), "expert_training", None), "balance", None)
 
 
 @HOOKS.register_module()

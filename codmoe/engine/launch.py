@@ -21,6 +21,7 @@ from codmoe.engine.ddp import init_cpu_process_group
 from codmoe.engine.hooks import bare_model
 from codmoe.engine.precision import settle_amp
 from codmoe.engine.runner import CODRunner
+from codmoe.engine.warmup import check_warmup, holds_backbone
 from codmoe.evaluation.tables import save_json
 from codmoe.registry import SCOPE
 
@@ -48,6 +49,7 @@ def check_launch(cfg: Config) -> None:
             f"sync_bn={cfg.sync_bn!r} with model.train_dispatch='sparse' deadlocks as soon as an "
             "expert runs on one rank and not on another; set sync_bn=None or train_dispatch='dense'"
         )
+    check_warmup(cfg)
     wrapper = cfg.get("model_wrapper_cfg") or {}
     if cfg.get("launcher", "none") != "none" and not every_expert_runs(cfg.model):
         for key, wrong in (("find_unused_parameters", False), ("static_graph", True)):
@@ -147,7 +149,7 @@ def build_runner(cfg: Config) -> tuple[CODRunner, str]:
         _no_benchmark(cfg)
     wrapper = cfg.get("model_wrapper_cfg") or {}
     if wrapper.get("find_unused_parameters", True) is None:
-        wrapper["find_unused_parameters"] = not dense
+        wrapper["find_unused_parameters"] = not dense or holds_backbone(cfg)
     sources = read_sources(cfg)
     if sources is not None and sources.backbone_files():
         skip_pretrained(cfg)
@@ -261,7 +263,7 @@ def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
         cfg.pop(key, None)
     hooks = cfg.get("default_hooks") or {}
     # The weights come from the checkpoint: nothing to download, nothing to write.
-    for name in ("best", "progress", "ema", "average_buffers"):
+    for name in ("best", "progress", "ema", "average_buffers", "warmup"):
         hooks.pop(name, None)
     logger = dict(type="TestProgressHook", interval=5)
     cfg.default_hooks = dict(hooks, checkpoint=None, param_scheduler=None, logger=logger)

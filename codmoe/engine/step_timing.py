@@ -174,6 +174,7 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     cfg.train_cfg.max_epochs = total  # more than enough: an epoch has a step at least
     cfg.default_hooks.checkpoint = None
     cfg.default_hooks.best = None
+    cfg.default_hooks.pop("warmup", None)  # the steps after it are those that last
     skip_pretrained(cfg)  # the speed does not depend on them
     prepare(cfg, launcher=launcher, work_dir=spec["work_dir"])
     runner, precision = build_runner(cfg)

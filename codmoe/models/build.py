@@ -23,6 +23,15 @@ PLAIN_VITS = ("vit_", "deit_", "deit3_", "eva", "flexivit_")
 TAKES_ALL = ("UniformRouter", "FixedRouter")
 
 
+def check_choice(key: str, value: str | None, choices: Sequence[str | None]) -> None:
+    """Raises:
+    ValueError: ``value`` of the config key ``key`` is none of ``choices``.
+    """
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices[:-1])
+        raise ValueError(f"{key}={value!r} is unknown; use {listed} or {choices[-1]!r}")
+
+
 def _build(cfg: dict, key: str, contract: type, **filled_in) -> nn.Module:
     if not isinstance(cfg, Mapping) or "type" not in cfg:
         raise ValueError(f"{key}={cfg!r} needs a dict with a type, e.g. dict(type='...')")

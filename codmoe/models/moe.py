@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from codmoe.models import build
+from codmoe.models.checkpointing import backbone_pass
 from codmoe.models.combiners import Combiner
 from codmoe.models.dispatch import PyramidBank, routed_rows, run_experts
+from codmoe.models.expert_training import ExpertTraining
 from codmoe.models.losses.segmentation import iou_per_image
 from codmoe.models.monitors import routing_monitors
 from codmoe.models.routers.base import Router
@@ -42,6 +45,15 @@ class ModelLevelMoE(BaseModel):
         mixture_loss: Config of a loss on the combined map, ``loss(logits, targets)``; None for
             none.
         expert_loss_weight: Factor on every expert's own loss; 0 leaves them out.
+        expert_loss_normalization: None; ``"maps"`` divides an expert's own loss by the number of
+            maps it supervises; ``"gradient"`` scales what each expert sends into the backbone to
+            the mean over experts (:class:`GradientBalance`).
+        expert_execution: ``"together"``; ``"sequential"`` finishes an expert's backward pass before
+            the next one begins: the same gradients with the activations of one expert at a time,
+            only without ``mixture_loss``; ``"checkpoint"`` computes each expert's activations again
+            in the backward pass, at the cost of a second forward pass.
+        checkpoint_backbone: Backbone passes whose activations are computed again: None, those at
+            further image scales (``"extra"``), ``"all"``.
         routing_losses: ``{name: config}`` of losses on the decision; entries that are None are
             dropped.
         train_dispatch: ``"sparse"`` runs only the chosen experts in training too, ``"dense"`` all
@@ -67,6 +79,9 @@ class ModelLevelMoE(BaseModel):
         combiner: dict | None = None,
         mixture_loss: dict | None = None,
         expert_loss_weight: float = 0.0,
+        expert_loss_normalization: str | None = None,
+        expert_execution: str = "together",
+        checkpoint_backbone: str | None = None,
         routing_losses: Mapping[str, dict | None] | None = None,
         train_dispatch: str = "sparse",
         frozen: Sequence[str] = (),
@@ -74,9 +89,12 @@ class ModelLevelMoE(BaseModel):
         data_preprocessor: dict | None = None,
     ):
         super().__init__(MODELS.build(data_preprocessor or dict(type="CODDataPreprocessor")))
-        if train_dispatch not in ("sparse", "dense"):
+        build.check_choice("train_dispatch", train_dispatch, ("sparse", "dense"))
+        build.check_choice("checkpoint_backbone", checkpoint_backbone, (None, "extra", "all"))
+        if expert_execution == "sequential" and mixture_loss:
             raise ValueError(
-                f"train_dispatch={train_dispatch!r} is unknown; use 'sparse' or 'dense'"
+                "expert_execution='sequential' with a mixture_loss: the mixture needs all experts "
+                "at once; use 'checkpoint', or mixture_loss=None"
             )
         self.backbone = build.build_backbone(backbone)
         self.experts = build.build_experts(experts, num_experts, self.backbone.channels)
@@ -85,7 +103,13 @@ class ModelLevelMoE(BaseModel):
         self.combiner: Combiner = build.build_combiner(combiner, names)
         self.mixture_loss = MODELS.build(mixture_loss) if mixture_loss else None
         self.routing_losses = build.build_routing_losses(routing_losses, train_dispatch)
-        self.expert_loss_weight = expert_loss_weight
+        self.expert_training = ExpertTraining(
+            names,
+            execution=expert_execution,
+            normalization=expert_loss_normalization,
+            weight=expert_loss_weight,
+        )
+        self.checkpoint_backbone = checkpoint_backbone
         self.train_dispatch = train_dispatch
         self.evaluate_all_experts = evaluate_all_experts
         self.progress = 1.0
@@ -150,7 +174,7 @@ class ModelLevelMoE(BaseModel):
         """
         size = tuple(images.shape[-2:])
         padded = self._padded(images)
-        decision, outputs = self._run(padded, dense)
+        decision, outputs, _ = self._run(padded, dense)
         logits = self.combiner(outputs, decision, tuple(padded.shape[-2:]))
         return logits[..., : size[0], : size[1]], decision, outputs
 
@@ -163,10 +187,7 @@ class ModelLevelMoE(BaseModel):
                 f"training images of {images.shape[-2]} × {images.shape[-1]} pixels: the backbone "
                 f"needs multiples of {divisor}; set the train pipeline's size to {size}"
             )
-        decision, outputs = self._run(images, dense=self._dense_now())
-        losses = {}
-        if self.expert_loss_weight > 0:
-            losses.update(self._expert_losses(outputs, targets))
+        decision, outputs, losses = self._run(images, self._dense_now(), targets)
         if self.mixture_loss is not None:
             logits = self.combiner(outputs, decision, tuple(images.shape[-2:]))
             losses["mixture.loss"] = self.mixture_loss(logits, targets)
@@ -178,6 +199,7 @@ class ModelLevelMoE(BaseModel):
         for name, routing_loss in self.routing_losses.items():
             losses[f"router.loss_{name}"] = routing_loss(decision, expert_iou)
         losses.update(routing_monitors(decision, expert_iou))
+        losses.update(self.expert_training.monitors())
         return losses
 
     def predict(
@@ -238,33 +260,28 @@ class ModelLevelMoE(BaseModel):
     def _dense_now(self) -> bool:
         return self.training and self.train_dispatch == "dense"
 
-    def _run(self, images: Tensor, dense: bool) -> tuple[RoutingDecision, dict[str, ExpertOutput]]:
+    def _run(
+        self, images: Tensor, dense: bool, targets: Tensor | None = None
+    ) -> tuple[RoutingDecision, dict[str, ExpertOutput], dict[str, Tensor]]:
+        """Decision, outputs and, with ``targets``, the experts' own losses."""
         no_backbone_grad = "backbone" in self.frozen
         no_expert_grad = no_backbone_grad and "experts" in self.frozen
+        lean = partial(backbone_pass, self.backbone)
+        full = lean if self.checkpoint_backbone == "all" else self.backbone
+        further = self.backbone if self.checkpoint_backbone is None else lean
         with torch.no_grad() if no_backbone_grad else nullcontext():
-            pyramid = self.backbone(images)
+            pyramid = full(images)
         decision = self.router(images, pyramid, self.progress)
-        bank = PyramidBank(images, pyramid, self.backbone, self.backbone.size_divisor)
+        bank = PyramidBank(images, pyramid, further, self.backbone.size_divisor)
         if dense or decision.indices.shape[1] == len(self.experts):
             rows = dict.fromkeys(self.experts)
         else:
             rows = routed_rows(decision, self.expert_names)
         with torch.no_grad() if no_expert_grad else nullcontext():
-            return decision, run_experts(self.experts, bank, rows)
-
-    def _expert_losses(
-        self, outputs: dict[str, ExpertOutput], targets: Tensor
-    ) -> dict[str, Tensor]:
-        losses = {}
-        for name, output in outputs.items():
-            rows = output.rows
-            target = targets if rows is None else targets[rows]
-            # An expert's loss is a mean over its own images; every image of the batch counts alike.
-            share = len(target) / len(targets)
-            parts = self.experts[name].loss(output, target, self.progress)
-            for part, value in parts.items():
-                losses[f"{name}.loss_{part}"] = self.expert_loss_weight * share * value
-        return losses
+            if targets is None or not self.expert_training.weight > 0:
+                return decision, run_experts(self.experts, bank, rows), {}
+            step = self.expert_training(self.experts, bank, rows, targets, self.progress)
+            return decision, *step
 
     def _padded(self, images: Tensor) -> Tensor:
         divisor = self.backbone.size_divisor

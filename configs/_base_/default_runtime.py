@@ -4,7 +4,8 @@ default_scope = "codmoe"
 # experts_refit_best.pth, router_best.pth, ensemble_best.pth.
 checkpoint_dir = "checkpoints_moe"
 
-# Mixed precision: bf16 where the GPU has it, fp16 on others, none on the CPU.
+# Mixed precision: bf16 where the GPU has it, fp16 on others, none on the CPU. "fp16" and "bf16"
+# take that one on any GPU, False none.
 amp = True
 
 # Share of the training samples whose files may turn out unreadable while training runs: each is

@@ -10,6 +10,9 @@ model = dict(
     backbone={{_base_.miniature.backbone}},
     experts={{_base_.miniature.experts}},
     router=dict(width=64),
+    # There is memory enough: nothing is computed twice.
+    expert_execution="together",
+    checkpoint_backbone=None,
 )
 train_cfg = dict(max_epochs=6, val_interval=2)
 optim_wrapper = dict(

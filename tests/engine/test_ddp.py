@@ -64,19 +64,26 @@ def gradients(model, images, targets):
     }
 
 
-def make_model(dispatch):
+# Dispatch, and how the experts are run.
+WAYS = ("sparse", "dense", "sequential", "checkpoint")
+
+
+def make_model(way):
     torch.manual_seed(0)
+    execution = way if way in ("sequential", "checkpoint") else "together"
     model = ModelLevelMoE(
         "pvt_v2_b0",
         experts=EXPERTS,
         router=dict(type="EvidenceRouter", width=8),
-        mixture_loss=dict(type="StructureLoss"),
+        mixture_loss=None if way == "sequential" else dict(type="StructureLoss"),
         expert_loss_weight=0.3,
+        expert_execution=execution,
+        checkpoint_backbone=None if execution == "together" else "extra",
         routing_losses=dict(
             balance=dict(type="LoadBalanceLoss", weight=1.0),
             z=dict(type="RouterZLoss", weight=0.1),
         ),
-        train_dispatch=dispatch,
+        train_dispatch="dense" if way == "dense" else "sparse",
     ).double()
     model.router = MeanRouter(expert_names=model.expert_names)
     model.train()
@@ -103,13 +110,13 @@ def one_rank(rank, port, folder):
     try:
         images, targets = make_batch()
         rows = slice(2 * rank, 2 * rank + 2)
-        for dispatch in ("sparse", "dense"):
-            model = make_model(dispatch)
+        for way in WAYS:
+            model = make_model(way)
             chosen = model.mixture(images[rows])[1].indices.unique().tolist()
             assert chosen == [[0, 1], [2, 3]][rank]  # half of the experts are idle on each rank
             wrapped = CODDistributedDataParallel(model, device_ids=[0])
             result = gradients(wrapped, images[rows], targets[rows])
-            torch.save(result, os.path.join(folder, f"{dispatch}{rank}.pth"))
+            torch.save(result, os.path.join(folder, f"{way}{rank}.pth"))
     finally:
         dist.destroy_process_group()
 
@@ -123,14 +130,14 @@ def free_port():
 def test_gradients_of_two_ranks_are_those_of_the_whole_batch(tmp_path):
     mp.spawn(one_rank, args=(free_port(), str(tmp_path)), nprocs=2)
     images, targets = make_batch()
-    for dispatch in ("sparse", "dense"):
-        expected = gradients(make_model(dispatch), images, targets)
+    for way in WAYS:
+        expected = gradients(make_model(way), images, targets)
         for rank in (0, 1):
-            result = torch.load(tmp_path / f"{dispatch}{rank}.pth")
+            result = torch.load(tmp_path / f"{way}{rank}.pth")
             for name, value in expected.items():
                 scale = value.abs().max().clamp(min=1e-6)
                 difference = (result[name] - value).abs().max() / scale
-                assert difference < 1e-5, (dispatch, rank, name)
+                assert difference < 1e-5, (way, rank, name)
         learnt = [name for name, value in expected.items() if value.any()]
         for part in ("backbone", "router", *(f"experts.{name}" for name in EXPERTS)):
             assert any(name.startswith(part) for name in learnt), part

@@ -326,6 +326,9 @@ def test_sync_bn_is_refused_where_it_would_hang(tmp_path):
         (True, True, False, dict(type="OptimWrapper")),
         (True, True, True, dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)),
         (True, False, True, dict(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")),
+        (True, True, "fp16", dict(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")),
+        (True, True, "bf16", dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)),
+        (False, False, "fp16", dict(type="OptimWrapper")),
     ],
 )
 def test_precision_is_the_machines(tmp_path, monkeypatch, cuda, bf16, amp, wrapper):
@@ -343,6 +346,19 @@ def test_precision_is_the_machines(tmp_path, monkeypatch, cuda, bf16, amp, wrapp
     chosen = {k: v for k, v in cfg.optim_wrapper.items() if k in ("type", "dtype", "loss_scale")}
     assert chosen == wrapper
     assert said.startswith(wrapper.get("dtype", "float32"))
+
+
+def test_a_precision_that_cannot_be_is_told(tmp_path, monkeypatch):
+    from codmoe.engine.config import load_config
+
+    config = write_config(tmp_path)
+    with pytest.raises(ValueError, match=r"amp='half' is unknown; use True .*'fp16'"):
+        load_config(config, {"amp": "half"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ValueError, match=r"amp='bf16': Tesla T4 has no bf16; use amp='fp16'"):
+        settle_amp(load_config(config, {"amp": "bf16"}))
 
 
 def test_a_misspelt_monitor_is_told(tmp_path):

@@ -1,0 +1,153 @@
+"""How much memory a training step needs: on a GPU its peak, on the CPU what autograd keeps."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codmoe.engine.config import load_config
+from codmoe.engine.launch import skip_pretrained
+from codmoe.engine.step_timing import measure
+from codmoe.registry import MODELS
+
+GIB = 2**30
+
+
+class _Saved:
+    """One tensor that autograd keeps."""
+
+    def __init__(self, owner: SavedBytes, key: int, tensor: Tensor):
+        self.owner, self.key, self.tensor = owner, key, tensor
+
+    def __del__(self):
+        self.owner.drop(self.key)
+
+
+class SavedBytes:
+    """Counts bytes of the tensors that autograd keeps for the backward pass, each storage once.
+
+    Used as a context manager around forward and backward pass. Parameters and buffers do not count;
+    nor does what activation checkpointing computes anew in the backward pass, which torch hides.
+
+    Args:
+        model: Whose parameters and buffers to leave out.
+
+    Attributes:
+        peak: The most bytes that were kept at once.
+    """
+
+    def __init__(self, model: nn.Module):
+        state = [*model.parameters(), *model.buffers()]
+        self.left_out = {tensor.untyped_storage()._cdata for tensor in state}
+        self.kept: dict[int, tuple[int, int]] = {}
+        self.peak = self.now = 0
+
+    def __enter__(self) -> SavedBytes:
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.take, self.give)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.hooks.__exit__(*error)
+
+    def take(self, tensor: Tensor) -> Tensor | _Saved:
+        """Note a tensor that autograd wants to keep."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.left_out:
+            return tensor
+        size, count = self.kept.get(key, (storage.nbytes(), 0))
+        self.now += size if count == 0 else 0
+        self.kept[key] = (size, count + 1)
+        self.peak = max(self.peak, self.now)
+        return _Saved(self, key, tensor)
+
+    def drop(self, key: int) -> None:
+        """Autograd keeps one tensor of a storage no longer."""
+        size, count = self.kept.pop(key)
+        if count > 1:
+            self.kept[key] = (size, count - 1)
+        else:
+            self.now -= size
+
+    @staticmethod
+    def give(saved: Tensor | _Saved) -> Tensor:
+        """The tensor itself."""
+        return saved.tensor if isinstance(saved, _Saved) else saved
+
+
+def saved_bytes(model: nn.Module, images: Tensor, targets: Tensor) -> int:
+    """The most bytes that autograd keeps at once in a training step of ``model``.
+
+    Args:
+        model: In training mode.
+        images: Normalised images, (N, 3, H, W).
+        targets: Ground truth in {0, 1}, (N, 1, H, W).
+    """
+    gc.collect()
+    with SavedBytes(model) as saved:
+        losses = model(images, targets=targets, mode="loss")
+        model.parse_losses(losses)[0].backward()
+    model.zero_grad()
+    return saved.peak
+
+
+def peak_memory(
+    config: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    batch: int | None = None,
+    size: int = 448,
+    steps: int = 10,
+    limit: float | None = None,
+) -> dict[str, Any]:
+    """Trains some steps of a config on random images.
+
+    Args:
+        config: Config file or name.
+        options: Overrides of the config.
+        batch: Images; the config's by default, one on the CPU.
+        size: Side of the images in pixels.
+        steps: Training steps on a GPU; the first ones choose convolution algorithms.
+        limit: GiB that the process may take of the GPU, as if it had no more.
+
+    Returns:
+        On a GPU ``allocated_gib`` and ``reserved_gib``, the peaks of torch's allocator, and
+        ``precision``; on the CPU ``saved_gib`` in float32. Always ``batch`` and ``device``.
+
+    Raises:
+        ValueError, FileNotFoundError: The config is not right, or a limit was given without a GPU.
+        torch.OutOfMemoryError: ``limit`` is not enough.
+    """
+    options = dict(options or {})
+    if not torch.cuda.is_available():
+        if limit is not None:
+            raise ValueError(f"limit={limit}: there is no GPU to limit")
+        batch = batch or 1
+        cfg = load_config(config, options)
+        skip_pretrained(cfg)
+        torch.manual_seed(0)
+        images = torch.randn(batch, 3, size, size)
+        targets = (torch.rand(batch, 1, size, size) > 0.5).float()
+        saved = saved_bytes(MODELS.build(cfg.model).train(), images, targets)
+        return dict(device="CPU", batch=batch, saved_gib=round(saved / GIB, 3))
+    if limit is not None:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(limit * GIB / total, 1.0))
+    if batch is not None:
+        options["train_dataloader.batch_size"] = batch
+    with tempfile.TemporaryDirectory() as folder:
+        spec = dict(config=config, options=options, data="synthetic", size=size, work_dir=folder)
+        figures = measure(dict(spec, steps=steps, warmup=2), "none")
+    return dict(
+        device=figures["device"],
+        batch=figures["batch_per_process"],
+        precision=figures["precision"],
+        allocated_gib=round(figures["peak_allocated"][0] / GIB, 2),
+        reserved_gib=round(figures["peak_reserved"][0] / GIB, 2),
+    )

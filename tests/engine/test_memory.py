@@ -1,0 +1,41 @@
+"""The memory of a training step, counted on the CPU."""
+
+import pytest
+import torch
+from miniature import ROOT, TWO_EXPERTS, call, write_config
+from torch import nn
+
+from codmoe.engine.memory import SavedBytes, peak_memory
+
+
+def test_what_autograd_keeps_is_counted_once_and_let_go():
+    layer = nn.Linear(4, 4)
+    x = torch.ones(8, 4, requires_grad=True)
+    with SavedBytes(layer) as saved:
+        y = layer(x).relu()
+        assert saved.now == 2 * 8 * 4 * 4  # x and the output; not the weight
+        z = (y * y).sum()
+        assert saved.now == saved.peak == 2 * 8 * 4 * 4  # the output again
+        z.backward()
+        del y, z
+        assert saved.now == 0 and saved.peak == 2 * 8 * 4 * 4
+
+
+def test_the_tool_shows_that_one_expert_at_a_time_is_less(tmp_path, monkeypatch, capsys):
+    config = write_config(tmp_path, 1, TWO_EXPERTS)
+    saved = {}
+    for execution in ("together", "sequential"):
+        options = {"model.expert_execution": execution}
+        saved[execution] = peak_memory(config, options, size=96)["saved_gib"]
+    assert 0 < saved["sequential"] < saved["together"]
+    arguments = ("--size", 64, "--batch", 2)
+    assert call(monkeypatch, "analysis/peak_memory", config, *arguments) is None
+    assert "device CPU, batch 2, saved_gib 0." in capsys.readouterr().out
+    assert "no GPU" in call(monkeypatch, "analysis/peak_memory", config, "--limit", 16)
+    assert (ROOT / "tools/analysis/peak_memory.py").read_text().count("\n") <= 60
+
+
+def test_a_limit_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="limit=16: there is no GPU"):
+        peak_memory("experts/joint", limit=16)
