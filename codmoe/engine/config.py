@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry as MMRegistry
 
 from codmoe import registry
+from codmoe.engine.speed import speed_faults
 from codmoe.registry import argument_faults, suggest
 
 RUNNER_KEYS = (
@@ -27,7 +28,7 @@ LOADER_KEYS = (
     "prefetch_factor timeout multiprocessing_context generator in_order shuffle"
 ).split()
 INIT_KEYS = ("file", "parts", "command")
-OWN_KEYS = ("amp", "checkpoint_dir", "config_file", "init_from", "max_unreadable")
+OWN_KEYS = ("amp checkpoint_dir compile config_file init_from max_unreadable memory_format").split()
 
 
 def config_root() -> Path:
@@ -109,7 +110,7 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
             faults += [f"{key}: not a config key; did you mean {close[0]!r}?"] if close else []
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
-    faults += _loop_faults(cfg)
+    faults += _loop_faults(cfg) + speed_faults(cfg)
     plain = {f"{part}_dataloader": LOADER_KEYS for part in ("train", "val", "test")}
     for path, valid in dict(plain, init_from=INIT_KEYS).items():
         unknown = [key for key in cfg.get(path) or () if key not in valid]
