@@ -71,7 +71,11 @@ def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], run_id: 
     kept = None
     if path.exists() and read_meta(path).get("run_id") != run_id:
         kept = keep_old(path)
-    state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+    state = {
+        # Whatever the memory format of this run, files are laid out alike.
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in model.state_dict().items()
+    }
     with _renamed(path) as temporary:
         torch.save(dict(state_dict=state, meta=dict(meta, run_id=run_id)), temporary)
     return kept

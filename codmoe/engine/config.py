@@ -15,6 +15,7 @@ from codmoe import registry
 from codmoe.engine.assembly import init_faults
 from codmoe.engine.assembly_check import assembly_faults
 from codmoe.engine.precision import check_amp
+from codmoe.engine.speed import speed_faults
 from codmoe.registry import argument_faults, suggest
 
 RUNNER_KEYS = (
@@ -29,7 +30,9 @@ LOADER_KEYS = (
     "batch_size num_workers persistent_workers drop_last pin_memory pin_memory_device "
     "prefetch_factor timeout multiprocessing_context generator in_order shuffle"
 ).split()
-OWN_KEYS = ("amp", "assembly", "checkpoint_dir", "config_file", "init_from", "max_unreadable")
+OWN_KEYS = (
+    "amp assembly checkpoint_dir compile config_file init_from max_unreadable memory_format"
+).split()
 
 
 def config_root() -> Path:
@@ -111,7 +114,7 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
             faults += [f"{key}: not a config key; did you mean {close[0]!r}?"] if close else []
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
-    faults += _loop_faults(cfg)
+    faults += _loop_faults(cfg) + speed_faults(cfg)
     try:
         check_amp(cfg.get("amp", True))
     except ValueError as error:

@@ -19,7 +19,7 @@ from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import config_root
 from codmoe.engine.ddp import init_cpu_process_group
 from codmoe.engine.hooks import bare_model
-from codmoe.engine.precision import settle_amp
+from codmoe.engine.precision import settle_amp, settle_fused
 from codmoe.engine.runner import CODRunner
 from codmoe.engine.warmup import check_warmup, holds_backbone
 from codmoe.evaluation.tables import save_json
@@ -144,6 +144,7 @@ def build_runner(cfg: Config) -> tuple[CODRunner, str]:
     """
     check_launch(cfg)
     precision = settle_amp(cfg)
+    settle_fused(cfg)
     dense = every_expert_runs(cfg.model)
     if not dense:
         _no_benchmark(cfg)
@@ -258,7 +259,7 @@ def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
     """
     for key in (
         "train_dataloader train_cfg optim_wrapper param_scheduler val_dataloader val_cfg "
-        "val_evaluator init_from"
+        "val_evaluator init_from compile"
     ).split():
         cfg.pop(key, None)
     hooks = cfg.get("default_hooks") or {}

@@ -1,8 +1,11 @@
-"""The precision of training, chosen in one place."""
+"""What the machine decides about the optimiser, in one place: precision and fused kernels."""
 
 from __future__ import annotations
 
+import inspect
+
 import torch
+from mmengine import registry as root
 from mmengine.config import Config
 
 AMP = (True, False, None, "fp16", "bf16")
@@ -36,9 +39,9 @@ def settle_amp(cfg: Config) -> str:
         wrapper.pop(key, None)
     check_amp(amp)
     if not amp or not torch.cuda.is_available():
-        wrapper.type = "OptimWrapper"
+        wrapper.type = "CODOptimWrapper"
         return "float32"
-    wrapper.type = "AmpOptimWrapper"
+    wrapper.type = "CODAmpOptimWrapper"
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if amp == "bf16" and not has_bf16:
         raise ValueError(
@@ -50,3 +53,19 @@ def settle_amp(cfg: Config) -> str:
         return "bfloat16 autocast"
     wrapper.update(dtype="float16", loss_scale="dynamic")
     return "float16 autocast, dynamic loss scale"
+
+
+def settle_fused(cfg: Config) -> None:
+    """Let the optimiser update all parameters of a group in one kernel, where it can.
+
+    On GPUs, for the optimisers of torch that know ``fused`` (AdamW, Adam, SGD), unless the config
+    says ``optim_wrapper.optimizer.fused`` or ``foreach`` itself. With a loss scale it also spares
+    the wait for whether a gradient overflowed.
+    """
+    optimizer = cfg.optim_wrapper.get("optimizer") or {}
+    if not torch.cuda.is_available() or {"fused", "foreach"} & set(optimizer):
+        return
+    kind = optimizer.get("type")
+    kind = root.OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+    if kind is not None and "fused" in inspect.signature(kind).parameters:
+        optimizer["fused"] = True

@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from codmoe.engine import message_hub as hubs
+from codmoe.engine.optimizers import lay_out_state
+from codmoe.engine.speed import compile_parts, set_memory_format
 from codmoe.version import __version__
 
 
@@ -25,6 +28,24 @@ class CODRunner(Runner):
             f"{self.world_size} × {device}, seed {self.seed}"
         )
         self.logger.info(f"log and whole config: {Path(self.log_dir)}")
+
+    def build_message_hub(self, message_hub=None):
+        """A hub that fetches scalars from the device when they are read, not one by one."""
+        hubs.install((message_hub or {}).get("name", self._experiment_name))
+        return super().build_message_hub(message_hub)
+
+    def wrap_model(self, model_wrapper_cfg, model):
+        """mmengine's; ``memory_format`` and ``compile`` first, since DDP lays out its buffers by
+        those of the parameters.
+        """
+        set_memory_format(model, self.cfg.get("memory_format"))
+        compiled = compile_parts(model, self.cfg.get("compile"))
+        if compiled:
+            self.logger.info(f"compiled for training: {', '.join(compiled)}")
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def _maybe_compile(self, target: str) -> None:
+        """Nothing: mmengine reads ``compile`` too, and would compile the whole training step."""
 
     def build_optim_wrapper(self, optim_wrapper):
         """mmengine's, without its line of log for each of a thousand parameters; of the frozen ones
@@ -45,7 +66,17 @@ class CODRunner(Runner):
         """
         schedulers = self.param_schedulers
         fresh = [dict(s.state_dict()) for s in schedulers] if isinstance(schedulers, list) else []
-        super().resume(filename, *args, **kwargs)
+        try:
+            super().resume(filename, *args, **kwargs)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise ValueError(
+                f"{filename} was written with other parameter groups ({error}). If it is from a "
+                "run before groups were merged, resume it with --cfg-options "
+                "optim_wrapper.constructor=DefaultOptimWrapperConstructor"
+            ) from error
+        lay_out_state(self.optim_wrapper.optimizer)
         loop = self.train_loop
         if not isinstance(loop, EpochBasedTrainLoop):
             return

@@ -19,7 +19,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sparse": {"model.train_dispatch": "sparse"},
     "dense": {"model.train_dispatch": "dense"},
     "merged_groups": {"optim_wrapper.constructor": "MergedGroupsConstructor"},
+    "plain_groups": {"optim_wrapper.constructor": "DefaultOptimWrapperConstructor"},
     "fused_adamw": {"optim_wrapper.optimizer.fused": True},
+    "no_fused_adamw": {"optim_wrapper.optimizer.fused": False},
+    "contiguous": {"memory_format": "contiguous"},
+    "compile_all": {"compile": dict(backbone=True, experts=True)},
     "no_cudnn_benchmark": {"env_cfg.cudnn_benchmark": False},
     "compile": {},
 }

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from codmoe.datasets.integrity import is_complete
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS
 from codmoe.datasets.transforms import read_image
+from codmoe.engine.speed import set_memory_format
 from codmoe.files import replacing
 from codmoe.inference.ready import weights_to_use
 from codmoe.inference.zoo import create_model, load_whole
@@ -89,6 +90,7 @@ class Inferencer:
             model = create_model(model, checkpoint=checkpoint, evaluate_all_experts=False)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
+        set_memory_format(self.model, (getattr(model, "cfg", None) or {}).get("memory_format"))
         size = (image_size,) * 2 if image_size else size_of(getattr(model, "cfg", None))
         self.size: tuple[int, int] = size
         self.batch_size = batch_size

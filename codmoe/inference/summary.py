@@ -79,9 +79,10 @@ def summarise(
         say: Told what is being measured.
 
     Returns:
-        Plain values: ``parts`` (rows with ``part``, ``parameters``, ``flops``), ``total`` (sums of
-        these), ``active_parameters`` and ``route_flops`` (``min``, ``max``, ``mean`` over all
-        choices of ``top_k`` experts, and who they are), ``size``, ``top_k``, ``unit``, ``notes``.
+        Plain values: ``parts`` (rows with ``part``, ``parameters``, ``flops``; those of further
+        image scales also with ``scale``), ``total`` (sums of these), ``active_parameters`` and
+        ``route_flops`` (``min``, ``max``, ``mean`` over all choices of ``top_k`` experts, and who
+        they are), ``size``, ``top_k``, ``unit``, ``notes``.
         Numbers are single parameters and operations, not millions.
 
     Raises:
@@ -128,7 +129,12 @@ def _measure(model: ModelLevelMoE, size: int, say: Callable[[str], None]) -> dic
     for scale, flops in scales.items():
         users = [n for n, e in model.experts.items() if scale in e.input_scales]
         rows.append(
-            dict(part=f"{', '.join(users)} backbone at {scale:g}×", parameters=0, flops=flops)
+            dict(
+                part=f"{', '.join(users)} backbone at {scale:g}×",
+                parameters=0,
+                flops=flops,
+                scale=scale,
+            )
         )
     say("combiner")
     combiner, _ = count_flops(model, lambda: model.combiner(outputs, decision, (size, size)))

@@ -24,6 +24,8 @@ class CODDataPreprocessor(BaseDataPreprocessor):
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
         super().__init__(non_blocking=True)
+        self.memory_format = torch.contiguous_format
+        """Of the images that the model gets; the engine sets it together with the model's own."""
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -45,12 +47,20 @@ class CODDataPreprocessor(BaseDataPreprocessor):
                     f"one batch holds images of sizes {sorted(sizes)}; end the pipeline's geometry "
                     "with a fixed size (dict(type='Resize', scale=(448, 448)))"
                 )
-            inputs = torch.stack(list(inputs))
-        images = (self.cast_data(inputs).float() - self.mean) / self.std
+            inputs = self._stacked(inputs)
+        # Laid out as bytes: a quarter of what it costs in float32.
+        images = self.cast_data(inputs).contiguous(memory_format=self.memory_format)
+        images = (images.float() - self.mean) / self.std
         batch = dict(inputs=images, data_samples=samples)
         targets = data.get("targets")  # stacked by a collate function
         if targets is None and samples and all("target" in sample for sample in samples):
-            targets = torch.stack([sample.target for sample in samples])
+            targets = self._stacked([sample.target for sample in samples])
         if targets is not None:
             batch["targets"] = self.cast_data(targets).float()
         return batch
+
+    def _stacked(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(N, ...); on the host in pinned memory, without which the copy waits for the device."""
+        stacked = torch.stack(list(tensors))
+        to_gpu = self.device.type == "cuda" and not stacked.is_cuda
+        return stacked.pin_memory() if to_gpu else stacked

@@ -8,6 +8,14 @@ checkpoint_dir = "checkpoints_moe"
 # take that one on any GPU, False none.
 amp = True
 
+# How images and weights lie in memory: "channels_last", which tensor cores read without a copy, or
+# "contiguous". Also of testing and inference.
+memory_format = "channels_last"
+
+# Parts of the model that are compiled for training, each on its own; further keys: router,
+# combiner, mode (torch.compile's). The first steps then take minutes.
+compile = dict(backbone=False, experts=False)
+
 # Share of the training samples whose files may turn out unreadable while training runs: each is
 # reported once and replaced by another sample. Above it training stops with the list.
 max_unreadable = 0.01

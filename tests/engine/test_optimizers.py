@@ -1,9 +1,15 @@
-"""Merged parameter groups train as one group a parameter does."""
+"""Merged parameter groups train as one group a parameter does; fused steps where there is a GPU."""
 
+import pytest
 import torch
 from miniature import ONE_EXPERT, prepared, write_config
 
+from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
+from codmoe.engine.optimizers import lay_out_state
+from codmoe.engine.precision import settle_fused
+
+PLAIN = {"optim_wrapper.constructor": "DefaultOptimWrapperConstructor"}
 
 
 def test_merged_groups_give_the_same_weights(tmp_path):
@@ -17,9 +23,8 @@ def test_merged_groups_give_the_same_weights(tmp_path):
     )
     off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
     config = write_config(tmp_path, 1, ONE_EXPERT, rates, off, dict(randomness=dict(seed=3)))
-    constructor = {"optim_wrapper.constructor": "MergedGroupsConstructor"}
-    plain = train(prepared(config, tmp_path / "plain"))
-    merged = train(prepared(config, tmp_path / "merged", **constructor))
+    plain = train(prepared(config, tmp_path / "plain", **PLAIN))
+    merged = train(prepared(config, tmp_path / "merged"))
     many, few = plain.optim_wrapper.param_groups, merged.optim_wrapper.param_groups
     settings = {(g["initial_lr"], g["weight_decay"]) for g in many}
     assert len(many) > 100 and len(settings) > 2
@@ -30,3 +35,42 @@ def test_merged_groups_give_the_same_weights(tmp_path):
         plain.model.named_parameters(), merged.model.parameters(), strict=True
     ):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_a_checkpoint_from_before_groups_were_merged_says_how_it_is_resumed(tmp_path):
+    off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    config = write_config(tmp_path, 1, ONE_EXPERT, off)
+    train(prepared(config, tmp_path / "work", **PLAIN))
+    longer = {"resume": True, "train_cfg.max_epochs": 2}
+    with pytest.raises(ValueError, match=r"optim_wrapper.constructor=DefaultOptimWrapperConstr"):
+        train(prepared(config, tmp_path / "work", **longer))
+    assert train(prepared(config, tmp_path / "work", **longer, **PLAIN)).epoch == 2
+
+
+def test_fused_steps_are_the_machines_unless_the_config_says_otherwise(tmp_path, monkeypatch):
+    config = write_config(tmp_path)
+
+    def settled(**optimizer):
+        cfg = load_config(config, {f"optim_wrapper.optimizer.{k}": v for k, v in optimizer.items()})
+        settle_fused(cfg)
+        return cfg.optim_wrapper.optimizer.get("fused")
+
+    assert settled() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert settled() is True
+    assert settled(fused=False) is False
+    assert settled(foreach=True) is None
+    assert settled(type="Rprop", _delete_=True) is None
+
+
+def test_resumed_state_is_laid_out_like_its_parameter():
+    layer = torch.nn.Conv2d(4, 6, 3)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.randn(1, 4, 5, 5)).sum().backward()
+    optimizer.step()
+    before = optimizer.state[layer.weight]["exp_avg"].clone()
+    layer.to(memory_format=torch.channels_last)
+    lay_out_state(optimizer)
+    after = optimizer.state[layer.weight]["exp_avg"]
+    assert after.stride() == layer.weight.stride() != before.stride()
+    assert torch.equal(after, before) and optimizer.state[layer.weight]["step"] == 1

@@ -322,13 +322,18 @@ def test_sync_bn_is_refused_where_it_would_hang(tmp_path):
 @pytest.mark.parametrize(
     ("cuda", "bf16", "amp", "wrapper"),
     [
-        (False, False, True, dict(type="OptimWrapper")),
-        (True, True, False, dict(type="OptimWrapper")),
-        (True, True, True, dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)),
-        (True, False, True, dict(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")),
-        (True, True, "fp16", dict(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")),
-        (True, True, "bf16", dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)),
-        (False, False, "fp16", dict(type="OptimWrapper")),
+        (False, False, True, dict(type="CODOptimWrapper")),
+        (True, True, False, dict(type="CODOptimWrapper")),
+        (True, True, True, dict(type="CODAmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)),
+        (True, False, True, dict(type="CODAmpOptimWrapper", dtype="float16", loss_scale="dynamic")),
+        (
+            True,
+            True,
+            "fp16",
+            dict(type="CODAmpOptimWrapper", dtype="float16", loss_scale="dynamic"),
+        ),
+        (True, True, "bf16", dict(type="CODAmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)),
+        (False, False, "fp16", dict(type="CODOptimWrapper")),
     ],
 )
 def test_precision_is_the_machines(tmp_path, monkeypatch, cuda, bf16, amp, wrapper):

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from codmoe.registry import nearest, suggest
@@ -31,6 +32,17 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images whose sides divide by ``size_divisor`` → the four maps."""
+
+
+def laid_out_as(images: Tensor, pyramid: list[Tensor]) -> list[Tensor]:
+    """The maps in the memory format of the images, channels last or not.
+
+    timm's models end their stages in the contiguous format. Every convolution of every expert that
+    reads a map would convert it anew.
+    """
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return [level.contiguous(memory_format=layout) for level in pyramid]
 
 
 def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs) -> nn.Module:

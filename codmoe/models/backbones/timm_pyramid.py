@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from codmoe.models.backbones.base import STRIDES, Backbone, create_timm
+from codmoe.models.backbones.base import STRIDES, Backbone, create_timm, laid_out_as
 from codmoe.registry import MODELS
 
 
@@ -58,5 +58,5 @@ class TimmPyramid(Backbone):
         maps = self.body(images)
         pyramid = [maps[i] for i in self.levels]
         if self.channels_last:
-            pyramid = [level.permute(0, 3, 1, 2).contiguous() for level in pyramid]
-        return pyramid
+            pyramid = [level.permute(0, 3, 1, 2) for level in pyramid]
+        return laid_out_as(images, pyramid)

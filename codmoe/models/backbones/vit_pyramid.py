@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from codmoe.models.backbones.base import STRIDES, Backbone, create_timm
+from codmoe.models.backbones.base import STRIDES, Backbone, create_timm, laid_out_as
 from codmoe.models.layers import resize_to
 from codmoe.registry import MODELS
 
@@ -89,7 +89,7 @@ class ViTPyramid(Backbone):
         ):
             size = tuple(-(-side // stride) for side in images.shape[-2:])
             pyramid.append(output(resize_to(scale(by_layer[layer]), size)))
-        return pyramid
+        return laid_out_as(images, pyramid)
 
 
 def _scale(dim: int, stride: int) -> nn.Module:

@@ -58,7 +58,6 @@ class Expert(nn.Module, ABC):
         Returns:
             Named scalars; their sum is minimised.
         """
-        losses = dict(structure=self.structure_loss(output.logits, target))
-        for i, side in enumerate(output.side_logits):
-            losses[f"structure_side{i}"] = self.structure_loss(side, target)
-        return losses
+        names = ["structure", *(f"structure_side{i}" for i in range(len(output.side_logits)))]
+        values = self.structure_loss.of_maps([output.logits, *output.side_logits], target)
+        return dict(zip(names, values, strict=True))

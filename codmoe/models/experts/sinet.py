@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codmoe.models.experts.base import Expert
@@ -16,7 +16,9 @@ from codmoe.structures import ExpertOutput
 class GroupReversalBlock(nn.Module):
     """Interleaves a one-channel guide with ``groups`` groups of the features; refines both.
 
-    Features (N, C, h, w) and guide (N, 1, h, w) keep their shapes.
+    Features (N, C, h, w) and guide (N, 1, h, w) keep their shapes. The interleaved tensor, in which
+    the guide is repeated ``groups`` times, is never made: a convolution of it is one of the
+    features plus one of the guide with the sum of the weights that met its repetitions.
     """
 
     def __init__(self, channels: int, groups: int):
@@ -26,10 +28,11 @@ class GroupReversalBlock(nn.Module):
         self.score = nn.Conv2d(channels, 1, 3, padding=1)
 
     def forward(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
-        n, c, h, w = x.shape
-        grouped = x.view(n, self.groups, c // self.groups, h, w)
-        guides = guide.unsqueeze(1).expand(n, self.groups, 1, h, w)
-        x = x + self.conv(torch.cat([grouped, guides], dim=2).flatten(1, 2))
+        conv, relu = self.conv
+        grouped = conv.weight.unflatten(1, (self.groups, -1))
+        features, guides = grouped[:, :, :-1].flatten(1, 2), grouped[:, :, -1].sum(1, keepdim=True)
+        mixed = F.conv2d(x, features, conv.bias, padding=1) + F.conv2d(guide, guides, padding=1)
+        x = x + relu(mixed)
         return x, guide + self.score(x)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from codmoe.models.layers import resize_to
 from codmoe.registry import MODELS
@@ -23,6 +25,27 @@ def boundary_weight(target: Tensor, kernel: int = 31) -> Tensor:
     mean = F.avg_pool2d(target, (kernel, 1), stride=1, padding=(kernel // 2, 0))
     mean = F.avg_pool2d(mean, (1, kernel), stride=1, padding=(0, kernel // 2))
     return 1 + 5 * (mean - target).abs()
+
+
+# Weights of each ground truth that still lives, by window: all experts of a step and the mixture
+# are held against one tensor.
+_weights_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def shared_boundary_weight(target: Tensor, kernel: int = 31) -> Tensor:
+    """:func:`boundary_weight` in float32, computed once for each ground truth.
+
+    The result is kept as long as ``target`` lives and is computed anew after a change in place.
+    """
+    if target.is_inference() or target.requires_grad:
+        return boundary_weight(target.float(), kernel)  # has no version, or a graph of its own
+    kept = _weights_of.setdefault(target, {})
+    version, weight = kept.get(kernel, (None, None))
+    if version != target._version:
+        with torch.no_grad():
+            weight = boundary_weight(target.float(), kernel)
+        kept[kernel] = (target._version, weight)
+    return weight
 
 
 @MODELS.register_module()
@@ -49,16 +72,29 @@ class StructureLoss(nn.Module):
             logits: (N, 1, h, w); resized bilinearly to the target if the sizes differ.
             target: Ground truth in {0, 1}, (N, 1, H, W).
         """
+        return self.of_maps([logits], target)[0]
+
+    def of_maps(self, maps: Sequence[Tensor], target: Tensor) -> list[Tensor]:
+        """The loss of each of several maps of the same images, in one pass over all of them.
+
+        Args:
+            maps: Logits, each (N, 1, h_i, w_i).
+            target: Ground truth in {0, 1}, (N, 1, H, W).
+
+        Returns:
+            One scalar a map.
+        """
+        weight = shared_boundary_weight(target, self.kernel)
+        target = target.float()
         # Sums over 200,704 pixels overflow half precision.
-        logits, target = resize_to(logits, target).float(), target.float()
-        weight = boundary_weight(target, self.kernel)
-        bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        logits = torch.cat([resize_to(logits, target).float() for logits in maps], dim=1)
+        bce = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
         bce = (weight * bce).sum((2, 3)) / weight.sum((2, 3))
-        probability = logits.sigmoid()
-        intersection = (probability * target * weight).sum((2, 3))
-        union = ((probability + target) * weight).sum((2, 3))
+        weighted = logits.sigmoid() * weight
+        intersection = (weighted * target).sum((2, 3))
+        union = weighted.sum((2, 3)) + (target * weight).sum((2, 3))
         iou = 1 - (intersection + 1) / (union - intersection + 1)
-        return self.weight * (bce + iou).mean()
+        return list((self.weight * (bce + iou).mean(0)).unbind())
 
 
 @MODELS.register_module()

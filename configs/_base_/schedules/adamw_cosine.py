@@ -5,7 +5,10 @@ test_cfg = dict()
 
 optim_wrapper = dict(
     type="OptimWrapper",  # AmpOptimWrapper where `amp` finds a GPU
-    optimizer=dict(type="AdamW", lr=3e-4, weight_decay=0.05),
+    # One group for all parameters of equal settings; a checkpoint from before must be resumed with
+    # DefaultOptimWrapperConstructor.
+    constructor="MergedGroupsConstructor",
+    optimizer=dict(type="AdamW", lr=3e-4, weight_decay=0.05),  # fused on GPUs
     clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,

@@ -24,14 +24,22 @@ class TestSINet(ExpertTester):
 
 @pytest.mark.parametrize("groups", [1, 4, 8])
 def test_the_guide_enters_behind_every_group(groups):
-    block = GroupReversalBlock(8, groups)
-    seen = []
-    block.conv.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    x = torch.arange(8.0).view(1, 8, 1, 1).expand(1, 8, 3, 3)
-    block(x, torch.full((1, 1, 3, 3), -1.0))
-    size = 8 // groups
-    expected = [v for g in range(groups) for v in (*range(g * size, (g + 1) * size), -1)]
-    assert seen[0][0, :, 1, 1].tolist() == expected
+    """As if it were written there and convolved with the whole weight."""
+    block = GroupReversalBlock(8, groups).double()
+    x, guide = (torch.randn(2, c, 6, 5, dtype=torch.float64, requires_grad=True) for c in (8, 1))
+    parts = [p for chunk in x.chunk(groups, dim=1) for p in (chunk, guide)]
+    interleaved = torch.cat(parts, dim=1)
+    assert interleaved.shape[1] == 8 + groups
+    expected = x + block.conv(interleaved)
+    torch.testing.assert_close(block(x, guide)[0], expected)
+    probe = torch.randn_like(expected)
+    inputs = (x, guide, *block.conv.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad((block(x, guide)[0] * probe).sum(), inputs),
+        torch.autograd.grad((expected * probe).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_stage_is_led_by_what_was_not_found():

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from codmoe.models.losses import StructureLoss, UncertaintyAwareLoss, iou_per_image
+from codmoe.models.losses import StructureLoss, UncertaintyAwareLoss, iou_per_image, segmentation
 from codmoe.models.losses.segmentation import boundary_weight
 
 
@@ -125,3 +125,38 @@ def test_iou_per_image_resizes_the_logits():
     target[..., :4] = 1
     logits = torch.tensor([5.0, -5.0]).view(1, 1, 1, 2)
     assert iou_per_image(logits, target).item() == 1
+
+
+def test_several_maps_cost_what_each_costs_alone():
+    target = example()[1]
+    maps = [torch.randn(2, 1, *size, requires_grad=True) for size in ((40, 48), (10, 12), (5, 6))]
+    together = StructureLoss(weight=0.5).of_maps(maps, target)
+    assert len(together) == 3
+    for logits, ours in zip(maps, together, strict=True):
+        upsampled = F.interpolate(logits.detach(), (40, 48), mode="bilinear")
+        assert ours.item() == pytest.approx(0.5 * reference(upsampled, target), rel=1e-5)
+        alone = StructureLoss(weight=0.5)(logits, target)
+        ours, alone = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (ours, alone))
+        torch.testing.assert_close(ours, alone)
+
+
+def test_the_weights_of_a_ground_truth_are_computed_once(monkeypatch):
+    calls = []
+
+    def counted(target, kernel=31):
+        calls.append(kernel)
+        return boundary_weight(target, kernel)
+
+    monkeypatch.setattr(segmentation, "boundary_weight", counted)
+    logits, target = example()
+    before = StructureLoss()(logits, target)
+    assert StructureLoss()(logits, target) == before and calls == [31]
+    StructureLoss(kernel=15)(logits, target)
+    assert calls == [31, 15]
+    target[0] = 0  # changed in place: the weights are others now
+    assert StructureLoss()(logits, target) != before and calls == [31, 15, 31]
+    with torch.inference_mode():
+        StructureLoss()(logits, target.clone())
+    kept = len(segmentation._weights_of)
+    del target
+    assert len(segmentation._weights_of) == kept - 1

@@ -1,0 +1,99 @@
+"""How the model lies in memory, and which of its parts are compiled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import nn
+
+from codmoe.registry import suggest
+
+FORMATS = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_format)
+PARTS = ("backbone", "experts", "router", "combiner")
+COMPILE_KEYS = (*PARTS, "mode")
+
+
+def set_memory_format(model: nn.Module, name: str | None) -> None:
+    """Lay out the weights of a model, and the images that its preprocessor gives it.
+
+    Config: top-level ``memory_format``, ``"channels_last"`` (what tensor cores read without a copy)
+    or ``"contiguous"``. Values do not change; sums are rounded in another order.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if name is None:
+        return
+    if name not in FORMATS:
+        raise ValueError(f"memory_format={name!r} is unknown; {suggest(str(name), FORMATS)}")
+    model.to(memory_format=FORMATS[name])
+    preprocessor = getattr(model, "data_preprocessor", None)
+    if hasattr(preprocessor, "memory_format"):
+        preprocessor.memory_format = FORMATS[name]
+
+
+def speed_faults(cfg: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the top-level ``memory_format`` and ``compile``, one sentence each."""
+    faults, name = [], cfg.get("memory_format")
+    if name is not None and name not in FORMATS:
+        faults.append(f"memory_format={name!r} is unknown; {suggest(str(name), FORMATS)}")
+    options = cfg.get("compile")
+    if options is not None and not isinstance(options, Mapping):
+        return [*faults, f"compile={options!r}: give a dict, e.g. dict(backbone=True)"]
+    unknown = [key for key in options or () if key not in COMPILE_KEYS]
+    return faults + [f"compile: no key {key!r}; {suggest(key, COMPILE_KEYS)}" for key in unknown]
+
+
+def compile_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str]:
+    """Have parts of a model compiled when training first calls them, each on its own.
+
+    Config: top-level ``compile = dict(backbone=True, experts=True, mode=None)``; also ``router``,
+    ``combiner``; ``mode`` is ``torch.compile``'s. Names in the state dict do not change. Evaluation
+    runs uncompiled: its last batch is smaller, and every size would be compiled anew.
+
+    Returns:
+        Names of the parts, e.g. ``"experts.sinet"``.
+    """
+    chosen = [part for part in PARTS if (options or {}).get(part)]
+    names = []
+    for part in chosen:
+        module = model.get_submodule(part)
+        regions = module.named_children() if part == "experts" else [("", module)]
+        for name, region in regions:
+            label = f"{part}.{name}" if name else part
+            region._compiled_call_impl = _InTraining(region, label, (options or {}).get("mode"))
+            names.append(label)
+    return names
+
+
+class _InTraining:
+    """Calls a module compiled while it trains; uncompiled otherwise, and for good after a failure.
+
+    It stands where ``nn.Module.compile`` puts its function, which neither copies nor state dicts
+    take along.
+    """
+
+    def __init__(self, module: nn.Module, name: str, mode: str | None):
+        self.module, self.name = module, name
+        self.compiled = torch.compile(module._call_impl, dynamic=False, mode=mode)
+        self.failed = False
+
+    def __call__(self, *args, **kwargs):
+        if not self.module.training or self.failed:
+            return self.module._call_impl(*args, **kwargs)
+        try:
+            return self.compiled(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self.failed = True
+            reason = next((line for line in str(error).splitlines() if line.strip()), "")
+            print_log(
+                f"{self.name} cannot be compiled and runs uncompiled: {type(error).__name__}: "
+                f"{reason.strip()[:200]}",
+                logger="current",
+                level=logging.WARNING,
+            )
+            return self.module._call_impl(*args, **kwargs)

@@ -1,0 +1,138 @@
+"""Times calls side by side: the same clock, warmed up, in random order."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+
+
+@dataclass
+class Sample:
+    """Times of one call.
+
+    Args:
+        seconds: Of each repeat, the device waited for before and after.
+        burst: Seconds a call when several follow each other and only the last is waited for.
+    """
+
+    seconds: list[float]
+    burst: float
+
+    def figures(self, batch: int) -> dict[str, Any]:
+        """``n``, ``median_ms``, ``p90_ms`` and ``images_per_second``, of ``batch`` a call."""
+        ordered = sorted(self.seconds)
+        # The smallest value that nine tenths do not exceed.
+        p90 = ordered[-(-9 * len(ordered) // 10) - 1]
+        return dict(
+            n=len(ordered),
+            median_ms=1e3 * statistics.median(ordered),
+            p90_ms=1e3 * p90,
+            images_per_second=batch / self.burst,
+        )
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given; nothing on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def side_by_side(
+    calls: Mapping[Hashable, Call], device: torch.device, *, repeats: int = 30, seed: int = 0
+) -> dict[Hashable, Sample]:
+    """Times warmed-up calls.
+
+    Every round runs each call once, in an order drawn anew: a clock that drifts, or another
+    process, touches all alike.
+
+    Args:
+        calls: What to run, by any name.
+        device: Where it runs.
+        repeats: Rounds.
+        seed: Of the order.
+    """
+    seconds: dict[Hashable, list[float]] = {name: [] for name in calls}
+    order, draw = list(calls), random.Random(seed)
+    for _ in range(repeats):
+        draw.shuffle(order)
+        for name in order:
+            synchronise(device)
+            started = time.perf_counter()
+            calls[name]()
+            synchronise(device)
+            seconds[name].append(time.perf_counter() - started)
+    samples = {}
+    for name, call in calls.items():
+        if device.type != "cuda":
+            # A call on the CPU returns when it is done: nothing can overlap.
+            samples[name] = Sample(seconds[name], statistics.fmean(seconds[name]))
+            continue
+        rounds = max(repeats // 2, 1)
+        synchronise(device)
+        started = time.perf_counter()
+        for _ in range(rounds):
+            call()
+        synchronise(device)
+        samples[name] = Sample(seconds[name], (time.perf_counter() - started) / rounds)
+    return samples
+
+
+def warmed(call: Call, device: torch.device, rounds: int) -> Call:
+    """``call``, after ``rounds`` runs of it."""
+    for _ in range(rounds):
+        call()
+    synchronise(device)
+    return call
+
+
+def working_memory(call: Call, device: torch.device) -> float | None:
+    """MiB that a call needs beyond what lies allocated before it; None on the CPU, whose allocator
+    keeps no count.
+    """
+    if device.type != "cuda":
+        return None
+    synchronise(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    synchronise(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def allocated(device: torch.device) -> float:
+    """MiB that lie allocated on a GPU; 0 on the CPU."""
+    return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
+
+
+def captured(call: Call, device: torch.device) -> Call:
+    """The kernels of a call as one CUDA graph, launched at once; its result is left where it was.
+
+    Raises:
+        ValueError: The device is no GPU.
+        RuntimeError: The call waits for the device, which a graph cannot.
+    """
+    if device.type != "cuda":
+        raise ValueError("CUDA graphs need a GPU")
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay():
+        graph.replay()
+        return result
+
+    return replay

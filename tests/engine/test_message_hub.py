@@ -1,0 +1,79 @@
+"""Scalars that stay on the device until they are read, and read the same."""
+
+import json
+
+import pytest
+import torch
+from miniature import ONE_EXPERT, prepared, write_config
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner
+
+from codmoe.engine.launch import train
+from codmoe.engine.message_hub import DeferredMessageHub
+from codmoe.engine.runner import CODRunner
+
+
+def told(hub):
+    for step in range(6):
+        hub.update_scalar("train/lr", 0.1 * step)
+        hub.update_scalar("train/loss", torch.tensor(1 / 3, requires_grad=True) * step, count=2)
+        hub.update_scalar("train/IoU", torch.tensor([0.1], dtype=torch.float64) * step)
+        hub.update_scalar("train/mixed", torch.tensor(step) if step % 2 else step)
+    return hub
+
+
+def histories(hub):
+    return {k: [h.tolist() for h in v.data] for k, v in hub.log_scalars.items()}
+
+
+def test_what_is_read_is_what_mmengine_reads():
+    hub = told(DeferredMessageHub("a"))
+    assert any(key == "train/loss" for key, _, _ in hub._deferred)
+    expected = histories(told(MessageHub("a")))
+    assert list(histories(hub)) == list(expected)
+    assert histories(hub) == expected
+    saved = told(DeferredMessageHub("b")).state_dict()["log_scalars"]
+    assert {k: v.data[0].tolist() for k, v in saved.items()} == {
+        k: v[0] for k, v in expected.items()
+    }
+    assert told(DeferredMessageHub("c")).get_scalar("train/loss").current() == pytest.approx(5 / 3)
+
+
+def test_nothing_is_fetched_before_somebody_asks(monkeypatch):
+    fetched = []
+    monkeypatch.setattr(
+        DeferredMessageHub, "fetch", lambda self, real=DeferredMessageHub.fetch: fetched.append(
+            len(self._deferred)) or real(self))  # fmt: skip
+    hub = DeferredMessageHub("a")
+    hub.update_scalar("train/time", 1.0)
+    hub.update_scalar("train/loss", torch.tensor(1.0))
+    hub.get_scalar("train/time")  # mmengine's timer does, in every step
+    assert not fetched
+    assert not any(value.requires_grad for _, value, _ in told(hub)._deferred)
+    monkeypatch.setattr(hub, "limit", 3)
+    told(hub)
+    assert len(hub._deferred) < 3
+    with pytest.raises(KeyError, match="nothing"):
+        hub.get_scalar("nothing")
+
+
+def test_a_training_logs_what_it_logs_with_mmengines_hub(tmp_path, monkeypatch):
+    off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    interval = dict(default_hooks=dict(logger=dict(interval=3)), log_processor=dict(window_size=2))
+    longer = dict(train_dataloader=dict(dataset=dict(length=24)))
+    config = write_config(tmp_path, 1, ONE_EXPERT, off, interval, longer)
+
+    def logged(name):
+        runner = train(prepared(config, tmp_path / name))
+        (file,) = (tmp_path / name).glob("*/vis_data/scalars.json")
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        timed = ("time", "data_time", "memory")
+        return runner, [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+    deferred, ours = logged("deferred")
+    assert isinstance(deferred.message_hub, DeferredMessageHub)
+    assert deferred.optim_wrapper.message_hub is deferred.message_hub
+    monkeypatch.setattr(CODRunner, "build_message_hub", Runner.build_message_hub)
+    plain, theirs = logged("plain")
+    assert type(plain.message_hub) is MessageHub
+    assert ours == theirs and len(ours) == 2 and "grad_norm" in ours[0]

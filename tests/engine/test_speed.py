@@ -1,0 +1,123 @@
+"""Memory format and compiled parts: the same numbers, the same names."""
+
+import copy
+
+import pytest
+import torch
+from miniature import ONE_EXPERT, build, prepared, write_config
+
+from codmoe.engine.checkpoints import save_weights
+from codmoe.engine.config import load_config
+from codmoe.engine.launch import build_runner, train
+from codmoe.engine.speed import compile_parts, set_memory_format
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    changes = dict(model=dict(router=dict(noise=0.0)), init_from=None)
+    model = build(load_config(write_config(tmp_path, 3, changes))).train().double()
+    model.router.float()  # computes in float32 whatever it is given
+    return model
+
+
+@pytest.fixture
+def lone(tmp_path):
+    torch.manual_seed(0)
+    return build(load_config(write_config(tmp_path, 1, ONE_EXPERT))).train()
+
+
+def step(model):
+    """Loss and gradients of one step on bytes, as the data loader gives them."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=generator).byte()
+    targets = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
+    targets[..., 10:40, 20:50] = 1
+    batch = model.data_preprocessor(dict(inputs=images, targets=targets))
+    inputs = batch["inputs"].to(next(model.parameters()).dtype)
+    loss = model.parse_losses(model(inputs, targets=batch["targets"], mode="loss"))[0]
+    loss.backward()
+    return inputs, loss, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_channels_last_gives_the_same_loss_and_gradients(model, tmp_path):
+    other = copy.deepcopy(model)
+    set_memory_format(other, "channels_last")
+    assert other.state_dict().keys() == model.state_dict().keys()
+    images, loss, gradients = step(model)
+    images_last, loss_last, gradients_last = step(other)
+    assert images.is_contiguous() and not images_last.is_contiguous()
+    assert images_last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(loss, loss_last, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == gradients_last.keys() and len(gradients) > 300
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max().item() + 1e-6
+        torch.testing.assert_close(
+            gradient, gradients_last[name], rtol=1e-3, atol=1e-3 * scale, msg=name
+        )
+
+
+def test_the_experts_get_a_pyramid_in_the_format_of_the_images(model):
+    set_memory_format(model.float(), "channels_last")
+    seen = []
+    expert = model.experts["pranet"]
+    expert.register_forward_pre_hook(lambda _, args: seen.extend(args[1][0]))
+    step(model)
+    assert len(seen) == 4
+    assert all(f.is_contiguous(memory_format=torch.channels_last) for f in seen)
+
+
+def test_weights_files_are_laid_out_alike(model, tmp_path):
+    set_memory_format(model, "channels_last")
+    save_weights(tmp_path / "w.pth", model, {}, "run")
+    state = torch.load(tmp_path / "w.pth", weights_only=True)["state_dict"]
+    assert all(value.is_contiguous() for value in state.values())
+
+
+def test_the_runner_lays_out_the_model_and_the_optimisers_state(tmp_path):
+    off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    runner = train(prepared(write_config(tmp_path, 1, ONE_EXPERT, off), tmp_path / "work"))
+    for parameter, state in runner.optim_wrapper.optimizer.state.items():
+        if parameter.ndim == 4:
+            assert parameter.is_contiguous(memory_format=torch.channels_last)
+        assert state["exp_avg"].stride() == parameter.stride()
+    plain = prepared(write_config(tmp_path, 1, ONE_EXPERT), tmp_path / "p", memory_format=None)
+    assert all(p.is_contiguous() for p in build_runner(plain)[0].model.parameters())
+
+
+def test_misspelt_keys_are_told(tmp_path):
+    config = write_config(tmp_path)
+    with pytest.raises(ValueError, match=r"memory_format='chanels_last'.*'channels_last'"):
+        load_config(config, {"memory_format": "chanels_last"})
+    with pytest.raises(ValueError, match=r"compile: no key 'bakbone'.*'backbone'"):
+        load_config(config, {"compile.bakbone": True})
+
+
+def test_compiled_parts_keep_names_and_numbers_and_leave_evaluation_alone(lone, monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: real(f, backend="eager", dynamic=False))
+    other = copy.deepcopy(lone)
+    assert compile_parts(other, dict(backbone=False, experts=True)) == ["experts.sinet"]
+    assert other.state_dict().keys() == lone.state_dict().keys()
+    loss, loss_compiled = step(lone)[1], step(other)[1]
+    torch.testing.assert_close(loss, loss_compiled, rtol=1e-5, atol=1e-6)
+    assert not other.experts["sinet"]._compiled_call_impl.failed
+    copied = copy.deepcopy(other)  # as EMA makes one
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert step(copied)[1].item() == pytest.approx(step(lone)[1].item(), rel=1e-2)
+    other.experts["sinet"]._compiled_call_impl.compiled = None
+    other.eval()(torch.zeros(1, 3, 64, 64))
+
+
+def test_a_part_that_cannot_be_compiled_runs_all_the_same(lone, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: real(f, backend=broken, dynamic=False))
+    expected = step(copy.deepcopy(lone))[1]
+    compile_parts(lone, dict(experts=True))
+    torch.testing.assert_close(step(lone)[1], expected)
+    assert lone.experts["sinet"]._compiled_call_impl.failed
