@@ -16,6 +16,7 @@ from mmengine.runner.utils import set_random_seed
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import config_root
 from codmoe.engine.ddp import init_cpu_process_group
+from codmoe.engine.frozen_cache import settle_frozen_cache
 from codmoe.engine.hooks import bare_model
 from codmoe.engine.precision import settle_amp
 from codmoe.engine.runner import CODRunner
@@ -181,6 +182,8 @@ def train(cfg: Config) -> CODRunner:
     Raises:
         FileNotFoundError, ValueError: Something is missing or does not fit; nothing was trained.
     """
+    if settle_frozen_cache(cfg):
+        _no_benchmark(cfg)  # the frozen parts run on what is not kept yet: on any number of images
     _tolerate_unreadable(cfg)
     runner, precision = build_runner(cfg)
     runner.logger.info(f"precision: {precision}")
@@ -278,7 +281,7 @@ def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
         cfg.pop(key, None)
     hooks = cfg.get("default_hooks") or {}
     # The weights come from the checkpoint: nothing to download, nothing to write.
-    for name in ("best", "progress", "ema", "average_buffers"):
+    for name in ("best", "progress", "ema", "average_buffers", "frozen_cache"):
         hooks.pop(name, None)
     logger = dict(type="TestProgressHook", interval=5)
     cfg.default_hooks = dict(hooks, checkpoint=None, param_scheduler=None, logger=logger)
