@@ -19,6 +19,7 @@ from codmoe.engine.ddp import init_cpu_process_group
 from codmoe.engine.frozen_cache import settle_frozen_cache
 from codmoe.engine.hooks import bare_model
 from codmoe.engine.precision import settle_amp
+from codmoe.engine.router_watch import routing_of_best
 from codmoe.engine.runner import CODRunner
 from codmoe.evaluation.tables import save_json
 from codmoe.registry import SCOPE
@@ -31,6 +32,8 @@ MMENGINE_HOOKS = (
     "param_scheduler",
     "checkpoint",
 )
+# Hooks of training runs alone.
+MEASURING = ("frozen_cache", "router_watch", "experts_after")
 
 
 def check_launch(cfg: Config) -> None:
@@ -212,6 +215,7 @@ def train(cfg: Config) -> CODRunner:
                 best_epoch=runner.message_hub.get_info("codmoe_best_epoch"),
                 seconds=round(time.time() - started, 1),
                 precision=precision,
+                routing=routing_of_best(runner),
             ),
         )
     return runner
@@ -281,7 +285,7 @@ def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
         cfg.pop(key, None)
     hooks = cfg.get("default_hooks") or {}
     # The weights come from the checkpoint: nothing to download, nothing to write.
-    for name in ("best", "progress", "ema", "average_buffers", "frozen_cache"):
+    for name in ("best", "progress", "ema", "average_buffers", *MEASURING):
         hooks.pop(name, None)
     logger = dict(type="TestProgressHook", interval=5)
     cfg.default_hooks = dict(hooks, checkpoint=None, param_scheduler=None, logger=logger)

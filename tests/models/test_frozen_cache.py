@@ -92,7 +92,7 @@ def test_losses_and_gradients_are_those_without_a_cache(stage_2, batch, runs, dt
 
 def test_the_router_sees_the_images_it_is_given(stage_2, batch):
     """Only frozen results come from memory: they belong to the key, the images to the batch."""
-    images, targets = batch(2)
+    images = batch(2)[0]
     model = stage_2(dtype="float32").eval()
     with torch.no_grad():
         first = model.mixture(images, dense=True, data_samples=samples("a", "b"))
