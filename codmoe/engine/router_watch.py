@@ -157,10 +157,10 @@ class RouterWatchHook(Hook):
             best = figures.best_expert
             return (
                 f"router: nothing to route: the oracle's IoU on validation is "
-                f"{figures.oracle:.4f}, the best expert's ({best}) {figures.experts[best]:.4f}; a "
-                f"gap of {figures.gap:.4f} (under router_watch.min_gap={self.min_gap:g}) is no fault of "
-                f"the router ({seen}). Make experts that differ (stage 1 for longer, other seeds, "
-                f"widths or input_scales), or use {best} alone"
+                f"{figures.oracle:.4f}, the best expert's ({best}) {figures.experts[best]:.4f}. A "
+                f"gap of {figures.gap:.4f} (router_watch.min_gap={self.min_gap:g}) is no fault of "
+                f"the router ({seen}). Make experts that differ (stage 1 for longer, other "
+                f"widths, seeds or input_scales), or use {best} alone"
             )
         if state == "collapsed":
             what = (
