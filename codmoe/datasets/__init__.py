@@ -20,6 +20,7 @@ from codmoe.datasets.transforms import (
     RandomJPEG,
     RandomWarp,
 )
+from codmoe.datasets.views import FixedViews
 
 __all__ = [
     "COD10K",
@@ -27,6 +28,7 @@ __all__ = [
     "CODDataset",
     "CopyPaste",
     "DatasetGroup",
+    "FixedViews",
     "LoadCODPair",
     "PackCODInputs",
     "Pair",

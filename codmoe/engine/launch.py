@@ -18,8 +18,10 @@ from codmoe.engine.assembly_check import check_assembly
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import config_root
 from codmoe.engine.ddp import init_cpu_process_group
+from codmoe.engine.frozen_cache import settle_frozen_cache
 from codmoe.engine.hooks import bare_model
 from codmoe.engine.precision import settle_amp, settle_fused
+from codmoe.engine.router_watch import routing_of_best
 from codmoe.engine.runner import CODRunner
 from codmoe.engine.warmup import check_warmup, holds_backbone
 from codmoe.evaluation.tables import save_json
@@ -33,6 +35,8 @@ MMENGINE_HOOKS = (
     "param_scheduler",
     "checkpoint",
 )
+# Hooks of training runs alone.
+MEASURING = ("frozen_cache", "router_watch", "experts_after")
 
 
 def check_launch(cfg: Config) -> None:
@@ -175,6 +179,8 @@ def train(cfg: Config) -> CODRunner:
         FileNotFoundError, ValueError: Something is missing or does not fit, or an expert is worse
             than on its own checkpoint; nothing was trained.
     """
+    if settle_frozen_cache(cfg):
+        _no_benchmark(cfg)  # the frozen parts run on what is not kept yet: on any number of images
     _tolerate_unreadable(cfg)
     runner, precision = build_runner(cfg)
     runner.logger.info(f"precision: {precision}")
@@ -204,6 +210,7 @@ def train(cfg: Config) -> CODRunner:
                 best_epoch=runner.message_hub.get_info("codmoe_best_epoch"),
                 seconds=round(time.time() - started, 1),
                 precision=precision,
+                routing=routing_of_best(runner),
             ),
         )
     return runner
@@ -264,7 +271,7 @@ def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
         cfg.pop(key, None)
     hooks = cfg.get("default_hooks") or {}
     # The weights come from the checkpoint: nothing to download, nothing to write.
-    for name in ("best", "progress", "ema", "average_buffers", "warmup"):
+    for name in ("best", "progress", "ema", "average_buffers", "warmup", *MEASURING):
         hooks.pop(name, None)
     logger = dict(type="TestProgressHook", interval=5)
     cfg.default_hooks = dict(hooks, checkpoint=None, param_scheduler=None, logger=logger)

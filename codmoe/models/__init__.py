@@ -2,7 +2,9 @@ from codmoe.models.backbones import Backbone, TimmPyramid, ViTPyramid
 from codmoe.models.combiners import Combiner, LogitCombiner, PixelCombiner, ProbabilityCombiner
 from codmoe.models.experts import Expert, PraNetExpert, SINetExpert, UJSCExpert, ZoomNetExpert
 from codmoe.models.losses import (
+    ExpectedRegretLoss,
     ExpertIoUDistillation,
+    ExpertRankingLoss,
     LoadBalanceLoss,
     RouterZLoss,
     StructureLoss,
@@ -24,8 +26,10 @@ __all__ = [
     "CODDataPreprocessor",
     "Combiner",
     "EvidenceRouter",
+    "ExpectedRegretLoss",
     "Expert",
     "ExpertIoUDistillation",
+    "ExpertRankingLoss",
     "FixedRouter",
     "LoadBalanceLoss",
     "LogitCombiner",

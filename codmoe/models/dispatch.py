@@ -77,6 +77,15 @@ def run_experts(
     return outputs
 
 
+def run_everything(
+    backbone: Callable[[Tensor], Pyramid], experts: Mapping[str, Expert], images: Tensor
+) -> tuple[Pyramid, dict[str, ExpertOutput]]:
+    """Pyramid and the output of every expert for all images (N, 3, H, W)."""
+    pyramid = backbone(images)
+    bank = PyramidBank(images, pyramid, backbone, backbone.size_divisor)
+    return pyramid, run_experts(experts, bank, dict.fromkeys(experts))
+
+
 def routed_rows(decision: RoutingDecision, names: Sequence[str]) -> dict[str, Tensor | None]:
     """Rows routed to each expert that anybody chose; None where that is the whole batch in order.
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from codmoe.models import build
 from codmoe.models.checkpointing import backbone_pass
 from codmoe.models.combiners import Combiner
-from codmoe.models.dispatch import PyramidBank, routed_rows, run_experts
+from codmoe.models.dispatch import PyramidBank, routed_rows, run_everything, run_experts
 from codmoe.models.expert_training import ExpertTraining
+from codmoe.models.frozen_cache import FrozenCache
 from codmoe.models.losses.segmentation import iou_per_image
 from codmoe.models.monitors import routing_monitors
 from codmoe.models.routers.base import Router
@@ -115,6 +116,8 @@ class ModelLevelMoE(BaseModel):
         self.progress = 1.0
         """Share of training done, in [0, 1]; a hook of the engine keeps it."""
         self.frozen = tuple(frozen)
+        self.frozen_cache: FrozenCache | None = None
+        """Where a hook of the engine lets the results of frozen parts be kept."""
         self._freeze()
         # Built to be used; whoever trains it calls train(), as mmengine's Runner does.
         self.eval()
@@ -138,7 +141,8 @@ class ModelLevelMoE(BaseModel):
             inputs: Images, RGB, normalised with ImageNet's mean and standard deviation,
                 (N, 3, H, W). Sides that the backbone cannot divide are padded, and the result is
                 cropped.
-            data_samples: Annotations, for ``"predict"``.
+            data_samples: Annotations, for ``"predict"``; their ``cache_key``, if they have one, for
+                the cache of frozen parts.
             targets: Ground truth in {0, 1}, (N, 1, H, W), for ``"loss"``.
             mode: ``"tensor"`` returns logits; ``"predict"`` data samples with probabilities at the
                 original resolution; ``"loss"`` named scalars, of which those with "loss" in their
@@ -155,7 +159,7 @@ class ModelLevelMoE(BaseModel):
         if mode == "loss":
             if targets is None:
                 raise ValueError("mode='loss' needs targets (N, 1, H, W): the ground truth")
-            return self.loss(inputs, targets)
+            return self.loss(inputs, targets, data_samples)
         if mode == "predict":
             return self.predict(inputs, data_samples)
         if mode != "tensor":
@@ -164,21 +168,28 @@ class ModelLevelMoE(BaseModel):
         return (logits, decision.as_info()) if return_routing_info else logits
 
     def mixture(
-        self, images: Tensor, *, dense: bool = False
+        self,
+        images: Tensor,
+        *,
+        dense: bool = False,
+        data_samples: list[CODDataSample] | None = None,
     ) -> tuple[Tensor, RoutingDecision, dict[str, ExpertOutput]]:
         """Images (N, 3, H, W) → mixture logits (N, 1, H, W), decision, outputs of the experts run.
 
         Args:
             images: Normalised images.
             dense: Run every expert on every image; the mixture does not change.
+            data_samples: Annotations with the ``cache_key`` of each image, where there are any.
         """
         size = tuple(images.shape[-2:])
         padded = self._padded(images)
-        decision, outputs, _ = self._run(padded, dense)
+        decision, outputs, _ = self._run(padded, dense, data_samples)
         logits = self.combiner(outputs, decision, tuple(padded.shape[-2:]))
         return logits[..., : size[0], : size[1]], decision, outputs
 
-    def loss(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def loss(
+        self, images: Tensor, targets: Tensor, data_samples: list[CODDataSample] | None = None
+    ) -> dict[str, Tensor]:
         """Losses and monitors of one batch; see :meth:`forward`."""
         divisor = self.backbone.size_divisor
         if any(side % divisor for side in images.shape[-2:]):
@@ -187,7 +198,7 @@ class ModelLevelMoE(BaseModel):
                 f"training images of {images.shape[-2]} × {images.shape[-1]} pixels: the backbone "
                 f"needs multiples of {divisor}; set the train pipeline's size to {size}"
             )
-        decision, outputs, losses = self._run(images, self._dense_now(), targets)
+        decision, outputs, losses = self._run(images, self._dense_now(), data_samples, targets)
         if self.mixture_loss is not None:
             logits = self.combiner(outputs, decision, tuple(images.shape[-2:]))
             losses["mixture.loss"] = self.mixture_loss(logits, targets)
@@ -213,7 +224,9 @@ class ModelLevelMoE(BaseModel):
         """
         samples = data_samples or [CODDataSample() for _ in images]
         height, width = images.shape[-2:]
-        logits, decision, outputs = self.mixture(images, dense=self.evaluate_all_experts)
+        logits, decision, outputs = self.mixture(
+            images, dense=self.evaluate_all_experts, data_samples=data_samples
+        )
         maps = [logits]
         if self.evaluate_all_experts:
             padded = self._padded(images).shape[-2:]
@@ -261,9 +274,18 @@ class ModelLevelMoE(BaseModel):
         return self.training and self.train_dispatch == "dense"
 
     def _run(
-        self, images: Tensor, dense: bool, targets: Tensor | None = None
+        self,
+        images: Tensor,
+        dense: bool,
+        data_samples: list[CODDataSample] | None,
+        targets: Tensor | None = None,
     ) -> tuple[RoutingDecision, dict[str, ExpertOutput], dict[str, Tensor]]:
         """Decision, outputs and, with ``targets``, the experts' own losses."""
+        keys = [sample.get("cache_key") for sample in data_samples or ()]
+        if self.frozen_cache is not None and dense and keys and None not in keys:
+            everything = partial(run_everything, self.backbone, self.experts)
+            pyramid, outputs = self.frozen_cache.through(keys, images, everything)
+            return self.router(images, pyramid, self.progress), outputs, {}
         no_backbone_grad = "backbone" in self.frozen
         no_expert_grad = no_backbone_grad and "experts" in self.frozen
         lean = partial(backbone_pass, self.backbone)

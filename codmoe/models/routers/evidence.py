@@ -18,8 +18,9 @@ LUMA = (0.299, 0.587, 0.114)
 
 def luminance(images: Tensor) -> Tensor:
     """Weighted channel mean of normalised images, (N, 3, H, W) → (N, 1, H, W) in float32."""
-    weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
-    return (images.float() * weights).sum(1, keepdim=True)
+    # Numbers and not a tensor of them, which would be copied to the device at each call.
+    red, green, blue = (w * c for w, c in zip(LUMA, images.float().split(1, dim=1), strict=True))
+    return red + green + blue
 
 
 def local_deviation(x: Tensor, kernel: int = 7) -> Tensor:
@@ -158,6 +159,8 @@ class FrequencyBranch(nn.Module):
         cells = torch.zeros(len(cell), directional * radial)
         cells[torch.arange(len(cell)), cell] = 1
         self.register_buffer("bins", cells / cells.sum(0).clamp(min=1), persistent=False)
+        window = torch.hann_window(size, periodic=False)
+        self.register_buffer("window", window.view(1, -1) * window.view(-1, 1), persistent=False)
         features = directional * radial + directional + radial
         self.radial, self.directional = radial, directional
         self.layers = nn.Sequential(
@@ -172,8 +175,7 @@ class FrequencyBranch(nn.Module):
         size = (self.size, self.size)
         # Antialiased: aliasing would write high frequencies into low bins.
         grey = F.interpolate(luminance(images), size, mode="bilinear", antialias=True)
-        window = torch.hann_window(self.size, periodic=False, device=grey.device)
-        grey = (grey - grey.mean((2, 3), keepdim=True)) * window.view(1, -1) * window.view(-1, 1)
+        grey = (grey - grey.mean((2, 3), keepdim=True)) * self.window
         power = torch.fft.rfft2(grey[:, 0]).abs().square().flatten(1)[:, self.inside]
         cells = torch.log(power + 1e-3) @ self.bins
         grid = cells.view(-1, self.directional, self.radial)

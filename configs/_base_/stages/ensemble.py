@@ -30,4 +30,9 @@ model = dict(
 )
 train_cfg = dict(max_epochs=80)
 optim_wrapper = dict(optimizer=dict(lr=5e-5))
-default_hooks = dict(best=dict(name="ensemble"))
+default_hooks = dict(
+    best=dict(name="ensemble"),
+    router_watch=dict(type="RouterWatchHook"),
+    # Each expert before and after this stage, and how alike they have become.
+    experts_after=dict(type="ExpertsAfterHook"),
+)

@@ -1,0 +1,96 @@
+"""Augmentation that comes back: a fixed number of views of each image, taken in turn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from codmoe.registry import DATASETS
+
+
+@DATASETS.register_module()
+class FixedViews(Dataset):
+    """A dataset of which each image has ``views`` augmented versions, the same on every visit.
+
+    Epoch ``e`` shows view ``e mod views`` of every image (:meth:`set_epoch`). What a transform
+    draws follows from ``seed``, the index and the view alone, so that whatever does not learn needs
+    to be computed once for each: a sample's metainfo holds ``cache_key = (part, view, index)``, by
+    which :class:`~codmoe.models.frozen_cache.FrozenCache` keeps it.
+
+    Args:
+        dataset: The dataset or its config.
+        views: Versions of each image, 1 or more.
+        seed: Seed of all augmentation.
+        part: First component of the keys; tells datasets of one run apart.
+
+    Raises:
+        ValueError: ``views`` is below 1.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | Mapping[str, Any],
+        views: int = 4,
+        seed: int = 0,
+        part: str = "train",
+    ) -> None:
+        if not isinstance(views, int) or views < 1:
+            raise ValueError(f"FixedViews: views={views!r}; it must be a whole number, 1 or more")
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        if hasattr(self.dataset, "full_init"):
+            self.dataset.full_init()
+        self.views, self.seed, self.part = views, seed, part
+        # In shared memory: workers that outlive an epoch must hear of the next one.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def metainfo(self) -> dict:
+        """Of the data set within."""
+        return dict(getattr(self.dataset, "metainfo", {}))
+
+    @property
+    def view(self) -> int:
+        """The view that is shown now, from 0."""
+        return int(self._epoch) % self.views
+
+    def set_epoch(self, epoch: int) -> None:
+        """Show the view of this epoch, in all workers; to be called between epochs."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def get_data_info(self, index: int) -> dict:
+        """Paths and names of one sample, without loading it."""
+        return self.dataset.get_data_info(index)
+
+    def __getitem__(self, index: int) -> Any:
+        index, view = int(index), self.view
+        with drawn_from(self.seed, index, view):
+            item = self.dataset[index]
+        item["data_samples"].set_metainfo(dict(cache_key=(self.part, view, index)))
+        return item
+
+
+@contextmanager
+def drawn_from(*words: int) -> Iterator[None]:
+    """All random numbers of numpy, torch and Python come from these words; the generators are as
+    before afterwards.
+    """
+    before = np.random.get_state(), random.getstate(), torch.random.get_rng_state()
+    seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+    np.random.seed(seed)
+    random.seed(seed)
+    torch.random.default_generator.manual_seed(seed)  # of the CPU alone, unlike torch.manual_seed
+    try:
+        yield
+    finally:
+        np.random.set_state(before[0])
+        random.setstate(before[1])
+        torch.random.set_rng_state(before[2])

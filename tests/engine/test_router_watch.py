@@ -1,0 +1,156 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from miniature import TWO_EXPERTS, build, log_of, merged, prepared, write_config
+
+from codmoe.engine.checkpoints import save_weights
+from codmoe.engine.launch import train
+from codmoe.engine.router_watch import RouterWatchHook, RoutingFigures
+from codmoe.models.routers import EvidenceRouter
+
+BLIND = dict(mutual_information=0.004, top1_max_share=1.0, share_a=0.52, share_b=0.48)
+COLLAPSED = dict(mutual_information=0.01, top1_max_share=0.99, share_a=0.97, share_b=0.03)
+FAVOURITE = dict(mutual_information=0.2, top1_max_share=0.95, share_a=0.7, share_b=0.3)
+ROUTES = dict(mutual_information=0.2, top1_max_share=0.6, share_a=0.6, share_b=0.4)
+GAP = dict(IoU_a=0.70, IoU_b=0.68, IoU_oracle=0.74, regret=0.03)
+NO_GAP = dict(IoU_a=0.70, IoU_b=0.68, IoU_oracle=0.701, regret=0.001)
+
+
+class Log:
+    def __init__(self):
+        self.lines = []
+        self.warning = self.info = self.lines.append
+
+
+def watched(*validations, **settings):
+    """What a run says whose validations measured these."""
+    loss = SimpleNamespace(tau=0.05, needs_all_experts=True)
+    model = SimpleNamespace(
+        expert_names=("a", "b"),
+        routing_losses=dict(distill=loss, balance=type("LoadBalance", (), dict(weight=0.01))()),
+        router=torch.nn.Linear(1, 1),
+    )
+    model.router.noise, model.router.branches = 1.0, dict(texture=0, edge=0)
+    info = {}
+    hub = SimpleNamespace(get_info=info.get, update_info=info.__setitem__)
+    runner = SimpleNamespace(
+        model=model, message_hub=hub, _train_loop=object(), logger=Log(), epoch=0
+    )
+    hook = RouterWatchHook(**settings)
+    for metrics in validations:
+        runner.epoch += 1
+        info["codmoe_best_epoch"] = 2
+        hook.after_val_epoch(runner, metrics)
+    hook.after_train(runner)
+    return runner.logger.lines
+
+
+def test_a_blind_router_is_told_once_with_what_to_change():
+    told = watched(*[{**BLIND, **GAP}] * 6)[:-1]
+    assert len(told) == 1
+    for word in (
+        "router: blind for 3 validations",
+        "mutual information 0.004 of at most 0.693 nats",
+        "lower model.routing_losses.distill.tau=0.05",
+        "lower model.routing_losses.balance.weight=0.01",
+        "lower model.router.noise=1",
+        "model.router.branches on (now texture, edge)",
+        "split.fractions",
+        "0.0400 above the best expert",
+    ):
+        assert word in told[0], word
+    assert watched(BLIND, BLIND) == []
+    assert watched(BLIND, BLIND, ROUTES, BLIND, BLIND) == []
+    assert "0.0400" not in watched(*[BLIND] * 3)[0]  # without the experts' IoUs
+
+
+def test_a_collapsed_router_is_told_something_else():
+    for metrics, words in ((COLLAPSED, "a has 97% of the weight"), (FAVOURITE, "95% of the first")):
+        told = watched(*[{**metrics, **GAP}] * 4)[:-1]
+        assert len(told) == 1 and "router: collapsed" in told[0] and words in told[0]
+        assert "raise model.routing_losses.balance.weight=0.01" in told[0]
+        assert "lower model.routing_losses" not in told[0]
+
+
+def test_nothing_to_route_is_no_fault_of_the_router():
+    for metrics in (BLIND, COLLAPSED):
+        told = watched(*[{**metrics, **NO_GAP}] * 4)[:-1]
+        assert len(told) == 1 and "nothing to route" in told[0]
+        assert "oracle's IoU on validation is 0.7010" in told[0] and "use a alone" in told[0]
+        assert "routing_losses" not in told[0]
+
+
+def test_each_state_is_told_once_and_so_is_the_way_out():
+    blind, collapsed = {**BLIND, **GAP}, {**COLLAPSED, **GAP}
+    told = watched(blind, blind, collapsed, collapsed, ROUTES, blind, blind, patience=2)
+    assert [line.split(":")[1].split(" for")[0].split(",")[0].strip() for line in told[:4]] == [
+        "blind",
+        "collapsed",
+        "routes again",
+        "blind",
+    ]
+
+
+def test_a_router_that_routes_is_left_alone_and_its_end_is_told():
+    (end,) = watched(*[{**ROUTES, **GAP}] * 5)
+    # Of the best epoch, 2: the mixture has 0.71 of 0.70 to 0.74.
+    for word in ("epoch 2", "IoU 0.7100", "best expert a 0.7000", "oracle 0.7400"):
+        assert word in end
+    assert "25% of the gap closed" in end and "regret 0.0300" in end
+    assert watched(*[ROUTES] * 5) == []
+
+
+def test_where_there_is_no_gap_no_share_is_told():
+    equal = dict(GAP, IoU_oracle=0.70, regret=0.0)
+    figures = RoutingFigures.of({**ROUTES, **equal}, ("a", "b"))
+    assert figures.summary()["gap_closed"] is None
+
+
+def test_settings_are_checked():
+    for wrong in (dict(patience=0), dict(max_share=1.2)):
+        with pytest.raises(ValueError, match="router_watch"):
+            RouterWatchHook(**wrong)
+
+
+def started(tmp_path, *changes, epochs):
+    config = write_config(tmp_path, 2, TWO_EXPERTS, *changes, epochs=epochs)
+    torch.manual_seed(7)
+    path = tmp_path / "weights" / "experts_joint_best.pth"
+    save_weights(path, build(config), {}, "stage 1")
+    return config
+
+
+def watch(**settings):
+    return dict(default_hooks=dict(router_watch=settings))
+
+
+def test_a_training_with_a_router_made_blind(tmp_path, monkeypatch):
+    real = EvidenceRouter.score
+    monkeypatch.setattr(EvidenceRouter, "score", lambda *args: 0.0 * real(*args))
+    config = started(tmp_path, watch(patience=2, min_gap=-1.0), epochs=3)
+    train(prepared(config, tmp_path / "work"))
+    log = log_of(tmp_path / "work")
+    assert log.count("router: blind for 2 validations") == 1
+    assert "model.routing_losses.distill.tau" in log
+    finished = json.loads((tmp_path / "work" / "finished.json").read_text())
+    routing = finished["routing"]
+    assert routing["epoch"] == finished["best_epoch"]
+    assert routing["IoU_mixture"] == pytest.approx(finished["best"], abs=1e-6)
+    assert routing["regret"] == pytest.approx(routing["IoU_oracle"] - routing["IoU_mixture"])
+    assert "router on validation (epoch" in log
+
+
+def test_a_training_with_a_router_made_to_collapse(tmp_path, monkeypatch):
+    real = EvidenceRouter.score
+
+    def score(*args):
+        logits = real(*args)
+        return 0.0 * logits + torch.tensor([8.0, 0.0])
+
+    monkeypatch.setattr(EvidenceRouter, "score", score)
+    changes = merged(watch(patience=1, min_gap=-1.0), dict(model=dict(router=dict(noise=0.0))))
+    train(prepared(started(tmp_path, changes, epochs=1), tmp_path / "work"))
+    log = log_of(tmp_path / "work")
+    assert log.count("router: collapsed for 1 validations: pranet has 100% of the weight") == 1

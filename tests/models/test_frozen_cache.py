@@ -1,0 +1,180 @@
+import pytest
+import torch
+
+from codmoe.models.frozen_cache import FrozenCache
+from codmoe.structures import CODDataSample
+
+SETTINGS = dict(
+    frozen=("backbone", "experts"),
+    train_dispatch="dense",
+    mixture_loss=dict(type="StructureLoss"),
+    combiner=dict(type="PixelCombiner"),  # it reads UJSC's confidence
+    routing_losses=dict(distil=dict(type="ExpertIoUDistillation"), z=dict(type="RouterZLoss")),
+)
+
+
+@pytest.fixture
+def stage_2(make_model):
+    """A model of stage 2 whose router says something."""
+
+    def make(**cache):
+        model = make_model(**SETTINGS).train()
+        torch.nn.init.normal_(model.router.fuse[-1].weight)
+        if cache:
+            model.frozen_cache = FrozenCache(**cache)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How many images the backbone saw at each call, at scale 1."""
+    from codmoe.models.backbones.timm_pyramid import TimmPyramid
+
+    seen = []
+    real = TimmPyramid.forward
+
+    def forward(self, images):
+        if images.shape[-1] == 64:
+            seen.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(TimmPyramid, "forward", forward)
+    return seen
+
+
+def samples(*keys):
+    return [CODDataSample(metainfo=dict(cache_key=key)) for key in keys]
+
+
+def step(model, images, targets, *keys):
+    torch.manual_seed(5)  # the router's noise
+    model.zero_grad()
+    model.progress = 0.25
+    losses = model(images, samples(*keys), targets, mode="loss")
+    model.parse_losses(losses)[0].backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {key: value.detach() for key, value in losses.items()}, grads
+
+
+def assert_same(one, other, **tolerance):
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            torch.testing.assert_close(value, b[key], msg=lambda m, k=key: f"{k}: {m}", **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [("float32", dict(atol=1e-5, rtol=1e-4)), ("float16", dict(atol=5e-3, rtol=2e-2))],
+)
+def test_losses_and_gradients_are_those_without_a_cache(stage_2, batch, runs, dtype, tolerance):
+    images, targets = batch(3)
+    plain = stage_2()
+    expected = step(plain, images, targets, "a", "b", "c")
+    assert runs == [3]
+    model = stage_2(dtype=dtype)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert_same(step(model, images, targets, "a", "b", "c"), expected, atol=1e-6, rtol=1e-5)
+    assert runs == [3, 3]
+    assert_same(step(model, images, targets, "a", "b", "c"), expected, **tolerance)
+    # In another order, with an image in between that is new.
+    order = [2, 0, 1]
+    turned = step(model, images[order], targets[order], "c", "a", "b")
+    reference = step(plain, images[order], targets[order])
+    assert runs == [3, 3, 3]
+    assert_same(turned, reference, **tolerance)
+    mixed = step(model, images[order], targets[order], "c", "new", "b")
+    assert runs == [3, 3, 3, 1]
+    assert_same(mixed, reference, **tolerance)
+
+
+def test_the_router_sees_the_images_it_is_given(stage_2, batch):
+    """Only frozen results come from memory: they belong to the key, the images to the batch."""
+    images = batch(2)[0]
+    model = stage_2(dtype="float32").eval()
+    with torch.no_grad():
+        first = model.mixture(images, dense=True, data_samples=samples("a", "b"))
+        other = model.mixture(images + 1, dense=True, data_samples=samples("a", "b"))
+    torch.testing.assert_close(first[2]["ujsc"].logits, other[2]["ujsc"].logits)
+    assert not torch.allclose(first[1].logits, other[1].logits)
+
+
+def test_prediction_uses_it_too(stage_2, batch, runs):
+    images = batch(2)[0]
+    model = stage_2(dtype="float32").eval()
+    model.evaluate_all_experts = True
+    with torch.no_grad():
+        first = model(images, samples("a", "b"), mode="predict")
+        count = len(runs)
+        again = model(images, samples("a", "b"), mode="predict")
+        assert len(runs) == count
+        model.frozen_cache = None
+        plain = model(images, samples("a", "b"), mode="predict")
+    for a, b, c in zip(first, again, plain, strict=True):
+        torch.testing.assert_close(a.pred_prob, b.pred_prob, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(a.pred_prob, c.pred_prob, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(b.expert_probs["ujsc"], c.expert_probs["ujsc"])
+
+
+def test_the_limit_is_respected_and_the_rest_is_computed(stage_2, batch, runs):
+    images, targets = batch(3)
+    step(model := stage_2(dtype="float32"), images, targets, "a", "b", "c")
+    one = model.frozen_cache.bytes / 3
+    small = stage_2(dtype="float32", limit_gb=2.5 * one / 1e9)
+    expected = step(small, images, targets, "a", "b", "c")
+    assert len(small.frozen_cache) == 2 and small.frozen_cache.bytes == 2 * one
+    runs.clear()
+    assert_same(step(small, images, targets, "a", "b", "c"), expected, atol=1e-6, rtol=1e-5)
+    assert runs == [1] and len(small.frozen_cache) == 2
+    text = small.frozen_cache.summary(3)
+    assert "2 of 3 image views" in text and "the limit is reached" in text
+    assert "limit is reached" not in model.frozen_cache.summary(3)
+
+
+def test_an_image_twice_in_a_batch_counts_once(stage_2, batch):
+    images, targets = batch(2)
+    model = stage_2(dtype="float32")
+    step(model, images[[0, 0]], targets[[0, 0]], "a", "a")
+    once = model.frozen_cache.bytes
+    step(model, images, targets, "a", "b")
+    assert len(model.frozen_cache) == 2 and model.frozen_cache.bytes == 2 * once
+
+
+def test_sizes_of_one_view_are_told_apart(stage_2, batch):
+    model = stage_2(dtype="float32")
+    for size in (64, 96, 64):
+        images, targets = batch(2, size, size)
+        expected = step(stage_2(), images, targets)
+        got = step(model, images, targets, "a", "b")
+        assert_same(got, expected, atol=1e-6, rtol=1e-5)
+    assert len(model.frozen_cache) == 4
+
+
+def test_samples_without_keys_are_not_kept(stage_2, batch):
+    model = stage_2(dtype="float32")
+    step(model, *batch(2))
+    assert len(model.frozen_cache) == 0
+
+
+def test_half_precision_results_come_back_as_they_were(stage_2, batch):
+    images, targets = batch(2)
+    model = stage_2(dtype="float16")
+    with torch.autocast("cpu", torch.bfloat16):
+        first = step(model, images, targets, "a", "b")
+        again = step(model, images, targets, "a", "b")
+    assert_same(again, first, atol=2e-2, rtol=5e-2)
+    layout = next(iter(model.frozen_cache._layouts.values()))
+    _, outputs = model.frozen_cache.through(["a", "b"], images, None)
+    assert {p.dtype for p in layout if p.group == "logits"} == {
+        o.logits.dtype for o in outputs.values()
+    }
+
+
+def test_impossible_settings_are_told():
+    for wrong, word in ((dict(limit_gb=0), "limit_gb=0"), (dict(dtype="half"), "'float16'")):
+        with pytest.raises(ValueError, match=word):
+            FrozenCache(**wrong)
+    with pytest.raises(ValueError, match="device='disk'"):
+        FrozenCache(device="disk")
