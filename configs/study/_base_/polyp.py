@@ -13,9 +13,9 @@ budget = {
     stage: dict(
         train_cfg=dict(max_epochs=count, val_interval=max(1, count // 4)),
         optim_wrapper=dict(optimizer=dict(lr=rates.get(stage, rates["stage1"]))),
-        # Two in the course of a training and none at its end: with the optimiser's state they take
-        # a gigabyte each, and are for those who resume alone.
-        checkpoint=dict(interval=count // 3 + 1, max_keep_ckpts=1, save_last=False),
+        # One past the middle of a training and none at its end: with the optimiser's state it takes
+        # a gigabyte, and is for those who resume alone.
+        checkpoint=dict(interval=count // 2 + 1, max_keep_ckpts=1, save_last=False),
     )
     for stage, count in epochs.items()
 }
