@@ -177,7 +177,7 @@ def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
     cfg = load_config(name)
     source = (cfg.get("init_from") or {}).get("file", "")
     stages = dict(experts_joint="refit", experts_refit="router", router_top2="stage3")
-    stages |= dict(experts_joint_lite2="router", router_lite2="stage3")
+    stages |= dict(experts_joint_lite2="router", router_lite2="stage3", router_temperature="stage3")
     stage = stages.get(source.removesuffix("_best.pth"), "stage1")
     budget, loop = cfg.budget[stage], cfg.train_cfg
     epochs = budget.train_cfg.max_epochs

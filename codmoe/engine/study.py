@@ -17,7 +17,7 @@ from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.launch import set_aside
 from codmoe.engine.stages import check_data, child_environment, train_command
 from codmoe.engine.study_jobs import Job, estimate, read_state, test_command
-from codmoe.engine.study_plan import Run, plan_study
+from codmoe.engine.study_plan import Run, plan_study, sources_first
 from codmoe.evaluation.study_results import condensed, to_text
 from codmoe.machine import available_cores
 
@@ -68,19 +68,11 @@ class Study:
             known = {key: measured[key] for key in ("seconds", "epochs") if key in measured}
             self.status[run.label] = dict(state="done" if run.is_done() else "waiting", **known)
         # Weights of a finished run may be gone: what starts from them now needs them once more.
-        for run in reversed(self._sources_first()):
-            source = run.source
-            waits = self.state(run) == "waiting" and not run.is_finished()
-            if waits and source and not source.weights.is_file():
-                self.status[source.label]["state"] = "waiting"
-
-    def _sources_first(self) -> list[Run]:
-        depth = {}
-        for run in self.runs:
-            depth[run.label], node = 0, run.source
-            while node is not None:
-                depth[run.label], node = depth[run.label] + 1, node.source
-        return sorted(self.runs, key=lambda run: depth[run.label])
+        for run in reversed(sources_first(self.runs)):
+            if self.state(run) == "waiting" and not run.is_finished():
+                for source in run.above:
+                    if not source.weights.is_file():
+                        self.status[source.label]["state"] = "waiting"
 
     def state(self, run: Run) -> str:
         """``waiting``, ``running``, ``done``, ``failed``, ``blocked`` or ``interrupted``."""
@@ -133,10 +125,7 @@ class Study:
                 return
             if self.state(run) != "waiting":
                 continue
-            source = run.source
-            if source is not None and not (
-                self.state(source) == "done" and source.weights.is_file()
-            ):
+            if not all(self.state(s) == "done" and s.weights.is_file() for s in run.above):
                 continue
             expected = estimate(run, self.runs, self.status)
             if expected > self._left():
@@ -224,10 +213,10 @@ class Study:
         say(f"{job.run.label}: {state} after {seconds:.0f} s {more.get('error', '')}".rstrip())
 
     def _block(self) -> None:
-        for run in self._sources_first():
-            lost = run.source and self.state(run.source) in ("failed", "blocked", "interrupted")
+        for run in sources_first(self.runs):
+            lost = [s for s in run.above if self.state(s) in ("failed", "blocked", "interrupted")]
             if lost and self.state(run) == "waiting":
-                reason = f"{run.source.label} {self.state(run.source)}"
+                reason = f"{lost[0].label} {self.state(lost[0])}"
                 self.status[run.label] = dict(state="blocked", reason=reason)
 
     def _tested(self, run: Run) -> None:
@@ -244,11 +233,11 @@ class Study:
         """Delete the training checkpoints of a finished run, and weights nobody starts from."""
         for path in [*run.work_dir.glob("epoch_*.pth"), run.work_dir / "last_checkpoint"]:
             path.unlink(missing_ok=True)
-        for candidate in (run, run.source):
-            if candidate is None or self.state(candidate) != "done":
+        for candidate in (run, *run.above):
+            if self.state(candidate) != "done":
                 continue
             kept = any(fnmatchcase(candidate.row, pattern) for pattern in self.keep_weights)
-            users = [other for other in self.runs if other.source is candidate]
+            users = [other for other in self.runs if candidate in other.above]
             # A row that is planned in the next call may need what no row of this one does.
             kept = kept or (candidate.is_source and not users)
             if not kept and all(self.state(user) == "done" for user in users):

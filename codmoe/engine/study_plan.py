@@ -14,7 +14,6 @@ from typing import Any
 from mmengine.config import Config
 
 from codmoe.engine.config import find_config, list_configs, load_config, parse_options
-from codmoe.engine.launch import handover_path
 from codmoe.engine.stages import Stage
 from codmoe.registry import suggest
 
@@ -22,30 +21,30 @@ FOLDER = "study/"
 DATASETS = ("polyp", "mix")
 # What is wanted first: the chain to the ensemble is long, so it starts first.
 PRIORITY = (
-    "joint fpn refit fpn4 router_top2 stage3 sinet pranet zoomnet ujsc static router_top4 "
-    "router_top1 router_pixel fpn_long stage3_no_expert_loss router_no_distill router_no_texture "
-    "router_no_edge router_no_context router_no_frequency router_no_balance router_no_z "
-    "joint_lite2 router_lite2 stage3_lite2 fpn_frozen joint_frozen"
+    "joint fpn refit fpn4 router_top2 stage3 router_temperature stage3_temperature sinet pranet "
+    "zoomnet ujsc static router_top4 router_top1 router_pixel fpn_long stage3_no_expert_loss "
+    "router_no_distill router_no_texture router_no_edge router_no_context router_no_frequency "
+    "router_no_balance router_no_z joint_lite2 router_lite2 stage3_lite2 fpn_frozen joint_frozen"
 ).split()
 # Rows of every data set that others start from, planned today or not.
-SOURCES = ("joint", "refit", "router_top2", "joint_lite2", "router_lite2")
+SOURCES = ("joint", "refit", "router_top2", "router_temperature", "joint_lite2", "router_lite2")
 
 
-@dataclass
+@dataclass(eq=False)
 class Run(Stage):
     """One row of the study with one seed.
 
     Attributes:
         row: Stem of the config.
         seed: ``randomness.seed``.
-        source: The run whose weights this one starts from; None for one that starts from nothing
-            or from a file of somebody else's.
+        above: The runs whose weights this one starts from; none for one that starts from nothing or
+            from a file of somebody else's.
         options: ``key=value`` of the command line that make this run's config from the file.
     """
 
     row: str = ""
     seed: int = 0
-    source: Run | None = None
+    above: list[Run] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
 
     @property
@@ -58,8 +57,8 @@ class Run(Stage):
         """Changes with anything in the config, overrides included, and in those it starts from."""
         # Not of pretty_text, as a stage's: formatting a hundred configs takes a minute.
         text = json.dumps(self.cfg.to_dict(), sort_keys=True, default=str)
-        above = self.source.fingerprint if self.source else ""
-        return hashlib.sha256((text + above).encode()).hexdigest()
+        above = [run.fingerprint for run in self.above]
+        return hashlib.sha256("".join([text, *above]).encode()).hexdigest()
 
     @property
     def result(self) -> Path:
@@ -194,18 +193,28 @@ def _link(runs: Sequence[Run]) -> None:
                 "default_hooks.best.name"
             )
     for run in runs:
-        wanted = handover_path(run.cfg)
-        run.source = by_weights.get(wanted)
-        if wanted is not None and run.source is None and not wanted.is_file():
-            made = run.cfg.init_from.get("command", "the stage before")
-            raise ValueError(
-                f"{run.row} starts from {wanted.name}, which none of the rows asked for leaves; "
-                f"add the row of: {made}"
-            )
-    for run in runs:
-        seen, node = [], run
-        while node is not None:
-            if node in seen:
-                raise ValueError(f"{run.row} starts, by way of others, from itself")
-            seen.append(node)
-            node = node.source
+        for wanted in run.sources:
+            if wanted in by_weights:
+                run.above.append(by_weights[wanted])
+            elif not wanted.is_file():
+                made = run.cfg.init_from.get("command", "the stage before")
+                raise ValueError(
+                    f"{run.row} starts from {wanted.name}, which none of the rows asked for "
+                    f"leaves; add the row of: {made}"
+                )
+    sources_first(runs)
+
+
+def sources_first(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each behind those it starts from.
+
+    Raises:
+        ValueError: One starts, by way of others, from itself.
+    """
+    order: list[Run] = []
+    for _ in runs:
+        order += [r for r in runs if r not in order and all(a in order for a in r.above)]
+    if len(order) < len(runs):
+        odd = next(run for run in runs if run not in order)
+        raise ValueError(f"{odd.row} starts, by way of others, from itself")
+    return order
