@@ -4,7 +4,7 @@ _base_ = [
     "../../_base_/models/vit_small_dinov2.py",
     "../../_base_/models/efficientnet_lite2.py",
 ]
-epochs = dict(stage1=40, refit=10, router=16, stage3=14)
+epochs = dict(stage1=28, refit=7, router=16, stage3=8)
 rates = dict(stage1=3e-4, refit=3e-4, router=2e-4, stage3=1e-4)
 train_dataloader = dict(batch_size=24, num_workers=12)
 

@@ -4,7 +4,7 @@ _base_ = [
     "../../_base_/models/vit_small_dinov2.py",
     "../../_base_/models/efficientnet_lite2.py",
 ]
-epochs = dict(stage1=24, refit=6, router=10, stage3=8)
+epochs = dict(stage1=20, refit=5, router=10, stage3=6)
 rates = dict(stage1=3e-4, refit=3e-4, router=2e-4, stage3=1e-4)
 train_dataloader = dict(batch_size=24, num_workers=12)
 
