@@ -30,7 +30,7 @@ NOTES = """\
   paired bootstrap over test images, each image averaged over seeds; bold ones exclude 0. They speak
   of the choice of test images, not of the choice of seeds.
 - "best expert" and "best separate expert" are chosen on the test images themselves, which favours
-  them over what they are compared with.
+  them over what they are compared with, and for each measure by itself; the name is that in mDice.
 - oracle: the expert with the best IoU of each image by the ground truth. gap closed: (mixture -
   best expert) / (oracle - best expert), in IoU.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from codmoe.evaluation.bootstrap import Interval, paired_intervals
+from codmoe.evaluation.bootstrap import Interval, bootstrap_means, paired_intervals
 from codmoe.evaluation.conventions import LOWER_IS_BETTER
 from codmoe.evaluation.study_results import METRICS, experts_of
 
@@ -155,12 +155,19 @@ def _baseline(results: Results, name: str, metric: str) -> tuple[str, str] | Non
 
 
 def difference(
-    results: Results, method: str, baseline: str, metric: str, *, samples: int = 10_000
+    results: Results,
+    method: str,
+    baseline: str,
+    metric: str,
+    *,
+    by_set: bool = False,
+    samples: int = 10_000,
 ) -> tuple[Interval, str, int] | None:
     """Method minus baseline: the interval, what the baseline was, and the number of seeds.
 
     Each image's value is its mean over the seeds that both have (all seeds of each, if they have
-    none in common); images are drawn, in all test sets together.
+    none in common); images are drawn, in all test sets together. ``by_set`` draws them in each
+    test set by itself and takes the mean of the sets' means.
     """
     sides = [_baseline(results, name, metric) for name in (method, baseline)]
     if None in sides:
@@ -171,10 +178,23 @@ def difference(
     theirs = mean_over_seeds(results[other], other_source, metric, common or results[other])
     if ours.keys() != theirs.keys():
         raise ValueError(f"{row} and {other} were tested on different images; test them again")
-    columns = [np.array([[values[key]] for key in ours]) for values in (ours, theirs)]
-    (interval,) = paired_intervals(*columns, samples=samples)
+    if by_set:
+        interval = _interval_by_set({key: ours[key] - theirs[key] for key in ours}, samples)
+    else:
+        columns = [np.array([[values[key]] for key in ours]) for values in (ours, theirs)]
+        (interval,) = paired_intervals(*columns, samples=samples)
     told = other if other_source == "mixture" else f"{other}/{other_source}"
     return interval, told, len(common)
+
+
+def _interval_by_set(differences: Mapping[tuple, float], samples: int) -> Interval:
+    names = dict.fromkeys(name for name, _ in differences)
+    sets = [np.array([[d] for (n, _), d in differences.items() if n == name]) for name in names]
+    # A seed for each set: with one, sets of equal size would be drawn alike.
+    drawn = [bootstrap_means(v, samples=samples, seed=i)[:, 0] for i, v in enumerate(sets)]
+    low, high = np.nanpercentile(np.mean(drawn, axis=0), (2.5, 97.5))
+    mean = float(np.mean([np.nanmean(values) for values in sets]))
+    return Interval(mean, float(low), float(high), len(differences))
 
 
 def difference_table(results: Results, *, samples: int = 10_000) -> str:
@@ -182,8 +202,8 @@ def difference_table(results: Results, *, samples: int = 10_000) -> str:
     cells = []
     for method, baseline in DIFFERENCES:
         texts, told, seeds = [], "", 0
-        for metric in COMPARED:
-            found = difference(results, method, baseline, metric, samples=samples)
+        for metric, by_set in (*((m, False) for m in COMPARED), ("mDice", True)):
+            found = difference(results, method, baseline, metric, by_set=by_set, samples=samples)
             if found is None:
                 break
             interval, name, seeds = found
@@ -193,7 +213,7 @@ def difference_table(results: Results, *, samples: int = 10_000) -> str:
             plain = baseline in (told, f"{told}/mixture")
             label = baseline if plain else f"{baseline} ({told.rpartition('/')[2]})"
             cells.append([f"{method} − {label}", str(seeds), *texts])
-    return markdown(["difference", "common seeds", *COMPARED], cells)
+    return markdown(["difference", "common seeds", *COMPARED, "mDice, mean of the sets"], cells)
 
 
 def _interval(interval: Interval) -> str:

@@ -110,6 +110,22 @@ def test_the_bootstrap_draws_images():
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
 
 
+def test_a_difference_of_the_means_of_the_sets():
+    # 1 of 10 images in a set of its own: a tenth of the whole, and half of the mean of the sets.
+    rows = {"stage3": {0: alone([0.5], [0.5] * 9)}, "fpn": {0: alone([0.1], [0.5] * 9)}}
+    pooled, _, _ = difference(rows, "stage3", "fpn", "mDice")
+    by_set, _, _ = difference(rows, "stage3", "fpn", "mDice", by_set=True)
+    assert pooled.difference == pytest.approx(0.04) and by_set.difference == pytest.approx(0.2)
+    # Each set is drawn by itself, so that its one image is always there.
+    assert pooled.low == 0 and by_set.low == pytest.approx(0.2) == by_set.high
+
+    ours, theirs = np.random.default_rng(0).uniform(size=(2, 2, 100))
+    rows = {"stage3": {0: alone(*ours)}, "fpn": {0: alone(*theirs)}}
+    interval, _, _ = difference(rows, "stage3", "fpn", "mDice", by_set=True)
+    error = np.sqrt(((ours - theirs).var(axis=1) / 100).sum()) / 2
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+
+
 def test_baselines_are_found():
     rows = {"stage3": {0: STAGE3}, "refit": {0: STAGE3}}
     rows |= {n: {0: alone(v)} for n, v in FOUR.items()}
