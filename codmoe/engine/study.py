@@ -96,7 +96,7 @@ class Study:
                 self._save()
                 if not self.jobs:
                     break
-                while not self._over() and all(job.process.poll() is None for job in self.jobs):
+                while not self._over() and all(job.poll() is None for job in self.jobs):
                     time.sleep(_POLL)
         finally:
             self._collect()
@@ -179,8 +179,8 @@ class Study:
 
     def _collect(self) -> None:
         """See which processes have ended, and go on from there."""
-        for job in [job for job in self.jobs if job.process.poll() is not None]:
-            run, code = job.run, job.process.returncode
+        for job in [job for job in self.jobs if job.poll() is not None]:
+            run, code = job.run, job.poll()
             if code:
                 self._failed(job, f"{job.phase} ended with exit code {code}")
             elif job.phase == "train" and not self._over():

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from codmoe.engine.study_plan import Run
 
 # A little more than the longest of its kind.
 _MARGIN = 1.1
+# Seconds that a process may live on after its last file is written.
+_LINGER = 30.0
 
 
 @dataclass
@@ -36,10 +39,12 @@ class Job:
     log: Path
     phase: str = ""
     process: subprocess.Popen = field(init=False)
+    launched: float = 0.0
+    ended: bool = False
 
     def launch(self, phase: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start a process in a group of its own, so that loader workers end with it."""
-        self.phase = phase
+        self.phase, self.launched, self.ended = phase, time.time(), False
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(map(str, command))}\n")
@@ -52,6 +57,25 @@ class Job:
                 env=dict(environment),
                 start_new_session=True,
             )
+
+    def poll(self) -> int | None:
+        """Exit code of the process, or None while it runs.
+
+        One that has written its last file and does not end, as was seen of trainings on GPUs, is
+        ended, and counts as successful.
+        """
+        code = self.process.poll()
+        if code is None and self._idle() > _LINGER:
+            self.send(signal.SIGKILL)
+            self.process.wait()
+            self.ended = True
+        return 0 if self.ended else code
+
+    def _idle(self) -> float:
+        """Seconds since the last file of this phase was written; 0 before that."""
+        file = self.run.work_dir / dict(train="finished.json", test="test.json")[self.phase]
+        written = file.stat().st_mtime if file.is_file() else 0.0
+        return time.time() - written if written >= self.launched else 0.0
 
     def send(self, signum: int) -> None:
         """To the whole group; nothing if it has ended."""

@@ -11,7 +11,7 @@ import pytest
 from miniature import ONE_EXPERT, ROOT, TWO_EXPERTS, write_config
 
 from codmoe.engine.study import Study, run_study
-from codmoe.engine.study_jobs import estimate
+from codmoe.engine.study_jobs import Job, estimate
 from codmoe.engine.study_plan import SOURCES, plan_study, row_options, study_rows
 
 SETTINGS = dict(gpus=0, per_gpu=2)
@@ -182,6 +182,28 @@ def test_nothing_is_started_that_would_not_finish(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "_start", lambda run: started.append(run.label))
     study._fill()
     assert started == ["toy_alone_seed0", "toy_alone_seed1"]
+
+
+@pytest.mark.parametrize("phase, file", [("train", "finished.json"), ("test", "test.json")])
+def test_a_process_that_does_not_end_is_ended(tmp_path, monkeypatch, phase, file):
+    monkeypatch.setattr("codmoe.engine.study_jobs._LINGER", 0.3)
+    (run,) = plan_study([write_rows(tmp_path)["alone"]], seeds=[0], work_dir=tmp_path / "work")
+    run.work_dir.mkdir(parents=True)
+    path = run.work_dir / file
+    path.write_text("of an earlier attempt")
+    os.utime(path, (100, 100))
+    job = Job(run, 0, time.time(), tmp_path / "log")
+    code = f"import time; time.sleep(1); open({str(path)!r}, 'w').close(); time.sleep(60)"
+    job.launch(phase, [sys.executable, "-c", code], os.environ)
+    started = time.time()
+    assert job.poll() is None
+    while job.poll() is None:
+        assert time.time() - started < 20
+        time.sleep(0.05)
+    assert job.poll() == 0 and time.time() - started > 1
+    job.launch(phase, [sys.executable, "-c", "raise SystemExit(3)"], os.environ)
+    job.process.wait()
+    assert job.poll() == 3
 
 
 def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
