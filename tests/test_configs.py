@@ -15,6 +15,16 @@ MAIN = {
     "ensemble/stage3": (80, 5e-5, "ensemble", ("experts", "router")),
 }
 
+STUDY_MODELS = (
+    "study/polyp_fpn4",
+    "study/polyp_fpn_frozen",
+    "study/mix_static",
+    "study/mix_router_pixel",
+    "study/mix_router_no_edge",
+    "study/mix_stage3_lite2",
+)
+STUDY = [name for name in list_configs() if name.startswith("study/")]
+
 
 def data_sets(loader):
     dataset = loader.dataset
@@ -27,7 +37,8 @@ def test_every_shipped_config_loads_and_builds(name):
 
     cfg = load_config(name)
     assert cfg.default_scope == "codmoe" and cfg.default_hooks.best.name
-    create_model(name)
+    if not name.startswith("study/") or name in STUDY_MODELS:  # its other rows are the same models
+        create_model(name)
 
 
 @pytest.mark.parametrize("name", MAIN)
@@ -157,3 +168,60 @@ def test_rates_of_the_parts(name):
         if key.split(".")[0] not in frozen:
             share = 0.1 if key.startswith("backbone") else 1.0
             assert rates[id(parameter)] == pytest.approx(share * MAIN[name][1]), key
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
+    """Equal epochs, batch and rate in a stage, and no images that another stage holds out."""
+    dataset, _, row = name.removeprefix("study/").partition("_")
+    cfg = load_config(name)
+    source = (cfg.get("init_from") or {}).get("file", "")
+    stages = dict(experts_joint="refit", experts_refit="router", router_top2="stage3")
+    stages |= dict(experts_joint_lite2="router", router_lite2="stage3", router_temperature="stage3")
+    stage = stages.get(source.removesuffix("_best.pth"), "stage1")
+    budget, loop = cfg.budget[stage], cfg.train_cfg
+    epochs = budget.train_cfg.max_epochs
+    if row == "fpn_long":
+        epochs += cfg.budget.stage3.train_cfg.max_epochs
+    assert loop.max_epochs == epochs and loop.val_interval == max(1, epochs // 4)
+    if row != "static":
+        assert cfg.optim_wrapper.optimizer.lr == budget.optim_wrapper.optimizer.lr
+    assert cfg.train_dataloader.batch_size == 24
+    used = {"joint": ("experts",), "refit": ("experts",), "router": ("router",)}
+    used |= {"static": ("router",)}
+    wanted = used.get(row.split("_")[0], ("experts", "router"))
+    assert tuple(cfg.train_dataloader.dataset.split.use) == wanted
+    assert tuple(cfg.val_dataloader.dataset.split.use) == ("val",)
+    assert not cfg.test_dataloader.dataset.get("split")
+    hook = cfg.default_hooks.checkpoint
+    assert 1 < hook.interval < epochs and not hook.save_last and epochs % hook.interval
+    assert cfg.checkpoint_dir == f"checkpoints_moe/study/{dataset}"
+
+
+def test_the_five_domains():
+    cfg = load_config("study/mix_fpn")
+    train, test = cfg.train_dataloader.dataset.datasets, cfg.test_dataloader.dataset.datasets
+    assert list(train) == list(test) and len(train) == 5
+    for name in train:
+        held = cfg.val_dataloader.dataset.datasets[name]
+        assert train[name].split_dir == held.split_dir == f"{name}/train"
+        assert test[name].split_dir == f"{name}/test"
+        # What is left out must be so for every part, or the parts would overlap.
+        assert train[name].exclude == held.exclude
+    assert list(train.WeizmannHorse.exclude) == ["horse274"]
+
+
+def test_ablations_of_the_study_change_what_they_say():
+    base = load_config("study/mix_router_top2").model
+    for branch in ("texture", "edge", "context", "frequency"):
+        model = load_config(f"study/mix_router_no_{branch}").model
+        assert dict(model.router.branches) == {branch: False}
+    for loss in ("distill", "balance", "z"):
+        losses = load_config(f"study/mix_router_no_{loss}").model.routing_losses
+        assert losses[loss] is None
+        assert {k: v for k, v in losses.items() if k != loss} == {
+            k: v for k, v in base.routing_losses.items() if k != loss
+        }
+    assert [load_config(f"study/polyp_router_top{k}").model.top_k for k in (1, 2, 4)] == [1, 2, 4]
+    assert load_config("study/mix_stage3_no_expert_loss").model.expert_loss_weight == 0
+    assert set(load_config("study/mix_fpn4").model.experts) == {f"fpn_{c}" for c in "abcd"}

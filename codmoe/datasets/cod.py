@@ -20,6 +20,7 @@ from codmoe.datasets.layouts import (
     find_pairs,
     require_folder,
     resolve_root,
+    shown_names,
 )
 from codmoe.datasets.transforms import read_pair
 from codmoe.registry import DATASETS, TRANSFORMS
@@ -37,6 +38,7 @@ class CODDataset(BaseDataset):
         mask_dir: Folder of masks.
         name: Name shown in tables; the name of the folder by default.
         prefix: Keep only files whose names start with it.
+        exclude: Stems of samples to leave out before any split: known duplicates of test images.
         split: ``dict(seed=0, fractions=dict(experts=.75, router=.15, val=.10), use=("experts",))``;
             seed and fractions default to these. More keys, among them ``file``:
             :func:`~codmoe.datasets.held_out.complete_split`. Not of a test set.
@@ -63,6 +65,7 @@ class CODDataset(BaseDataset):
         mask_dir: str | None = None,
         name: str | None = None,
         prefix: str | None = None,
+        exclude: Sequence[str] = (),
         split: Mapping[str, Any] | None = None,
         check_files: bool = True,
         cache: bool | Mapping[str, Any] = False,
@@ -78,6 +81,9 @@ class CODDataset(BaseDataset):
         self.split_dir, self.image_dir, self.mask_dir = split_dir, image_dir, mask_dir
         self.name = name or (self.root / (split_dir or "")).resolve().name
         self.prefix = prefix
+        if isinstance(exclude, str):
+            raise ValueError(f"exclude={exclude!r} must be a list of stems, e.g. [{exclude!r}]")
+        self.exclude = tuple(exclude)
         self.split = None if split is None else complete_split(split)
         self._refuse_test_set()
         self.check_files = check_files
@@ -122,6 +128,7 @@ class CODDataset(BaseDataset):
         """``dict(img_path, mask_path, stem, dataset)`` of every sample, sorted by stem."""
         folders = self.folders()
         pairs = self.find_pairs(folders)
+        pairs = self._without_excluded(pairs)
         if not pairs:
             which = f" whose names start with {self.prefix!r}" if self.prefix else ""
             raise ValueError(f"{self.name}: no images{which} in {folders.image}")
@@ -142,6 +149,16 @@ class CODDataset(BaseDataset):
             }
             for p in pairs
         ]
+
+    def _without_excluded(self, pairs: list[Pair]) -> list[Pair]:
+        absent = set(self.exclude) - {pair.stem for pair in pairs}
+        if absent:
+            # A misspelt stem would leave the duplicate in.
+            raise ValueError(
+                f"{self.name}: exclude names {shown_names(sorted(absent))}, which the data set "
+                "does not hold; give stems, without suffix"
+            )
+        return [pair for pair in pairs if pair.stem not in self.exclude]
 
     def full_init(self) -> None:
         """Find the files, check them, and fill the cache."""

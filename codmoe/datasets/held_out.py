@@ -19,12 +19,13 @@ DEFAULTS = {
     "fractions": {"experts": 0.75, "router": 0.15, "val": 0.10},
     "use": None,
     "families": None,
+    "together": None,
     "folds": None,
     "fold": 0,
     "file": None,
 }
 # What a split follows from, besides the stems.
-RECIPE = ("seed", "fractions", "families", "folds")
+RECIPE = ("seed", "fractions", "families", "together", "folds")
 UNUSED = "(unused)"
 
 
@@ -33,9 +34,11 @@ def complete_split(split: Mapping[str, Any]) -> dict[str, Any]:
 
     Keys: ``use``, the parts wanted; ``seed``; ``fractions`` of the parts; ``families``,
     ``{name: pattern}`` of the starts of stems that come from different sources, each of which is
-    split by itself; ``folds`` and ``fold`` for cross-fitting: what is not ``val`` is cut into so
-    many folds, of which ``router`` is the one numbered ``fold`` (from 0) and ``experts`` all the
-    others; ``file``, a JSON file that is written once and read ever after.
+    split by itself; ``together``, a pattern of the starts of stems, of which those whose match is
+    the same come into the same part, as the frames of one video; ``folds`` and ``fold`` for
+    cross-fitting: what is not ``val`` is cut into so many folds, of which ``router`` is the one
+    numbered ``fold`` (from 0) and ``experts`` all the others; ``file``, a JSON file that is written
+    once and read ever after.
 
     Raises:
         ValueError: A key is unknown, or a value is out of its range.
@@ -47,13 +50,14 @@ def complete_split(split: Mapping[str, Any]) -> dict[str, Any]:
     if whole["use"] is None:
         parts = sorted(whole["fractions"])
         raise ValueError(f"split.use is not given; name one or more parts of {parts}")
-    for family, pattern in (whole["families"] or {}).items():
+    patterns = {f"families.{name}": p for name, p in (whole["families"] or {}).items()}
+    if whole["together"] is not None:
+        patterns["together"] = whole["together"]
+    for key, pattern in patterns.items():
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
-            raise ValueError(
-                f"split.families.{family}: {pattern!r} is no pattern: {error}"
-            ) from error
+            raise ValueError(f"split.{key}: {pattern!r} is no pattern: {error}") from error
     folds, fold = whole["folds"], whole["fold"]
     if folds is None:
         if fold:
@@ -112,10 +116,21 @@ def _parts(stems: Sequence[str], split: Mapping[str, Any]) -> dict[str, set[str]
         fractions = {_fold_key(i): each for i in range(split["folds"])} | {"val": share}
     parts: dict[str, set[str]] = {key: set() for key in fractions}
     for family in _families(stems, split["families"] or {}):
+        units = _units(family, split["together"])
+        names = list(units)
         for key in fractions:
-            chosen = split_indices(family, fractions, split["seed"], [key])
-            parts[key].update(family[i] for i in chosen)
+            chosen = split_indices(names, fractions, split["seed"], [key])
+            parts[key].update(stem for i in chosen for stem in units[names[i]])
     return parts
+
+
+def _units(stems: Sequence[str], together: str | None) -> dict[str, list[str]]:
+    """What is not torn apart: the stems of one match of ``together``, or each stem by itself."""
+    found: dict[str, list[str]] = {}
+    for stem in stems:
+        match = re.match(together, stem) if together else None
+        found.setdefault(match.group() if match else stem, []).append(stem)
+    return found
 
 
 def _families(stems: Sequence[str], patterns: Mapping[str, str]) -> list[list[str]]:

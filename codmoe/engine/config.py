@@ -46,7 +46,7 @@ def list_configs() -> list[str]:
     """Names of the shipped configs, e.g. ``"ensemble/stage3"``."""
     root = config_root()
     paths = (path.relative_to(root) for path in root.rglob("*.py"))
-    return sorted(str(path.with_suffix("")) for path in paths if path.parts[0] != "_base_")
+    return sorted(str(path.with_suffix("")) for path in paths if "_base_" not in path.parts)
 
 
 def find_config(name: str | Path) -> Path:
@@ -60,7 +60,7 @@ def find_config(name: str | Path) -> Path:
         return path
     stem = str(name).removeprefix("configs/").removesuffix(".py")
     shipped = config_root() / f"{stem}.py"
-    if shipped.is_file() and not stem.startswith("_base_"):
+    if shipped.is_file() and "_base_" not in Path(stem).parts:
         return shipped
     raise FileNotFoundError(f"config {str(name)!r} does not exist; {suggest(stem, list_configs())}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from codmoe.evaluation.attributes import breakdown
 from codmoe.evaluation.breakdown_tables import breakdown_to_markdown, print_breakdown
 from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.evaluation.conventions import CONVENTIONS
+from codmoe.evaluation.routing_metric import RoutingMetric
 from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
 from codmoe.files import replacing
 from codmoe.version import __version__
@@ -46,9 +47,9 @@ def test(
         grid_rows: Number of images in it.
 
     Returns:
-        The payload of the JSON file: ``table[dataset][source]``, ``routing``, ``conventions``, what
-        was run and, with experts, ``attributes[dataset][stem]`` and ``breakdown[dataset]``. Empty
-        except on the first process.
+        The payload of the JSON file: ``table[dataset][source]``, ``routing``,
+        ``routing_by_dataset``, ``conventions``, what was run and, with experts,
+        ``attributes[dataset][stem]`` and ``breakdown[dataset]``. Empty except on the first process.
     """
     _set_sources(cfg, maps=experts or grid is not None, attributes=experts)
     hooks = list(cfg.get("custom_hooks") or [])
@@ -71,6 +72,7 @@ def test(
         versions=dict(codmoe=__version__, torch=torch.__version__),
         conventions=CONVENTIONS,
         routing={k: v for k, v in scalars.items() if "/" not in k and _is_routing(k)},
+        routing_by_dataset=_routing_by_dataset(metrics),
         table=table,
     )
     attributes = next((m.table for m in metrics if isinstance(m, AttributeMetric)), {})
@@ -96,6 +98,17 @@ def test(
 def _is_routing(key: str) -> bool:
     starts = ("share_", "chosen_", "IoU_", "mutual_", "top1_", "regret")
     return key.startswith(starts) and not key.endswith("_pooled")
+
+
+def _routing_by_dataset(metrics: Sequence[Any]) -> dict[str, dict[str, float]]:
+    """Shares, mutual information and the rest on each data set by itself."""
+    records = next((m.records for m in metrics if isinstance(m, RoutingMetric)), [])
+    found = {}
+    for name in dict.fromkeys(record["dataset"] for record in records):
+        # A metric of its own: this one's records are of all data sets.
+        own = RoutingMetric().compute_metrics([r for r in records if r["dataset"] == name])
+        found[name] = {k: v for k, v in own.items() if _is_routing(k)}
+    return found
 
 
 def _breakdown(rows: Mapping[str, Mapping[str, Any]], attributes: Mapping[str, Any]) -> list[dict]:

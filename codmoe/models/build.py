@@ -20,7 +20,7 @@ DEFAULT_EXPERTS = dict(
     ujsc=dict(type="UJSCExpert"),
 )
 PLAIN_VITS = ("vit_", "deit_", "deit3_", "eva", "flexivit_")
-TAKES_ALL = ("UniformRouter", "FixedRouter")
+TAKES_ALL = ("UniformRouter", "FixedRouter", "StaticRouter")
 
 
 def check_choice(key: str, value: str | None, choices: Sequence[str | None]) -> None:

@@ -110,3 +110,18 @@ def test_a_test_set_named_by_the_root_is_not_split(tmp_path):
     assert len(CODDataset(tmp_path / "TestDataset" / "CAMO")) == 2
     with pytest.raises(ValueError, match="CAMO is a test set, of which nothing is held out"):
         CODDataset(tmp_path / "TestDataset" / "CAMO", split=dict(use="val"))
+
+
+def test_known_duplicates_are_left_out_before_the_split(polyp):
+    root = polyp / "TrainDataset"
+    kept = CODDataset(root, exclude=["3", "7"])
+    assert len(kept) == 18 and not {"3", "7"} & {kept.get_data_info(i)["stem"] for i in range(18)}
+    parts = [
+        CODDataset(root, exclude=["3", "7"], split=dict(seed=0, use=(part,)))
+        for part in ("experts", "router", "val")
+    ]
+    assert sum(map(len, parts)) == 18
+    with pytest.raises(ValueError, match=r"exclude names '33', which .* does not hold"):
+        CODDataset(root, exclude=["3", "33"])
+    with pytest.raises(ValueError, match=r"exclude='3' must be a list"):
+        CODDataset(root, exclude="3")

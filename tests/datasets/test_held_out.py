@@ -171,3 +171,22 @@ def test_a_test_set_is_never_split(tmp_path):
     add(tmp_path / "TestDataset" / "x", "Imgs", "GT", ["1", "2"])
     with pytest.raises(ValueError, match=r"TestDataset/x is a test set"):
         CODDataset(tmp_path, split_dir="TestDataset/x", split={"use": "val"})
+
+
+def test_frames_of_a_video_stay_together(tmp_path):
+    videos = {f"clip-{letter}": 3 + i for i, letter in enumerate("abcdefghij")}
+    frames = [f"{name}_{k:05d}" for name, count in videos.items() for k in range(count)]
+    others = [f"photo{i}" for i in range(20)]
+    stems = sorted(frames + others)
+    recipe = dict(together=r"[a-z-]+_(?=\d{5}$)", fractions=FRACTIONS)
+    parts = {
+        use: {stems[i] for i in chosen_indices(stems, complete_split(dict(recipe, use=use)), "x")}
+        for use in FRACTIONS
+    }
+    assert sorted(stem for part in parts.values() for stem in part) == stems
+    for name in videos:
+        holders = [u for u, p in parts.items() if any(s.startswith(f"{name}_") for s in p)]
+        assert len(holders) == 1, name
+    assert all(parts.values())
+    with pytest.raises(ValueError, match=r"split\.together: '\(' is no pattern"):
+        complete_split(dict(use="val", together="("))

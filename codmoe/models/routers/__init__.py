@@ -1,5 +1,11 @@
 from codmoe.models.routers.base import Router
-from codmoe.models.routers.baselines import FixedRouter, OracleRouter, RandomRouter, UniformRouter
+from codmoe.models.routers.baselines import (
+    FixedRouter,
+    OracleRouter,
+    RandomRouter,
+    StaticRouter,
+    UniformRouter,
+)
 from codmoe.models.routers.evidence import EvidenceRouter
 
 __all__ = [
@@ -8,5 +14,6 @@ __all__ = [
     "OracleRouter",
     "RandomRouter",
     "Router",
+    "StaticRouter",
     "UniformRouter",
 ]

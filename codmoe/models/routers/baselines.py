@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codmoe.models.routers.base import Router
 from codmoe.registry import MODELS
@@ -73,6 +73,34 @@ class FixedRouter(Router):
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         """See :class:`Router`; the logarithms of the weights."""
         return self.fixed_logits.expand(len(images), -1)
+
+
+@MODELS.register_module()
+class StaticRouter(Router):
+    """The same experts with the same weights on every image, learned: what a router that does not
+    look at the image can reach.
+
+    Trained as any router is. All experts start with equal weight; a weight decay would pull them
+    back there.
+
+    Args:
+        top_k: Experts per image; all by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        expert_names: Sequence[str],
+        top_k: int | None = None,
+    ):
+        top_k = len(expert_names) if top_k is None else top_k
+        super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=top_k)
+        self.static_logits = nn.Parameter(torch.zeros(len(expert_names)))
+
+    def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """See :class:`Router`; one learned vector."""
+        return self.static_logits.float().expand(len(images), -1)
 
 
 @MODELS.register_module()

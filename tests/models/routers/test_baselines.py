@@ -46,6 +46,29 @@ class TestFixedRouter(RouterTester):
             self.make(weights={})
 
 
+class TestStaticRouter(RouterTester):
+    type = "StaticRouter"
+
+    def test_all_experts_with_equal_weight_before_training(self):
+        d = self.make(top_k=None)(*example())
+        torch.testing.assert_close(d.weights, torch.full((5, 4), 0.25))
+
+    def test_it_learns_weights_and_gives_every_image_the_same(self):
+        router = self.make(top_k=None).train()
+        optimizer = torch.optim.Adam(router.parameters(), lr=0.1)
+        quality = torch.tensor([0.1, 0.9, 0.3, 0.2])
+        for _ in range(50):
+            d = router(*example())
+            by_expert = torch.zeros(5, 4).scatter(1, d.indices, d.weights)
+            loss = -(by_expert * quality).sum(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        d = router.eval()(*example())
+        assert d.indices[:, 0].tolist() == [1] * 5 and d.weights[0, 0] > 0.8
+        assert (d.logits == d.logits[0]).all()
+
+
 class TestRandomRouter(RouterTester):
     type = "RandomRouter"
 

@@ -1,0 +1,291 @@
+"""Runs the rows of a study beside each other on a few GPUs, within a time limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from codmoe.engine.checkpoints import AtomicBackend
+from codmoe.engine.launch import set_aside
+from codmoe.engine.stages import check_data, child_environment, train_command
+from codmoe.engine.study_jobs import Job, estimate, read_state, test_command
+from codmoe.engine.study_plan import Run, plan_study, sources_first
+from codmoe.evaluation.study_results import condensed, to_text
+from codmoe.machine import available_cores
+
+STATE = "study_state.json"
+_POLL = 0.2
+_GRACE = 15.0
+_TRIES = 3
+
+
+@dataclass
+class Study:
+    """The runs of a study and what has become of them.
+
+    Args:
+        runs: As :func:`~codmoe.engine.study_plan.plan_study` returns them.
+        work_dir: Folder of logs, weights and state.
+        out: Folder of the small results.
+        gpus: GPUs to use; 0 for the CPU.
+        per_gpu: Runs that share one: a training step waits for the host most of the time.
+        workers: Loader workers per run; None shares out the cores.
+        time_limit: Seconds after which everything is stopped; None for no limit.
+        keep_weights: Patterns of rows whose weights stay when no later row needs them any more.
+    """
+
+    runs: Sequence[Run]
+    work_dir: Path
+    out: Path
+    gpus: int = 1
+    per_gpu: int = 2
+    workers: int | None = None
+    time_limit: float | None = None
+    keep_weights: Sequence[str] = ()
+    status: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.gpus < 0 or self.per_gpu < 1:
+            raise ValueError(f"gpus={self.gpus}, per_gpu={self.per_gpu}: give at least 0 and 1")
+        self.slots = max(self.gpus, 1) * self.per_gpu
+        if self.workers is None:
+            self.workers = max(1, available_cores() // self.slots - 1)
+        self.jobs: list[Job] = []
+        self.tries: dict[str, int] = {}
+        self.started = time.time()
+        self.signal: int | None = None
+        self.earlier = read_state(self.work_dir / STATE)
+        for run in self.runs:
+            measured = self.earlier.get(run.label, {})
+            known = {key: measured[key] for key in ("seconds", "epochs") if key in measured}
+            self.status[run.label] = dict(state="done" if run.is_done() else "waiting", **known)
+        # Weights of a finished run may be gone: what starts from them now needs them once more.
+        for run in reversed(sources_first(self.runs)):
+            if self.state(run) == "waiting" and not run.is_finished():
+                for source in run.above:
+                    if not source.weights.is_file():
+                        self.status[source.label]["state"] = "waiting"
+
+    def state(self, run: Run) -> str:
+        """``waiting``, ``running``, ``done``, ``failed``, ``blocked`` or ``interrupted``."""
+        return self.status[run.label]["state"]
+
+    def run(self) -> dict[str, dict[str, Any]]:
+        """Run what is not done yet; returns what became of each run.
+
+        A run that fails is told and stops nobody but those that start from its weights.
+        """
+        signals = (signal.SIGINT, signal.SIGTERM)
+        earlier = {s: signal.signal(s, self._note) for s in signals}
+        for run in self.runs:
+            if self.state(run) == "done":
+                self._publish(run)
+        try:
+            while not self._over():
+                self._collect()
+                self._block()
+                self._fill()
+                self._save()
+                if not self.jobs:
+                    break
+                while not self._over() and all(job.poll() is None for job in self.jobs):
+                    time.sleep(_POLL)
+        finally:
+            self._collect()
+            self._stop_all()
+            self._save()
+            for signum, handler in earlier.items():
+                signal.signal(signum, handler)
+        return self.status
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self.signal = signum
+
+    def _left(self) -> float:
+        return float("inf") if self.time_limit is None else self.time_limit - self._spent()
+
+    def _spent(self) -> float:
+        return time.time() - self.started
+
+    def _over(self) -> bool:
+        return self.signal is not None or self._left() <= 0
+
+    def _fill(self) -> None:
+        """Start what can start, in order of priority."""
+        for run in self.runs:
+            if len(self.jobs) >= self.slots:
+                return
+            if self.state(run) != "waiting":
+                continue
+            if not all(self.state(s) == "done" and s.weights.is_file() for s in run.above):
+                continue
+            expected = estimate(run, self.runs, self.status)
+            if expected > self._left():
+                self.status[run.label]["reason"] = f"would take {expected:.0f} s"
+                continue
+            self._start(run)
+
+    def _start(self, run: Run) -> None:
+        gpu = min(range(max(self.gpus, 1)), key=lambda g: sum(job.gpu == g for job in self.jobs))
+        job = Job(run, gpu, time.time(), log=self.work_dir / "logs" / f"{run.label}.log")
+        self.jobs.append(job)
+        run.work_dir.mkdir(parents=True, exist_ok=True)
+        if run.is_finished():
+            self._launch(job, "test")
+            return
+        resume = run.is_interrupted()
+        if not resume:
+            # Before the mark: a start that fails must not make an earlier run pass for this one.
+            set_aside(run.work_dir)
+        run.mark.write_text(run.fingerprint)
+        self._launch(job, "train", resume)
+
+    def _launch(self, job: Job, phase: str, resume: bool = False) -> None:
+        run = job.run
+        options = run.options + [
+            f"{part}_dataloader.num_workers={self.workers}"
+            for part in ("train", "val", "test")
+            # 0 goes with persistent_workers=False, and is wanted.
+            if run.cfg[f"{part}_dataloader"].get("num_workers")
+        ]
+        arguments = ["--cfg-options", *options]
+        if phase == "train":
+            command = train_command(run, 1, arguments, resume)
+        else:
+            command = test_command(run, arguments)
+        job.launch(phase, command, dict(child_environment(), **self._device(job.gpu)))
+        told = dict(state="running", phase=phase, gpu=job.gpu, log=str(job.log))
+        self.status[run.label] = told | dict(epochs=run.epochs)
+        say(f"{run.label}: {'resuming' if resume else phase} on {self._where(job.gpu)}")
+
+    def _device(self, gpu: int) -> dict[str, str]:
+        threads = str(max(1, min(4, available_cores() // self.slots)))
+        if not self.gpus:
+            return dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS=threads)
+        visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
+        name = visible[gpu] if gpu < len(visible) else str(gpu)
+        return dict(CUDA_VISIBLE_DEVICES=name, OMP_NUM_THREADS=threads)
+
+    def _where(self, gpu: int) -> str:
+        return f"GPU {gpu}" if self.gpus else "the CPU"
+
+    def _collect(self) -> None:
+        """See which processes have ended, and go on from there."""
+        for job in [job for job in self.jobs if job.poll() is not None]:
+            run, code = job.run, job.poll()
+            if code:
+                self._failed(job, f"{job.phase} ended with exit code {code}")
+            elif job.phase == "train" and not self._over():
+                self._launch(job, "test")
+            elif job.phase == "train":
+                self._end(job, "interrupted")
+            else:
+                try:
+                    self._tested(run)
+                except (OSError, ValueError, KeyError) as error:
+                    self._failed(job, f"its result cannot be read: {error!r}")
+                else:
+                    self._end(job, "done", seconds=round(time.time() - job.began, 1))
+                    self._tidy(run)
+
+    def _failed(self, job: Job, why: str) -> None:
+        tail = job.tail()
+        tries = self.tries[job.run.label] = self.tries.get(job.run.label, 0) + 1
+        if "out of memory" in tail and tries < _TRIES:
+            # Whom it shared the GPU with may have ended by its next turn.
+            self._end(job, "waiting", error=why)
+            return
+        self._end(job, "failed", error=why, tail=tail)
+        say(f"  {tail.strip().splitlines()[-1] if tail.strip() else '(no output)'}; {job.log}")
+
+    def _end(self, job: Job, state: str, **more: Any) -> None:
+        self.jobs.remove(job)
+        self.status[job.run.label] |= dict(state=state, **more)
+        seconds = time.time() - job.began
+        say(f"{job.run.label}: {state} after {seconds:.0f} s {more.get('error', '')}".rstrip())
+
+    def _block(self) -> None:
+        for run in sources_first(self.runs):
+            lost = [s for s in run.above if self.state(s) in ("failed", "blocked", "interrupted")]
+            if lost and self.state(run) == "waiting":
+                reason = f"{lost[0].label} {self.state(lost[0])}"
+                self.status[run.label] = dict(state="blocked", reason=reason)
+
+    def _tested(self, run: Run) -> None:
+        payload = json.loads((run.work_dir / "test.json").read_text(encoding="utf-8"))
+        about = dict(row=run.row, seed=run.seed, epochs=run.epochs, fingerprint=run.fingerprint)
+        AtomicBackend().put_text(to_text(about | condensed(payload)), run.result)
+        self._publish(run)
+
+    def _publish(self, run: Run) -> None:
+        target = self.out / f"{run.label}.json"
+        AtomicBackend().put_text(run.result.read_text(encoding="utf-8"), target)
+
+    def _tidy(self, run: Run) -> None:
+        """Delete the training checkpoints of a finished run, and weights nobody starts from."""
+        for path in [*run.work_dir.glob("epoch_*.pth"), run.work_dir / "last_checkpoint"]:
+            path.unlink(missing_ok=True)
+        for candidate in (run, *run.above):
+            if self.state(candidate) != "done":
+                continue
+            kept = any(fnmatchcase(candidate.row, pattern) for pattern in self.keep_weights)
+            users = [other for other in self.runs if candidate in other.above]
+            # A row that is planned in the next call may need what no row of this one does.
+            kept = kept or (candidate.is_source and not users)
+            if not kept and all(self.state(user) == "done" for user in users):
+                candidate.weights.unlink(missing_ok=True)
+
+    def _stop_all(self) -> None:
+        for job in self.jobs:
+            job.send(signal.SIGTERM)
+        deadline = time.time() + _GRACE
+        for job in list(self.jobs):
+            job.wait(max(0.1, deadline - time.time()))
+            self._end(job, "interrupted")
+
+    def _save(self) -> None:
+        # Durations of runs that this call does not know stay: later ones are judged by them.
+        merged = {**self.earlier, **self.status}
+        state = dict(spent=round(self._spent(), 1), limit=self.time_limit, runs=merged)
+        text = json.dumps(state, indent=1, ensure_ascii=False)
+        AtomicBackend().put_text(text, self.work_dir / STATE)
+
+
+def run_study(
+    rows: Sequence[str],
+    *,
+    seeds: Sequence[int] = (0,),
+    work_dir: str = "work_dirs/study",
+    out: str | None = None,
+    options: Sequence[str] = (),
+    **settings: Any,
+) -> Study:
+    """Plan, check the data and run; ``settings`` are :class:`Study`'s.
+
+    Raises:
+        FileNotFoundError, ValueError: Something is missing or does not fit; nothing ran.
+    """
+    folder = Path(work_dir).absolute()
+    runs = plan_study(rows, seeds=seeds, work_dir=folder, options=options)
+    study = Study(runs, folder, Path(out).absolute() if out else folder / "results", **settings)
+    check_data([run for run in runs if study.state(run) != "done"])
+    study.run()
+    counts: dict[str, int] = {}
+    for entry in study.status.values():
+        counts[entry["state"]] = counts.get(entry["state"], 0) + 1
+    say(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
+    say(f"results: {study.out}")
+    return study
+
+
+def say(text: str) -> None:
+    """To the terminal at once, with the time."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True, file=sys.stdout)

@@ -1,0 +1,132 @@
+"""The processes of a study: how one is started, and how long one may be expected to take."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codmoe.engine.config import config_root
+from codmoe.engine.study_plan import Run
+
+# A little more than the longest of its kind.
+_MARGIN = 1.1
+# Seconds that a process may live on after its last file is written.
+_LINGER = 30.0
+
+
+@dataclass
+class Job:
+    """A run that holds a slot: its training, then its test.
+
+    Attributes:
+        gpu: Number of the GPU among those of the study.
+        began: Time at which the training started.
+        log: Everything its processes print, of all attempts.
+    """
+
+    run: Run
+    gpu: int
+    began: float
+    log: Path
+    phase: str = ""
+    process: subprocess.Popen = field(init=False)
+    launched: float = 0.0
+    ended: bool = False
+
+    def launch(self, phase: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start a process in a group of its own, so that loader workers end with it."""
+        self.phase, self.launched, self.ended = phase, time.time(), False
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.write(f"$ {' '.join(map(str, command))}\n")
+            log.flush()
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+            )
+
+    def poll(self) -> int | None:
+        """Exit code of the process, or None while it runs.
+
+        One that has written its last file and does not end, as was seen of trainings on GPUs, is
+        ended, and counts as successful.
+        """
+        code = self.process.poll()
+        if code is None and self._idle() > _LINGER:
+            self.send(signal.SIGKILL)
+            self.process.wait()
+            self.ended = True
+        return 0 if self.ended else code
+
+    def _idle(self) -> float:
+        """Seconds since the last file of this phase was written; 0 before that."""
+        file = self.run.work_dir / dict(train="finished.json", test="test.json")[self.phase]
+        written = file.stat().st_mtime if file.is_file() else 0.0
+        return time.time() - written if written >= self.launched else 0.0
+
+    def send(self, signum: int) -> None:
+        """To the whole group; nothing if it has ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signum)
+
+    def wait(self, seconds: float) -> None:
+        """Until it has ended, by force after so many seconds."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.send(signal.SIGKILL)
+            self.process.wait()
+
+    def tail(self, characters: int = 2000) -> str:
+        """The last lines of the log."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-characters:]
+
+
+def test_command(run: Run, arguments: Sequence[str]) -> list[str]:
+    """The command line that tests a run; ``arguments`` go to ``tools/test.py`` as they are."""
+    tool = Path(config_root()).parent / "tools" / "test.py"
+    result = run.work_dir / "test.json"
+    command = [sys.executable, str(tool), run.name, str(run.weights), "--experts"]
+    return [*command, "--json", str(result), "--work-dir", str(run.work_dir), *arguments]
+
+
+test_command.__test__ = False  # pytest takes the name for a test
+
+
+def estimate(run: Run, runs: Sequence[Run], status: Mapping[str, Mapping[str, Any]]) -> float:
+    """Seconds that a run may take, by what was measured; 0 where nothing like it has run.
+
+    By the same row with other seeds, else by runs of the same kind in proportion to the epochs.
+    """
+    same, alike = [], []
+    for other in runs:
+        measured = status.get(other.label, {})
+        if not (measured.get("seconds") and measured.get("epochs")):
+            continue
+        seconds = float(measured["seconds"]) * run.epochs / float(measured["epochs"])
+        if other.row == run.row:
+            same.append(seconds)
+        elif other.kind == run.kind:
+            alike.append(seconds)
+    return _MARGIN * max(same or alike, default=0.0)
+
+
+def read_state(path: Path) -> dict[str, dict[str, Any]]:
+    """What an earlier call wrote about its runs; empty if there is nothing to be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["runs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

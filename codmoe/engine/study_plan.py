@@ -1,0 +1,220 @@
+"""What a study runs: rows as configs, each with some seeds, and which starts from which."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from codmoe.engine.config import find_config, list_configs, load_config, parse_options
+from codmoe.engine.stages import Stage
+from codmoe.registry import suggest
+
+FOLDER = "study/"
+DATASETS = ("polyp", "mix")
+# What is wanted first: the chain to the ensemble is long, so it starts first.
+PRIORITY = (
+    "joint fpn refit fpn4 router_top2 stage3 router_temperature stage3_temperature sinet pranet "
+    "zoomnet ujsc static router_top4 router_top1 router_pixel fpn_long stage3_no_expert_loss "
+    "router_no_distill router_no_texture router_no_edge router_no_context router_no_frequency "
+    "router_no_balance router_no_z joint_lite2 router_lite2 stage3_lite2 fpn_frozen joint_frozen"
+).split()
+# Rows of every data set that others start from, planned today or not.
+SOURCES = ("joint", "refit", "router_top2", "router_temperature", "joint_lite2", "router_lite2")
+
+
+@dataclass(eq=False)
+class Run(Stage):
+    """One row of the study with one seed.
+
+    Attributes:
+        row: Stem of the config.
+        seed: ``randomness.seed``.
+        above: The runs whose weights this one starts from; none for one that starts from nothing or
+            from a file of somebody else's.
+        options: ``key=value`` of the command line that make this run's config from the file.
+    """
+
+    row: str = ""
+    seed: int = 0
+    above: list[Run] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """``<row>_seed<k>``, the name of its folder and of its result."""
+        return f"{self.row}_seed{self.seed}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything in the config, overrides included, and in those it starts from."""
+        # Not of pretty_text, as a stage's: formatting a hundred configs takes a minute.
+        text = json.dumps(self.cfg.to_dict(), sort_keys=True, default=str)
+        above = [run.fingerprint for run in self.above]
+        return hashlib.sha256("".join([text, *above]).encode()).hexdigest()
+
+    @property
+    def result(self) -> Path:
+        """The small result, which also marks the run as done."""
+        return self.work_dir / "result.json"
+
+    def is_done(self) -> bool:
+        """Whether it was trained and tested with this very config."""
+        try:
+            return json.loads(self.result.read_text())["fingerprint"] == self.fingerprint
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    @property
+    def is_source(self) -> bool:
+        """Whether shipped rows start from this one."""
+        return self.row.partition("_")[2] in SOURCES
+
+    @property
+    def kind(self) -> tuple:
+        """Runs of equal kind take about the same time per epoch."""
+        model = self.cfg.model
+        return (
+            self.row.split("_")[0],
+            tuple(model.get("frozen") or ()),
+            tuple(sorted(e["type"] for e in model.experts.values() if e)),
+            model.backbone.get("name"),
+        )
+
+    @property
+    def epochs(self) -> int:
+        """Length of its training."""
+        return int(self.cfg.train_cfg.max_epochs)
+
+
+def study_rows(patterns: Sequence[str] = ()) -> list[str]:
+    """Config names of the rows that are asked for, in that order.
+
+    Args:
+        patterns: Rows (``polyp_fpn``), patterns of them (``mix_router_*``) or config files; without
+            any, all shipped rows, the most wanted first.
+
+    Raises:
+        FileNotFoundError: There is no such row; the message names the nearest.
+    """
+    shipped = sorted((name for name in list_configs() if name.startswith(FOLDER)), key=_priority)
+    if not patterns:
+        return shipped
+    found = []
+    for pattern in patterns:
+        stem = pattern.removeprefix("configs/").removeprefix(FOLDER).removesuffix(".py")
+        matching = [name for name in shipped if fnmatchcase(name.removeprefix(FOLDER), stem)]
+        if not matching and Path(pattern).is_file():
+            matching = [pattern]
+        if not matching:
+            known = [name.removeprefix(FOLDER) for name in shipped]
+            raise FileNotFoundError(f"the study has no row {pattern!r}; {suggest(stem, known)}")
+        found += matching
+    return list(dict.fromkeys(found))
+
+
+def _priority(name: str) -> tuple:
+    dataset, _, row = name.removeprefix(FOLDER).partition("_")
+    rank = PRIORITY.index(row) if row in PRIORITY else len(PRIORITY)
+    place = DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS)
+    return rank, place, name
+
+
+def row_options(row: str, options: Sequence[str]) -> list[str]:
+    """Those of ``key=value`` and ``<pattern of rows>:key=value`` that apply to one row."""
+    mine = []
+    for option in options:
+        key, _, value = option.partition("=")
+        pattern, colon, own = key.partition(":")
+        if not colon:
+            mine.append(option)
+        elif fnmatchcase(row, pattern):
+            mine.append(f"{own}={value}")
+    return mine
+
+
+def plan_study(
+    rows: Sequence[str], *, seeds: Sequence[int], work_dir: Path, options: Sequence[str] = ()
+) -> list[Run]:
+    """Load and check every config, and find out which run starts from which.
+
+    Args:
+        rows: Configs, the most wanted first.
+        seeds: All rows run with the first before any runs with the second.
+        work_dir: Folder of one folder per run, and of the weights.
+        options: Overrides; see :func:`row_options`.
+
+    Returns:
+        The runs in order of priority; a source may stand behind what starts from it.
+
+    Raises:
+        ValueError: Two rows leave the same weights, or one starts from what none leaves and what
+            is not there.
+    """
+    configs = {}
+    for name in rows:
+        row = Path(name).stem
+        if row in configs:
+            raise ValueError(f"two rows are called {row!r}: {configs[row][0]} and {name}")
+        configs[row] = (name, load_config(name, parse_options(row_options(row, options))))
+    runs = []
+    for seed in seeds:
+        for row, (name, loaded) in configs.items():
+            weights = work_dir / "weights" / f"seed{seed}" / Path(_folder(loaded)).name
+            own = [f"checkpoint_dir={weights}", f"randomness.seed={seed}"]
+            cfg = copy.deepcopy(loaded)
+            cfg.merge_from_dict(parse_options(own))
+            path = str(find_config(name))
+            run = Run(path, cfg, work_dir / f"{row}_seed{seed}", row, seed)
+            run.options = [*row_options(row, options), *own]
+            runs.append(run)
+    _link(runs)
+    return runs
+
+
+def _folder(cfg: Config | Mapping[str, Any]) -> str:
+    return str(cfg.get("checkpoint_dir", "checkpoints_moe"))
+
+
+def _link(runs: Sequence[Run]) -> None:
+    by_weights: dict[Path, Run] = {}
+    for run in runs:
+        other = by_weights.setdefault(run.weights, run)
+        if other is not run:
+            raise ValueError(
+                f"{run.row} and {other.row} both leave {run.weights.name}; give each its own "
+                "default_hooks.best.name"
+            )
+    for run in runs:
+        for wanted in run.sources:
+            if wanted in by_weights:
+                run.above.append(by_weights[wanted])
+            elif not wanted.is_file():
+                made = run.cfg.init_from.get("command", "the stage before")
+                raise ValueError(
+                    f"{run.row} starts from {wanted.name}, which none of the rows asked for "
+                    f"leaves; add the row of: {made}"
+                )
+    sources_first(runs)
+
+
+def sources_first(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each behind those it starts from.
+
+    Raises:
+        ValueError: One starts, by way of others, from itself.
+    """
+    order: list[Run] = []
+    for _ in runs:
+        order += [r for r in runs if r not in order and all(a in order for a in r.above)]
+    if len(order) < len(runs):
+        odd = next(run for run in runs if run not in order)
+        raise ValueError(f"{odd.row} starts, by way of others, from itself")
+    return order

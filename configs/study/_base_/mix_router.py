@@ -1,0 +1,11 @@
+_base_ = ["../../_base_/stages/router.py", "./mix.py"]
+checkpoint_dir = "checkpoints_moe/study/mix"
+init_from = dict(
+    file="experts_refit_best.pth",
+    command="python tools/train.py configs/study/mix_refit.py",
+)
+model = dict(backbone={{_base_.vit_backbone}})
+train_dataloader = dict(dataset=dict(split=dict(use=("router",))))
+train_cfg = {{_base_.budget.router.train_cfg}}
+optim_wrapper = {{_base_.budget.router.optim_wrapper}}
+default_hooks = dict(checkpoint={{_base_.budget.router.checkpoint}})

@@ -1,0 +1,4 @@
+# polyp_router_top4 with weights per pixel.
+_base_ = ["./_base_/polyp_router.py"]
+model = dict(top_k=4, combiner=dict(_delete_=True, type="PixelCombiner"))
+default_hooks = dict(best=dict(name="router_pixel"))

@@ -1,0 +1,253 @@
+"""A study of three rows, in miniature and on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from miniature import ONE_EXPERT, ROOT, TWO_EXPERTS, write_config
+
+from codmoe.engine.study import Study, run_study
+from codmoe.engine.study_jobs import Job, estimate
+from codmoe.engine.study_plan import SOURCES, plan_study, row_options, study_rows
+
+SETTINGS = dict(gpus=0, per_gpu=2)
+
+
+def named(best):
+    return dict(default_hooks=dict(best=dict(name=best)))
+
+
+def write_rows(folder, epochs=1):
+    few = dict(train_dataloader=dict(dataset=dict(length=4)))
+    joint = write_config(folder, 1, TWO_EXPERTS, few, epochs=epochs)
+    alone = write_config(folder, 1, ONE_EXPERT, named("alone"), few, epochs=epochs)
+    router = write_config(folder, 2, TWO_EXPERTS, few, epochs=epochs)
+    rows = {}
+    for name, path in dict(joint=joint, alone=alone, router_top2=router).items():
+        rows[name] = str(path.rename(folder / f"toy_{name}.py"))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a study that ran to its end."""
+    folder = tmp_path_factory.mktemp("study")
+    rows = write_rows(folder)
+    # What depends is named first: the order is that of wishes.
+    order = [rows["router_top2"], rows["joint"], rows["alone"]]
+    study = run_study(order, work_dir=str(folder / "work"), seeds=[3], **SETTINGS)
+    assert {entry["state"] for entry in study.status.values()} == {"done"}, study.status
+    return folder, order
+
+
+def test_every_row_is_trained_tested_and_told(finished):
+    folder, _ = finished
+    work = folder / "work"
+    results = sorted(path.name for path in (work / "results").iterdir())
+    assert results == [
+        "toy_alone_seed3.json",
+        "toy_joint_seed3.json",
+        "toy_router_top2_seed3.json",
+    ]
+    router = json.loads((work / "results" / results[2]).read_text())
+    images = router["images"]["Synthetic"]
+    assert set(images) == {"stems", "pranet", "sinet", "uniform", "oracle", "mixture"}
+    assert len(images["stems"]) == len(images["mixture"]["mDice"]) == 5
+    raw = json.loads((work / "toy_router_top2_seed3/test.json").read_text())
+    for metric in ("mDice", "IoU"):
+        mean = sum(images["sinet"][metric]) / 5
+        assert mean == pytest.approx(raw["table"]["Synthetic"]["sinet"][metric], abs=1e-4)
+    shares = router["routing_by_dataset"]["Synthetic"]
+    assert shares["share_sinet"] + shares["share_pranet"] == pytest.approx(1)
+    alone = json.loads((work / "results" / results[0]).read_text())
+    assert set(alone["images"]["Synthetic"]) == {"stems", "mixture"}
+
+    state = json.loads((work / "study_state.json").read_text())["runs"]
+    assert state["toy_joint_seed3"]["state"] == "done" and state["toy_joint_seed3"]["seconds"] > 0
+    log = (work / "logs/toy_joint_seed3.log").read_text()
+    assert "tools/train.py" in log and "tools/test.py" in log
+    weights = sorted(path.name for path in (work / "weights").rglob("*.pth"))
+    assert weights == ["router_best.pth"]  # shipped rows start from a row of this name
+    assert not list(work.rglob("epoch_*.pth"))
+
+
+def test_the_seed_and_the_weights_of_the_row_before(finished):
+    folder, _ = finished
+    log = "".join(p.read_text() for p in (folder / "work/toy_router_top2_seed3").glob("*/*.log"))
+    assert "seed 3" in log and "weights/seed3/weights/experts_joint_best.pth" in log
+
+
+def test_what_is_done_is_not_done_again(finished, tmp_path, capsys):
+    folder, order = finished
+    study = run_study(
+        order, work_dir=str(folder / "work"), seeds=[3], out=str(tmp_path / "out"), **SETTINGS
+    )
+    assert {entry["state"] for entry in study.status.values()} == {"done"}
+    assert len(list((tmp_path / "out").glob("*.json"))) == 3
+    assert " on the CPU" not in capsys.readouterr().out
+
+
+def test_what_has_to_run_again(finished):
+    folder, order = finished
+
+    def waiting(*options, rows=order):
+        work = folder / "work"
+        runs = plan_study(rows, seeds=[3], work_dir=work, options=options)
+        study = Study(runs, work, work / "results", **SETTINGS)
+        return sorted(run.row for run in runs if study.state(run) == "waiting")
+
+    assert waiting() == []
+    assert waiting("train_cfg.max_epochs=2") == ["toy_alone", "toy_joint", "toy_router_top2"]
+    assert waiting("toy_al*:train_cfg.max_epochs=2") == ["toy_alone"]
+    # The joint row is as it was, but its weights are gone and its router needs them.
+    assert waiting("toy_router*:train_cfg.max_epochs=2") == ["toy_joint", "toy_router_top2"]
+    # What starts from other weights is another run.
+    assert waiting("toy_joint:train_cfg.max_epochs=2") == ["toy_joint", "toy_router_top2"]
+
+
+def test_it_stops_and_goes_on(tmp_path):
+    rows = write_rows(tmp_path, epochs=500)
+    work = tmp_path / "work"
+    tool = [sys.executable, str(ROOT / "tools/run_study.py"), rows["alone"], rows["joint"]]
+    command = [*tool, "--gpus", "0", "--per-gpu", "2", "--work-dir", str(work)]
+    process = subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    last = [work / f"toy_{row}_seed0" / "last_checkpoint" for row in ("alone", "joint")]
+    try:
+        deadline = time.time() + 150
+        while not all(path.is_file() for path in last):
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    listed = subprocess.run(["ps", "-eo", "args"], text=True, capture_output=True).stdout
+    assert str(work) not in listed  # no training survives
+    state = json.loads((work / "study_state.json").read_text())["runs"]
+    assert {entry["state"] for entry in state.values()} == {"interrupted"}
+
+    runs = plan_study([rows["alone"], rows["joint"]], seeds=[0], work_dir=work)
+    study = Study(runs, work, work / "results", time_limit=1.0, **SETTINGS)
+    assert all(run.is_interrupted() for run in runs)
+    started = time.time()
+    status = study.run()
+    assert time.time() - started < 20
+    assert {entry["state"] for entry in status.values()} == {"interrupted"}
+    for run in runs:
+        commands = [
+            line
+            for line in (work / "logs" / f"{run.label}.log").read_text().splitlines()
+            if line.startswith("$ ")
+        ]
+        assert [("--resume" in line) for line in commands] == [False, True]
+
+
+def test_a_failure_stops_those_that_need_it_alone(tmp_path):
+    rows = write_rows(tmp_path)
+    bad = ["toy_joint:train_dataloader.batch_size=100"]  # less than one batch of images
+    study = run_study(
+        [rows["joint"], rows["router_top2"], rows["alone"]],
+        work_dir=str(tmp_path / "work"),
+        options=bad,
+        gpus=0,
+        per_gpu=1,
+    )
+    states = {label: entry["state"] for label, entry in study.status.items()}
+    assert states == {
+        "toy_joint_seed0": "failed",
+        "toy_router_top2_seed0": "blocked",
+        "toy_alone_seed0": "done",
+    }
+    assert "less than one batch" in study.status["toy_joint_seed0"]["tail"]
+
+
+def test_nothing_is_started_that_would_not_finish(tmp_path, monkeypatch):
+    rows = write_rows(tmp_path)
+    runs = plan_study(list(rows.values()), seeds=[0, 1], work_dir=tmp_path / "work")
+    by_label = {run.label: run for run in runs}
+    measured = {"toy_joint_seed0": dict(seconds=100, epochs=1)}
+    assert estimate(by_label["toy_joint_seed1"], runs, measured) == pytest.approx(110)
+    assert estimate(by_label["toy_alone_seed0"], runs, measured) == 0
+    by_label["toy_joint_seed1"].cfg.train_cfg.max_epochs = 3
+    assert estimate(by_label["toy_joint_seed1"], runs, measured) == pytest.approx(330)
+
+    study = Study(runs, tmp_path / "work", tmp_path / "out", time_limit=60, **SETTINGS)
+    study.status["toy_joint_seed0"] |= measured["toy_joint_seed0"]
+    started = []
+    monkeypatch.setattr(study, "_start", lambda run: started.append(run.label))
+    study._fill()
+    assert started == ["toy_alone_seed0", "toy_alone_seed1"]
+
+
+@pytest.mark.parametrize("phase, file", [("train", "finished.json"), ("test", "test.json")])
+def test_a_process_that_does_not_end_is_ended(tmp_path, monkeypatch, phase, file):
+    monkeypatch.setattr("codmoe.engine.study_jobs._LINGER", 0.3)
+    (run,) = plan_study([write_rows(tmp_path)["alone"]], seeds=[0], work_dir=tmp_path / "work")
+    run.work_dir.mkdir(parents=True)
+    path = run.work_dir / file
+    path.write_text("of an earlier attempt")
+    os.utime(path, (100, 100))
+    job = Job(run, 0, time.time(), tmp_path / "log")
+    code = f"import time; time.sleep(1); open({str(path)!r}, 'w').close(); time.sleep(60)"
+    job.launch(phase, [sys.executable, "-c", code], os.environ)
+    started = time.time()
+    assert job.poll() is None
+    while job.poll() is None:
+        assert time.time() - started < 20
+        time.sleep(0.05)
+    assert job.poll() == 0 and time.time() - started > 1
+    job.launch(phase, [sys.executable, "-c", "raise SystemExit(3)"], os.environ)
+    job.process.wait()
+    assert job.poll() == 3
+
+
+def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
+    rows = write_rows(tmp_path)
+    runs = plan_study([rows["joint"], rows["alone"]], seeds=[0, 1, 2], work_dir=tmp_path / "work")
+    study = Study(runs, tmp_path / "work", tmp_path / "out", gpus=2, per_gpu=2, workers=5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    launched = []
+
+    def launch(job, phase, command, environment):
+        launched.append(environment["CUDA_VISIBLE_DEVICES"])
+
+    monkeypatch.setattr("codmoe.engine.study.Job.launch", launch)
+    study._fill()
+    assert launched == ["4", "7", "4", "7"]
+
+
+def test_plans_that_cannot_be(tmp_path):
+    rows = write_rows(tmp_path)
+    with pytest.raises(ValueError, match=r"toy_router_top2 starts from experts_joint_best\.pth"):
+        plan_study([rows["router_top2"]], seeds=[0], work_dir=tmp_path)
+    same = str(write_config(tmp_path, 1, named("alone")))
+    with pytest.raises(ValueError, match=r"both leave alone_best\.pth"):
+        plan_study([rows["alone"], same], seeds=[0], work_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no row 'polyp_fnp'.*'polyp_fpn'"):
+        study_rows(["polyp_fnp"])
+
+
+def test_rows_by_pattern():
+    assert study_rows(["mix_router_top*", "mix_router_top1", "polyp_fpn"]) == [
+        "study/mix_router_top2",
+        "study/mix_router_top4",
+        "study/mix_router_top1",
+        "study/polyp_fpn",
+    ]
+    assert row_options("mix_fpn", ["a=1", "mix_*:b=2:3", "polyp_*:c=3"]) == ["a=1", "b=2:3"]
+
+
+def test_the_shipped_rows_chain(tmp_path):
+    runs = plan_study(study_rows(), seeds=[0], work_dir=tmp_path)
+    sources = {run.row: run.above[0].row for run in runs if run.above}
+    assert sources["polyp_stage3"] == "polyp_router_top2"
+    assert sources["mix_static"] == "mix_refit" and sources["mix_refit"] == "mix_joint"
+    assert sources["mix_stage3_lite2"] == "mix_router_lite2"
+    assert {row.partition("_")[2] for row in sources.values()} == set(SOURCES)
+    for run in runs:
+        assert len(run.above) == bool(run.cfg.get("init_from"))
