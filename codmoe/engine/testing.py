@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from codmoe.engine.extremes import save_extremes
 from codmoe.engine.launch import test_runner
 from codmoe.evaluation.attribute_metric import AttributeMetric
 from codmoe.evaluation.attributes import breakdown
 from codmoe.evaluation.breakdown_tables import breakdown_to_markdown, print_breakdown
 from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.evaluation.conventions import CONVENTIONS
+from codmoe.evaluation.routing_metric import RoutingMetric
 from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
 from codmoe.files import replacing
 from codmoe.version import __version__
@@ -31,6 +34,7 @@ def test(
     out_dir: str | None = None,
     grid: str | None = None,
     grid_rows: int = 8,
+    extremes: str | None = None,
 ) -> dict[str, Any]:
     """Run the config's test data sets.
 
@@ -44,13 +48,15 @@ def test(
         out_dir: New folder for the prediction maps.
         grid: Picture file for a grid of the first ``grid_rows`` images.
         grid_rows: Number of images in it.
+        extremes: Folder for a grid per data set of the images with the best, median and worst IoU.
 
     Returns:
         The payload of the JSON file: ``table[dataset][source]``, ``routing``, ``conventions``, what
-        was run and, with experts, ``attributes[dataset][stem]`` and ``breakdown[dataset]``. Empty
-        except on the first process.
+        was run, ``routing_weights[dataset][stem]`` ({expert: weight}) and, with experts,
+        ``attributes[dataset][stem]`` and ``breakdown[dataset]``; with extremes, which images they
+        are. Empty except on the first process.
     """
-    _set_sources(cfg, maps=experts or grid is not None, attributes=experts)
+    _set_sources(cfg, maps=experts or bool(grid or extremes), attributes=experts)
     hooks = list(cfg.get("custom_hooks") or [])
     if out_dir:
         hooks.append(dict(type="SaveMapsHook", directory=out_dir))
@@ -72,6 +78,7 @@ def test(
         conventions=CONVENTIONS,
         routing={k: v for k, v in scalars.items() if "/" not in k and _is_routing(k)},
         table=table,
+        routing_weights=next((m.weights() for m in metrics if isinstance(m, RoutingMetric)), {}),
     )
     attributes = next((m.table for m in metrics if isinstance(m, AttributeMetric)), {})
     breakdowns = {name: _breakdown(table[name], attributes[name]) for name in attributes}
@@ -82,12 +89,15 @@ def test(
     for name, breakdown_rows in breakdowns.items():
         print_breakdown(breakdown_rows, title=f"{name}: IoU by attribute")
     path = Path(json_file or Path(cfg.work_dir) / "test.json")
+    if extremes:
+        images = save_extremes(runner, table, Path(extremes))
+        payload["extremes"] = dict(folder=os.path.relpath(extremes, path.parent), datasets=images)
     save_json(path, payload)
     _write(path.with_suffix(".md"), to_markdown(rows))
     if breakdowns:
         text = "\n".join(f"## {k}\n\n{breakdown_to_markdown(v)}" for k, v in breakdowns.items())
         _write(path.with_name(f"{path.stem}_attributes.md"), text)
-    for what, where in (("json", path), ("maps", out_dir), ("grid", grid)):
+    for what, where in (("json", path), ("maps", out_dir), ("grid", grid), ("extremes", extremes)):
         if where:
             print(f"{what}: {where}")
     return payload
