@@ -8,23 +8,21 @@ from pathlib import Path
 from codmoe.files import replacing
 from codmoe.visualization.report_data import RunRecord, load_run
 from codmoe.visualization.report_differences import difference_section, key_lines
-from codmoe.visualization.report_html import Markup, heading, notes, page, paragraph, picture, text
+from codmoe.visualization.report_html import (
+    Markup,
+    figures,
+    heading,
+    notes,
+    page,
+    paragraph,
+    picture,
+    text,
+)
 from codmoe.visualization.report_images import attribute_section
 from codmoe.visualization.report_notes import note_section
 from codmoe.visualization.report_plots import learning_curves
 from codmoe.visualization.report_results import result_section, routing_section
 from codmoe.visualization.report_setup import setup_section
-
-SECTIONS = (
-    ("setup", "What was run", setup_section),
-    ("results", "Results", result_section),
-    ("differences", "Is the ensemble better?", difference_section),
-    ("curves", "Learning curves", lambda run: curve_section(run)),
-    ("routing", "Routing", routing_section),
-    ("attributes", "Which expert where", attribute_section),
-    ("pictures", "Best, median and worst images", lambda run: picture_section(run)),
-    ("notes", "To be aware of", note_section),
-)
 
 
 def write_report(work_dir: str | os.PathLike, out: str | os.PathLike | None = None) -> Path:
@@ -72,9 +70,7 @@ def curve_section(run: RunRecord) -> Markup:
         if plots:
             again = stage.training.resumed
             more = f", resumed {again} time{'s' if again > 1 else ''}" if again else ""
-            parts.append(heading(f"{stage.title}: {stage.config}{more}"))
-            parts.append(Markup('<div class="plots">' + "".join(_figure(p) for p in plots)))
-            parts.append(Markup("</div>"))
+            parts += [heading(f"{stage.title}: {stage.config}{more}"), figures(plots)]
     if not parts:
         return Markup()
     hint = (
@@ -82,10 +78,6 @@ def curve_section(run: RunRecord) -> Markup:
         "own less). Validation IoU: per image at 0.5; oracle: best expert of each image."
     )
     return Markup("".join(parts) + notes([hint]))
-
-
-def _figure(svg: str) -> str:
-    return f"<figure>{svg}</figure>"
 
 
 def picture_section(run: RunRecord) -> Markup:
@@ -103,3 +95,15 @@ def picture_section(run: RunRecord) -> Markup:
         "3, the ensemble, and the weights its router gave."
     )
     return Markup(paragraph(lead) + "".join(parts))
+
+
+SECTIONS = (
+    ("setup", "What was run", setup_section),
+    ("results", "Results", result_section),
+    ("differences", "Is the ensemble better?", difference_section),
+    ("curves", "Learning curves", curve_section),
+    ("routing", "Routing", routing_section),
+    ("attributes", "Which expert where", attribute_section),
+    ("pictures", "Best, median and worst images", picture_section),
+    ("notes", "To be aware of", note_section),
+)

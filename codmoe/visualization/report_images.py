@@ -11,8 +11,8 @@ from codmoe.visualization.report_data import RunRecord, StageRecord, number
 from codmoe.visualization.report_html import Markup, heading, notes, paragraph, table, text
 
 FEW = 10
-# Differences of this size have the full colour: 0.1 of IoU, 0.3 of a weight.
-_IOU_SPAN, _SHARE_SPAN = 0.10, 0.30
+# Differences of this size have the full colour: 0.05 of IoU, 0.3 of a weight.
+_IOU_SPAN, _SHARE_SPAN = 0.05, 0.30
 
 
 def attribute_section(run: RunRecord) -> Markup:

@@ -56,6 +56,13 @@ def findings(run: RunRecord) -> Iterator[str]:
                 f"{dataset}: that the ensemble is better than the best expert of stage 1 ({name}) "
                 f"is not shown ({told(found)})."
             )
+        after = (run.payload.get("ensemble_experts") or {}).get(dataset, {}).get("uniform")
+        found = difference(ensemble, after, ["IoU"]).get("IoU") if after and ensemble else None
+        if found and not found.low > 0:
+            yield (
+                f"{dataset}: that the router's weights are better than equal weights for the same "
+                f"experts is not shown ({told(found)})."
+            )
 
 
 def _routing_findings(run: RunRecord, key: str, title: str) -> Iterator[str]:
@@ -65,8 +72,8 @@ def _routing_findings(run: RunRecord, key: str, title: str) -> Iterator[str]:
     ceiling = math.log(len(experts)) if len(experts) > 1 else math.nan
     if information < BLIND * ceiling:
         yield (
-            f"{title}: the router says nearly the same about every image (mutual information "
-            f"{information:.2g} of at most {ceiling:.2f} nats); its mixture is a fixed one."
+            f"{title}: the router's probabilities are nearly the same for every image (mutual "
+            f"information {information:.2g} of at most {ceiling:.2f} nats)."
         )
     if number(numbers.get("top1_max_share")) > 0.95:
         yield f"{title}: one expert is the first choice of more than 95 % of the images."

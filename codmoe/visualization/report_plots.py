@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from codmoe.visualization.report_logs import Training
 _INK = "#010203"
 # Each tells from the others, from white and from near black.
 _COLOURS = ("#3b8bd1", "#e07b39", "#3fa66b", "#a873c9", "#c9a227", "#d1587c", "#4fb3bf", "#8d6e63")
-_SIZE = (4.7, 3.1)
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+_SIZE = (4.1, 2.9)
 
 
 @dataclass
@@ -43,9 +45,7 @@ def colours(experts: Sequence[str]) -> dict[str, str]:
 
 def panel(title: str, lines: Sequence[Line], *, x: str, y: str, log: bool = False) -> str:
     """One plot as an ``<svg>`` element."""
-    ink = dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK
-    )
+    ink = dict.fromkeys(_INKED, _INK)
     with matplotlib.rc_context({**ink, "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=_SIZE, layout="constrained")
         FigureCanvasAgg(figure)
@@ -55,7 +55,7 @@ def panel(title: str, lines: Sequence[Line], *, x: str, y: str, log: bool = Fals
                 line.x, line.y, line.style, color=line.colour, lw=line.width, marker=line.marker,
                 markersize=3, alpha=line.alpha,
             )  # fmt: skip
-        values = [v for line in lines for v in line.y]
+        values = [v for line in lines for v in line.y if math.isfinite(v)]
         if log and values and min(values) > 0:
             axes.set_yscale("log")
         else:
@@ -100,7 +100,7 @@ def learning_curves(training: Training, experts: Sequence[str]) -> list[str]:
     kinds["IoU_oracle"] = ("oracle", _INK, "--", 1.0)
     kinds |= {f"IoU_{name}": (name, shade[name], "-", 1.2) for name in experts}
     scores = [
-        Line(label, *_series(training.val, key), colour=colour, style=style, width=w, marker="o")
+        Line(label, *_series(training.val, key), colour, style, width=w, marker=_dot(style))
         for key, (label, colour, style, w) in kinds.items()
     ]
     scores = [line for line in scores if len(line.x)]
@@ -137,6 +137,10 @@ def routing_curves(training: Training, experts: Sequence[str]) -> list[str]:
     curves = [line for line in curves if len(line.x)]
     title = "mutual information of image and expert"
     return [*found, panel(title, curves, x=unit, y="nats")]
+
+
+def _dot(style: str) -> str:
+    return "o" if style == "-" else ""
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -111,18 +111,18 @@ def _model(run: RunRecord) -> list[list[str]]:
 
 
 def _data(run: RunRecord) -> list[list[str]]:
-    rows: dict[str, str] = {}
-    for stage in run.stages:
-        cfg = stage.training.config() or {}
-        for part, label in (("train", f"trained on, {stage.title}"), ("val", "validated on")):
-            dataset = (cfg.get(f"{part}_dataloader") or {}).get("dataset")
-            told = describe(dataset) if dataset else ""
-            if told and told not in rows.values():
-                rows[label if label not in rows else f"{label}, {stage.title}"] = told
-        dataset = (cfg.get("test_dataloader") or {}).get("dataset")
-        if dataset:
-            rows["tested on"] = describe(dataset)
-    return [[label, told] for label, told in rows.items()]
+    rows = []
+    for part, label in (("train", "trained on"), ("val", "validated on"), ("test", "tested on")):
+        told: dict[str, list[str]] = {}
+        for stage in run.stages:
+            loader = (stage.training.config() or {}).get(f"{part}_dataloader") or {}
+            dataset = loader.get("dataset")
+            if dataset:
+                told.setdefault(describe(dataset), []).append(stage.title.removeprefix("stage "))
+        for line, numbers in told.items():
+            several = f", stage {' and '.join(numbers)}" if len(told) > 1 else ""
+            rows.append([label + several, line])
+    return rows
 
 
 def describe(dataset: Any) -> str:
