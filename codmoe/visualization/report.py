@@ -74,8 +74,9 @@ def curve_section(run: RunRecord) -> Markup:
     if not parts:
         return Markup()
     hint = (
-        "Loss of a part: the sum of its terms as they enter the total (stage 3 weighs the experts' "
-        "own less). Validation IoU: per image at 0.5; oracle: best expert of each image."
+        "Loss of a part: the sum of its terms as they enter the total, divided by the first entry; "
+        "some terms grow by design, such as ZoomNet's uncertainty loss. Validation IoU: per image "
+        "at 0.5; oracle: best expert of each image."
     )
     return Markup("".join(parts) + notes([hint]))
 

@@ -89,6 +89,7 @@ def _iou_table(rows: Sequence[Mapping[str, Any]], experts: Sequence[str]) -> Mar
         ]
         cells += [_shaded(number(row["IoU"][name]), 0, False, row["n"]) for name in others]
         body.append([*_names(row, first), *cells])
+    others = ["the mixture" if name == "mixture" else name for name in others]
     return table(["attribute", "images", "n", *experts, *others], body, left=2)
 
 

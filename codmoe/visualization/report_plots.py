@@ -6,7 +6,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -20,6 +20,7 @@ from codmoe.visualization.report_logs import Training
 _INK = "#010203"
 # Each tells from the others, from white and from near black.
 _COLOURS = ("#3b8bd1", "#e07b39", "#3fa66b", "#a873c9", "#c9a227", "#d1587c", "#4fb3bf", "#8d6e63")
+_LOSS_STYLES = dict(mixture="--", router=":")
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _SIZE = (4.1, 2.9)
 
@@ -43,7 +44,7 @@ def colours(experts: Sequence[str]) -> dict[str, str]:
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(experts)}
 
 
-def panel(title: str, lines: Sequence[Line], *, x: str, y: str, log: bool = False) -> str:
+def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4) -> str:
     """One plot as an ``<svg>`` element."""
     ink = dict.fromkeys(_INKED, _INK)
     with matplotlib.rc_context({**ink, "svg.fonttype": "none", "font.size": 8}):
@@ -55,11 +56,7 @@ def panel(title: str, lines: Sequence[Line], *, x: str, y: str, log: bool = Fals
                 line.x, line.y, line.style, color=line.colour, lw=line.width, marker=line.marker,
                 markersize=3, alpha=line.alpha,
             )  # fmt: skip
-        values = [v for line in lines for v in line.y if math.isfinite(v)]
-        if log and values and min(values) > 0:
-            axes.set_yscale("log")
-        else:
-            axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.set_title(title, size=9, loc="left", parse_math=False)
         axes.set(xlabel=x, ylabel=y)
@@ -70,7 +67,7 @@ def panel(title: str, lines: Sequence[Line], *, x: str, y: str, log: bool = Fals
         named = [pair for pair in named if pair[1].strip()]
         if len(named) > 1:
             legend = figure.legend(
-                *zip(*named, strict=True), loc="outside lower center", ncols=4, fontsize=7.5,
+                *zip(*named, strict=True), loc="outside lower center", ncols=columns, fontsize=7.5,
                 frameon=False, handlelength=1.6, columnspacing=1.2,
             )  # fmt: skip
             for label in legend.get_texts():
@@ -89,13 +86,12 @@ def learning_curves(training: Training, experts: Sequence[str]) -> list[str]:
     found = []
     losses = [Line("total", *_series(training.train, "loss"), width=1.8)]
     for part, keys in _loss_parts(training.train).items():
-        style = dict(colour=shade.get(part, _INK), style="-" if part in shade else "--", width=1.1)
-        if part == "router":
-            style["style"] = ":"
+        style = dict(colour=shade.get(part, _INK), style=_LOSS_STYLES.get(part, "-"), width=1.1)
         losses.append(Line(part, *_sum(training.train, keys), **style))
-    losses = [line for line in losses if len(line.x)]
+    losses = [_relative(line) for line in losses if len(line.x)]
     if losses:
-        found.append(panel("training loss", losses, x=unit, y="loss", log=True))
+        y = "loss, relative to the first"
+        found.append(panel("training loss (first → last)", losses, x=unit, y=y, columns=3))
     kinds = dict(IoU=("mixture", _INK, "-", 1.8), IoU_uniform=("uniform", _INK, ":", 1.1))
     kinds["IoU_oracle"] = ("oracle", _INK, "--", 1.0)
     kinds |= {f"IoU_{name}": (name, shade[name], "-", 1.2) for name in experts}
@@ -137,6 +133,14 @@ def routing_curves(training: Training, experts: Sequence[str]) -> list[str]:
     curves = [line for line in curves if len(line.x)]
     title = "mutual information of image and expert"
     return [*found, panel(title, curves, x=unit, y="nats")]
+
+
+def _relative(line: Line) -> Line:
+    """The losses of the parts differ by orders of magnitude, and by a few per cent over a run."""
+    first, last = line.y[0], line.y[-1]
+    scale = first if first and math.isfinite(first) else 1.0
+    label = f"{line.label} {first:.3g} → {last:.3g}"
+    return replace(line, label=label, y=[value / scale for value in line.y])
 
 
 def _dot(style: str) -> str:

@@ -116,4 +116,7 @@ def _routing_table(numbers: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 
 def _cells(numbers: Mapping[str, Mapping[str, Any]], columns: Sequence[str], key: str) -> list[str]:
-    return [format_value(number(numbers[column].get(key))) for column in columns]
+    values = [number(numbers[column].get(key)) for column in columns]
+    # Of a router that ignores the image four decimals would be zeros.
+    small = key == "mutual_information"
+    return [f"{v:.2g}" if small and math.isfinite(v) else format_value(v) for v in values]

@@ -80,7 +80,13 @@ def test_difference_is_paired_and_names_what_it_is_against(tmp_path):
 
 def test_curves_routing_attributes_and_notes(tmp_path):
     page = made(write_run(tmp_path / "run")[0])
-    for words in ("training loss", "IoU on the validation set", "learning rate", ">sinet<"):
+    for words in (
+        "total 3 → 1<",
+        "sinet 1 → 0.333<",
+        "IoU on the validation set",
+        "learning rate",
+        ">sinet<",
+    ):
         assert words in section(page, "curves").replace("> ", ">")
     assert "mutual information of image and expert" in section(page, "routing")
     where = section(page, "attributes")
