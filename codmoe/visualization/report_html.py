@@ -138,7 +138,8 @@ td.few, .soft { color: var(--soft); }
 .key { border-left: 3px solid var(--accent); padding: .1em 0 .1em .9em; margin: .8em 0; }
 .warn { border-left: 3px solid var(--warn); padding-left: .9em; margin: .5em 0; max-width: 90ch;
   overflow-wrap: anywhere; white-space: pre-wrap; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 14px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 14px;
+  align-items: start; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: 6px; }
 figure svg { display: block; width: 100%; height: auto; max-width: 560px; margin: 0 auto; }
 img { max-width: 100%; min-width: 700px; border: 1px solid var(--line); border-radius: 6px;

@@ -48,7 +48,10 @@ def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4
     """One plot as an ``<svg>`` element."""
     ink = dict.fromkeys(_INKED, _INK)
     with matplotlib.rc_context({**ink, "svg.fonttype": "none", "font.size": 8}):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        # A legend of many rows adds its height, so that the axes keep theirs.
+        rows = math.ceil(sum(bool(line.label) for line in lines) / columns)
+        size = (_SIZE[0], _SIZE[1] + 0.15 * max(0, rows - 2))
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         for line in lines:
@@ -91,7 +94,7 @@ def learning_curves(training: Training, experts: Sequence[str]) -> list[str]:
     losses = [_relative(line) for line in losses if len(line.x)]
     if losses:
         y = "loss, relative to the first"
-        found.append(panel("training loss (first → last)", losses, x=unit, y=y, columns=3))
+        found.append(panel("training loss (first → last)", losses, x=unit, y=y, columns=2))
     kinds = dict(IoU=("mixture", _INK, "-", 1.8), IoU_uniform=("uniform", _INK, ":", 1.1))
     kinds["IoU_oracle"] = ("oracle", _INK, "--", 1.0)
     kinds |= {f"IoU_{name}": (name, shade[name], "-", 1.2) for name in experts}

@@ -26,7 +26,7 @@ def test_best_median_and_worst():
     assert pick({"a": 0.1}) == [("best", "a")] and pick({}) == []
 
 
-def test_the_images_drawn_are_those_that_were_scored(tmp_path, monkeypatch):
+def test_the_images_drawn_are_those_that_were_scored(tmp_path, monkeypatch, capsys):
     small = dict(images(7, PIPELINE)["dataset"], type="SyntheticCamouflage", part="test")
     group = dict(A=small, B=dict(small, length=4, part="val"))
     test = dict(test_dataloader=dict(dataset=dict(datasets=dict(Synthetic=None, **group))))
@@ -60,3 +60,13 @@ def test_the_images_drawn_are_those_that_were_scored(tmp_path, monkeypatch):
         ious = {s: v["IoU"] for s, v in payload["table"][name]["mixture"]["images"].items()}
         assert each["images"][0]["IoU"] == max(ious.values())
         assert each["images"][-1]["IoU"] == min(ious.values())
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(extremes, "save_grid", fail)
+    cfg = prepared(config, tmp_path / "again")
+    again = run_test(cfg, str(tmp_path / "w.pth"), extremes=str(out / "more"))
+    assert again["table"].keys() == payload["table"].keys() and "extremes" not in again
+    assert (tmp_path / "again" / "test.json").is_file()
+    assert f"no pictures in {out / 'more'} (OSError: disk full)" in capsys.readouterr().out
