@@ -118,11 +118,16 @@ def test_names_are_escaped(tmp_path):
     folder, payload = write_run(tmp_path / "run", dataset=name)
     for part in ("table", "ensemble_experts"):
         rows = payload[part][name]
-        rows["<i>e</i>"] = rows.pop("sinet")
+        rows["<i>$e_1$</i>"] = rows.pop("sinet")
+    for path in folder.glob("stage*/*/vis_data/scalars.json"):
+        path.write_text(path.read_text().replace("sinet", "<i>$e_1$</i>"))
     payload["configs"][0] = "<u>config</u>"
     (folder / "table.json").write_text(json.dumps(payload))
     page = made(folder)
-    assert not re.findall(r"<(?:b|i|u)>", page) and "&lt;i&gt;e&lt;/i&gt;" in page
+    assert not re.findall(r"<(?:b|i|u)>", page)
+    for key in ("results", "curves"):
+        shown = re.sub(r"<!--.*?-->", "", section(page, key), flags=re.S)
+        assert "&lt;i&gt;$e_1$&lt;/i&gt;" in shown
     assert "&lt;b&gt;x&lt;/b&gt;&amp;$a_b$" in page
 
 
