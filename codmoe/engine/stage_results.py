@@ -26,7 +26,7 @@ def write_results(
     """Print the table of all stages and write it as JSON and Markdown, then the report.
 
     Args:
-        stages: Stage 1, 2 and 3.
+        stages: Stage 1 (one or several runs), 2 and 3.
         results: Test results of stage 2 and 3.
         folder: Where the files go.
         seconds: What this call took.

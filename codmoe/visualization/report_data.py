@@ -21,11 +21,11 @@ class StageRecord:
     """One stage as its work directory shows it.
 
     Args:
-        title: ``"stage 1"``.
+        title: ``"stage 1"``; ``"stage 1, part 2"`` where that stage took several runs.
         config: Name of its config.
         finished: ``finished.json``; empty if there is none.
         training: Its curves, logs and configuration.
-        result: JSON of its test; empty for stage 1 or where there is none.
+        result: JSON of its test; empty for stage 1 and where there is none.
     """
 
     title: str
@@ -95,16 +95,25 @@ def load_run(work_dir: str | os.PathLike) -> RunRecord:
         )
     configs, weights = (list(payload.get(key) or []) for key in ("configs", "weights"))
     stages = []
-    for number, config in enumerate(configs, 1):
+    titles = stage_titles(len(configs))
+    for number, (title, config) in enumerate(zip(titles, configs, strict=True), 1):
         work = folder / f"stage{number}"
-        stage = StageRecord(f"stage {number}", str(config), _read(work / "finished.json"))
+        stage = StageRecord(title, str(config), _read(work / "finished.json"))
         if work.is_dir():
             stage.training = read_training(work)
-        if number > 1 and number <= len(weights):
+        if number > len(configs) - 2 and number <= len(weights):
             name = Path(weights[number - 1]).stem.removesuffix("_best")
             stage.result = _read(folder / f"{name}.json")
         stages.append(stage)
     return RunRecord(folder, payload, stages, datetime.fromtimestamp(path.stat().st_mtime))
+
+
+def stage_titles(count: int) -> list[str]:
+    """What the runs are called: the last two are stage 2 and 3, all before them are stage 1."""
+    if count <= 3:
+        return [f"stage {number}" for number in range(1, count + 1)]
+    parts = [f"stage 1, part {number}" for number in range(1, count - 1)]
+    return [*parts, "stage 2", "stage 3"]
 
 
 def _nested(table: Any) -> bool:

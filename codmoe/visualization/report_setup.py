@@ -120,7 +120,7 @@ def _data(run: RunRecord) -> list[list[str]]:
             if dataset:
                 told.setdefault(describe(dataset), []).append(stage.title.removeprefix("stage "))
         for line, numbers in told.items():
-            several = f", stage {' and '.join(numbers)}" if len(told) > 1 else ""
+            several = f": stage {' and '.join(numbers)}" if len(told) > 1 else ""
             rows.append([label + several, line])
     return rows
 

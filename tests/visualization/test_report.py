@@ -164,6 +164,24 @@ def test_a_run_of_an_older_version(tmp_path):
     assert cells(page, "sinet, stage 1") == ["40", "-"]
 
 
+def test_a_first_stage_of_several_parts(tmp_path):
+    folder, payload = write_run(tmp_path / "run")
+    (folder / "stage3").rename(folder / "stage4")
+    payload["configs"].insert(1, "a/refit")
+    payload["weights"].insert(1, "w/refit_best.pth")
+    (folder / "table.json").write_text(json.dumps(payload))
+    page = made(folder)
+    titles = re.findall(r"<td>(stage.*?)</td><td>(.*?)</td>", section(page, "setup"))
+    assert titles[:4] == [
+        ("stage 1, part 1", "a/stage1"),
+        ("stage 1, part 2", "a/refit"),
+        ("stage 2", "a/stage2"),
+        ("stage 3", "a/stage3"),
+    ]
+    assert "after stage 3" in section(page, "attributes") and 'id="pictures"' in page
+    assert "stage 2 has no finished.json" in section(page, "notes")
+
+
 def test_an_earlier_report_is_kept(tmp_path):
     folder, _ = write_run(tmp_path / "run")
     (folder / "report.html").write_text("mine")
