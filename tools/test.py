@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--json", help="result file; WORK_DIR/test.json by default, .md beside it")
     parser.add_argument("--out", help="new folder for prediction maps, 8-bit PNG, original size")
     parser.add_argument("--grid", help="picture file: image, truth, experts, mixture, weights")
+    parser.add_argument("--extremes", help="folder for pictures of the best, median, worst images")
     parser.add_argument("--work-dir", help="logs; work_dirs/NAME by default")
     parser.add_argument("--data-root", help="folder of the data set, instead of the config's")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override the config")
@@ -33,7 +34,9 @@ def main() -> None:
         if args.data_root:
             set_data_root(cfg, args.data_root)
         prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)
-        outputs = dict(json_file=args.json, out_dir=args.out, grid=args.grid)
+        outputs = dict(
+            json_file=args.json, out_dir=args.out, grid=args.grid, extremes=args.extremes
+        )
         test(cfg, args.checkpoint, experts=args.experts, **outputs)
         leave_cpu_process_group()
     except (ValueError, FileNotFoundError) as error:

@@ -204,6 +204,7 @@ def train(cfg: Config) -> CODRunner:
             Path(cfg.work_dir) / "finished.json",
             dict(
                 config=str(cfg.get("config_file")),
+                images=len(runner.train_loop.dataloader.dataset),
                 epochs=runner.epoch,
                 iterations=runner.iter,
                 best=runner.message_hub.get_info("codmoe_best"),

@@ -8,9 +8,11 @@ import numpy as np
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.hooks import Hook, LoggerHook
 from PIL import Image
+from torch import Tensor
 
 from codmoe.files import replacing
 from codmoe.registry import HOOKS
+from codmoe.structures import CODDataSample
 from codmoe.visualization.grid import GridRow, save_grid
 
 
@@ -73,26 +75,32 @@ class GridHook(Hook):
         for image, sample in zip(data_batch["inputs"], outputs or (), strict=True):
             if len(self.rows) == self.count:
                 return
-            routing = sample.routing
-            self.names = routing["expert_names"]
-            chosen = [self.names[i] for i in routing["indices"].tolist()]
-            self.rows.append(
-                GridRow(
-                    image=self._at_size(image, sample.gt_mask.shape),
-                    gt=sample.gt_mask,
-                    expert_probs={n: p.cpu() for n, p in sample.expert_probs.items()},
-                    mixture=sample.pred_prob.cpu(),
-                    weights=dict(zip(chosen, routing["weights"].tolist(), strict=True)),
-                    title=sample.stem,
-                )
-            )
+            self.names = sample.routing["expert_names"]
+            self.rows.append(grid_row(image, sample, sample.stem))
 
     def after_test(self, runner) -> None:
         if self.rows and is_main_process():
             save_grid(self.rows, self.path, expert_names=self.names)
 
-    @staticmethod
-    def _at_size(image, size) -> np.ndarray:
-        # The network's input, not the file: what the picture shows is what the model saw.
-        picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-        return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+def grid_row(image: Tensor, sample: CODDataSample, title: str) -> GridRow:
+    """One predicted image as a row of a picture grid.
+
+    Args:
+        image: The network's input, (3, h, w) uint8.
+        sample: What the model made of it, with the maps of all experts.
+        title: Written above the image.
+    """
+    routing = sample.routing
+    chosen = [routing["expert_names"][i] for i in routing["indices"].tolist()]
+    # The network's input, not the file: what the picture shows is what the model saw.
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    height, width = sample.gt_mask.shape
+    return GridRow(
+        image=np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)),
+        gt=sample.gt_mask,
+        expert_probs={name: prob.cpu() for name, prob in sample.expert_probs.items()},
+        mixture=sample.pred_prob.cpu(),
+        weights=dict(zip(chosen, routing["weights"].tolist(), strict=True)),
+        title=title,
+    )

@@ -20,9 +20,7 @@ from mmengine.config import Config
 from codmoe.engine.assembly import read_sources
 from codmoe.engine.config import config_root, load_config, parse_options
 from codmoe.engine.launch import set_aside, set_data_root
-from codmoe.evaluation.breakdown_tables import print_breakdown
-from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
-from codmoe.files import replacing
+from codmoe.engine.stage_results import write_results
 from codmoe.registry import DATASETS
 
 DEFAULT_CONFIGS = ("experts/joint", "router/stage2", "ensemble/stage3")
@@ -199,7 +197,7 @@ def run_stages(
         configs: Stage 1, 2 and 3. Stage 1 may be several: separate experts and a refit of their
             heads.
         gpus: Processes per stage.
-        work_dir: Folder of logs, table and picture.
+        work_dir: Folder of logs, table, pictures and report.
         options: ``key=value`` overrides for all stages.
         data_root: Folder of the data set, instead of the configs'.
 
@@ -228,7 +226,8 @@ def run_stages(
         run_command(train_command(stage, gpus, arguments, resume))
         ran.add(stage.weights)
     results = [_tested(stage, gpus, arguments, folder) for stage in stages[-2:]]
-    return _report(stages, results, folder, time.time() - started)
+    call = dict(gpus=gpus, options=list(options), data_root=data_root)
+    return write_results(stages, results, folder, time.time() - started, call)
 
 
 def _tested(stage: Stage, gpus: int, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -241,55 +240,6 @@ def _tested(stage: Stage, gpus: int, arguments: Sequence[str], folder: Path) -> 
         else [sys.executable, str(tools / "test.py"), stage.name, str(stage.weights)]
     )
     command += ["--experts", "--json", str(result), "--work-dir", str(stage.work_dir)]
-    run_command([*command, "--grid", str(grid), *arguments])
+    command += ["--grid", str(grid), "--extremes", str(folder / f"{name}_extremes")]
+    run_command([*command, *arguments])
     return json.loads(result.read_text())
-
-
-def _report(
-    stages: Sequence[Stage], results: Sequence[dict], folder: Path, seconds: float
-) -> dict[str, Any]:
-    router, ensemble = results
-    table = {}
-    for dataset, rows in router["table"].items():
-        experts = {k: v for k, v in rows.items() if k not in ("mixture", "uniform", "oracle")}
-        table[dataset] = dict(
-            experts,
-            uniform=rows["uniform"],
-            router=rows["mixture"],
-            oracle=rows["oracle"],
-            ensemble=ensemble["table"][dataset]["mixture"],
-        )
-    rows = result_rows(table)
-    print_table(rows, title="stage 1 experts, their mixtures (stage 2) and the ensemble (stage 3)")
-    by_kind = {
-        name: _print_kinds(name, result)
-        for name, result in zip(("stage 2", "stage 3"), results, strict=True)
-    }
-    payload = dict(
-        configs=[stage.name for stage in stages],
-        weights=[str(stage.weights) for stage in stages],
-        seconds=round(seconds, 1),
-        table=table,
-        routing=dict(router=router["routing"], ensemble=ensemble["routing"]),
-        ensemble_experts=ensemble["table"],
-        by_kind=by_kind,
-    )
-    save_json(folder / "table.json", payload)
-    with replacing(folder / "table.md") as temporary:
-        temporary.write_text(to_markdown(rows) + "\n")
-    print(f"table: {folder / 'table.md'}")
-    picture = folder / f"{stages[-1].cfg.default_hooks.best.name}.png"
-    if picture.is_file():
-        print(f"pictures: {picture}")
-    return payload
-
-
-def _print_kinds(stage: str, result: Mapping[str, Any]) -> dict[str, list[dict]]:
-    """Print and return the IoU of every expert on each kind of image, where images have kinds."""
-    found = {}
-    for dataset, rows in result.get("breakdown", {}).items():
-        kinds = [row for row in rows if row["attribute"] == "kind"]
-        if kinds:
-            found[dataset] = kinds
-            print_breakdown(kinds, title=f"{dataset} after {stage}: IoU by kind of image")
-    return found

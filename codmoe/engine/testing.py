@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from codmoe.engine.extremes import save_extremes
 from codmoe.engine.launch import test_runner
 from codmoe.evaluation.attribute_metric import AttributeMetric
 from codmoe.evaluation.attributes import breakdown
@@ -32,6 +34,7 @@ def test(
     out_dir: str | None = None,
     grid: str | None = None,
     grid_rows: int = 8,
+    extremes: str | None = None,
 ) -> dict[str, Any]:
     """Run the config's test data sets.
 
@@ -45,13 +48,16 @@ def test(
         out_dir: New folder for the prediction maps.
         grid: Picture file for a grid of the first ``grid_rows`` images.
         grid_rows: Number of images in it.
+        extremes: Folder for a grid per data set of the images with the best, median and worst IoU.
 
     Returns:
         The payload of the JSON file: ``table[dataset][source]``, ``routing``,
-        ``routing_by_dataset``, ``conventions``, what was run and, with experts,
-        ``attributes[dataset][stem]`` and ``breakdown[dataset]``. Empty except on the first process.
+        ``routing_by_dataset``, ``conventions``, what was run,
+        ``routing_weights[dataset][stem]`` ({expert: weight}) and, with experts,
+        ``attributes[dataset][stem]`` and ``breakdown[dataset]``; with extremes, which images they
+        are. Empty except on the first process.
     """
-    _set_sources(cfg, maps=experts or grid is not None, attributes=experts)
+    _set_sources(cfg, maps=experts or bool(grid or extremes), attributes=experts)
     hooks = list(cfg.get("custom_hooks") or [])
     if out_dir:
         hooks.append(dict(type="SaveMapsHook", directory=out_dir))
@@ -74,6 +80,7 @@ def test(
         routing={k: v for k, v in scalars.items() if "/" not in k and _is_routing(k)},
         routing_by_dataset=_routing_by_dataset(metrics),
         table=table,
+        routing_weights=next((m.weights() for m in metrics if isinstance(m, RoutingMetric)), {}),
     )
     attributes = next((m.table for m in metrics if isinstance(m, AttributeMetric)), {})
     breakdowns = {name: _breakdown(table[name], attributes[name]) for name in attributes}
@@ -84,12 +91,20 @@ def test(
     for name, breakdown_rows in breakdowns.items():
         print_breakdown(breakdown_rows, title=f"{name}: IoU by attribute")
     path = Path(json_file or Path(cfg.work_dir) / "test.json")
+    if extremes:
+        try:
+            images = save_extremes(runner, table, Path(extremes))
+            where = os.path.relpath(extremes, path.parent)
+            payload["extremes"] = dict(folder=where, datasets=images)
+        except Exception as error:  # a long test must not lose its figures to a picture
+            print(f"no pictures in {extremes} ({type(error).__name__}: {error})")
+            extremes = None
     save_json(path, payload)
     _write(path.with_suffix(".md"), to_markdown(rows))
     if breakdowns:
         text = "\n".join(f"## {k}\n\n{breakdown_to_markdown(v)}" for k, v in breakdowns.items())
         _write(path.with_name(f"{path.stem}_attributes.md"), text)
-    for what, where in (("json", path), ("maps", out_dir), ("grid", grid)):
+    for what, where in (("json", path), ("maps", out_dir), ("grid", grid), ("extremes", extremes)):
         if where:
             print(f"{what}: {where}")
     return payload

@@ -14,6 +14,7 @@ from codmoe.evaluation.cod_metric import (
     as_mapping,
     identity,
     required,
+    unique_stems,
 )
 from codmoe.evaluation.measures import THRESHOLD
 from codmoe.evaluation.thresholds import divide
@@ -175,6 +176,21 @@ class RoutingMetric(PerImageMetric):
         if all("IoU" in record for record in results):
             scalars |= self._quality(results, names, first)
         return scalars
+
+    def weights(self) -> dict[str, dict[str, dict[str, float]]]:
+        """``{dataset: {stem: {expert: mixture weight}}}`` of ``records``, zero where not chosen;
+        under the stems of ``CODMetric.table``.
+        """
+        groups: dict[str, list[dict]] = {}
+        for record in self.records:
+            groups.setdefault(record["dataset"], []).append(record)
+        found = {}
+        for dataset, records in groups.items():
+            names = records[0]["expert_names"]
+            rows = [_dense(record, len(names))[0].tolist() for record in records]
+            each = [dict(zip(names, row, strict=True)) for row in rows]
+            found[dataset] = dict(zip(unique_stems(records), each, strict=True))
+        return found
 
     @staticmethod
     def _quality(results: list[dict], names: list[str], first: Tensor) -> dict[str, float]:

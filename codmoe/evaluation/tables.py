@@ -64,7 +64,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     since it reads the ground truth and would always win.
     """
     metrics = _metrics(rows)
-    best = _best(rows, metrics)
+    best = best_cells(rows, metrics)
     lines = [
         "| " + " | ".join(["data set", "source", "n", *metrics]) + " |",
         "|" + "|".join([" :--- ", " :--- ", *[" ---: "] * (len(metrics) + 1)]) + "|",
@@ -77,7 +77,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             "| " + " | ".join([row["dataset"], row["source"], str(row["n"]), *cells]) + " |"
         )
-    return "\n".join([*lines, "", *[f"- {note}" for note in _notes(rows, metrics)]]) + "\n"
+    return "\n".join([*lines, "", *[f"- {note}" for note in table_notes(rows, metrics)]]) + "\n"
 
 
 def print_table(
@@ -85,7 +85,7 @@ def print_table(
 ) -> None:
     """Prints the table and its conventions; the best of each column is bold, as in Markdown."""
     metrics = _metrics(rows)
-    best = _best(rows, metrics)
+    best = best_cells(rows, metrics)
     table = Table(title=title, title_justify="left")
     table.add_column("data set", no_wrap=True)
     table.add_column("source", no_wrap=True)
@@ -107,7 +107,7 @@ def print_table(
         wide = console.options.update(width=10_000)
         console.width = max(console.width, console.measure(table, options=wide).maximum)
     console.print(table)
-    for note in _notes(rows, metrics):
+    for note in table_notes(rows, metrics):
         console.print(note, style="dim", markup=False, highlight=False)
 
 
@@ -149,7 +149,8 @@ def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return columns
 
 
-def _best(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> set[tuple[int, str]]:
+def best_cells(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> set[tuple[int, str]]:
+    """Row number and metric of each data set's best values; the oracle is not ranked."""
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         if row["source"] != _UNRANKED:
@@ -166,7 +167,7 @@ def _best(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> set[tupl
     return best
 
 
-def _notes(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[str]:
+def table_notes(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[str]:
     """One line for each group of columns that share a convention."""
     groups: dict[str, list[str]] = {}
     for key in metrics:

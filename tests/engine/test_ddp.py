@@ -253,8 +253,11 @@ def test_two_processes_count_each_image_once(tmp_path, monkeypatch):
     torch.manual_seed(3)
     save_weights(tmp_path / "w.pth", build(config), {}, "run")
     monkeypatch.chdir(tmp_path)
-    one = run_test(prepared(config, tmp_path / "one"), "w.pth", experts=True, out_dir="maps1")
+    one = run_test(
+        prepared(config, tmp_path / "one"), "w.pth", experts=True, out_dir="maps1", extremes="ends1"
+    )
     out = ("--experts", "--work-dir", "two", "--out", "maps2", "--grid", "grid.png")
+    out += ("--extremes", "ends2")
     done = bash("dist_test.sh", config, "w.pth", 2, *out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "two" / "test.json").read_text())
@@ -269,6 +272,9 @@ def test_two_processes_count_each_image_once(tmp_path, monkeypatch):
         assert {"IoU", "Dice", "MAE", "Sm"} <= measured.keys()
         assert measured == pytest.approx({k: same[k] for k in measured}, rel=1e-12)
     assert two["routing"] == pytest.approx(one["routing"], rel=1e-6)
+    assert two["routing_weights"] == one["routing_weights"]
+    assert two["extremes"]["datasets"] == one["extremes"]["datasets"]
+    assert (tmp_path / "ends2" / "Synthetic.png").is_file()
     # One map for each image: the eighth, which fills up the last batch, is not written twice.
     names = [sorted(p.name for p in (tmp_path / d).rglob("*.png")) for d in ("maps1", "maps2")]
     assert len(names[0]) == 7 and names[0] == names[1]

@@ -8,7 +8,7 @@ import time
 import pytest
 from miniature import ROOT, call, write_config
 
-from codmoe.engine import stages
+from codmoe.engine import stage_results, stages
 from codmoe.engine.stages import plan, run_stages
 
 SOURCES = ["pranet", "sinet", "ujsc", "zoomnet", "uniform", "router", "oracle", "ensemble"]
@@ -66,14 +66,28 @@ def test_three_stages_and_one_table(configs, commands, tmp_path, capsys):
     markdown = (work / "table.md").read_text()
     assert all(f"| Synthetic | {source} |" in markdown for source in SOURCES)
     assert (work / "ensemble.png").is_file()
+    page = (work / "report.html").read_text()
+    for source, row in rows.items():
+        assert f"{row['IoU']:.4f}" in page and source in page
+    assert page.count("data:image/jpeg") == 1 and page.count("<h2>") == 8
     for name in ("experts_joint", "router", "ensemble"):
         assert (tmp_path / "weights" / f"{name}_best.pth").is_file()
 
     commands.clear()
     capsys.readouterr()
-    run_stages(configs, work_dir=str(work))
+
+    def fail(folder):
+        raise ZeroDivisionError("oops")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_results, "write_report", fail)
+        assert run_stages(configs, work_dir=str(work))["table"]["Synthetic"] == rows
     assert commands == TESTED
-    assert capsys.readouterr().out.count("finished earlier") == 3
+    out = capsys.readouterr().out
+    assert out.count("finished earlier") == 3
+    again = f"python tools/analysis/report.py {work}"
+    assert f"no report (ZeroDivisionError: oops); once mended: {again}" in out
+    assert len(list(work.glob("table*.json"))) == 2 and (work / "report.html").read_text() == page
     assert plan(configs, work, [])[0].is_finished()
     assert not plan(configs, work, ["train_cfg.max_epochs=7"])[0].is_finished()
 

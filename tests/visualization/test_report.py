@@ -1,0 +1,202 @@
+import json
+import re
+
+import pytest
+from report_run import STEMS, write_run
+
+from codmoe.visualization.report import write_report
+
+HEADINGS = {
+    "setup": "What was run",
+    "results": "Results",
+    "differences": "Is the ensemble better?",
+    "curves": "Learning curves",
+    "routing": "Routing",
+    "attributes": "Which expert where",
+    "pictures": "Best, median and worst images",
+    "notes": "To be aware of",
+}
+
+
+def made(folder):
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def section(page, key):
+    return page.split(f'<section id="{key}">')[1].split("</section>")[0]
+
+
+def cells(page, first):
+    """Figures of the table row whose first cell is ``first``."""
+    (row,) = re.findall(rf"<tr><td>{re.escape(first)}</td>(.*?)</tr>", page)
+    return re.findall(r">([-+\d.]+)<", row)
+
+
+def test_every_section_and_nothing_from_outside(tmp_path):
+    page = made(write_run(tmp_path / "run")[0])
+    assert re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', page) == list(HEADINGS.items())
+    loaded = re.findall(r'(?:src|href|srcset|data|poster)\s*=\s*"([^"]*)"', page)
+    assert all(target.startswith(("#", "data:image/")) for target in loaded) and len(loaded) > 8
+    assert not re.findall(r"@import|url\((?!#)|<link|<script|<iframe|<object|<!DOCTYPE svg", page)
+    assert page.count("<svg") == 3 * 3 + 3 * 2  # in this run stage 1 routes too
+    assert "prefers-color-scheme: dark" in page and "currentColor" in page
+
+
+def test_figures_are_those_of_the_table(tmp_path):
+    folder, payload = write_run(tmp_path / "run")
+    results = section(made(folder), "results")
+    labels = {"pranet": "pranet, stage 1", "sinet": "sinet, stage 1"}
+    labels |= {"uniform": "uniform mixture of stage 1", "router": "router, stage 2"}
+    labels |= {"ensemble": "ensemble, stage 3", "oracle": "oracle of stage 1"}
+    for source, label in labels.items():
+        row = payload["table"]["Animals"][source]
+        expected = [f"{row[k]:.4f}" for k in ("IoU", "Dice", "Sm", "wFm", "meanEm", "MAE")]
+        assert cells(results, label) == ["40", *expected]
+    order = [results.index(f"<td>{label}</td>") for label in labels.values()]
+    assert order == sorted(order)
+    ensemble = re.search(r"<td>ensemble, stage 3</td>.*?</tr>", results)[0]
+    # Best of all but the oracle; MAE is low where it is good.
+    assert ensemble.count("<strong>") == 5
+    after = payload["ensemble_experts"]["Animals"]["sinet"]["IoU"]
+    assert f"{after:.4f}" in cells(results, "IoU after stage 3")
+
+
+def test_difference_is_paired_and_names_what_it_is_against(tmp_path):
+    folder, payload = write_run(tmp_path / "run")
+    page = made(folder)
+    body = section(page, "differences")
+    rows = payload["table"]["Animals"]
+    gain = 100 * (rows["ensemble"]["IoU"] - rows["sinet"]["IoU"])
+    found = re.search(r"best expert of stage 1 \(sinet\)</td>(.*?)</tr>", body)[1]
+    first, *_, mae = re.findall(
+        r'<td class="(.*?)">([-+.\d]+)<br><span class="soft">(.*?)</', found
+    )
+    assert first[0] == "num sure" and float(first[1]) == pytest.approx(gain, abs=0.01)
+    low, high = map(float, first[2].split(" to "))
+    assert low < gain < high and high - low < 3
+    assert mae[0] == "num sure worse"
+    assert f"(sinet) {rows['sinet']['IoU']:.4f}: {gain:+.1f} points" in page.split("<nav>")[0]
+
+
+def test_curves_routing_attributes_and_notes(tmp_path):
+    page = made(write_run(tmp_path / "run")[0])
+    for words in (
+        "total 3 → 1<",
+        "sinet 1 → 0.333<",
+        "IoU on the validation set",
+        "learning rate",
+        ">sinet<",
+    ):
+        assert words in section(page, "curves").replace("> ", ">")
+    assert "mutual information of image and expert" in section(page, "routing")
+    where = section(page, "attributes")
+    assert "<strong>0.600</strong>" in where and "after stage 3" in where
+    shares = where.split("weight in the mixture")[1]
+    # 30 images with (1, 0) and 10 with (0.2, 0.8).
+    values = re.findall(r'rgba\(var\(--(\w+)\), ([\d.]+)\)">([\d.]+)<', shares)
+    assert [value for *_, value in values] == ["0.800", "0.200", "1.000", "0.000", "0.200", "0.800"]
+    assert [tone for tone, *_ in values[2:]] == ["more", "less", "less", "more"]
+    notes = section(page, "notes")
+    assert "the router is &lt;blind&gt; (2 times)" in notes
+    assert "stage 2: the router's probabilities are nearly the same" in notes.replace("&#x27;", "'")
+    assert "stage 3: the router" not in notes and "40 test images" in notes
+    setup = section(page, "setup")
+    assert "2 × Some GPU" in setup and "0.5300 (epoch 2)" in setup and "1 min 1 s" in setup
+    assert "--gpus 2" in setup and "--cfg-options train_cfg.max_epochs=3" in setup
+    assert "1 h 2 min" in setup and "1,234" in setup
+
+
+def test_what_is_not_shown_is_said(tmp_path):
+    page = made(write_run(tmp_path / "run", levels=dict(ensemble=0.55))[0])
+    assert "better than the best expert of stage 1 (sinet) is not shown" in section(page, "notes")
+    again = made(write_run(tmp_path / "good")[0])
+    assert "best expert of stage 1 (sinet) is not shown" not in again
+
+
+def test_names_are_escaped(tmp_path):
+    name = "<b>x</b>&$a_b$"
+    folder, payload = write_run(tmp_path / "run", dataset=name)
+    for part in ("table", "ensemble_experts"):
+        rows = payload[part][name]
+        rows["<i>$e_1$</i>"] = rows.pop("sinet")
+    for path in folder.glob("stage*/*/vis_data/scalars.json"):
+        path.write_text(path.read_text().replace("sinet", "<i>$e_1$</i>"))
+    payload["configs"][0] = "<u>config</u>"
+    (folder / "table.json").write_text(json.dumps(payload))
+    page = made(folder)
+    assert not re.findall(r"<(?:b|i|u)>", page)
+    for key in ("results", "curves"):
+        shown = re.sub(r"<!--.*?-->", "", section(page, key), flags=re.S)
+        assert "&lt;i&gt;$e_1$&lt;/i&gt;" in shown
+    assert "&lt;b&gt;x&lt;/b&gt;&amp;$a_b$" in page
+
+
+@pytest.mark.parametrize(
+    ("files", "gone"),
+    [
+        (["stage*/*/vis_data/scalars.json"], ["curves"]),
+        (["ensemble_extremes/animals.png"], ["pictures"]),
+        (["ensemble.json"], ["attributes", "pictures"]),
+        (["stage*/finished.json", "stage*/*/*.log"], []),
+        (["ensemble.json", "stage*/*/*.log", "stage*/*/vis_data/*", "stage*/finished.json"],
+         ["curves", "attributes", "pictures"]),
+    ],
+)  # fmt: skip
+def test_a_section_without_content_is_left_out(tmp_path, files, gone):
+    folder, _ = write_run(tmp_path / "run")
+    for pattern in files:
+        for path in folder.glob(pattern):
+            path.unlink()
+    page = made(folder)
+    there = re.findall(r'<section id="(\w+)">', page)
+    assert there == [key for key in HEADINGS if key not in gone]
+    assert re.findall(r'<a href="#(\w+)"', page) == there
+
+
+def test_a_run_of_an_older_version(tmp_path):
+    folder, payload = write_run(tmp_path / "run")
+    table = {"Animals": {k: {"IoU": r["IoU"], "n": r["n"]} for k, r in
+                         payload["table"]["Animals"].items()}}  # fmt: skip
+    table["Animals"]["sinet"]["IoU"] = None  # how NaN is written
+    (folder / "table.json").write_text(json.dumps(dict(table=table)))
+    page = made(folder)
+    assert re.findall(r'<section id="(\w+)">', page) == ["setup", "results", "notes"]
+    assert cells(page, "sinet, stage 1") == ["40", "-"]
+
+
+def test_a_first_stage_of_several_parts(tmp_path):
+    folder, payload = write_run(tmp_path / "run")
+    (folder / "stage3").rename(folder / "stage4")
+    payload["configs"].insert(1, "a/refit")
+    payload["weights"].insert(1, "w/refit_best.pth")
+    (folder / "table.json").write_text(json.dumps(payload))
+    page = made(folder)
+    titles = re.findall(r"<td>(stage.*?)</td><td>(.*?)</td>", section(page, "setup"))
+    assert titles[:4] == [
+        ("stage 1, part 1", "a/stage1"),
+        ("stage 1, part 2", "a/refit"),
+        ("stage 2", "a/stage2"),
+        ("stage 3", "a/stage3"),
+    ]
+    assert "after stage 3" in section(page, "attributes") and 'id="pictures"' in page
+    assert "stage 2 has no finished.json" in section(page, "notes")
+
+
+def test_an_earlier_report_is_kept(tmp_path):
+    folder, _ = write_run(tmp_path / "run")
+    (folder / "report.html").write_text("mine")
+    write_report(folder)
+    (kept,) = folder.glob("report.2*.html")
+    assert kept.read_text() == "mine"
+    out = write_report(folder, tmp_path / "elsewhere" / "a.html")
+    assert STEMS and out.is_file() and len(list(folder.glob("*.html"))) == 2
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"table\.json does not exist; give the --work-dir"):
+        write_report(tmp_path)
+    for content in ("[]", "{", '{"table": {}}', '{"table": {"a": {"b": 3}}}'):
+        (tmp_path / "table.json").write_text(content)
+        with pytest.raises(ValueError, match=r"table\.json is no table of tools/run_stages"):
+            write_report(tmp_path)
+    assert not list(tmp_path.glob("*.html"))
