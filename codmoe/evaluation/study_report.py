@@ -22,7 +22,7 @@ from codmoe.evaluation.study_tables import (
 from codmoe.evaluation.tables import format_value
 
 # Whose experts are asked which of them wins where: the first that is there.
-WINNERS_OF = ("stage3", "refit", "joint")
+WINNERS_OF = ("stage3", "joint")
 NOTES = """\
 - mDice, mIoU: PraNet's, mean over 256 thresholds of the min-max normalised map; IoU at 0.5, not
   normalised; all per image, at the original resolution, averaged over all test images.

@@ -1,4 +1,5 @@
-# Four plain FPN heads with a uniform mixture: what four heads alone give.
+# Four plain FPN heads with a uniform mixture, from the same start as the experts and for the epochs
+# of their stages: what four heads alone give.
 _base_ = ["./_base_/mix_single.py"]
 model = dict(
     experts=dict(
@@ -9,4 +10,8 @@ model = dict(
         fpn_d=dict(type="FPNExpert"),
     ),
 )
-default_hooks = dict(best=dict(name="fpn4"))
+train_cfg = {{_base_.budget.after.train_cfg}}
+default_hooks = dict(
+    checkpoint={{_base_.budget.after.checkpoint}},
+    best=dict(name="fpn4"),
+)

@@ -1,5 +1,5 @@
-# mix_fpn for the epochs of stage 1 and stage 3 together: what the longer training alone gives.
-_base_ = ["./_base_/mix_single.py"]
+# mix_fpn for all epochs on the way to the ensemble: what the longer training alone gives.
+_base_ = ["./_base_/mix_fpn.py"]
 model = dict(experts=dict(_delete_=True, fpn=dict(type="FPNExpert")))
 train_cfg = {{_base_.budget.long.train_cfg}}
 default_hooks = dict(

@@ -1,5 +1,5 @@
 # polyp_fpn on a backbone that is not tuned; the pyramid above it learns.
-_base_ = ["./_base_/polyp_single.py"]
+_base_ = ["./_base_/polyp_fpn.py"]
 model = dict(
     frozen=("backbone.body",),
     experts=dict(_delete_=True, fpn=dict(type="FPNExpert")),

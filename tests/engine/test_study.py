@@ -246,7 +246,8 @@ def test_the_shipped_rows_chain(tmp_path):
     runs = plan_study(study_rows(), seeds=[0], work_dir=tmp_path)
     sources = {run.row: run.above[0].row for run in runs if run.above}
     assert sources["polyp_stage3"] == "polyp_router_top2"
-    assert sources["mix_static"] == "mix_refit" and sources["mix_refit"] == "mix_joint"
+    assert sources["mix_static"] == sources["mix_refit"] == "mix_joint"
+    assert sources["mix_joint"] == sources["mix_fpn4"] == "mix_fpn"
     assert sources["mix_stage3_lite2"] == "mix_router_lite2"
     assert {row.partition("_")[2] for row in sources.values()} == set(SOURCES)
     for run in runs:

@@ -127,7 +127,7 @@ def test_a_difference_of_the_means_of_the_sets():
 
 
 def test_baselines_are_found():
-    rows = {"stage3": {0: STAGE3}, "refit": {0: STAGE3}}
+    rows = {"stage3": {0: STAGE3}, "joint": {0: STAGE3}}
     rows |= {n: {0: alone(v)} for n, v in FOUR.items()}
     interval, told, _ = difference(rows, "stage3", "stage3/best expert", "IoU")
     assert told == "stage3/sinet" and interval.difference == pytest.approx(0.075)
@@ -139,7 +139,7 @@ def test_baselines_are_found():
     assert difference(rows, "stage3", "best separate expert", "IoU") is None
     text = difference_table(rows, samples=200)
     assert "| stage3 − stage3/best expert (sinet) | 1 | +0.0750 [" in text
-    assert "| stage3 − refit | 1 | +0.0000 [" in text and "fpn" not in text
+    assert "| stage3 − joint | 1 | +0.0000 [" in text and "fpn" not in text
 
 
 def test_other_images_are_refused():

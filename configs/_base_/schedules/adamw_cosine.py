@@ -15,7 +15,11 @@ optim_wrapper = dict(
         bias_decay_mult=0.0,
         # The pretrained part of the backbone; what is new in a ViT's pyramid learns at the full
         # rate.
-        custom_keys={"backbone.body": dict(lr_mult=0.1)},
+        custom_keys={
+            "backbone.body": dict(lr_mult=0.1),
+            # One number (learn_temperature=True): Adam moves it by the rate a step, decay to 1.
+            "combiner.log_temperature": dict(lr_mult=100.0, decay_mult=0.0),
+        },
     ),
 )
 param_scheduler = [

@@ -4,15 +4,25 @@ _base_ = [
     "../../_base_/models/vit_small_dinov2.py",
     "../../_base_/models/efficientnet_lite2.py",
 ]
-epochs = dict(stage1=28, refit=7, router=16, stage3=8)
-rates = dict(stage1=3e-4, refit=3e-4, router=2e-4, stage3=1e-4)
+epochs = dict(fpn=30, joint=12, cold=20, refit=4, router=16, stage3=10)
+rates = dict(router=2e-4, stage3=1e-4)  # 3e-4 for all others
 train_dataloader = dict(batch_size=24, num_workers=12)
+# As soft as BCE leaves them, ZoomNet's maps would be those that the mixture's measures suffer from.
+zoomnet = dict(type="ZoomNetExpert", segmentation_loss="structure")
+# Started from the row fpn: a plain head adapts the backbone at a fifth of the experts' cost.
+warm = dict(
+    file="fpn_best.pth",
+    parts=("backbone",),
+    command="python tools/train.py configs/study/mix_fpn.py",
+)
 
-epochs["long"] = epochs["stage1"] + epochs["stage3"]
+# What the way to the ensemble takes in sum, and the part of it after the backbone's warm start.
+epochs["long"] = epochs["fpn"] + epochs["joint"] + epochs["stage3"]
+epochs["after"] = epochs["joint"] + epochs["stage3"]
 budget = {
     stage: dict(
-        train_cfg=dict(max_epochs=count, val_interval=max(1, count // 4)),
-        optim_wrapper=dict(optimizer=dict(lr=rates.get(stage, rates["stage1"]))),
+        train_cfg=dict(max_epochs=count, val_interval=max(1, count // 2)),
+        optim_wrapper=dict(optimizer=dict(lr=rates.get(stage, 3e-4))),
         # One past the middle of a training and none at its end: with the optimiser's state it takes
         # a gigabyte, and is for those who resume alone.
         checkpoint=dict(interval=count // 2 + 1, max_keep_ckpts=1, save_last=False),

@@ -1,6 +1,13 @@
 _base_ = ["../../_base_/stages/joint.py", "./mix.py"]
 checkpoint_dir = "checkpoints_moe/study/mix"
-model = dict(backbone={{_base_.vit_backbone}})
-train_cfg = {{_base_.budget.stage1.train_cfg}}
-optim_wrapper = {{_base_.budget.stage1.optim_wrapper}}
-default_hooks = dict(checkpoint={{_base_.budget.stage1.checkpoint}})
+init_from = {{_base_.warm}}
+model = dict(
+    backbone={{_base_.vit_backbone}},
+    experts=dict(zoomnet={{_base_.zoomnet}}),
+    checkpoint_backbone=None,
+)
+train_cfg = {{_base_.budget.joint.train_cfg}}
+optim_wrapper = {{_base_.budget.joint.optim_wrapper}}
+default_hooks = dict(checkpoint={{_base_.budget.joint.checkpoint}})
+# Its trials take a minute for so many shapes: a large part of such short runs.
+env_cfg = dict(cudnn_benchmark=False)

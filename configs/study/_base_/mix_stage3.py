@@ -4,8 +4,17 @@ init_from = dict(
     file="router_top2_best.pth",
     command="python tools/train.py configs/study/mix_router_top2.py",
 )
-model = dict(backbone={{_base_.vit_backbone}})
+model = dict(
+    backbone={{_base_.vit_backbone}},
+    experts=dict(zoomnet={{_base_.zoomnet}}),
+    combiner=dict(learn_temperature=True),
+    # Everything kept, nothing computed twice: 45 GB at batch 24, and quicker.
+    expert_execution="together",
+    checkpoint_backbone=None,
+)
 train_dataloader = dict(dataset=dict(split=dict(use=("experts", "router"))))
 train_cfg = {{_base_.budget.stage3.train_cfg}}
 optim_wrapper = {{_base_.budget.stage3.optim_wrapper}}
 default_hooks = dict(checkpoint={{_base_.budget.stage3.checkpoint}})
+# Its trials take a minute for so many shapes: a large part of such short runs.
+env_cfg = dict(cudnn_benchmark=False)

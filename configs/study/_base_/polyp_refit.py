@@ -7,9 +7,12 @@ init_from = dict(
 )
 model = dict(
     backbone={{_base_.vit_backbone}},
+    experts=dict(zoomnet={{_base_.zoomnet}}),
     frozen=("backbone",),
     evaluate_all_experts=True,
 )
 train_cfg = {{_base_.budget.refit.train_cfg}}
 optim_wrapper = {{_base_.budget.refit.optim_wrapper}}
 default_hooks = dict(checkpoint={{_base_.budget.refit.checkpoint}})
+# Its trials take a minute for so many shapes: a large part of such short runs.
+env_cfg = dict(cudnn_benchmark=False)

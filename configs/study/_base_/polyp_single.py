@@ -1,8 +1,15 @@
 _base_ = ["../../_base_/stages/expert.py", "./polyp.py"]
 checkpoint_dir = "checkpoints_moe/study/polyp"
+init_from = {{_base_.warm}}
 # A model without a router may learn from the router's images too, as stage 3 does.
-model = dict(backbone={{_base_.vit_backbone}})
+model = dict(
+    backbone={{_base_.vit_backbone}},
+    expert_execution="together",
+    checkpoint_backbone=None,
+)
 train_dataloader = dict(dataset=dict(split=dict(use=("experts", "router"))))
-train_cfg = {{_base_.budget.stage1.train_cfg}}
-optim_wrapper = {{_base_.budget.stage1.optim_wrapper}}
-default_hooks = dict(checkpoint={{_base_.budget.stage1.checkpoint}})
+train_cfg = {{_base_.budget.joint.train_cfg}}
+optim_wrapper = {{_base_.budget.joint.optim_wrapper}}
+default_hooks = dict(checkpoint={{_base_.budget.joint.checkpoint}})
+# Its trials take a minute for so many shapes: a large part of such short runs.
+env_cfg = dict(cudnn_benchmark=False)
