@@ -1,15 +1,9 @@
-_base_ = ["../../_base_/stages/expert.py", "./mix.py"]
+_base_ = ["../../_base_/stages/refit.py", "./mix.py"]
 checkpoint_dir = "checkpoints_moe/study/mix"
-init_from = dict(
-    file="experts_joint_best.pth",
-    parts=("backbone", "experts"),
-    command="python tools/train.py configs/study/mix_joint.py",
-)
+init_from = dict(command="python tools/train.py configs/study/mix_joint.py")
 model = dict(
     backbone={{_base_.vit_backbone}},
     experts=dict(zoomnet={{_base_.zoomnet}}),
-    frozen=("backbone",),
-    evaluate_all_experts=True,
 )
 train_cfg = {{_base_.budget.refit.train_cfg}}
 optim_wrapper = {{_base_.budget.refit.optim_wrapper}}
