@@ -25,6 +25,7 @@ class StageRecord:
         config: Name of its config.
         finished: ``finished.json``; empty if there is none.
         training: Its curves, logs and configuration.
+        assembly: ``assembly.json``, the experts' IoU before the first step; empty if not measured.
         result: JSON of its test; empty for stage 1 and where there is none.
     """
 
@@ -32,6 +33,7 @@ class StageRecord:
     config: str
     finished: dict[str, Any] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
+    assembly: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
 
 
@@ -99,6 +101,7 @@ def load_run(work_dir: str | os.PathLike) -> RunRecord:
     for number, (title, config) in enumerate(zip(titles, configs, strict=True), 1):
         work = folder / f"stage{number}"
         stage = StageRecord(title, str(config), _read(work / "finished.json"))
+        stage.assembly = _read(work / "assembly.json")
         if work.is_dir():
             stage.training = read_training(work)
         if number > len(configs) - 2 and number <= len(weights):

@@ -27,6 +27,7 @@ def setup_section(run: RunRecord) -> Markup:
     details = [*_model(run), *_data(run)]
     if details:
         parts.append(table(["", ""], details, left=2))
+    parts.append(_handover(run))
     command = _command(run)
     if command:
         parts += [heading("command"), Markup(f"<pre><code>{text(command)}</code></pre>")]
@@ -143,6 +144,21 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k}: {_plain(v)}" for k, v in value.items()) + "}"
     return str(value)
+
+
+def _handover(run: RunRecord) -> Markup:
+    """The experts on their own checkpoints and in the assembled model, before the first step."""
+    rows = [
+        [stage.title, name, *map(format_value, map(number, map(found.get, ("own", "assembled"))))]
+        for stage in run.stages
+        for name, found in (stage.assembly.get("experts") or {}).items()
+        if isinstance(found, Mapping)
+    ]
+    if not rows:
+        return Markup()
+    head = ["", "expert", "IoU on its own checkpoint", "IoU in the assembled model"]
+    title = heading("what each stage started from, on the validation set")
+    return Markup(title + table(head, rows, left=2))
 
 
 def _command(run: RunRecord) -> str:

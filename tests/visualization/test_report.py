@@ -182,6 +182,15 @@ def test_a_first_stage_of_several_parts(tmp_path):
     assert "stage 2 has no finished.json" in section(page, "notes")
 
 
+def test_what_a_stage_started_from(tmp_path):
+    folder, _ = write_run(tmp_path / "run")
+    assert "started from" not in made(folder)
+    experts = dict(sinet=dict(own=0.5, assembled=0.4321, drop=0.0679))
+    (folder / "stage2" / "assembly.json").write_text(json.dumps(dict(experts=experts)))
+    setup = section(made(folder), "setup")
+    assert re.search(r"stage 2</td><td>sinet</td>.*0\.5000.*0\.4321", setup)
+
+
 def test_an_earlier_report_is_kept(tmp_path):
     folder, _ = write_run(tmp_path / "run")
     (folder / "report.html").write_text("mine")
