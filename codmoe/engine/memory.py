@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import skip_pretrained
 from codmoe.engine.step_timing import measure
+from codmoe.models.dispatch import PyramidBank
+from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
 
 GIB = 2**30
@@ -97,6 +99,28 @@ def saved_bytes(model: nn.Module, images: Tensor, targets: Tensor) -> int:
     return saved.peak
 
 
+def saved_by_part(model: ModelLevelMoE, images: Tensor, targets: Tensor) -> dict[str, int]:
+    """Bytes that autograd keeps of each part alone: ``backbone@<scale>``, and every expert by name,
+    with its own loss; arguments as of :func:`saved_bytes`.
+    """
+    kept: dict[str, int] = {}
+    pyramids: dict[float, list[Tensor]] = {}
+    bank = PyramidBank(images, [], model.backbone, model.backbone.size_divisor)
+    scales = {1.0, *(s for expert in model.experts.values() for s in expert.input_scales)}
+    for scale in sorted(scales):
+        with SavedBytes(model) as saved:
+            pyramid = model.backbone(images) if scale == 1.0 else bank.get(scale, None)
+        kept[f"backbone@{scale:g}"] = saved.peak
+        pyramids[scale] = [level.detach().requires_grad_() for level in pyramid]
+    for name, expert in model.experts.items():
+        with SavedBytes(model) as saved:
+            output = expert(images, [pyramids[scale] for scale in expert.input_scales])
+            losses = expert.loss(output, targets, model.progress)
+        kept[name] = saved.peak
+        del output, losses
+    return kept
+
+
 def peak_memory(
     config: str,
     options: Mapping[str, Any] | None = None,
@@ -105,6 +129,7 @@ def peak_memory(
     size: int = 448,
     steps: int = 10,
     limit: float | None = None,
+    parts: bool = False,
 ) -> dict[str, Any]:
     """Trains some steps of a config on random images.
 
@@ -115,10 +140,12 @@ def peak_memory(
         size: Side of the images in pixels.
         steps: Training steps on a GPU; the first ones choose convolution algorithms.
         limit: GiB that the process may take of the GPU, as if it had no more.
+        parts: On the CPU, measure every part alone instead of a step.
 
     Returns:
         On a GPU ``allocated_gib`` and ``reserved_gib``, the peaks of torch's allocator, and
-        ``precision``; on the CPU ``saved_gib`` in float32. Always ``batch`` and ``device``.
+        ``precision``; on the CPU ``saved_gib`` in float32, and with ``parts`` the MiB of each part.
+        Always ``batch`` and ``device``.
 
     Raises:
         ValueError, FileNotFoundError: The config is not right, or a limit was given without a GPU.
@@ -134,8 +161,15 @@ def peak_memory(
         torch.manual_seed(0)
         images = torch.randn(batch, 3, size, size)
         targets = (torch.rand(batch, 1, size, size) > 0.5).float()
-        saved = saved_bytes(MODELS.build(cfg.model).train(), images, targets)
+        model = MODELS.build(cfg.model).train()
+        if parts:
+            kept = saved_by_part(model, images, targets)
+            kept = {f"{part}_mib": round(size / 2**20) for part, size in kept.items()}
+            return dict(device="CPU", batch=batch, **kept)
+        saved = saved_bytes(model, images, targets)
         return dict(device="CPU", batch=batch, saved_gib=round(saved / GIB, 3))
+    if parts:
+        raise ValueError("parts are measured on the CPU: set CUDA_VISIBLE_DEVICES= to hide the GPU")
     if limit is not None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(limit * GIB / total, 1.0))

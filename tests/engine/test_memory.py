@@ -32,6 +32,8 @@ def test_the_tool_shows_that_one_expert_at_a_time_is_less(tmp_path, monkeypatch,
     assert call(monkeypatch, "analysis/peak_memory", config, *arguments) is None
     assert "device CPU, batch 2, saved_gib 0." in capsys.readouterr().out
     assert "no GPU" in call(monkeypatch, "analysis/peak_memory", config, "--limit", 16)
+    assert call(monkeypatch, "analysis/peak_memory", config, "--size", 64, "--parts") is None
+    assert "backbone@1_mib " in capsys.readouterr().out
     assert (ROOT / "tools/analysis/peak_memory.py").read_text().count("\n") <= 60
 
 

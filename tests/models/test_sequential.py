@@ -138,7 +138,7 @@ def test_autocast(make_model, batch, dtype):
     images, targets = batch(2)
     result = {}
     for execution in ("together", "sequential", "checkpoint"):
-        model = joint(make_model, execution, torch.float32, checkpoint_backbone="extra")
+        model = joint(make_model, execution, torch.float32, experts=some)
         scale = 1024.0 if dtype == torch.float16 else 1.0
         if execution == "sequential":
             model.expert_training.scale_loss = lambda loss, scale=scale: loss * scale

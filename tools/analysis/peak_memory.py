@@ -17,9 +17,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=448, help="side of the images in pixels")
     parser.add_argument("--steps", type=int, default=10, help="training steps on the GPU")
     parser.add_argument("--limit", type=float, metavar="GiB", help="of the GPU, no more than this")
+    parser.add_argument("--parts", action="store_true", help="on the CPU, of every part alone")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override the config")
     args = parser.parse_args()
-    settings = {key: getattr(args, key) for key in ("batch", "size", "steps", "limit")}
+    settings = {key: getattr(args, key) for key in ("batch", "size", "steps", "limit", "parts")}
     try:
         figures = peak_memory(args.config, parse_options(args.cfg_options), **settings)
     except (ValueError, FileNotFoundError) as error:
