@@ -26,13 +26,13 @@ class _Entrance(torch.autograd.Function):
 class GradientBalance(nn.Module):
     """Scales the gradient that each expert sends into the pyramid to the mean norm over experts.
 
-    SINet and PraNet supervise four maps and send ten times the gradient of ZoomNet: unbalanced, the
-    backbone learns for them. The norm of each expert, over all levels and image scales it reads, is
-    divided by the mean over experts of the same step, so that a loss scale cancels out; a running
-    mean of that ratio is the divisor of the steps to come. Nothing else changes: the gradients of
-    the experts' own parameters stay as they are, and so does the mean of the norms. GradNorm (Chen
-    et al., ICML 2018) has the same aim and also weighs tasks by how fast they learn, with weights
-    that are learnt; this does neither.
+    SINet and PraNet supervise four maps and send several times the gradient of ZoomNet: unbalanced,
+    the backbone learns for them. The norm of each expert, over all levels and image scales it
+    reads, is divided by the mean over experts of the same step, so that a loss scale cancels out; a
+    running mean of that ratio is the divisor of the steps to come. Nothing else changes: the
+    gradients of the experts' own parameters stay as they are, and so does the mean of the norms.
+    GradNorm (Chen et al., ICML 2018) has the same aim and also weighs tasks by how fast they learn,
+    with weights that are learnt; this does neither.
 
     Norms of a step are taken in at the next one, averaged over ranks (one small all-reduce), so
     that all ranks divide by the same. The running mean is kept in training checkpoints by

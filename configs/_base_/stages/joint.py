@@ -3,7 +3,7 @@ _base_ = ["./expert.py"]
 model = dict(
     # One expert's forward and backward pass after another: the memory of one head.
     expert_execution="sequential",
-    # SINet and PraNet send ten times the gradient of the other two into the backbone.
+    # SINet and PraNet supervise four maps and would send the backbone most of its gradient.
     expert_loss_normalization="gradient",
     evaluate_all_experts=True,
 )
