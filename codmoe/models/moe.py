@@ -19,6 +19,7 @@ from codmoe.models.expert_training import ExpertTraining
 from codmoe.models.frozen_cache import FrozenCache
 from codmoe.models.losses.segmentation import iou_per_image
 from codmoe.models.monitors import routing_monitors
+from codmoe.models.prediction import fill_samples
 from codmoe.models.routers.base import Router
 from codmoe.registry import MODELS, suggest
 from codmoe.structures import CODDataSample, ExpertOutput, RoutingDecision
@@ -233,22 +234,7 @@ class ModelLevelMoE(BaseModel):
             for name in self.experts:
                 full = F.interpolate(outputs[name].logits.float(), padded, mode="bilinear")
                 maps.append(full[..., :height, :width])
-        stacked = torch.cat(maps, dim=1)
-        info = {k: v.float().cpu() for k, v in decision.as_info().items() if isinstance(v, Tensor)}
-        for i, sample in enumerate(samples):
-            shape = tuple(sample.get("ori_shape", (height, width)))
-            resized = F.interpolate(stacked[i : i + 1], shape, mode="bilinear", align_corners=False)
-            probabilities = resized[0].sigmoid()
-            sample.pred_prob = probabilities[0]
-            if self.evaluate_all_experts:
-                sample.expert_probs = dict(zip(self.experts, probabilities[1:], strict=True))
-            sample.routing = dict(
-                probabilities=info["probabilities"][i],
-                indices=info["top_k_indices"][i].long(),
-                weights=info["top_k_weights"][i],
-                expert_names=list(self.expert_names),
-            )
-        return samples
+        return fill_samples(samples, torch.cat(maps, dim=1), decision, self.expert_names)
 
     def train(self, mode: bool = True) -> ModelLevelMoE:
         """Sets training mode; frozen parts stay in evaluation mode, batch norm included."""

@@ -136,6 +136,7 @@ def test_the_activations_of_one_expert_at_a_time(make_model, batch):
 def test_autocast(make_model, batch, dtype):
     """Nearly the gradients of running together, and none of them lost."""
     images, targets = batch(2)
+    some = {name: MINIATURES[name] for name in ("pranet", "ujsc")}
     result = {}
     for execution in ("together", "sequential", "checkpoint"):
         model = joint(make_model, execution, torch.float32, experts=some)
