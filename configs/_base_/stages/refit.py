@@ -5,6 +5,10 @@ init_from = dict(
     parts=("backbone", "experts"),
     command="bash tools/dist_train.sh configs/experts/joint.py 2",
 )
-model = dict(frozen=("backbone",), evaluate_all_experts=True)
+model = dict(
+    frozen=("backbone",),
+    expert_execution="sequential",  # as joint.py
+    evaluate_all_experts=True,
+)
 train_cfg = dict(max_epochs=10)
 default_hooks = dict(best=dict(name="experts_refit"))
