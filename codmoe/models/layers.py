@@ -13,14 +13,24 @@ class BatchNorm(nn.BatchNorm2d):
 
     Sparse routing can leave one image, whose deepest map is 1 × 1 at half scale: such a batch has
     no variance, and torch refuses it in training.
+
+    Batches are not counted: that is a kernel for each of 243 layers a step, and only a momentum of
+    None would read the count.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) → (N, C, h, w)."""
-        if self.training and x.numel() == x.shape[1]:
-            mean, var = self.running_mean, self.running_var
-            return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
-        return super().forward(x)
+        from_batch = self.training and x.numel() > x.shape[1]
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=from_batch,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
 
 
 def conv_bn(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from codmoe.models.layers import PartialDecoder, ReceptiveFieldBlock, conv_bn, resize_to
+from codmoe.models.layers import BatchNorm, PartialDecoder, ReceptiveFieldBlock, conv_bn, resize_to
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, (1, 7), (7, 1)])
@@ -60,3 +60,14 @@ def test_partial_decoder_multiplies_neighbours(chained):
     decoder(shallow, torch.zeros_like(mid), deep)
     # With nothing at stride 16, the chained product carries nothing on.
     assert bool(seen[0].any()) != chained
+
+
+def test_batch_norm_is_torchs_but_for_the_count_of_batches():
+    ours, theirs = BatchNorm(3).double(), torch.nn.BatchNorm2d(3).double()
+    for training in (True, True, False):
+        x = 2 + torch.randn(4, 3, 5, 6, dtype=torch.float64)
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in ours.state_dict().items():
+        if name != "num_batches_tracked":
+            torch.testing.assert_close(value, theirs.state_dict()[name])
