@@ -131,7 +131,7 @@ def test_impossible_settings_are_told():
         LoadBalanceLoss(form="cv")
     with pytest.raises(ValueError, match="tau=0"):
         ExpertIoUDistillation(tau=0)
-    with pytest.raises(ValueError, match="target='rank'.*'iou' or 'zscore'"):
+    with pytest.raises(ValueError, match=r"target='rank'.*'iou' or 'zscore'"):
         ExpertIoUDistillation(target="rank")
     for loss in TEACHERS:
         with pytest.raises(ValueError, match=rf"{type(loss).__name__}.*train_dispatch='dense'"):
