@@ -37,7 +37,8 @@ AUGMENTED = dict(
 
 
 def stage_2(folder, *changes, epochs, **cache):
-    hooks = dict(default_hooks=dict(frozen_cache=dict(dtype="float32", **cache)))
+    # Without the check of what the stage starts from, which runs the backbone too.
+    hooks = dict(assembly=None, default_hooks=dict(frozen_cache=dict(dtype="float32", **cache)))
     config = write_config(folder, 2, TWO_EXPERTS, AUGMENTED, hooks, *changes, epochs=epochs)
     torch.manual_seed(7)
     model = build(config)
