@@ -11,7 +11,7 @@ from codmoe.models.backbones.base import Backbone
 from codmoe.models.combiners import Combiner
 from codmoe.models.experts.base import Expert
 from codmoe.models.routers.base import Router
-from codmoe.registry import MODELS
+from codmoe.registry import MODELS, suggest
 
 DEFAULT_EXPERTS = dict(
     sinet=dict(type="SINetExpert"),
@@ -120,3 +120,17 @@ def build_routing_losses(losses: Mapping[str, dict | None] | None, dispatch: str
                 f"routing_losses=dict({name}=None)"
             )
     return nn.ModuleDict(built)
+
+
+def freeze(model: nn.Module, frozen: Sequence[str]) -> None:
+    """Take gradient and training mode from the named parts of a model.
+
+    Raises:
+        ValueError: There is no such part.
+    """
+    parts = [name for name, _ in model.named_modules() if name.count(".") < 2 and name]
+    for name in frozen:
+        if name not in parts:
+            raise ValueError(f"frozen={list(frozen)}: no part {name!r}; {suggest(name, parts)}")
+        model.get_submodule(name).requires_grad_(False)
+    model.train(model.training)

@@ -77,6 +77,14 @@ def run_experts(
     return outputs
 
 
+def padded_to(images: Tensor, divisor: int) -> Tensor:
+    """Images (N, 3, H, W) with bottom and right repeated until ``divisor`` divides both sides."""
+    bottom, right = (-side % divisor for side in images.shape[-2:])
+    if not (bottom or right):
+        return images
+    return F.pad(images, (0, right, 0, bottom), mode="replicate")
+
+
 def run_everything(
     backbone: Callable[[Tensor], Pyramid], experts: Mapping[str, Expert], images: Tensor
 ) -> tuple[Pyramid, dict[str, ExpertOutput]]:

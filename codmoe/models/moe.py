@@ -14,14 +14,20 @@ from torch import Tensor
 from codmoe.models import build
 from codmoe.models.checkpointing import backbone_pass
 from codmoe.models.combiners import Combiner
-from codmoe.models.dispatch import PyramidBank, routed_rows, run_everything, run_experts
+from codmoe.models.dispatch import (
+    PyramidBank,
+    padded_to,
+    routed_rows,
+    run_everything,
+    run_experts,
+)
 from codmoe.models.expert_training import ExpertTraining
 from codmoe.models.frozen_cache import FrozenCache
 from codmoe.models.losses.segmentation import iou_per_image
 from codmoe.models.monitors import routing_monitors
 from codmoe.models.prediction import fill_samples
 from codmoe.models.routers.base import Router
-from codmoe.registry import MODELS, suggest
+from codmoe.registry import MODELS
 from codmoe.structures import CODDataSample, ExpertOutput, RoutingDecision
 
 
@@ -119,7 +125,7 @@ class ModelLevelMoE(BaseModel):
         self.frozen = tuple(frozen)
         self.frozen_cache: FrozenCache | None = None
         """Where a hook of the engine lets the results of frozen parts be kept."""
-        self._freeze()
+        build.freeze(self, self.frozen)
         # Built to be used; whoever trains it calls train(), as mmengine's Runner does.
         self.eval()
 
@@ -142,8 +148,7 @@ class ModelLevelMoE(BaseModel):
             inputs: Images, RGB, normalised with ImageNet's mean and standard deviation,
                 (N, 3, H, W). Sides that the backbone cannot divide are padded, and the result is
                 cropped.
-            data_samples: Annotations, for ``"predict"``; their ``cache_key``, if they have one, for
-                the cache of frozen parts.
+            data_samples: Annotations, for ``"predict"``; any ``cache_key`` is for ``frozen_cache``.
             targets: Ground truth in {0, 1}, (N, 1, H, W), for ``"loss"``.
             mode: ``"tensor"`` returns logits; ``"predict"`` data samples with probabilities at the
                 original resolution; ``"loss"`` named scalars, of which those with "loss" in their
@@ -183,8 +188,8 @@ class ModelLevelMoE(BaseModel):
             data_samples: Annotations with the ``cache_key`` of each image, where there are any.
         """
         size = tuple(images.shape[-2:])
-        padded = self._padded(images)
-        decision, outputs, _ = self._run(padded, dense, data_samples)
+        padded = padded_to(images, self.backbone.size_divisor)
+        decision, outputs, _ = self._run(padded, dense, None, data_samples)
         logits = self.combiner(outputs, decision, tuple(padded.shape[-2:]))
         return logits[..., : size[0], : size[1]], decision, outputs
 
@@ -199,7 +204,7 @@ class ModelLevelMoE(BaseModel):
                 f"training images of {images.shape[-2]} × {images.shape[-1]} pixels: the backbone "
                 f"needs multiples of {divisor}; set the train pipeline's size to {size}"
             )
-        decision, outputs, losses = self._run(images, self._dense_now(), data_samples, targets)
+        decision, outputs, losses = self._run(images, self._dense_now(), targets, data_samples)
         if self.mixture_loss is not None:
             logits = self.combiner(outputs, decision, tuple(images.shape[-2:]))
             losses["mixture.loss"] = self.mixture_loss(logits, targets)
@@ -230,7 +235,7 @@ class ModelLevelMoE(BaseModel):
         )
         maps = [logits]
         if self.evaluate_all_experts:
-            padded = self._padded(images).shape[-2:]
+            padded = padded_to(images, self.backbone.size_divisor).shape[-2:]
             for name in self.experts:
                 full = F.interpolate(outputs[name].logits.float(), padded, mode="bilinear")
                 maps.append(full[..., :height, :width])
@@ -246,31 +251,17 @@ class ModelLevelMoE(BaseModel):
     def init_weights(self) -> None:
         """Nothing: every part has its weights from its constructor or from a checkpoint."""
 
-    def _freeze(self) -> None:
-        parts = [name for name, _ in self.named_modules() if name.count(".") < 2 and name]
-        for name in self.frozen:
-            if name not in parts:
-                raise ValueError(
-                    f"frozen={list(self.frozen)}: no part {name!r}; {suggest(name, parts)}"
-                )
-            self.get_submodule(name).requires_grad_(False)
-        self.train(self.training)
-
     def _dense_now(self) -> bool:
         return self.training and self.train_dispatch == "dense"
 
     def _run(
-        self,
-        images: Tensor,
-        dense: bool,
-        data_samples: list[CODDataSample] | None,
-        targets: Tensor | None = None,
+        self, images: Tensor, dense: bool, targets: Tensor | None, data_samples: list | None
     ) -> tuple[RoutingDecision, dict[str, ExpertOutput], dict[str, Tensor]]:
         """Decision, outputs and, with ``targets``, the experts' own losses."""
         keys = [sample.get("cache_key") for sample in data_samples or ()]
         if self.frozen_cache is not None and dense and keys and None not in keys:
-            everything = partial(run_everything, self.backbone, self.experts)
-            pyramid, outputs = self.frozen_cache.through(keys, images, everything)
+            compute = partial(run_everything, self.backbone, self.experts)
+            pyramid, outputs = self.frozen_cache.through(keys, images, compute)
             return self.router(images, pyramid, self.progress), outputs, {}
         no_backbone_grad = "backbone" in self.frozen
         no_expert_grad = no_backbone_grad and "experts" in self.frozen
@@ -290,10 +281,3 @@ class ModelLevelMoE(BaseModel):
                 return decision, run_experts(self.experts, bank, rows), {}
             step = self.expert_training(self.experts, bank, rows, targets, self.progress)
             return decision, *step
-
-    def _padded(self, images: Tensor) -> Tensor:
-        divisor = self.backbone.size_divisor
-        bottom, right = (-side % divisor for side in images.shape[-2:])
-        if not (bottom or right):
-            return images
-        return F.pad(images, (0, right, 0, bottom), mode="replicate")

@@ -1,6 +1,13 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 from miniature import (
+    ROOT,
     STOP,
     TWO_EXPERTS,
     build,
@@ -30,7 +37,8 @@ AUGMENTED = dict(
 
 
 def stage_2(folder, *changes, epochs, **cache):
-    hooks = dict(default_hooks=dict(frozen_cache=dict(dtype="float32", **cache)))
+    # Without the check of what the stage starts from, which runs the backbone too.
+    hooks = dict(assembly=None, default_hooks=dict(frozen_cache=dict(dtype="float32", **cache)))
     config = write_config(folder, 2, TWO_EXPERTS, AUGMENTED, hooks, *changes, epochs=epochs)
     torch.manual_seed(7)
     model = build(config)
@@ -121,3 +129,29 @@ def test_it_can_be_switched_off(tmp_path, runs):
     config = stage_2(tmp_path, epochs=2)
     train(prepared(config, tmp_path / "work", **{"default_hooks.frozen_cache": None}))
     assert sum(runs) == 2 * (8 + 4) and "frozen cache" not in log_of(tmp_path / "work")
+
+
+def test_two_processes_keep_what_comes_to_each(tmp_path):
+    each = dict(train_dataloader=dict(batch_size=2), val_dataloader=dict(batch_size=2))
+    measured = dict(default_hooks=dict(experts_after=dict(type="ExpertsAfterHook")))
+    config = stage_2(tmp_path, each, measured, epochs=3, views=1)
+    script, work_dir = ROOT / "tools" / "dist_train.sh", tmp_path / "work"
+    done = subprocess.run(
+        ["bash", str(script), str(config), "2", "--work-dir", str(work_dir)],
+        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHON=sys.executable),
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Of the main process: half of the images at first, later those that were the other's.
+    ran = re.findall(r"experts ran on (\d+) of (\d+) images", log_of(work_dir))
+    assert ran[0] == ("4", "4") and all(int(some) <= int(of) for some, of in ran)
+    finished = json.loads((work_dir / "finished.json").read_text())
+    assert finished["routing"]["IoU_mixture"] == pytest.approx(finished["best"], abs=1e-6)
+    found = json.loads((work_dir / "experts_after.json").read_text())
+    assert found["before"]["images"] == found["after"]["images"] == 4
+    # Frozen experts are the same before and after, on whichever process each image was.
+    for name in ("pranet", "sinet", "oracle"):
+        assert found["change"]["IoU"][name] == pytest.approx(0, abs=1e-6)

@@ -22,9 +22,12 @@ class Router(nn.Module, ABC):
 
     Attributes:
         noise: Standard deviation of the noise on the logits in training, before annealing.
+        noise_end: Share of training after which there is none: the last part learns the choice that
+            will be made.
     """
 
     noise: float = 0.0
+    noise_end: float = 0.8
 
     def __init__(self, *, in_channels: Sequence[int], expert_names: Sequence[str], top_k: int):
         super().__init__()
@@ -49,7 +52,8 @@ class Router(nn.Module, ABC):
         Args:
             images: Normalised images, (N, 3, H, W).
             pyramid: Four maps at strides 4, 8, 16, 32.
-            progress: Share of training done; the noise falls linearly to zero with it.
+            progress: Share of training done; the noise falls linearly with it, to zero at
+                ``noise_end``.
         """
         return self.choose(self.score(images, pyramid), progress)
 
@@ -60,7 +64,7 @@ class Router(nn.Module, ABC):
         logits = logits.float()
         noisy = logits
         if self.training and self.noise > 0:
-            noisy = logits + torch.randn_like(logits) * self.noise * max(0.0, 1.0 - progress)
+            noisy = logits + torch.randn_like(logits) * self.noise_at(progress)
         chosen, indices = noisy.topk(self.top_k, dim=-1)
         return RoutingDecision(
             logits=logits,
@@ -69,6 +73,10 @@ class Router(nn.Module, ABC):
             weights=chosen.softmax(dim=-1),
             expert_names=self.expert_names,
         )
+
+    def noise_at(self, progress: float) -> float:
+        """Standard deviation of the noise when ``progress`` of training is done."""
+        return self.noise * max(0.0, 1.0 - progress / self.noise_end)
 
     def index_of(self, name: str, key: str) -> int:
         """Position of an expert; ``key`` is the config key to blame if there is none."""

@@ -202,7 +202,8 @@ class EvidenceRouter(Router):
         in_channels, expert_names, top_k: See :class:`Router`.
         width: Features per branch. 344 gives 8.0 M parameters on PVT-v2-B2 with four experts.
         branches: ``{"texture": False}`` leaves that branch's features out, for an ablation.
-        noise: Standard deviation of the noise on the logits in training; annealed to zero.
+        noise: Standard deviation of the noise on the logits in training.
+        noise_end: Share of training at which it has fallen to zero, above 0.
         detach: Whether the pyramid is detached, so that the router does not train the backbone.
     """
 
@@ -215,6 +216,7 @@ class EvidenceRouter(Router):
         width: int = 344,
         branches: dict[str, bool] | None = None,
         noise: float = 1.0,
+        noise_end: float = 0.8,
         detach: bool = False,
     ):
         super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=top_k)
@@ -224,7 +226,9 @@ class EvidenceRouter(Router):
         used = [name for name in BRANCHES if (branches or {}).get(name, True)]
         if not used:
             raise ValueError("router.branches switches every branch off; leave at least one on")
-        self.noise = noise
+        if noise_end <= 0:
+            raise ValueError(f"router.noise_end={noise_end} must be above 0; noise=0 is no noise")
+        self.noise, self.noise_end = noise, noise_end
         self.detach = detach
         self.branches = nn.ModuleDict({name: BRANCHES[name](in_channels, width) for name in used})
         # Over the batch and not over the features, so that what all images share (every photograph

@@ -27,7 +27,7 @@ optim_wrapper = dict(optimizer=dict(lr=2e-4))
 default_hooks = dict(
     best=dict(name="router"),
     # What is frozen runs once for each of four augmented views of an image (views=1: without
-    # augmentation) and is kept in host memory: 3.8 MB a view of 448 px. None switches it off.
+    # augmentation) and is kept in host memory: 3.2 MB a view of 448 px. None switches it off.
     frozen_cache=dict(type="FrozenCacheHook", views=4, limit_gb=8.0, dtype="float16"),
     router_watch=dict(type="RouterWatchHook"),
 )

@@ -73,11 +73,17 @@ class TestEvidenceRouter(RouterTester):
             return (d.weights - 0.5).abs().mean().item()
 
         router.train()
-        start, middle, end = (spread(t) for t in (0.0, 0.5, 1.0))
+        start, middle, late, end = (spread(t) for t in (0.0, 0.5, 0.8, 1.0))
         assert start > middle > 0.01
-        assert end < 1e-6
+        assert late < 1e-6 and end < 1e-6  # the last part learns the choice that will be made
+        router.noise_end = 1.0
+        assert spread(0.8) > 0.01
         router.eval()
         assert spread(0.0) < 1e-6
+
+    def test_noise_that_ends_before_it_starts_is_told(self):
+        with pytest.raises(ValueError, match="noise_end=0"):
+            self.make(noise_end=0.0)
 
     def test_training_noise_lets_every_expert_be_chosen(self):
         d = self.make().train()(*example(64), progress=0.0)
