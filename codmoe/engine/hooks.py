@@ -38,6 +38,12 @@ class TrainingProgressHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         bare_model(runner).progress = runner.iter / max(runner.max_iters, 1)
 
+    def after_train_epoch(self, runner) -> None:
+        # The norms of the last step, too, before the checkpoint: a resumed run has no others.
+        balance = _balance(runner)
+        if balance is not None:
+            balance.update()
+
     def after_train(self, runner) -> None:
         bare_model(runner).progress = 1.0
         training = getattr(bare_model(runner), "expert_training", None)
