@@ -21,5 +21,6 @@ train_dataloader = dict(
         ),
     ),
 )
-train_cfg = dict(max_epochs=4)
+train_cfg = dict(max_epochs=2)
+env_cfg = dict(cudnn_benchmark=False)
 optim_wrapper = dict(optimizer=dict(lr=5e-4))

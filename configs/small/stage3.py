@@ -10,6 +10,8 @@ model = dict(
     backbone={{_base_.small_backbone}},
     experts={{_base_.small_experts}},
     router=dict(width=64),
+    expert_execution="together",
+    checkpoint_backbone=None,
 )
 # Other seeds: images that no stage has seen, in the same photographs.
 train_dataloader = dict(
@@ -22,7 +24,8 @@ train_dataloader = dict(
         ),
     ),
 )
-train_cfg = dict(max_epochs=4)
+train_cfg = dict(max_epochs=1)
+env_cfg = dict(cudnn_benchmark=False)
 optim_wrapper = dict(
     optimizer=dict(lr=2e-4),
     paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=0.2)}),
