@@ -186,7 +186,7 @@ def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
     assert loop.max_epochs == epochs and loop.val_interval == max(1, epochs // 2)
     # Everything that is compared starts from the same backbone, but for what says otherwise.
     source = (cfg.get("init_from") or {}).get("file")
-    warm = row in ("joint", "fpn4", "sinet", "pranet", "zoomnet", "ujsc")
+    warm = row in ("joint", "joint_zoomnet_bce", "fpn4", "sinet", "pranet", "zoomnet", "ujsc")
     assert (source == "fpn_best.pth") == warm
     if row != "static":
         assert cfg.optim_wrapper.optimizer.lr == budget.optim_wrapper.optimizer.lr
