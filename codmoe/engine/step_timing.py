@@ -81,6 +81,7 @@ class LoaderClock(Hook):
     def __init__(self):
         self.came = 0.0
         self.peak: int | None = None
+        self.reserved: int | None = None
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         self.came = time.perf_counter()
@@ -89,6 +90,7 @@ class LoaderClock(Hook):
         # mmengine resets the peak whenever it logs, which it does after this.
         if torch.cuda.is_available():
             self.peak = max(self.peak or 0, torch.cuda.max_memory_allocated())
+            self.reserved = max(self.reserved or 0, torch.cuda.max_memory_reserved())
 
 
 class StepTimer(Hook):
@@ -212,7 +214,7 @@ def _figures(runner: CODRunner, timer: StepTimer, precision: str) -> dict[str, A
         waits=timer.waits,
         loads=[load.tolist() for load in loads],
         peak_allocated=timer.loader.peak,
-        peak_reserved=torch.cuda.max_memory_reserved() if cuda else None,
+        peak_reserved=timer.loader.reserved,
     )
     ranks = all_gather_object(own)
     trained = [p for p in model.parameters() if p.requires_grad]
