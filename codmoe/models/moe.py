@@ -122,6 +122,8 @@ class ModelLevelMoE(BaseModel):
         self.evaluate_all_experts = evaluate_all_experts
         self.progress = 1.0
         """Share of training done, in [0, 1]; a hook of the engine keeps it."""
+        self.engine = None
+        """What evaluates in place of :meth:`mixture`, if :meth:`CompiledMoE.attach` was called."""
         self.frozen = tuple(frozen)
         self.frozen_cache: FrozenCache | None = None
         """Where a hook of the engine lets the results of frozen parts be kept."""
@@ -187,6 +189,8 @@ class ModelLevelMoE(BaseModel):
             dense: Run every expert on every image; the mixture does not change.
             data_samples: Annotations with the ``cache_key`` of each image, where there are any.
         """
+        if self.engine is not None and not self.training and not torch.is_grad_enabled():
+            return self.engine.mixture(images, dense=dense)
         size = tuple(images.shape[-2:])
         padded = padded_to(images, self.backbone.size_divisor)
         decision, outputs, _ = self._run(padded, dense, None, data_samples)

@@ -27,6 +27,10 @@ class Expert(nn.Module, ABC):
     """Image scales whose pyramids this expert reads. 1.0 is shared by all experts; others are made
     only for the images routed here."""
 
+    gives_confidence: bool = True
+    """Whether :meth:`forward` estimates its confidence, if it can. Switched off by who evaluates
+    with a combiner that does not read it."""
+
     def __init__(self, *, in_channels: Sequence[int]):
         super().__init__()
         if len(in_channels) != 4:

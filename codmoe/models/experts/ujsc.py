@@ -162,7 +162,9 @@ class UJSCExpert(Expert):
         g3 = self.join[0](torch.cat([resize_to(self.carry[0](g2), f3), f3], dim=1))
         g4 = self.join[1](torch.cat([resize_to(self.carry[1](g3), f4), f4], dim=1))
         logits = self.refined([f1, g2, g3, g4])
-        confidence = self.confidence.confidence(images, logits.sigmoid())
+        confidence = None
+        if self.gives_confidence:
+            confidence = self.confidence.confidence(images, logits.sigmoid())
         return ExpertOutput(
             logits=logits,
             side_logits=[initial],

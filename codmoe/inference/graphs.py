@@ -1,0 +1,161 @@
+"""Work of fixed shapes, run as it is, compiled, or captured once in a CUDA graph and replayed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+Work = Callable[[], None]
+"""Reads tensors that stay where they are, and writes others."""
+
+BACKENDS = ("auto", "eager", "cudagraph", "inductor")
+WARM_UP = 3
+
+
+@dataclass
+class Piece:
+    """How one piece of work runs.
+
+    Args:
+        name: Part, and the sizes it runs at.
+        how: ``"CUDA graph"``, ``"inductor"``, ``"inductor, CUDA graph"`` or ``"eager"``.
+        seconds: What the preparation took.
+        reason: Why it does not run as it was asked to; empty if it does.
+    """
+
+    name: str
+    how: str
+    seconds: float
+    reason: str = ""
+
+    def __str__(self) -> str:
+        because = f" ({self.reason})" if self.reason else ""
+        return f"{self.name}: {self.how}, prepared in {self.seconds:.1f} s{because}"
+
+
+def settle_backend(backend: str, device: torch.device) -> tuple[str, str]:
+    """The backend to use and, where it is not the one asked for, why.
+
+    Raises:
+        ValueError: There is no such backend.
+    """
+    if backend not in BACKENDS:
+        choices = ", ".join(map(repr, BACKENDS))
+        raise ValueError(f"backend={backend!r} is unknown; use one of {choices}")
+    if device.type == "cuda":
+        return ("cudagraph" if backend == "auto" else backend), ""
+    if backend in ("auto", "cudagraph"):
+        return "eager", f"CUDA graphs need a GPU, and the model is on {device.type}"
+    return backend, ""
+
+
+class Preparer:
+    """Makes pieces of work ready to run again and again.
+
+    All graphs allocate from one pool of memory: what one computes on the way lies where another
+    does, so no graph may leave a result there. Work writes its results to tensors of its own that
+    it allocates when it first runs, which is never under capture.
+
+    Args:
+        device: Where the work is done.
+        backend: ``"eager"``, ``"cudagraph"`` or ``"inductor"`` (on a GPU captured as well).
+    """
+
+    def __init__(self, device: torch.device, backend: str):
+        self.device, self.backend = device, backend
+        self.captures = backend != "eager" and device.type == "cuda"
+        self.pieces: list[Piece] = []
+        self._reasons: dict[str, str] = {}
+        if self.captures:
+            self.pool = torch.cuda.graph_pool_handle()
+            # One for all: cuBLAS keeps a workspace for each stream it ran on.
+            self.stream = torch.cuda.Stream(device)
+
+    def compiled(self, name: str, function: Callable) -> Callable:
+        """``function``, compiled if the backend compiles; uncompiled for good after a failure."""
+        if self.backend != "inductor":
+            return function
+        fast = torch.compile(function, dynamic=False)
+
+        def call(*args, **kwargs):
+            if name in self._reasons:
+                return function(*args, **kwargs)
+            try:
+                return fast(*args, **kwargs)
+            except Exception as error:
+                self._reasons[name] = reason_of(error)
+                return function(*args, **kwargs)
+
+        return call
+
+    def __call__(self, name: str, work: Work) -> Work:
+        """Run ``work`` once, and prepare it.
+
+        Args:
+            name: ``"part, sizes"``.
+            work: What to prepare.
+
+        Returns:
+            What to call from now on.
+        """
+        started = time.perf_counter()
+        with _many_shapes(self.backend == "inductor"):
+            work()  # allocates its results, compiles
+            run, failure = (work, "")
+            if self.captures:
+                try:
+                    run = self._captured(work)
+                except Exception as error:  # out of memory, or the work waits for the device
+                    torch.cuda.synchronize(self.device)
+                    failure = f"not capturable: {reason_of(error)}"
+        compile_failure = self._reasons.get(name.split(",")[0], "")
+        how = ["inductor"] if self.backend == "inductor" and not compile_failure else []
+        how += ["CUDA graph"] if run is not work else []
+        reason = "; ".join(filter(None, [compile_failure, failure]))
+        seconds = time.perf_counter() - started
+        self.pieces.append(Piece(name, ", ".join(how) or "eager", seconds, reason))
+        return run
+
+    def _captured(self, work: Work) -> Work:
+        benchmark = torch.backends.cudnn.benchmark
+        # Shapes are fixed: the fastest algorithm of each convolution is found here, once.
+        torch.backends.cudnn.benchmark = True
+        try:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self.stream):
+                for _ in range(WARM_UP):
+                    work()
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads, which load pictures, may go on as they like.
+            with torch.cuda.graph(
+                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+            ):
+                work()
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+        return graph.replay
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+@contextmanager
+def _many_shapes(compiles: bool):
+    """Beyond a number of shapes torch would run uncompiled, and say so only in a warning."""
+    if not compiles:
+        yield
+        return
+    config = torch._dynamo.config
+    limits = ("recompile_limit", "accumulated_recompile_limit")
+    with config.patch({limit: 1024 for limit in limits if hasattr(config, limit)}):
+        yield
