@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from codmoe import Inferencer
+from codmoe.engine.config import parse_options
 
 
 def main() -> None:
@@ -26,6 +27,9 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", help="by default the first GPU if there is one")
+    parser.add_argument(
+        "--compile", nargs="*", metavar="KEY=VALUE", help="faster: CUDA graphs; e.g. dtype=fp16"
+    )
     args = parser.parse_args()
     try:
         inferencer = Inferencer(
@@ -34,6 +38,7 @@ def main() -> None:
             image_size=args.size,
             device=args.device,
             batch_size=args.batch_size,
+            compile=args.compile is not None and parse_options(args.compile),
         )
         inputs = args.inputs[0] if len(args.inputs) == 1 else args.inputs
         count = 0

@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument("--out", help="new folder for prediction maps, 8-bit PNG, original size")
     parser.add_argument("--grid", help="picture file: image, truth, experts, mixture, weights")
     parser.add_argument("--extremes", help="folder for pictures of the best, median, worst images")
+    parser.add_argument(
+        "--compile", nargs="*", metavar="KEY=VALUE", help="faster: CUDA graphs; e.g. dtype=fp16"
+    )
     parser.add_argument("--work-dir", help="logs; work_dirs/NAME by default")
     parser.add_argument("--data-root", help="folder of the data set, instead of the config's")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override the config")
@@ -37,7 +40,8 @@ def main() -> None:
         outputs = dict(
             json_file=args.json, out_dir=args.out, grid=args.grid, extremes=args.extremes
         )
-        test(cfg, args.checkpoint, experts=args.experts, **outputs)
+        compiled = args.compile is not None and parse_options(args.compile)
+        test(cfg, args.checkpoint, experts=args.experts, compile=compiled, **outputs)
         leave_cpu_process_group()
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from codmoe.engine.extremes import save_extremes
+from codmoe.engine.hooks import bare_model
 from codmoe.engine.launch import test_runner
 from codmoe.evaluation.attribute_metric import AttributeMetric
 from codmoe.evaluation.attributes import breakdown
@@ -22,6 +23,7 @@ from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.routing_metric import RoutingMetric
 from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
 from codmoe.files import replacing
+from codmoe.inference.engine import attach_engine
 from codmoe.version import __version__
 
 
@@ -35,6 +37,7 @@ def test(
     grid: str | None = None,
     grid_rows: int = 8,
     extremes: str | None = None,
+    compile: bool | str | Mapping[str, Any] = False,
 ) -> dict[str, Any]:
     """Run the config's test data sets.
 
@@ -49,6 +52,7 @@ def test(
         grid: Picture file for a grid of the first ``grid_rows`` images.
         grid_rows: Number of images in it.
         extremes: Folder for a grid per data set of the images with the best, median and worst IoU.
+        compile: Prepare the model for speed; see :class:`Inferencer`.
 
     Returns:
         The payload of the JSON file: ``table[dataset][source]``, ``routing``,
@@ -65,16 +69,20 @@ def test(
         hooks.append(dict(type="GridHook", path=grid, rows=grid_rows))
     cfg.custom_hooks = hooks
     runner = test_runner(cfg, checkpoint)
+    engine = None if compile is False else attach_engine(bare_model(runner), compile)
     started = time.time()
     scalars = runner.test()
     if not is_main_process():
         return {}
     metrics = runner.test_evaluator.metrics
     table = next((m.table for m in metrics if isinstance(m, CODMetric)), {})
+    if engine is not None:
+        print(engine.report)
     payload = dict(
         config=str(cfg.get("config_file")),
         checkpoint=str(checkpoint),
         seconds=round(time.time() - started, 1),
+        engine=engine and engine.report.splitlines(),
         versions=dict(codmoe=__version__, torch=torch.__version__),
         conventions=CONVENTIONS,
         routing={k: v for k, v in scalars.items() if "/" not in k and _is_routing(k)},

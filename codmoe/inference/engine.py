@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from codmoe.engine.speed import FORMATS
-from codmoe.inference.folding import ChangeWatch, frozen_copy, overwrite
+from codmoe.inference.frozen_model import DTYPES, FrozenModel
 from codmoe.inference.graphs import Piece, Preparer, settle_backend
-from codmoe.inference.lanes import Lane, Parts, runs_in_lanes
+from codmoe.inference.lanes import Lane, runs_in_lanes
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import suggest
 from codmoe.structures import ExpertOutput, RoutingDecision
 
-DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 BATCHES = (1, 2, 4, 8, 16)
 GROUPS = (1, 2, 3, 4, 6, 8, 12)
 
@@ -65,19 +64,8 @@ class CompiledMoE:
         if not batches or min(*batches, *groups, 1) < 1:
             raise ValueError(f"batches={batches}, groups={groups}: give sizes of 1 or more")
         self.model, self.max_sizes = model, max_sizes
-        self.device = next(model.parameters()).device
-        gpu = self.device.type == "cuda"
-        if dtype == "auto":
-            dtype = ("bf16" if torch.cuda.is_bf16_supported(False) else "fp16") if gpu else "fp32"
-        if memory_format == "auto":
-            memory_format = "channels_last" if gpu else "contiguous"
-        for key, value, known in (
-            ("dtype", dtype, DTYPES),
-            ("memory_format", memory_format, FORMATS),
-        ):
-            if value not in known:
-                raise ValueError(f"{key}={value!r} is unknown; {suggest(str(value), known)}")
-        self.dtype, self.memory_format = dtype, memory_format
+        self.frozen = FrozenModel(model, dtype, memory_format)
+        self.device = self.frozen.device
         self.backend, self.reason = settle_backend(backend, self.device)
         self.usable = runs_in_lanes(model.combiner)
         if not self.usable:
@@ -88,7 +76,7 @@ class CompiledMoE:
         self.batches, self.groups = sorted(set(batches)), sorted(set(groups))
         self.prepare = Preparer(self.device, self.backend)
         self.lanes: dict[tuple[int, int, int], Lane] = {}
-        self._copy()
+        self.parts = self.frozen.parts(self.prepare)
 
     @property
     def pieces(self) -> list[Piece]:
@@ -102,8 +90,8 @@ class CompiledMoE:
         counts = ", ".join(f"{hows.count(how)} × {how}" for how in dict.fromkeys(hows))
         seconds = sum(piece.seconds for piece in self.pieces)
         lines = [
-            f"engine: {self.backend}, {self.dtype}, {self.memory_format}, {self.device}; pieces: "
-            f"{counts or 'none yet'}, prepared in {seconds:.1f} s"
+            f"engine: {self.backend}, {self.frozen.dtype}, {self.frozen.memory_format}, "
+            f"{self.device}; pieces: {counts or 'none yet'}, prepared in {seconds:.1f} s"
         ]
         lines += [self.reason] if self.reason else []
         return "\n".join(lines + [str(piece) for piece in self.pieces if piece.reason])
@@ -119,7 +107,8 @@ class CompiledMoE:
 
         Args:
             images: Normalised images, (N, 3, H, W), on the engine's device.
-            dense: Run every expert on every image. Their maps are returned in full size.
+            dense: Run every expert on every image. Their maps are returned in the size of the
+                images, padded to a multiple of the backbone's ``size_divisor``.
             names: These experts on every image, with equal weights, instead of the router's
                 choice; for measurements.
 
@@ -140,7 +129,7 @@ class CompiledMoE:
                 lane = self._lane(chunk)
                 lane.start(chunk)
                 # While the device is at work, which hides what looking costs.
-                if self.watch.changed():
+                if self.frozen.watch.changed():
                     self.refresh()
                     lane.start(chunk)
                 logits, decision = lane.finish(len(chunk), dense=dense, names=names)
@@ -150,12 +139,10 @@ class CompiledMoE:
                 results.append(_clones(fields))
         with torch.no_grad():
             *fields, logits, maps = (torch.cat(pieces) for pieces in zip(*results, strict=True))
-            cut = (..., slice(height), slice(width))
-            outputs = {
-                name: ExpertOutput(logits=maps[:, i : i + 1][cut])
-                for i, name in enumerate(self.model.experts if dense else ())
-            }
-            return logits[cut], RoutingDecision(*fields, decision.expert_names), outputs
+            names = self.model.experts if dense else ()
+            outputs = {n: ExpertOutput(logits=maps[:, i : i + 1]) for i, n in enumerate(names)}
+            decision = RoutingDecision(*fields, decision.expert_names)
+            return logits[..., :height, :width], decision, outputs
 
     def warm_up(
         self,
@@ -185,9 +172,7 @@ class CompiledMoE:
 
     def refresh(self) -> None:
         """Take over the model's weights as they are now; nothing has to be prepared anew."""
-        for name, part in self.sources.items():
-            overwrite(self.copies[name], frozen_copy(part, **self._form(name)))
-        self.watch.changed()
+        self.frozen.refresh()
 
     def attach(self) -> CompiledMoE:
         """Have the model evaluate through this engine (``predict``, ``forward``) where it records
@@ -202,32 +187,6 @@ class CompiledMoE:
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copy of the model has no engine."""
-
-    def _form(self, name: str) -> dict[str, Any]:
-        exact = name in ("router", "combiner")
-        dtype = torch.float32 if exact else DTYPES[self.dtype]
-        return dict(dtype=dtype, device=self.device, memory_format=FORMATS[self.memory_format])
-
-    def _copy(self) -> None:
-        model = self.model
-        self.sources = _parts_of(model)
-        self.copies = {n: frozen_copy(part, **self._form(n)) for n, part in self.sources.items()}
-        self.watch = ChangeWatch(*self.sources.values())
-        compiled = {name: self.prepare.compiled(name, part) for name, part in self.copies.items()}
-        combiner = self.copies["combiner"]
-        for expert in model.experts:
-            self.copies[f"experts.{expert}"].gives_confidence = combiner.reads_confidence
-        self.parts = Parts(
-            backbone=compiled["backbone"],
-            router=compiled["router"],
-            experts={name: compiled[f"experts.{name}"] for name in model.experts},
-            scales={name: tuple(e.input_scales) for name, e in model.experts.items()},
-            combine=self.prepare.compiled("combiner", combiner.combine),
-            combiner=combiner,
-            size_divisor=model.backbone.size_divisor,
-            dtype=DTYPES[self.dtype],
-            memory_format=FORMATS[self.memory_format],
-        )
 
     def _prepares(self, padded: Tensor) -> bool:
         size = tuple(padded.shape[-2:])
@@ -247,7 +206,7 @@ class CompiledMoE:
         if names is not None:
             raise ValueError(f"names={names} needs the engine's own pieces: {self.report}")
         model, engine, training = self.model, self.model.engine, self.model.training
-        dtype = DTYPES[self.dtype]
+        dtype = DTYPES[self.frozen.dtype]
         model.engine = None
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
@@ -261,13 +220,7 @@ class CompiledMoE:
             raise ValueError(f"images of shape {tuple(images.shape)} are not (N, 3, H, W), N ≥ 1")
         if images.device.type != self.device.type:
             raise ValueError(f"images on {images.device}, the engine on {self.device}: move them")
-        parts = _parts_of(self.model)
-        if parts.keys() != self.sources.keys() or any(
-            part is not self.sources[name] for name, part in parts.items()
-        ):
-            raise ValueError(
-                "parts of the model were replaced since the engine was built; build another one"
-            )
+        self.frozen.check()
         for name in names or ():
             if name not in self.model.experts:
                 raise ValueError(f"names: no expert {name!r}; {suggest(name, self.model.experts)}")
@@ -278,9 +231,29 @@ def build_engine(model: ModelLevelMoE, **options: Any) -> CompiledMoE:
     return CompiledMoE(model, **options)
 
 
-def _parts_of(model: ModelLevelMoE) -> dict[str, nn.Module]:
-    experts = {f"experts.{name}": expert for name, expert in model.experts.items()}
-    return dict(backbone=model.backbone, router=model.router, combiner=model.combiner, **experts)
+def attach_engine(
+    model: ModelLevelMoE, compile: bool | str | Mapping[str, Any] = True
+) -> CompiledMoE:
+    """Have a model evaluate through a new engine.
+
+    Args:
+        model: The model, where it is to run.
+        compile: True, a backend, or a dict of arguments of :class:`CompiledMoE`.
+
+    Raises:
+        ValueError: ``compile`` is none of these, or names an argument that is not there.
+    """
+    options = dict(backend=compile) if isinstance(compile, str) else compile
+    options = {} if options is True else options
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"compile={compile!r}: give True, a backend such as 'cudagraph', or a dict"
+        )
+    known = list(inspect.signature(CompiledMoE).parameters)[1:]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"compile: no key {key!r}; {suggest(key, known)}")
+    return CompiledMoE(model, **options).attach()
 
 
 def _clones(fields: Sequence[Tensor]) -> list[Tensor]:

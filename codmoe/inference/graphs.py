@@ -110,7 +110,6 @@ class Preparer:
                 try:
                     run = self._captured(work)
                 except Exception as error:  # out of memory, or the work waits for the device
-                    torch.cuda.synchronize(self.device)
                     failure = f"not capturable: {reason_of(error)}"
         compile_failure = self._reasons.get(name.split(",")[0], "")
         how = ["inductor"] if self.backend == "inductor" and not compile_failure else []
@@ -138,6 +137,7 @@ class Preparer:
                 work()
         finally:
             torch.backends.cudnn.benchmark = benchmark
+            torch.cuda.synchronize(self.device)  # after a failure, too, nothing is under way
         return graph.replay
 
 

@@ -16,17 +16,16 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from codmoe.datasets.integrity import is_complete
-from codmoe.datasets.layouts import IMAGE_EXTENSIONS
 from codmoe.datasets.transforms import read_image
 from codmoe.engine.speed import set_memory_format
 from codmoe.files import replacing
+from codmoe.inference.engine import CompiledMoE, attach_engine
+from codmoe.inference.pictures import Picture, collect
 from codmoe.inference.ready import weights_to_use
 from codmoe.inference.zoo import create_model, load_whole
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.structures import CODDataSample
 
-Picture = str | Path | np.ndarray | Image.Image
 DEFAULT_SIZE = 448
 PATIENCE = 3.0
 """Seconds of expected work from which on a progress bar is shown."""
@@ -65,10 +64,13 @@ class Inferencer:
             config's test or validation pipeline, or 448.
         device: Default: the first GPU if there is one.
         batch_size: Images at a time.
+        compile: Prepare the model for speed (:class:`CompiledMoE`): True, a backend
+            (``"cudagraph"``, ``"inductor"``, ``"eager"``) or a dict of its arguments, e.g.
+            ``dict(dtype="fp16")``. The engine is then :attr:`engine`.
 
     Raises:
         FileNotFoundError: No such config or checkpoint.
-        ValueError: No weights are given, or they do not fit.
+        ValueError: No weights are given, or they do not fit; or ``compile`` is none of these.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Inferencer:
         image_size: int | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 8,
+        compile: bool | str | Mapping[str, Any] = False,
     ):
         if batch_size < 1 or (image_size is not None and image_size < 1):
             raise ValueError(f"batch_size={batch_size}, image_size={image_size}: give 1 or more")
@@ -94,6 +97,9 @@ class Inferencer:
         size = (image_size,) * 2 if image_size else size_of(getattr(model, "cfg", None))
         self.size: tuple[int, int] = size
         self.batch_size = batch_size
+        self.engine: CompiledMoE | None = None
+        if compile is not False:
+            self.engine = attach_engine(self.model, compile)
 
     def __call__(
         self,
@@ -153,9 +159,11 @@ class Inferencer:
                 for first in range(0, len(pictures), self.batch_size):
                     batch = pictures[first : first + self.batch_size]
                     loaded = list(pool.map(self._load, batch))
-                    for i, sample in enumerate(self._predict(loaded), start=first):
+                    samples = self._predict(loaded)
+                    maps = _to_host([sample.pred_prob for sample in samples])
+                    for i, (sample, map_) in enumerate(zip(samples, maps, strict=True), first):
                         prediction = Prediction(
-                            sample.pred_prob.float().cpu().numpy(),
+                            map_.numpy(),
                             _weights(sample.routing) if return_routing else {},
                             pictures[i] if isinstance(pictures[i], Path) else None,
                             0.5 if threshold is None else threshold,
@@ -188,6 +196,20 @@ class Inferencer:
         return self.model(**self.model.data_preprocessor(data), mode="predict")
 
 
+def _to_host(maps: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Float32 copies on the host, of which only the last is waited for."""
+    maps = [map_.float() for map_ in maps]
+    if not maps[0].is_cuda:
+        return maps
+    # Pinned memory is what the device writes to while the host goes on; it is kept for reuse, so
+    # what leaves is a copy of it.
+    pinned = [torch.empty(map_.shape, pin_memory=True) for map_ in maps]
+    for target, map_ in zip(pinned, maps, strict=True):
+        target.copy_(map_, non_blocking=True)
+    torch.cuda.current_stream(maps[0].device).synchronize()
+    return [target.clone() for target in pinned]
+
+
 def size_of(cfg: Mapping[str, Any] | None) -> tuple[int, int]:
     """(width, height) that a config tests at: of the ``Resize`` in its test or validation pipeline,
     else the dataset's own ``image_size`` (synthetic images), else 448 × 448.
@@ -199,65 +221,6 @@ def size_of(cfg: Mapping[str, Any] | None) -> tuple[int, int]:
     own = [node["image_size"] for node in _dicts(sets) if node.get("image_size")]
     size = ([node["scale"] for node in resizes] + own + [DEFAULT_SIZE])[0]
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def collect(inputs: Picture | Sequence[Picture]) -> list[Path | np.ndarray]:
-    """Files and RGB arrays of anything that :class:`Inferencer` takes, all looked at.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: A file is unreadable, a folder empty, or an array no image.
-    """
-    if isinstance(inputs, (str, Path)) and Path(inputs).expanduser().is_dir():
-        folder = Path(inputs).expanduser()
-        found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_EXTENSIONS]
-        inputs = [path for path in found if not path.name.startswith(".")]
-        if not inputs:
-            raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_EXTENSIONS)})")
-    elif isinstance(inputs, (str, Path, np.ndarray, Image.Image)):
-        inputs = [inputs]
-    pictures = [_picture(item) for item in inputs]
-    if not pictures:
-        raise ValueError("inputs is empty; give a file, a folder, or a list of files or arrays")
-    Image.init()  # loads PIL's plugins, which is not safe in several threads at once
-    with ThreadPoolExecutor(4) as pool:
-        files = [picture for picture in pictures if isinstance(picture, Path)]
-        faulty = [
-            path for path, good in zip(files, pool.map(_readable, files), strict=True) if not good
-        ]
-    if faulty:
-        more = f" and {len(faulty) - 5:,} more" if len(faulty) > 5 else ""
-        names = ", ".join(map(str, faulty[:5]))
-        raise ValueError(f"unreadable (empty, truncated or not an image): {names}{more}")
-    return pictures
-
-
-def _picture(item: Any) -> Path | np.ndarray:
-    if isinstance(item, (str, Path)):
-        path = Path(item).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file")
-        return path
-    if isinstance(item, Image.Image):
-        return np.asarray(item.convert("RGB"))
-    if not isinstance(item, np.ndarray):
-        raise ValueError(f"inputs holds a {type(item).__name__}; give paths, arrays or PIL images")
-    if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or not item.size:
-        raise ValueError(f"an array {item.shape} of {item.dtype} is not (H, W, 3) uint8 RGB")
-    return np.ascontiguousarray(item)
-
-
-def _readable(path: Path) -> bool:
-    """By header and end; the whole file is read only where its end looks wrong."""
-    try:
-        with Image.open(path) as image:
-            image.size  # noqa: B018
-        with path.open("rb") as file:
-            start = file.read(8)
-            file.seek(-8, 2)
-            return is_complete(start + file.read(8)) or is_complete(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return False
 
 
 def _targets(pictures: list[Path | np.ndarray], out_dir: Path) -> list[Path]:

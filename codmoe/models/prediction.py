@@ -24,18 +24,20 @@ def fill_samples(
     Returns:
         ``samples``.
     """
-    info = {k: v.float().cpu() for k, v in decision.as_info().items() if isinstance(v, Tensor)}
+    # One copy to the host, and one wait, for all three.
+    packed = torch.cat([decision.probabilities, decision.weights, decision.indices], dim=1)
+    k = decision.indices.shape[1]
+    probabilities, weights, indices = packed.float().cpu().split([len(names), k, k], dim=1)
     for i, sample in enumerate(samples):
         shape = tuple(sample.get("ori_shape", logits.shape[-2:]))
         resized = F.interpolate(logits[i : i + 1], shape, mode="bilinear", align_corners=False)
-        probabilities = resized[0].sigmoid()
-        sample.pred_prob = probabilities[0]
-        if len(probabilities) > 1:
-            sample.expert_probs = dict(zip(names, probabilities[1:], strict=True))
+        sample.pred_prob, *others = resized[0].sigmoid()
+        if others:
+            sample.expert_probs = dict(zip(names, others, strict=True))
         sample.routing = dict(
-            probabilities=info["probabilities"][i],
-            indices=info["top_k_indices"][i].long(),
-            weights=info["top_k_weights"][i],
+            probabilities=probabilities[i],
+            indices=indices[i].long(),
+            weights=weights[i],
             expert_names=list(names),
         )
     return samples

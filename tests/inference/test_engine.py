@@ -8,6 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from codmoe.inference import engine as engine_module
 from codmoe.inference.engine import build_engine
+from codmoe.inference.folding import fold_batch_norm
+from codmoe.models.combiners import ProbabilityCombiner
 from codmoe.models.routers import FixedRouter
 from codmoe.models.routers.base import Router
 from codmoe.registry import MODELS
@@ -97,16 +99,17 @@ def test_mixed_routes_padded_groups_and_larger_batches_give_the_eager_result(mod
 
 def test_every_route_gives_the_eager_result(model, preparer):
     routes = [pair for k in (1, 2) for pair in combinations(NAMES, k)]
-    images = torch.randn(2, 3, 64, 64)
+    images, copy = torch.randn(1, 3, 64, 64), deepcopy(model)
     engine = build_engine(model, **SMALL)
-    for route in routes * 2:
-        fixed = deepcopy(model)
-        fixed.router = FixedRouter(
+    for route in routes:
+        copy.router = FixedRouter(
             in_channels=model.backbone.channels,
             expert_names=model.expert_names,
             weights=dict.fromkeys(route, 1.0),
         )
-        assert difference(engine(images, names=route), eager(fixed, images)[0]) < TOLERANCE, route
+        expected = eager(copy, images)[0]
+        for _ in range(2):
+            assert difference(engine(images, names=route), expected) < TOLERANCE, route
 
 
 @pytest.mark.parametrize("combiner", ["PixelCombiner", "LogitCombiner"])
@@ -118,3 +121,141 @@ def test_a_combiner_that_learns_and_reads_confidence(combiner, preparer):
         torch.nn.init.normal_(model.combiner.outer[-1].weight)
     images = torch.randn(3, 3, 64, 64)
     assert difference(build_engine(model, **SMALL)(images), eager(model, images)[0]) < TOLERANCE
+
+
+def test_cost_follows_the_pairs_of_image_and_expert_and_the_host_waits_once(model, monkeypatch):
+    engine = build_engine(model, batches=(8,), groups=range(1, 8))
+    images = torch.randn(8, 3, 64, 64)
+    engine(images)
+    pairs = torch.bincount(engine.mixture(images)[1].indices.flatten(), minlength=4).tolist()
+    seen, waits = {}, []
+    for name in NAMES:
+        expert = engine.frozen.copies[f"experts.{name}"]
+        expert.register_forward_pre_hook(
+            lambda _, args, name=name: seen.setdefault(name, []).append(len(args[0]))
+        )
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: waits.append(x) or tolist(x))
+    engine(images)
+    assert len(waits) == 1
+    exact = {name: [count] for name, count in zip(NAMES, pairs, strict=True) if count}
+    assert seen == exact, "each expert once, on its own images alone"
+
+
+def test_an_engine_follows_the_weights_and_refuses_other_parts(model, preparer):
+    model, images = deepcopy(model), torch.randn(2, 3, 64, 64)
+    engine = build_engine(model, **SMALL)
+    before = engine(images)
+    with torch.no_grad():
+        for parameter in model.experts.parameters():
+            parameter.mul_(0.9)
+    expected = eager(model, images)[0]
+    assert difference(before, expected) > 10 * TOLERANCE
+    assert difference(engine(images), expected) < TOLERANCE
+    model.router = deepcopy(model.router)
+    with pytest.raises(ValueError, match="replaced"):
+        engine(images)
+
+
+def test_an_attached_engine_predicts_for_the_model(model, preparer):
+    model = deepcopy(model)
+    images = torch.randn(3, 3, 50, 64)
+    with torch.no_grad():
+        expected = {d: predictions(model, images, d) for d in (False, True)}
+        engine = build_engine(model, **SMALL).attach()
+        for dense, values in expected.items():
+            got = predictions(model, images, dense)
+            assert got.keys() == values.keys()
+            assert all(torch.allclose(got[key], values[key], atol=TOLERANCE) for key in got)
+        assert engine.pieces
+        count = len(engine.pieces)
+        assert deepcopy(model).engine is None
+        model(torch.randn(1, 3, 96, 64))
+        assert len(engine.pieces) > count
+        engine.detach()
+        model(torch.randn(1, 3, 64, 96))
+        assert not any("64 × 96" in piece.name for piece in engine.pieces)
+    engine.attach()
+    assert model(images).requires_grad, "who wants gradients gets the model itself"
+
+
+def predictions(model, images, dense):
+    model.evaluate_all_experts = dense
+    result = {}
+    for i, sample in enumerate(model(images, mode="predict")):
+        result |= {(i, "mixture"): sample.pred_prob, (i, "weights"): sample.routing["weights"]}
+        result |= {(i, n): p for n, p in (sample.get("expert_probs") or {}).items()}
+    return result
+
+
+def test_what_cannot_be_prepared_runs_as_it_is_and_says_why(model, monkeypatch):
+    class Own(ProbabilityCombiner):
+        def forward(self, outputs, decision, size):
+            return super().forward(outputs, decision, size) + 1
+
+    other, images = deepcopy(model), torch.randn(2, 3, 64, 64)
+    other.combiner = Own(expert_names=model.expert_names)
+    engine = build_engine(other, **SMALL).attach()
+    assert "Own has a forward of its own" in engine.report
+    assert torch.equal(engine(images), eager(model, images)[0] + 1)
+
+    class Asks(ByBrightness):
+        def score(self, images, pyramid):
+            return super().score(images, pyramid) * (2 if images.mean().item() > 9 else 1)
+
+    monkeypatch.setattr(engine_module, "Preparer", lambda *_: RecordingPreparer())
+    other = deepcopy(model)
+    other.router.__class__ = Asks
+    engine = build_engine(other, **SMALL, max_sizes=1)
+    assert difference(engine(images), eager(model, images)[0]) < TOLERANCE
+    assert "router, 2 × 64 × 64: eager" in engine.report
+    assert "not capturable" in engine.report
+    assert sum(bool(piece.reason) for piece in engine.pieces) == 1
+    pieces = len(engine.pieces)
+    wide = torch.randn(1, 3, 64, 96)
+    assert torch.equal(engine(wide), eager(other, wide)[0])
+    assert len(engine.pieces) == pieces, "more image sizes than asked for"
+
+
+def test_batch_norm_is_folded_where_it_follows_a_convolution(model):
+    expert = deepcopy(model.experts["zoomnet"])
+    norms = sum(isinstance(module, _BatchNorm) for module in expert.modules())
+    assert fold_batch_norm(expert) == norms > 10
+    shuffled = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 3, 1)).eval()
+    assert fold_batch_norm(shuffled) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (dict(dtype="bf61"), "did you mean 'bf16'"),
+        (dict(backend="trt"), "backend='trt' is unknown"),
+        (dict(batches=()), "batches="),
+        (dict(memory_format="last"), "memory_format='last'"),
+    ],
+)
+def test_unknown_arguments(model, options, fault):
+    with pytest.raises(ValueError, match=fault):
+        build_engine(model, **options)
+
+
+def test_half_precision_stays_near(model):
+    images = torch.randn(4, 3, 64, 64)
+    expected = eager(model, images)[0]
+    engine = build_engine(model, dtype="bf16", memory_format="channels_last", **SMALL)
+    logits, decision, _ = engine.mixture(images)
+    assert logits.dtype == decision.weights.dtype == torch.float32
+    assert difference(logits, expected) < 0.1
+    assert (logits.sigmoid() - expected.sigmoid()).abs().mean() < 0.01
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_cuda_graphs_give_the_eager_result():
+    model = build().cuda()
+    torch.nn.init.normal_(model.router.fuse[-1].weight, std=3)
+    engine = build_engine(model, dtype="fp32", **SMALL)
+    for count in (1, 7, 3, 7):
+        images = torch.randn(count, 3, 64, 64, device="cuda")
+        expected = eager(model, images)[0]
+        assert difference(engine(images), expected) < 1e-2  # TF32
+    assert {piece.how for piece in engine.pieces} == {"CUDA graph"}, engine.report

@@ -206,3 +206,20 @@ def test_the_command_line(weights, folder, tmp_path):
     bad = run(folder, "--checkpoint", "absent.pth", "--out", "out")
     assert bad.returncode == 1 and "absent.pth does not exist" in bad.stderr
     assert "Traceback" not in bad.stderr
+
+
+def test_compiled_it_predicts_the_same(weights, inferencer, folder):
+    compiled = Inferencer(checkpoint=weights, device="cpu", batch_size=2, compile="eager")
+    for one, other in zip(inferencer(folder), compiled(folder), strict=True):
+        assert np.abs(one.probability - other.probability).max() < 1e-4
+        assert one.weights == pytest.approx(other.weights, abs=1e-4)
+    assert compiled.engine.pieces
+
+
+@pytest.mark.parametrize(
+    ("compile", "fault"),
+    [("tensorrt", "backend='tensorrt' is unknown"), (dict(dtyp="fp16"), "did you mean 'dtype'")],
+)
+def test_an_unknown_way_to_compile(weights, compile, fault):
+    with pytest.raises(ValueError, match=fault):
+        Inferencer(checkpoint=weights, device="cpu", compile=compile)
