@@ -45,6 +45,8 @@ class CompiledMoE:
         groups: Sizes of groups that are prepared; the batch size itself always is.
         memory_format: ``"channels_last"`` or ``"contiguous"``. ``"auto"``: channels_last on a GPU.
         max_sizes: Image sizes that are prepared. Images of further ones run through the model.
+        overlap: On a GPU, work that does not depend on each other runs on streams side by side: the
+            experts of a single image, and the image scales of one expert.
 
     Raises:
         ValueError: An argument is unknown.
@@ -60,6 +62,7 @@ class CompiledMoE:
         groups: Sequence[int] = GROUPS,
         memory_format: str = "auto",
         max_sizes: int = 4,
+        overlap: bool = True,
     ):
         if not batches or min(*batches, *groups, 1) < 1:
             raise ValueError(f"batches={batches}, groups={groups}: give sizes of 1 or more")
@@ -76,7 +79,7 @@ class CompiledMoE:
         self.batches, self.groups = sorted(set(batches)), sorted(set(groups))
         self.prepare = Preparer(self.device, self.backend)
         self.lanes: dict[tuple[int, int, int], Lane] = {}
-        self.parts = self.frozen.parts(self.prepare)
+        self.parts = self.frozen.parts(self.prepare, overlap)
 
     @property
     def pieces(self) -> list[Piece]:

@@ -51,7 +51,7 @@ class FrozenModel:
         for expert in model.experts:
             self.copies[f"experts.{expert}"].gives_confidence = reads_confidence
 
-    def parts(self, prepare: Preparer) -> Parts:
+    def parts(self, prepare: Preparer, overlap: bool) -> Parts:
         """What a lane calls, compiled if ``prepare`` compiles."""
         model, combiner = self.model, self.copies["combiner"]
         compiled = {name: prepare.compiled(name, part) for name, part in self.copies.items()}
@@ -65,6 +65,8 @@ class FrozenModel:
             size_divisor=model.backbone.size_divisor,
             dtype=DTYPES[self.dtype],
             memory_format=FORMATS[self.memory_format],
+            overlap=overlap,
+            top_k=model.router.top_k,
         )
 
     def refresh(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -70,10 +70,20 @@ class Preparer:
         self.captures = backend != "eager" and device.type == "cuda"
         self.pieces: list[Piece] = []
         self._reasons: dict[str, str] = {}
+        self._streams: dict[str, list[torch.cuda.Stream]] = {}
         if self.captures:
             self.pool = torch.cuda.graph_pool_handle()
             # One for all: cuBLAS keeps a workspace for each stream it ran on.
             self.stream = torch.cuda.Stream(device)
+
+    def streams(self, owner: str, count: int) -> list[torch.cuda.Stream]:
+        """``count`` streams that are ``owner``'s alone; none where nothing is captured."""
+        if self.device.type != "cuda" or not self.captures:
+            return []
+        streams = self._streams.setdefault(owner, [])
+        while len(streams) < count:
+            streams.append(torch.cuda.Stream(self.device))
+        return streams
 
     def compiled(self, name: str, function: Callable) -> Callable:
         """``function``, compiled if the backend compiles; uncompiled for good after a failure."""
@@ -139,6 +149,29 @@ class Preparer:
             torch.backends.cudnn.benchmark = benchmark
             torch.cuda.synchronize(self.device)  # after a failure, too, nothing is under way
         return graph.replay
+
+
+def run_beside(works: Sequence[Work], streams: Sequence[torch.cuda.Stream]) -> None:
+    """Run independent works at once: the first on the current stream, each other on one of
+    ``streams``; what follows on the current stream waits for all. Without enough streams, in turn.
+
+    A stream reuses its freed memory at its next use, which waits for the current stream of then. So
+    that nobody still reads that memory, ``streams`` must be those of one owner, who always calls
+    from the same stream or from one that has waited for it. Under capture they are branches of the
+    one graph.
+    """
+    if len(works) < 2 or len(streams) < len(works) - 1:
+        for work in works:
+            work()
+        return
+    main = torch.cuda.current_stream(streams[0].device)
+    for stream, work in zip(streams, works[1:], strict=False):
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            work()
+    works[0]()
+    for stream in streams[: len(works) - 1]:
+        main.wait_stream(stream)
 
 
 def reason_of(error: Exception) -> str:

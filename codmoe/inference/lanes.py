@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 
 import torch
 from torch import Tensor
 
-from codmoe.inference.graphs import Preparer, Work
+from codmoe.inference.graphs import Preparer, Work, run_beside
 from codmoe.models.combiners import Combiner
 from codmoe.models.dispatch import PyramidBank
 from codmoe.models.layers import resize_to
 from codmoe.structures import RoutingDecision
+
+MOST_ROUTES = 32
+"""Choices of experts up to which a single image's are prepared together."""
 
 
 @dataclass
@@ -28,6 +33,8 @@ class Parts:
     size_divisor: int
     dtype: torch.dtype
     memory_format: torch.memory_format
+    overlap: bool
+    top_k: int
 
     def cast(self, x: Tensor) -> Tensor:
         """To the precision and layout of the weights."""
@@ -83,6 +90,9 @@ class Lane:
         self.mixed: dict[tuple[int, bool], Tensor] = {}
         self.forced: dict[int, RoutingDecision] = {}
         self._ready: dict[tuple, Work] = {}
+        # One image does not fill a GPU: its experts are one piece, side by side.
+        routes = comb(len(self.names), parts.top_k)
+        self.joined = batch == 1 and parts.overlap and routes <= MOST_ROUTES
 
     def start(self, images: Tensor) -> None:
         """Backbone and router of n ≤ B normalised images, (n, 3, H, W)."""
@@ -121,6 +131,10 @@ class Lane:
 
     def prepare_groups(self, count: int) -> None:
         """Prepare every expert for groups of up to ``count`` images."""
+        if self.joined:
+            for route in combinations(range(len(self.names)), self.parts.top_k):
+                self._launch(dict.fromkeys(route))
+            return
         for group in [group for group in self.groups if group < count] + [count]:
             self._launch({expert: list(range(group)) for expert in range(len(self.names))})
 
@@ -131,7 +145,7 @@ class Lane:
             self._ready[key]()
             return
         at = f"{part}, {self.batch} × {self.size[0]} × {self.size[1]}"
-        if part in self.parts.experts:
+        if part in self.parts.experts and sizes:
             at += f", group of {sizes[0]}"
         self._ready[key] = self.prepare(at, work)
 
@@ -174,9 +188,18 @@ class Lane:
                     self.host_rows[expert, :, : padded[expert]] = torch.tensor(pair)
             # Nobody still reads the host's copy: since the last one the device was waited for.
             self.rows.copy_(self.host_rows, non_blocking=True)
+        if self.joined:
+            route = list(padded)
+            names = [self.names[expert] for expert in route]
+            self._piece(" + ".join(names), lambda: self._side_by_side(route))
+            return
         for expert, group in padded.items():
             name = self.names[expert]
             self._piece(name, lambda e=expert, g=group: self._expert(e, g), group)
+
+    def _side_by_side(self, route: Sequence[int]) -> None:
+        works = [lambda e=expert: self._expert(e, self.batch) for expert in route]
+        run_beside(works, self.prepare.streams("route", len(works) - 1))
 
     def _expert(self, expert: int, group: int) -> None:
         parts, name = self.parts, self.names[expert]
@@ -188,8 +211,17 @@ class Lane:
         bank = PyramidBank(
             images, pyramid, lambda x: parts.backbone(parts.cast(x)), parts.size_divisor
         )
-        pyramids = [bank.get(scale, None) for scale in parts.scales[name]]
-        output = parts.experts[name](parts.cast(images), pyramids)
+        pyramids = dict.fromkeys(parts.scales[name])
+
+        def fill(scale: float) -> None:
+            pyramids[scale] = bank.get(scale, None)
+
+        further = [lambda s=scale: fill(s) for scale in pyramids if scale != 1.0]
+        streams = self.prepare.streams(name, len(further) - 1) if parts.overlap else []
+        run_beside(further, streams)
+        if 1.0 in pyramids:
+            fill(1.0)
+        output = parts.experts[name](parts.cast(images), list(pyramids.values()))
         results = [(self.maps, output.logits)]
         if self.confidence is not None and output.confidence is not None:
             results.append((self.confidence, output.confidence))
