@@ -163,7 +163,7 @@ class CompiledMoE:
         """
         height, width = (size, size) if isinstance(size, int) else size
         for count in batches or self.batches:
-            images = torch.randn(count, 3, height, width, device=self.device)
+            images = torch.zeros(count, 3, height, width, device=self.device)
             self.mixture(images)
             for route in routes:
                 self.mixture(images, names=route)

@@ -61,13 +61,19 @@ def frozen_copy(
 ) -> nn.Module:
     """A copy of a part that evaluates, without gradients, in ``dtype``, batch norm folded.
 
-    Folding is done in float32, or float64 where the part has it, before rounding to ``dtype``.
+    Submodules with a method ``evaluation_form()`` are replaced by what it returns: a module that
+    computes the same, faster. All that is done in float32, or float64 where the part has it, before
+    rounding to ``dtype``.
     """
     with torch.inference_mode(False), torch.no_grad():
         copy = deepcopy(part).eval().requires_grad_(False)
         if any(p.dtype in (torch.float16, torch.bfloat16) for p in copy.parameters()):
             copy.float()
         fold_batch_norm(copy)
+        for parent in list(copy.modules()):
+            for name, child in list(parent.named_children()):
+                if hasattr(child, "evaluation_form"):
+                    setattr(parent, name, child.evaluation_form())
         return copy.to(device=device, dtype=dtype).to(memory_format=memory_format)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from codmoe.models.experts.base import Expert
 from codmoe.models.layers import PartialDecoder, ReceptiveFieldBlock, resize_to
@@ -33,6 +35,37 @@ class GroupReversalBlock(nn.Module):
         features, guides = grouped[:, :, :-1].flatten(1, 2), grouped[:, :, -1].sum(1, keepdim=True)
         mixed = F.conv2d(x, features, conv.bias, padding=1) + F.conv2d(guide, guides, padding=1)
         x = x + relu(mixed)
+        return x, guide + self.score(x)
+
+    def evaluation_form(self) -> MergedGuideBlock:
+        """An equal block with its weights in order; see ``inference.folding.frozen_copy``."""
+        return MergedGuideBlock(self)
+
+
+class MergedGuideBlock(nn.Module):
+    """What :class:`GroupReversalBlock` computes, in one convolution whose weights lie ready.
+
+    The guide is given ``WIDTH`` channels, all but one of weight zero: tensor cores take channels in
+    eights.
+    """
+
+    WIDTH = 8
+
+    def __init__(self, block: GroupReversalBlock):
+        super().__init__()
+        conv, self.score = block.conv[0], block.score
+        channels = conv.out_channels
+        grouped = conv.weight.unflatten(1, (block.groups, -1))
+        features, guide = grouped[:, :, :-1].flatten(1, 2), grouped[:, :, -1].sum(1, keepdim=True)
+        zeros = guide.new_zeros(channels, self.WIDTH - 1, 3, 3)
+        self.conv = skip_init(nn.Conv2d, channels + self.WIDTH, channels, 3, padding=1)
+        self.conv.weight = nn.Parameter(torch.cat([features, guide, zeros], dim=1), False)
+        self.conv.bias = conv.bias
+
+    def forward(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`GroupReversalBlock`."""
+        guides = guide.expand(-1, self.WIDTH, -1, -1)
+        x = x + F.relu(self.conv(torch.cat([x, guides], dim=1)))
         return x, guide + self.score(x)
 
 

@@ -26,9 +26,19 @@ def luminance(images: Tensor) -> Tensor:
 def local_deviation(x: Tensor, kernel: int = 7) -> Tensor:
     """Standard deviation in a sliding window, same shape as ``x``, computed in float32."""
     x = x.float()
-    pool = dict(kernel_size=kernel, stride=1, padding=kernel // 2, count_include_pad=False)
-    variance = F.avg_pool2d(x.square(), **pool) - F.avg_pool2d(x, **pool).square()
+    variance = window_mean(x.square(), kernel) - window_mean(x, kernel).square()
     return variance.clamp(min=1e-6).sqrt()
+
+
+def window_mean(x: Tensor, kernel: int) -> Tensor:
+    """Mean in a sliding window without what lies outside, same shape as ``x``.
+
+    Rows, then columns: the window is a rectangle at the border, too, so that is the same mean, for
+    2k values read instead of k².
+    """
+    half = kernel // 2
+    x = F.avg_pool2d(x, (kernel, 1), 1, (half, 0), count_include_pad=False)
+    return F.avg_pool2d(x, (1, kernel), 1, (0, half), count_include_pad=False)
 
 
 def mean_and_deviation(x: Tensor) -> Tensor:

@@ -60,3 +60,12 @@ def test_a_stage_adds_the_incoming_map():
         torch.nn.init.zeros_(block.score.bias)
     coarse = torch.randn(1, 1, 4, 4)
     torch.testing.assert_close(stage(x, coarse), coarse + 1 - coarse.sigmoid())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_the_block_for_evaluation_computes_the_same(groups):
+    block = GroupReversalBlock(16, groups).double().eval()
+    x, guide = torch.randn(2, 16, 7, 9).double(), torch.randn(2, 1, 7, 9).double()
+    with torch.no_grad():
+        for one, other in zip(block(x, guide), block.evaluation_form()(x, guide), strict=True):
+            assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)

@@ -8,6 +8,7 @@ from codmoe.models.routers.evidence import (
     FrequencyBranch,
     local_deviation,
     luminance,
+    window_mean,
 )
 
 
@@ -158,3 +159,9 @@ def test_spectrum_of_a_wave_lies_in_its_ring_and_direction():
     assert sector_y == 2 and sector_x in (0, 3)
     _, slow = peak(torch.sin(2 * torch.pi * 5 * x / 64).view(1, 1, 1, 64))
     assert slow == 1
+
+
+def test_window_means_leave_out_what_lies_outside():
+    x = torch.rand(2, 3, 9, 12, dtype=torch.float64)
+    whole = torch.nn.functional.avg_pool2d(x, 7, 1, 3, count_include_pad=False)
+    assert torch.allclose(window_mean(x, 7), whole, rtol=1e-12)
