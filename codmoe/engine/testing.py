@@ -69,7 +69,10 @@ def test(
         hooks.append(dict(type="GridHook", path=grid, rows=grid_rows))
     cfg.custom_hooks = hooks
     runner = test_runner(cfg, checkpoint)
-    engine = None if compile is False else attach_engine(bare_model(runner), compile)
+    engine = None
+    if compile is not False:
+        size = cfg.test_dataloader.get("batch_size")
+        engine = attach_engine(bare_model(runner), compile, size)
     started = time.time()
     scalars = runner.test()
     if not is_main_process():

@@ -22,7 +22,7 @@ from codmoe.inference.summary import UNIT, summarise
 from codmoe.machine import check_device
 from codmoe.registry import suggest
 
-EXECUTIONS = ("eager", "compiled", "cudagraph")
+EXECUTIONS = ("eager", "compiled", "cudagraph", "engine")
 
 
 def benchmark(

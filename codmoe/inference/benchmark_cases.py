@@ -18,6 +18,7 @@ from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.launch import skip_pretrained
 from codmoe.engine.precision import settle_fused
 from codmoe.engine.speed import compile_parts, set_memory_format
+from codmoe.inference.engine import CompiledMoE
 from codmoe.inference.timing import Call
 from codmoe.models.build import DEFAULT_EXPERTS
 from codmoe.models.dispatch import PyramidBank, run_experts
@@ -134,6 +135,17 @@ def in_precision(
             return run(images)
 
     return call
+
+
+def through_engine(model: ModelLevelMoE, images: Tensor, route: str, precision: str) -> Call:
+    """A call of a :class:`CompiledMoE`. On a named route its router runs and is waited for all the
+    same; its choice is replaced.
+    """
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    layout = "channels_last" if last else "contiguous"
+    engine = CompiledMoE(model, dtype=precision, memory_format=layout, batches=(len(images),))
+    names = dict(auto=None, all=model.expert_names).get(route, route.split(","))
+    return lambda: engine(images, names=names)
 
 
 def parts_of(model: ModelLevelMoE, images: Tensor, precision: str) -> dict[str, Call]:

@@ -114,6 +114,8 @@ class Inference:
         yield from known
 
     def _whole(self, route: str, precision: str, execution: str) -> Call:
+        if execution == "engine":
+            return cases.through_engine(self.model, self.images, route, precision)
         run = cases.on_route(self.model, route)
         if execution == "cudagraph":
             if route == "auto":
@@ -148,7 +150,7 @@ def training_row(
     torch.backends.cudnn.benchmark = _tries_algorithms(cfg)
     _forget_compiled()
     try:
-        if execution == "cudagraph":
+        if execution in ("cudagraph", "engine"):
             raise ValueError("a training step is not captured")
         before = allocated(device)
         compiled = execution == "compiled"

@@ -23,7 +23,8 @@ COLUMNS = dict(
     batch="images a call",
     layout="memory format of images and weights",
     precision="fp32; fp16 or bf16 by autocast",
-    execution="eager, compiled (torch.compile), cudagraph (captured, launched at once)",
+    execution="eager, compiled (torch.compile), cudagraph (captured, launched at once), "
+    "engine (CompiledMoE)",
     n="calls that count",
     median_ms="milliseconds from an idle device to the result",
     p90_ms="of these, what nine of ten calls do not exceed",

@@ -12,12 +12,13 @@ from torch import Tensor
 from codmoe.inference.frozen_model import DTYPES, FrozenModel
 from codmoe.inference.graphs import Piece, Preparer, settle_backend
 from codmoe.inference.lanes import Lane, runs_in_lanes
+from codmoe.models.dispatch import padded_to
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import suggest
 from codmoe.structures import ExpertOutput, RoutingDecision
 
 BATCHES = (1, 2, 4, 8, 16)
-GROUPS = (1, 2, 3, 4, 6, 8, 12)
+GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 
 
 class CompiledMoE:
@@ -124,7 +125,7 @@ class CompiledMoE:
         self._check(images, names)
         height, width = images.shape[-2:]
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            padded = self.model._padded(images)
+            padded = padded_to(images, self.model.backbone.size_divisor)
             if not self._prepares(padded):
                 return self._as_it_is(images, dense, names)
             results = []
@@ -168,7 +169,7 @@ class CompiledMoE:
             for route in routes:
                 self.mixture(images, names=route)
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                padded = self.model._padded(images)
+                padded = padded_to(images, self.model.backbone.size_divisor)
                 if self._prepares(padded):
                     self._lane(padded).prepare_groups(count)
         return self
@@ -235,13 +236,16 @@ def build_engine(model: ModelLevelMoE, **options: Any) -> CompiledMoE:
 
 
 def attach_engine(
-    model: ModelLevelMoE, compile: bool | str | Mapping[str, Any] = True
+    model: ModelLevelMoE,
+    compile: bool | str | Mapping[str, Any] = True,
+    batch_size: int | None = None,
 ) -> CompiledMoE:
     """Have a model evaluate through a new engine.
 
     Args:
         model: The model, where it is to run.
         compile: True, a backend, or a dict of arguments of :class:`CompiledMoE`.
+        batch_size: Most images that will come at a time, if that is known.
 
     Raises:
         ValueError: ``compile`` is none of these, or names an argument that is not there.
@@ -256,6 +260,9 @@ def attach_engine(
     for key in options:
         if key not in known:
             raise ValueError(f"compile: no key {key!r}; {suggest(key, known)}")
+    if batch_size is not None:
+        smaller = [batch for batch in BATCHES if batch < batch_size]
+        options = {"batches": (*smaller, batch_size), **options}
     return CompiledMoE(model, **options).attach()
 
 

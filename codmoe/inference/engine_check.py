@@ -75,13 +75,13 @@ def as_if_trained(model: ModelLevelMoE, size: int, *, rounds: int = 4) -> ModelL
     one; without them activations grow to thousands, and no comparison means anything.
     """
     device = next(model.parameters()).device
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.momentum = None
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if hasattr(model.router, "fuse"):
         nn.init.normal_(model.router.fuse[-1].weight, std=0.3)
     with torch.no_grad():
         for seed in range(rounds):
+            for norm in norms:
+                norm.momentum = 1 / (1 + seed)  # the mean over all rounds
             model.train().mixture(pictures(4, size, device, seed=100 + seed), dense=True)
     return model.eval()
 

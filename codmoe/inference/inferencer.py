@@ -99,7 +99,7 @@ class Inferencer:
         self.batch_size = batch_size
         self.engine: CompiledMoE | None = None
         if compile is not False:
-            self.engine = attach_engine(self.model, compile)
+            self.engine = attach_engine(self.model, compile, batch_size)
 
     def __call__(
         self,

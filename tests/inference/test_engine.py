@@ -47,7 +47,7 @@ def build(**changes):
         if isinstance(module, _BatchNorm):  # as if trained
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.1)
-            module.momentum = None
+            module.momentum = 1.0
     with torch.no_grad():
         model.train().mixture(torch.randn(4, 3, 64, 64), dense=True)
     return model.eval()

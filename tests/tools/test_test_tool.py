@@ -17,6 +17,14 @@ def test_it_tests_and_tells_mistakes(tmp_path, monkeypatch):
     assert list(table["Synthetic"]) == ["pranet", "sinet", "uniform", "oracle", "mixture"]
     assert len(list(maps.rglob("*.png"))) == 5
 
+    again = ("--compile", "backend=eager", "--json", work / "compiled.json")
+    assert call(monkeypatch, "test", config, file, "--work-dir", work, *again) is None
+    compiled = json.loads((work / "compiled.json").read_text())
+    assert "engine: eager, fp32" in compiled["engine"][0]
+    eager, fast = (t["Synthetic"]["mixture"]["images"] for t in (table, compiled["table"]))
+    assert eager.keys() == fast.keys()
+    assert all(abs(eager[stem]["IoU"] - fast[stem]["IoU"]) < 1e-3 for stem in eager)
+
     def fails(*words, arguments=arguments):
         code = call(monkeypatch, "test", *arguments)
         assert code.startswith("error: ") and "\n" not in code

@@ -21,7 +21,7 @@ def main() -> None:
     add("--routes", nargs="+", default=["auto"], metavar="ROUTE",
         help="auto (the router's), all, or names such as sinet,ujsc")  # fmt: skip
     add("--precisions", nargs="+", default=["fp32"], help="fp32 fp16 bf16")
-    add("--executions", nargs="+", default=["eager"], help="eager compiled cudagraph")
+    add("--executions", nargs="+", default=["eager"], help="eager compiled cudagraph engine")
     add("--layouts", nargs="+", default=["channels_last"], help="channels_last contiguous")
     add("--no-parts", dest="parts", action="store_false", help="leave the parts out")
     add("--train", action="store_true", help="also time training steps of the config")
