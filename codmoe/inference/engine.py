@@ -142,7 +142,10 @@ class CompiledMoE:
                 fields += (decision.indices, decision.weights, logits, maps)
                 results.append(_clones(fields))
         with torch.no_grad():
-            *fields, logits, maps = (torch.cat(pieces) for pieces in zip(*results, strict=True))
+            whole = results[0]
+            if len(results) > 1:
+                whole = [torch.cat(pieces) for pieces in zip(*results, strict=True)]
+            *fields, logits, maps = whole
             names = self.model.experts if dense else ()
             outputs = {n: ExpertOutput(logits=maps[:, i : i + 1]) for i, n in enumerate(names)}
             decision = RoutingDecision(*fields, decision.expert_names)
@@ -191,6 +194,10 @@ class CompiledMoE:
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copy of the model has no engine."""
+
+    def __reduce__(self):
+        """Nor has a pickled one."""
+        return type(None), ()
 
     def _prepares(self, padded: Tensor) -> bool:
         size = tuple(padded.shape[-2:])

@@ -115,7 +115,7 @@ def parity(
     rows = {}
     for route in [*routes_of(model), ()]:
         names = route or None
-        with _exact_products():
+        with exact_products():
             expected = eager_call(model, images, "fp32", names)().sigmoid()
         usual = eager_call(model, images, engine.frozen.dtype, names)().sigmoid()
         for _ in range(2):  # the second is a replay
@@ -132,7 +132,7 @@ def parity(
 
 
 @contextmanager
-def _exact_products() -> Iterator[None]:
+def exact_products() -> Iterator[None]:
     """Float32 without TF32."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

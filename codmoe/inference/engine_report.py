@@ -83,7 +83,7 @@ def run(
             results[f"pieces_{batch}"] = times
             print(f"batch {batch}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in times.items()))
     if kind != "fp32":
-        with sections.begin("parity in fp32", 60):
+        with sections.begin("parity in fp32, without TF32", 60), check.exact_products():
             run_.parity(run_.engine("fp32", dtype="fp32"))
     others = dict(contiguous=dict(memory_format="contiguous"), apart=dict(overlap=False))
     others |= dict(fp16=dict(dtype="fp16")) if kind == "bf16" else {}

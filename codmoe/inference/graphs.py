@@ -97,7 +97,9 @@ class Preparer:
             try:
                 return fast(*args, **kwargs)
             except Exception as error:
-                self._reasons[name] = reason_of(error)
+                if self.captures and torch.cuda.is_current_stream_capturing():
+                    raise  # that is the capture's failure
+                self._reasons[name] = f"not compilable: {reason_of(error)}"
                 return function(*args, **kwargs)
 
         return call
@@ -121,10 +123,11 @@ class Preparer:
                     run = self._captured(work)
                 except Exception as error:  # out of memory, or the work waits for the device
                     failure = f"not capturable: {reason_of(error)}"
-        compile_failure = self._reasons.get(name.split(",")[0], "")
-        how = ["inductor"] if self.backend == "inductor" and not compile_failure else []
+        parts = name.split(",")[0].split(" + ")
+        failures = [r for p, r in self._reasons.items() if p.removeprefix("experts.") in parts]
+        how = ["inductor"] if self.backend == "inductor" and not failures else []
         how += ["CUDA graph"] if run is not work else []
-        reason = "; ".join(filter(None, [compile_failure, failure]))
+        reason = "; ".join(filter(None, [*failures, failure]))
         seconds = time.perf_counter() - started
         self.pieces.append(Piece(name, ", ".join(how) or "eager", seconds, reason))
         return run
@@ -141,9 +144,8 @@ class Preparer:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads, which load pictures, may go on as they like.
-            with torch.cuda.graph(
-                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
-            ):
+            options = dict(pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, **options):
                 work()
         finally:
             torch.backends.cudnn.benchmark = benchmark

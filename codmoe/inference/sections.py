@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 
+class OutOfTime(BaseException):
+    """A section took too long. No error that somebody on the way would answer."""
+
+
 class Sections:
     """Runs parts of a check one after the other; one that fails or takes too long is reported, and
     the next begins.
@@ -37,13 +41,13 @@ class Sections:
         print(f"\n== {title} (at {begun - self.started:.0f} s, limit {limit:.0f} s)", flush=True)
 
         def stop(*_: Any) -> None:
-            raise TimeoutError(f"more than {limit:.0f} s")
+            raise OutOfTime(f"more than {limit:.0f} s")
 
         before = signal.signal(signal.SIGALRM, stop)
         signal.setitimer(signal.ITIMER_REAL, max(limit, 0.01))
         try:
             yield
-        except Exception as error:  # the next section may still tell something
+        except (Exception, OutOfTime) as error:  # the next section may still tell something
             print(f"!! {title}: {type(error).__name__}: {error}", flush=True)
             traceback.print_exc(limit=-4)
         finally:

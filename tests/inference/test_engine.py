@@ -217,6 +217,24 @@ def test_what_cannot_be_prepared_runs_as_it_is_and_says_why(model, monkeypatch):
     assert len(engine.pieces) == pieces, "more image sizes than asked for"
 
 
+def test_what_cannot_be_compiled_runs_uncompiled_and_says_why(model, monkeypatch):
+    def compile(function, **options):
+        def fails(*args):
+            raise RuntimeError("no compiler\nfound")
+
+        return fails if type(function).__name__ == "UJSCExpert" else function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    engine, images = build_engine(model, backend="inductor", **SMALL), torch.randn(1, 3, 64, 64)
+    for _ in range(2):
+        got = engine(images, names=NAMES[1:3])
+    assert difference(got, build_engine(model, **SMALL)(images, names=NAMES[1:3])) < TOLERANCE
+    failed = [piece for piece in engine.pieces if piece.reason]
+    assert [piece.how for piece in failed] == ["eager"] and "sinet + ujsc" in failed[0].name
+    assert "not compilable: RuntimeError: no compiler" in engine.report
+    assert {piece.how for piece in engine.pieces} == {"inductor", "eager"}
+
+
 def test_batch_norm_is_folded_where_it_follows_a_convolution(model):
     expert = deepcopy(model.experts["zoomnet"])
     norms = sum(isinstance(module, _BatchNorm) for module in expert.modules())
