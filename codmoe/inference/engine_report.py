@@ -15,7 +15,7 @@ from codmoe.evaluation.tables import save_json
 from codmoe.inference import engine_check as check
 from codmoe.inference.engine import CompiledMoE
 from codmoe.inference.sections import Sections
-from codmoe.inference.timing import allocated, side_by_side, warmed, working_memory
+from codmoe.inference.timing import side_by_side, warmed, working_memory
 from codmoe.inference.zoo import create_model
 
 Results = dict[str, Any]
@@ -29,7 +29,7 @@ def run(
     large: int = 16,
     dtype: str = "auto",
     inductor: bool = False,
-    repeats: int = 30,
+    repeats: int = 20,
     budget: float = 220.0,
     device: str | None = None,
     json_file: str | Path | None = None,
@@ -109,6 +109,7 @@ class _Run:
     def __init__(self, model, device: torch.device, size: int, repeats: int, results: Results):
         self.model, self.device, self.size, self.repeats = model, device, size, repeats
         self.results = results
+        self.reserved = _reserved(device)
         names = model.expert_names
         further = [n for n in names if set(model.experts[n].input_scales) - {1.0}]
         plain = [n for n in names if n not in further]
@@ -184,6 +185,15 @@ class _Run:
             extra = "" if memory is None else f", {memory:.0f} MiB beyond what lies there"
             print(f"{name}: host waits in a batch {dict(waits)}{extra}")
         if self.device.type == "cuda":
-            reserved = torch.cuda.memory_reserved(self.device) / 2**20
-            print(f"allocated {allocated(self.device):.0f} MiB, reserved {reserved:.0f} MiB")
-            self.results["reserved_mb"] = reserved
+            held = _reserved(self.device) - self.reserved
+            print(f"engine: {held:.0f} MiB for weights, buffers and what graphs compute with")
+            self.results["engine_mb"] = held
+
+
+def _reserved(device: torch.device) -> float:
+    """MiB taken from the device, without what lies unused."""
+    if device.type != "cuda":
+        return 0.0
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device) / 2**20

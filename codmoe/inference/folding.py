@@ -8,8 +8,12 @@ from itertools import pairwise
 import torch
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from codmoe.models.layers import BatchNorm
+
+PLAIN_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNorm)
+"""Batch norms that only normalise; timm's, for one, has an activation inside."""
 
 
 def fold_batch_norm(module: nn.Module) -> int:
@@ -45,7 +49,7 @@ def fold_batch_norm(module: nn.Module) -> int:
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     return (
         type(conv) is nn.Conv2d
-        and isinstance(norm, _BatchNorm)
+        and type(norm) in PLAIN_NORMS
         and norm.running_mean is not None
         and not conv._forward_hooks
         and not norm._forward_hooks

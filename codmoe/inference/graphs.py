@@ -72,9 +72,13 @@ class Preparer:
         self._reasons: dict[str, str] = {}
         self._streams: dict[str, list[torch.cuda.Stream]] = {}
         if self.captures:
-            self.pool = torch.cuda.graph_pool_handle()
-            # One for all: cuBLAS keeps a workspace for each stream it ran on.
-            self.stream = torch.cuda.Stream(device)
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """A pool and a stream, also after a broken capture, which may hold on to its own."""
+        self.pool = torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps a workspace for each stream it ran on.
+        self.stream = torch.cuda.Stream(self.device)
 
     def streams(self, owner: str, count: int) -> list[torch.cuda.Stream]:
         """``count`` streams that are ``owner``'s alone; none where nothing is captured."""
@@ -122,7 +126,9 @@ class Preparer:
                 try:
                     run = self._captured(work)
                 except Exception as error:  # out of memory, or the work waits for the device
-                    failure = f"not capturable: {reason_of(error)}"
+                    # The end of a broken capture fails, too; the first error says more.
+                    failure = f"not capturable: {reason_of(error.__context__ or error)}"
+                    self._begin_anew()
         parts = name.split(",")[0].split(" + ")
         failures = [r for p, r in self._reasons.items() if p.removeprefix("experts.") in parts]
         how = ["inductor"] if self.backend == "inductor" and not failures else []
@@ -176,7 +182,7 @@ def run_beside(works: Sequence[Work], streams: Sequence[torch.cuda.Stream]) -> N
         main.wait_stream(stream)
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """An error in one line."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"

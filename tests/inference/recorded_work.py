@@ -34,6 +34,9 @@ class RecordingPreparer(Preparer):
         self.captures = True
         self.replays = 0
 
+    def _begin_anew(self):
+        pass
+
     def _captured(self, work):
         with Recorder() as recorder:
             work()

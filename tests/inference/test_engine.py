@@ -4,6 +4,7 @@ from itertools import combinations
 import pytest
 import torch
 from recorded_work import RecordingPreparer
+from timm.layers import BatchNormAct2d
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from codmoe.inference import engine as engine_module
@@ -241,6 +242,8 @@ def test_batch_norm_is_folded_where_it_follows_a_convolution(model):
     assert fold_batch_norm(expert) == norms > 10
     shuffled = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 3, 1)).eval()
     assert fold_batch_norm(shuffled) == 0
+    activated = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), BatchNormAct2d(3)).eval()
+    assert fold_batch_norm(activated) == 0, "its activation would be lost"
 
 
 @pytest.mark.parametrize(
