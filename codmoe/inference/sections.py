@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ class Sections:
 
     def __init__(self, budget: float):
         self.started, self.budget = time.monotonic(), budget
-        faulthandler.dump_traceback_later(budget + 20, exit=True)
+        faulthandler.dump_traceback_later(budget + 20, exit=True, file=sys.__stderr__)
 
     @property
     def left(self) -> float:

@@ -111,6 +111,7 @@ def test_every_route_gives_the_eager_result(model, preparer):
         expected = eager(copy, images)[0]
         for _ in range(2):
             assert difference(engine(images, names=route), expected) < TOLERANCE, route
+    assert difference(engine(images), eager(model, images)[0]) < TOLERANCE, "the router's own"
 
 
 @pytest.mark.parametrize("combiner", ["PixelCombiner", "LogitCombiner"])
