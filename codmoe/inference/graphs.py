@@ -70,13 +70,13 @@ class Preparer:
         self.captures = backend != "eager" and device.type == "cuda"
         self.pieces: list[Piece] = []
         self._reasons: dict[str, str] = {}
-        self._streams: dict[str, list[torch.cuda.Stream]] = {}
         if self.captures:
             self._begin_anew()
 
     def _begin_anew(self) -> None:
         """A pool and a stream, also after a broken capture, which may hold on to its own."""
         self.pool = torch.cuda.graph_pool_handle()
+        self._streams: dict[str, list[torch.cuda.Stream]] = {}
         # One for all: cuBLAS keeps a workspace for each stream it ran on.
         self.stream = torch.cuda.Stream(self.device)
 

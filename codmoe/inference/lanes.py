@@ -40,6 +40,10 @@ class Parts:
         """To the precision and layout of the weights."""
         return x.to(self.dtype).contiguous(memory_format=self.memory_format)
 
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Levels in that precision and layout, whatever the backbone leaves."""
+        return [self.cast(level) for level in self.backbone(self.cast(images))]
+
 
 class Lane:
     """Runs up to ``batch`` images of one size.
@@ -150,7 +154,7 @@ class Lane:
         self._ready[key] = self.prepare(at, work)
 
     def _backbone(self) -> None:
-        self.pyramid = _stored(self.pyramid, self.parts.backbone(self.parts.cast(self.images)))
+        self.pyramid = _stored(self.pyramid, self.parts.pyramid(self.images))
 
     def _router(self) -> None:
         made = self.parts.router(self.images, self.pyramid)
@@ -206,11 +210,9 @@ class Lane:
         images, pyramid, target = self.images, self.pyramid, slice(0, self.batch)
         if group < self.batch:
             source, target = self.rows[expert, 0, :group], self.rows[expert, 1, :group]
-            images = images.index_select(0, source)
-            pyramid = [parts.cast(level.index_select(0, source)) for level in pyramid]
-        bank = PyramidBank(
-            images, pyramid, lambda x: parts.backbone(parts.cast(x)), parts.size_divisor
-        )
+            images = images[source]
+            pyramid = [parts.cast(level[source]) for level in pyramid]
+        bank = PyramidBank(images, pyramid, parts.pyramid, parts.size_divisor)
         pyramids = dict.fromkeys(parts.scales[name])
 
         def fill(scale: float) -> None:
