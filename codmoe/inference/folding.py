@@ -96,18 +96,19 @@ def overwrite(copy: nn.Module, newer: nn.Module) -> None:
 
 
 class ChangeWatch:
-    """Tells whether tensors were written since it last looked.
+    """Tells whether tensors of modules were written since it last looked.
 
-    By torch's version counter and the address. What is written through ``.data`` counts as nothing,
-    there as in autograd.
+    By torch's version counter, and by the address of each module's first tensor: moving a module
+    moves them all. What is written through ``.data`` counts as nothing, there as in autograd.
     """
 
     def __init__(self, *modules: nn.Module):
-        self.tensors = tensors_of(*modules)
+        self.tensors = [t for t in tensors_of(*modules) if not t.is_inference()]
+        self.firsts = [tensors[0] for m in modules if (tensors := tensors_of(m))]
         self.seen = self._now()
 
-    def _now(self) -> list[tuple[int, int]]:
-        return [(0 if t.is_inference() else t._version, t.data_ptr()) for t in self.tensors]
+    def _now(self) -> tuple[list[int], list[int]]:
+        return [t._version for t in self.tensors], [t.data_ptr() for t in self.firsts]
 
     def changed(self) -> bool:
         """Whether anything was written since the last call that said so."""

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from copy import deepcopy
 from itertools import combinations
 
@@ -6,6 +7,8 @@ import torch
 from recorded_work import RecordingPreparer
 from timm.layers import BatchNormAct2d
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from codmoe.inference import engine as engine_module
 from codmoe.inference.engine import build_engine
@@ -269,6 +272,29 @@ def test_half_precision_stays_near(model):
     assert logits.dtype == decision.weights.dtype == torch.float32
     assert difference(logits, expected) < 0.1
     assert (logits.sigmoid() - expected.sigmoid()).abs().mean() < 0.01
+
+
+def test_no_part_copies_between_host_and_device_when_it_evaluates(model, monkeypatch):
+    """The host would wait for it, and a graph cannot hold it. ``meta`` stands for the device."""
+    copies, made = [], ("tensor", "as_tensor", "new_tensor", "from_numpy", "item", "tolist", "cpu")
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            tensors = [t for t in tree_leaves((args, result)) if isinstance(t, torch.Tensor)]
+            if func.__name__ in made or len({t.device.type for t in tensors}) > 1:
+                copies.append(func.__name__)
+            return result
+
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    elsewhere = build(combiner=dict(type="PixelCombiner", learn_temperature=True)).to("meta")
+    images = torch.empty(2, 3, 64, 64, device="meta")
+    with torch.no_grad(), Watch():
+        elsewhere.mixture(images, dense=True)
+        assert not copies
+        torch.tensor([1.0], device="meta")
+        torch.ones(2).to("meta")
+    assert copies == ["tensor", "to"], "they are seen"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
