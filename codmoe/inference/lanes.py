@@ -185,12 +185,14 @@ class Lane:
             fitting = [group for group in self.groups if rows is not None and group >= len(rows)]
             padded[expert] = min(fitting, default=self.batch)
         if any(group < self.batch for group in padded.values()):
+            # As one table, since the device idles until it has it.
+            table = [[[0], [self.batch]]] * len(self.names)
             for expert, rows in chosen.items():
-                missing = padded[expert] - len(rows)
-                if padded[expert] < self.batch:
-                    pair = [rows + rows[:1] * missing, rows + [self.batch] * missing]
-                    self.host_rows[expert, :, : padded[expert]] = torch.tensor(pair)
+                table[expert] = [rows + rows[:1], [*rows, self.batch]]
+            wide = self.batch
+            table = [[(row + row[-1:] * wide)[:wide] for row in pair] for pair in table]
             # Nobody still reads the host's copy: since the last one the device was waited for.
+            self.host_rows.copy_(torch.tensor(table))
             self.rows.copy_(self.host_rows, non_blocking=True)
         if self.joined:
             route = list(padded)
