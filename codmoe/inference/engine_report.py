@@ -115,10 +115,9 @@ class _Run:
         plain = [n for n in names if n not in further]
         k = model.router.top_k
         self.routes: dict[str, tuple[str, ...] | None] = {"router's choice": None}
-        if len(plain) >= k:
-            self.routes["at 1× alone"] = tuple(plain[:k])
-        if further:
-            self.routes["with further scales"] = (*further[:1], *plain[: k - 1])
+        chosen = [tuple(plain[:k]), tuple(plain[-k:])] if len(plain) >= k else []
+        chosen += [(*plain[: k - 1], *further[:1])] if further else []
+        self.routes |= {" + ".join(route): route for route in chosen}
 
     def engine(self, name: str, **options: Any) -> CompiledMoE:
         return CompiledMoE(self.model, **options)
@@ -130,15 +129,14 @@ class _Run:
         """Prints median, 90th percentile and images/s of every route."""
         images, calls = self.images(batch), {}
         kind = next(iter(engines.values())).frozen.dtype
-        last = None
+        model, x = self.model, images
         if eager:
-            last = deepcopy(self.model)
-            set_memory_format(last, "channels_last")
+            model = deepcopy(self.model)
+            set_memory_format(model, "channels_last")
+            x = images.contiguous(memory_format=torch.channels_last)
         for route, names in self.routes.items():
             if eager:
-                calls[route, "eager"] = check.eager_call(self.model, images, kind, names)
-                x = images.contiguous(memory_format=torch.channels_last)
-                calls[route, "eager, channels_last"] = check.eager_call(last, x, kind, names)
+                calls[route, "eager"] = check.eager_call(model, x, kind, names)
             for label, engine in engines.items():
                 calls[route, f"engine {label}".strip()] = lambda e=engine, n=names: e(
                     images, names=n
@@ -151,7 +149,7 @@ class _Run:
                 dict(batch=batch, route=route, names=self.routes[route], what=what, **row)
             )
             print(
-                f"batch {batch:2d}  {route:20s} {what:22s} median {row['median_ms']:8.2f} ms  "
+                f"batch {batch:2d}  {route:20s} {what:18s} median {row['median_ms']:8.2f} ms  "
                 f"p90 {row['p90_ms']:8.2f} ms  {row['images_per_second']:8.1f} images/s",
                 flush=True,
             )

@@ -19,7 +19,8 @@ def test_one_run_says_how_fast_how_equal_and_what_runs(tmp_path, monkeypatch, ca
     assert list(parity) == ["pranet", "sinet", "router"]
     assert all(row["max"] < 1e-4 for row in parity.values())
     whats = {(row["batch"], row["route"], row["what"]) for row in result["speed"]}
-    assert {(b, "at 1× alone", w) for b in (1, 2) for w in ("eager", "engine")} <= whats
+    routes, kinds = ("router's choice", "pranet", "sinet"), ("eager", "engine")
+    assert {(b, r, w) for b in (1, 2) for r in routes for w in kinds} <= whats
     assert {"backbone", "router", "combiner 1 True"} <= set(result["pieces_1"])
 
 
