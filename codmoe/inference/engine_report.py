@@ -30,7 +30,7 @@ def run(
     dtype: str = "auto",
     inductor: bool = False,
     repeats: int = 20,
-    budget: float = 220.0,
+    budget: float = 190.0,
     device: str | None = None,
     json_file: str | Path | None = None,
     options: dict[str, Any] | None = None,
