@@ -76,7 +76,7 @@ def test_losses_and_gradients_are_those_without_a_cache(stage_2, batch, runs, dt
     assert runs == [3]
     model = stage_2(dtype=dtype)
     assert model.state_dict().keys() == plain.state_dict().keys()
-    assert_same(step(model, images, targets, "a", "b", "c"), expected, atol=1e-6, rtol=1e-5)
+    assert_same(step(model, images, targets, "a", "b", "c"), expected, atol=1e-5, rtol=1e-4)
     assert runs == [3, 3]
     assert_same(step(model, images, targets, "a", "b", "c"), expected, **tolerance)
     # In another order, with an image in between that is new.
@@ -126,7 +126,7 @@ def test_the_limit_is_respected_and_the_rest_is_computed(stage_2, batch, runs):
     expected = step(small, images, targets, "a", "b", "c")
     assert len(small.frozen_cache) == 2 and small.frozen_cache.bytes == 2 * one
     runs.clear()
-    assert_same(step(small, images, targets, "a", "b", "c"), expected, atol=1e-6, rtol=1e-5)
+    assert_same(step(small, images, targets, "a", "b", "c"), expected, atol=1e-5, rtol=1e-4)
     assert runs == [1] and len(small.frozen_cache) == 2
     text = small.frozen_cache.summary(3)
     assert "2 of 3 image views" in text and "the limit is reached" in text
@@ -148,7 +148,7 @@ def test_sizes_of_one_view_are_told_apart(stage_2, batch):
         images, targets = batch(2, size, size)
         expected = step(stage_2(), images, targets)
         got = step(model, images, targets, "a", "b")
-        assert_same(got, expected, atol=1e-6, rtol=1e-5)
+        assert_same(got, expected, atol=1e-5, rtol=1e-4)
     assert len(model.frozen_cache) == 4
 
 
