@@ -135,6 +135,9 @@ class OnnxRunner:
             raise ValueError(f"{path} is not the file that was exported; export again")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if self.sparse:
+            # Threads that wait for the next operator of one graph would hold up the next graph.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
         return onnxruntime.InferenceSession(content, options, providers=list(providers))
