@@ -69,7 +69,7 @@ def export(
     if format.startswith("onnx"):
         export_onnx.require_onnx()
     batch = _batch(images, (height, width)) if check else None
-    with _new_folder(Path(out).expanduser()) as folder:
+    with _new_folder(Path(out).expanduser().resolve()) as folder:
         found = _WRITERS[format](model, (height, width), folder)
         if format != "safetensors":
             _write_manifest(folder, dict(found, format=format, size=[height, width]), model)
@@ -109,11 +109,29 @@ def model_for_export(source: str | Path, config: str | Path | None = None) -> Mo
     if not (str(source) in list_configs() or Path(source).suffix == ".py"):
         return create_model(config, checkpoint=source)
     model = create_model(source)
-    for part in model.modules():
-        if isinstance(part, EvidenceRouter):
-            # It starts with equal scores, among which every program chooses other experts.
-            nn.init.normal_(part.fuse[-1].weight)
+    _make_ordinary(model)
     return model
+
+
+@torch.no_grad()
+def _make_ordinary(model: ModelLevelMoE) -> None:
+    """Gives random weights values of ordinary size, for a comparison of what rounding leaves of
+    logits in the millions would say nothing.
+    """
+    if isinstance(model.router, EvidenceRouter):
+        # It starts with equal scores, among which every program chooses other experts.
+        nn.init.normal_(model.router.fuse[-1].weight)
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the plain mean
+        norm.reset_running_stats()
+        norm.train()
+    images = _batch(None, (128, 128))
+    model.mixture(model.data_preprocessor(dict(inputs=images))["inputs"], dense=True)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 def _write_program(model: ModelLevelMoE, size: tuple[int, int], folder: Path) -> dict[str, Any]:

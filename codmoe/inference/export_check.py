@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 
 import torch
@@ -26,7 +27,7 @@ def compare(
     that went into the graph as a constant shows.
 
     Args:
-        model: In float32, on the CPU.
+        model: Stays as it is.
         exported: uint8 images (N, 3, H, W) → named tensors.
         images: uint8 RGB, (N, 3, H, W).
         tolerance: Of probabilities and weights.
@@ -39,7 +40,7 @@ def compare(
     Raises:
         ValueError: A difference is larger than the tolerance, or other experts were chosen.
     """
-    model = model.cpu().float().eval()
+    model = copy.deepcopy(model).cpu().float().eval()
     found: dict[str, float] = dict(probability=0.0, logits=0.0, weights=0.0, routing=0.0)
     left_out = set()
     rows = torch.arange(len(images))

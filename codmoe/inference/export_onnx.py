@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,27 +94,38 @@ def _images(size: tuple[int, int]) -> Tensor:
 
 def _write(graph: Graph, values: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     graph.eval()
-    batch = torch.export.Dim("batch")
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            torch.export.export(
-                graph,
-                tuple(values.values()),
-                dynamic_shapes=_shapes(graph, len(values), batch),
-                strict=False,
-            ),
-            dynamo=True,
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
-            opset_version=OPSET,
-            verbose=False,
-            optimize=False,
-        )
+    try:
+        program = _translate(graph, values)
+    except Exception as error:  # the exporter raises a dozen kinds
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{path.stem}: torch has no ONNX for something in this part ({reason[0]}); use "
+            "--format torch-export or safetensors"
+        ) from error
     # An expert need not read every level.
     kept = [value for value in program.model.graph.inputs if value.uses()]
     program.model.graph.inputs[:] = kept
     program.save(path, external_data=False)
     return dict(file=path.name, inputs=[value.name for value in kept], outputs=list(graph.outputs))
+
+
+def _translate(graph: Graph, values: Mapping[str, Tensor]) -> torch.onnx.ONNXProgram:
+    shapes = _shapes(graph, len(values), torch.export.Dim("batch"))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(
+            graph, tuple(values.values()), dynamic_shapes=shapes, strict=False
+        )
+        return torch.onnx.export(
+            exported,
+            dynamo=True,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            opset_version=OPSET,
+            verbose=False,
+            # It takes as long as the rest, and onnxruntime does the same when it loads a graph.
+            optimize=False,
+        )
 
 
 def _shapes(graph: Graph, count: int, batch: Any) -> tuple:
@@ -124,10 +134,3 @@ def _shapes(graph: Graph, count: int, batch: Any) -> tuple:
     shapes = ({0: batch},) * count
     # What a *argument takes is one entry.
     return (*shapes[:single], shapes[single:]) if count > single else shapes
-
-
-@contextmanager
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from mmengine.config import Config
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from codmoe.files import keep_old, replacing
 from codmoe.version import __version__
@@ -72,7 +73,7 @@ class HubModel(
         section = {key: config[key] for key in self._hub_mixin_init_parameters if key in config}
         text = Config(dict(model=dict(type=type(self).__name__, **section), **sizes)).pretty_text
         meta = dict(config=text, expert_names=list(self.expert_names), codmoe=__version__)
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        state = {k: _stored(v) for k, v in self.state_dict().items()}
         with replacing(save_directory / WEIGHTS) as temporary:
             temporary.write_bytes(save(state, metadata=dict(format="pt", meta=json.dumps(meta))))
         config["codmoe_version"] = __version__
@@ -119,13 +120,36 @@ class HubModel(
         """What the model was built with, without its backbone's pretrained weights."""
         config = dict(self._hub_mixin_config or {})
         cfg = getattr(self, "cfg", None) or {}
-        config.update({key: cfg[key] for key in SIZES if cfg.get(key)})
+        sizes = {key: _sizes_in(cfg.get(key)) for key in SIZES}
+        config.update({key: found for key, found in sizes.items() if found})
         config = _plain(config, "")
         if isinstance(config.get("backbone"), dict):
             for key, value in dict(pretrained=False, checkpoint=None).items():
                 if key in config["backbone"]:
                     config["backbone"][key] = value
         return config
+
+
+def _stored(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return (value.float() if value.is_floating_point() else value).contiguous()
+
+
+def _sizes_in(node: Any) -> Any:
+    """What is left of a section when all goes that tells no image size: paths of somebody's data
+    have no business in a folder that is published.
+    """
+    if isinstance(node, Mapping):
+        found = {key: _sizes_in(value) for key, value in node.items()}
+        found = {key: value for key, value in found.items() if value}
+        if node.get("type") == "Resize" and node.get("scale"):
+            found.update(type="Resize", scale=node["scale"])
+        if node.get("image_size"):
+            found["image_size"] = node["image_size"]
+        return found
+    if isinstance(node, (list, tuple)):
+        return [found for found in map(_sizes_in, node) if found]
+    return None
 
 
 def _plain(value: Any, key: str) -> Any:
