@@ -131,6 +131,7 @@ def _make_ordinary(model: ModelLevelMoE) -> None:
     model.mixture(model.data_preprocessor(dict(inputs=images))["inputs"], dense=True)
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
+        norm.running_var.clamp_(min=0.1)  # channels that were silent on these few images
     model.eval()
 
 
