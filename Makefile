@@ -19,7 +19,7 @@ OPTIONS ?=
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e ".[test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e ".[test,export]"
 	@touch $@
 
 quickstart: .venv/.installed

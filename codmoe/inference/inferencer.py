@@ -183,9 +183,7 @@ class Inferencer:
 
     def _load(self, picture: Path | np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
         image = read_image(str(picture)) if isinstance(picture, Path) else picture
-        # As mmcv's Resize does it in the datasets.
-        resized = cv2.resize(image, self.size, interpolation=cv2.INTER_LINEAR)
-        return torch.from_numpy(resized.transpose(2, 0, 1).copy()), image.shape[:2]
+        return to_input(image, self.size), image.shape[:2]
 
     @torch.inference_mode()
     def _predict(self, loaded: list[tuple[torch.Tensor, tuple[int, int]]]) -> list[CODDataSample]:
@@ -208,6 +206,13 @@ def _to_host(maps: list[torch.Tensor]) -> list[torch.Tensor]:
         target.copy_(map_, non_blocking=True)
     torch.cuda.current_stream(maps[0].device).synchronize()
     return [target.clone() for target in pinned]
+
+
+def to_input(image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """RGB (H0, W0, 3) uint8 → (3, H, W) uint8; ``size`` is (W, H)."""
+    # As mmcv's Resize does it in the datasets.
+    resized = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(resized.transpose(2, 0, 1).copy())
 
 
 def size_of(cfg: Mapping[str, Any] | None) -> tuple[int, int]:

@@ -14,6 +14,13 @@ from codmoe.registry import MODELS
 from codmoe.structures import ExpertOutput, RoutingDecision
 
 
+def mix_probabilities(maps: Tensor, log_weights: Tensor) -> Tensor:
+    """Logits (N, k, H, W) and log weights (broadcastable) → logits of the mixture (N, 1, H, W)."""
+    foreground = torch.logsumexp(log_weights + F.logsigmoid(maps), dim=1, keepdim=True)
+    background = torch.logsumexp(log_weights + F.logsigmoid(-maps), dim=1, keepdim=True)
+    return foreground - background
+
+
 class Combiner(nn.Module, ABC):
     """{name: ExpertOutput} and a decision → logits (N, 1, H, W).
 
@@ -47,10 +54,17 @@ class Combiner(nn.Module, ABC):
         confidence = (
             into_slots(outputs, decision, size, "confidence") if self.reads_confidence else None
         )
+        return self.from_slots(maps, decision, confidence)
+
+    def from_slots(
+        self, maps: Tensor, decision: RoutingDecision, confidence: Tensor | None
+    ) -> Tensor:
+        """Likewise, from maps that lie where the decision chose them; see :meth:`combine`."""
         mixed = self.combine(maps, decision, confidence)
         return mixed if self.log_temperature is None else mixed * (-self.log_temperature).exp()
 
     reads_confidence = False
+    mix = staticmethod(mix_probabilities)
 
     @abstractmethod
     def combine(self, maps: Tensor, decision: RoutingDecision, confidence: Tensor | None) -> Tensor:
@@ -109,14 +123,7 @@ class ProbabilityCombiner(Combiner):
 
     def combine(self, maps: Tensor, decision: RoutingDecision, confidence: Tensor | None) -> Tensor:
         """See :class:`Combiner`."""
-        return mix_probabilities(maps, decision.weights.clamp(min=1e-12).log()[..., None, None])
-
-
-def mix_probabilities(maps: Tensor, log_weights: Tensor) -> Tensor:
-    """Logits (N, k, H, W) and log weights (broadcastable) → logits of the mixture (N, 1, H, W)."""
-    foreground = torch.logsumexp(log_weights + F.logsigmoid(maps), dim=1, keepdim=True)
-    background = torch.logsumexp(log_weights + F.logsigmoid(-maps), dim=1, keepdim=True)
-    return foreground - background
+        return self.mix(maps, decision.weights.clamp(min=1e-12).log()[..., None, None])
 
 
 @MODELS.register_module()
@@ -177,4 +184,4 @@ class PixelCombiner(Combiner):
         x = self.inner(resize_to(features, small))
         x = x + self.embedding(decision.indices.flatten())[..., None, None]
         correction = resize_to(self.outer(x).float(), (height, width)).view(n, k, height, width)
-        return mix_probabilities(maps, torch.log_softmax(log_weights + correction, dim=1))
+        return self.mix(maps, torch.log_softmax(log_weights + correction, dim=1))

@@ -23,6 +23,7 @@ from codmoe.models.dispatch import (
 )
 from codmoe.models.expert_training import ExpertTraining
 from codmoe.models.frozen_cache import FrozenCache
+from codmoe.models.hub import HubModel
 from codmoe.models.losses.segmentation import iou_per_image
 from codmoe.models.monitors import routing_monitors
 from codmoe.models.prediction import fill_samples
@@ -32,7 +33,7 @@ from codmoe.structures import CODDataSample, ExpertOutput, RoutingDecision
 
 
 @MODELS.register_module()
-class ModelLevelMoE(BaseModel):
+class ModelLevelMoE(BaseModel, HubModel):
     """A shared backbone, complete experts by name, a router that picks ``top_k`` of them for each
     image, and a combiner that weighs their masks.
 

@@ -45,9 +45,12 @@ class PositionAttention(nn.Module):
         query, key, value = (
             m(x).flatten(2).transpose(1, 2) for m in (self.query, self.key, self.value)
         )
-        # DANet does not divide by the root of the width; scale=1 keeps to it.
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        attended = self._attend(query, key, value)
         return self.gamma * attended.transpose(1, 2).reshape_as(x) + x
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # DANet does not divide by the root of the width; scale=1 keeps to it.
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
 
 
 class ChannelAttentionResidual(nn.Module):

@@ -51,14 +51,16 @@ class ScaleIntegrationUnit(nn.Module):
         """Three (N, C, ·, ·) maps → (N, C, h, w) at the middle one's size."""
         size = middle.shape[-2:]
         large = self.large_before(large)
-        large = F.adaptive_max_pool2d(large, size) + F.adaptive_avg_pool2d(large, size)
         scales = [
-            self.large_after(large),
+            self.large_after(self._shrink(large, size)),
             self.middle(middle),
             self.small_after(resize_to(self.small_before(small), size)),
         ]
         weights = self.attention(torch.cat(scales, dim=1)).softmax(dim=1)
         return sum(w * s for w, s in zip(weights.split(1, dim=1), scales, strict=True))
+
+    def _shrink(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.adaptive_max_pool2d(x, size) + F.adaptive_avg_pool2d(x, size)
 
 
 class HierarchicalMixedUnit(nn.Module):

@@ -37,7 +37,7 @@ class UniformRouter(Router):
 
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         """See :class:`Router`; zeros."""
-        return torch.zeros(len(images), len(self.expert_names), device=images.device)
+        return torch.zeros(images.shape[0], len(self.expert_names), device=images.device)
 
 
 @MODELS.register_module()
@@ -72,7 +72,7 @@ class FixedRouter(Router):
 
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         """See :class:`Router`; the logarithms of the weights."""
-        return self.fixed_logits.expand(len(images), -1)
+        return self.fixed_logits.expand(images.shape[0], -1)
 
 
 @MODELS.register_module()

@@ -124,14 +124,15 @@ class ContextBranch(nn.Module):
         tokens = []
         for i, (project, level) in enumerate(zip(self.project, pyramid[2:], strict=True)):
             # 14 × 14 tokens tell the scene; the attention's cost grows with their square.
-            level = F.adaptive_avg_pool2d(
-                level, (min(level.shape[-2], 14), min(level.shape[-1], 14))
-            )
+            level = self._shrink(level, (min(level.shape[-2], 14), min(level.shape[-1], 14)))
             tokens.append(project(level.flatten(2).transpose(1, 2)) + self.level[i])
         tokens = self.norm(self.mix(torch.cat(tokens, dim=1)))
-        query = self.query.expand(len(tokens), -1, -1).to(tokens.dtype)
+        query = self.query.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
         pooled, _ = self.pool(query, tokens, tokens, need_weights=False)
         return self.out(pooled.flatten(1))
+
+    def _shrink(self, level: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.adaptive_avg_pool2d(level, size)
 
 
 class FrequencyBranch(nn.Module):

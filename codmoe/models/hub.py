@@ -1,0 +1,164 @@
+"""Saving and loading a model as a folder, local or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from mmengine.config import Config
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from codmoe.files import keep_old, replacing
+from codmoe.version import __version__
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Parts of a training config by which an Inferencer finds the size of the images.
+SIZES = ("val_dataloader", "test_dataloader")
+
+
+class HubModel(
+    ModelHubMixin, library_name="codmoe", pipeline_tag="image-segmentation", tags=["camouflage"]
+):
+    """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` of huggingface_hub.
+
+    A folder holds ``config.json``, the constructor's arguments as plain values, and
+    ``model.safetensors``, the weights in float32, which is a checkpoint by itself:
+    ``create_model(checkpoint=...)`` and ``tools/predict.py --checkpoint`` take it.
+    """
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write the folder; files already in it are kept under dated names.
+
+        Args:
+            save_directory: Is made if it does not exist.
+            **kwargs: See huggingface_hub: ``push_to_hub``, ``repo_id``, ``model_card_kwargs``.
+
+        Raises:
+            ValueError: An argument that the model was built with is no plain value.
+        """
+        folder = Path(save_directory).expanduser()
+        self._plain_config()
+        keep_old(folder / CONFIG)  # huggingface_hub would delete it
+        return super().save_pretrained(folder, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **kwargs: Any):
+        """A model in evaluation mode, from a folder or the hub.
+
+        Args:
+            source: Folder that :meth:`save_pretrained` wrote, or name of a repository.
+            **kwargs: Arguments of the model instead of the stored ones, e.g. ``top_k=1``; those of
+                huggingface_hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or it lacks a file.
+            ValueError: The weights do not fit the config.
+        """
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            for name in (CONFIG, WEIGHTS):
+                if not (folder / name).is_file():
+                    raise FileNotFoundError(f"{folder / name} does not exist; save_pretrained it")
+        elif folder.is_absolute() or str(source).startswith((".", "~")) or len(folder.parts) > 2:
+            raise FileNotFoundError(f"folder {source} does not exist")
+        return super().from_pretrained(folder if folder.is_dir() else str(source), **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = self._plain_config()
+        sizes = {key: config[key] for key in SIZES if key in config}
+        section = {key: config[key] for key in self._hub_mixin_init_parameters if key in config}
+        text = Config(dict(model=dict(type=type(self).__name__, **section), **sizes)).pretty_text
+        meta = dict(config=text, expert_names=list(self.expert_names), codmoe=__version__)
+        state = {k: _stored(v) for k, v in self.state_dict().items()}
+        with replacing(save_directory / WEIGHTS) as temporary:
+            temporary.write_bytes(save(state, metadata=dict(format="pt", meta=json.dumps(meta))))
+        config["codmoe_version"] = __version__
+        with replacing(save_directory / CONFIG) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        config: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **model_kwargs: Any,
+    ):
+        if Path(model_id).is_dir():
+            path = Path(model_id) / WEIGHTS
+        else:
+            path = hf_hub_download(
+                model_id,
+                WEIGHTS,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        model = cls(**model_kwargs)
+        try:
+            model.load_state_dict(load_file(path))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} does not fit the config beside it: {' '.join(str(error).split()[:40])}"
+            ) from error
+        sizes = {key: config[key] for key in SIZES if key in (config or {})}
+        model.cfg = Config(dict(model=dict(type=cls.__name__, **model_kwargs), **sizes))
+        return model.eval()
+
+    def _plain_config(self) -> dict[str, Any]:
+        """What the model was built with, without its backbone's pretrained weights."""
+        config = dict(self._hub_mixin_config or {})
+        cfg = getattr(self, "cfg", None) or {}
+        sizes = {key: _sizes_in(cfg.get(key)) for key in SIZES}
+        config.update({key: found for key, found in sizes.items() if found})
+        config = _plain(config, "")
+        if isinstance(config.get("backbone"), dict):
+            for key, value in dict(pretrained=False, checkpoint=None).items():
+                if key in config["backbone"]:
+                    config["backbone"][key] = value
+        return config
+
+
+def _stored(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return (value.float() if value.is_floating_point() else value).contiguous()
+
+
+def _sizes_in(node: Any) -> Any:
+    """What is left of a section when all goes that tells no image size: paths of somebody's data
+    have no business in a folder that is published.
+    """
+    if isinstance(node, Mapping):
+        found = {key: _sizes_in(value) for key, value in node.items()}
+        found = {key: value for key, value in found.items() if value}
+        if node.get("type") == "Resize" and node.get("scale"):
+            found.update(type="Resize", scale=node["scale"])
+        if node.get("image_size"):
+            found["image_size"] = node["image_size"]
+        return found
+    if isinstance(node, (list, tuple)):
+        return [found for found in map(_sizes_in, node) if found]
+    return None
+
+
+def _plain(value: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v, key) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(
+        f"{key}={value!r} is no plain value and cannot be saved; give types by their names"
+    )

@@ -1,0 +1,293 @@
+"""Exported models, each loaded back and held against the model it came from."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from miniature import call
+
+from codmoe import Inferencer, ModelLevelMoE, create_model
+from codmoe.inference import export as exporting
+from codmoe.inference.export import export, load_exported
+from codmoe.inference.export_check import TOLERANCE, compare
+from codmoe.inference.export_parts import for_onnx, mix_stably, pool_to
+from codmoe.inference.onnx_runner import OnnxRunner
+from codmoe.models.combiners import mix_probabilities
+
+SIZE = 64
+EXPERTS = dict(
+    sinet=dict(type="SINetExpert", channels=16),
+    pranet=dict(type="PraNetExpert", channels=16, deep_channels=16, shallow_channels=16),
+    zoomnet=dict(type="ZoomNetExpert", channels=16, groups=2),
+    ujsc=dict(type="UJSCExpert", channels=16, confidence_channels=8),
+)
+BACKBONE = dict(type="TimmPyramid", name="pvt_v2_b0", timm_args=dict(depths=(1, 1, 1, 1)))
+# A third of the operators, and so of the seconds that an exporter takes.
+SHORT = dict(type="TimmPyramid", name="resnet10t")
+
+
+def images(count=4, size=SIZE, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator) * 255
+    fine = torch.rand(count, 3, size, size, generator=generator) * 60
+    return (
+        (torch.nn.functional.interpolate(coarse, size, mode="bicubic") + fine).clamp(0, 255).byte()
+    )
+
+
+def miniature(names, seed=0, backbone=BACKBONE, **settings):
+    """A model whose batch norms have seen images: maps of ordinary size, images routed apart."""
+    torch.manual_seed(seed)
+    experts = {name: EXPERTS[name] for name in names}
+    router = dict(type="EvidenceRouter", width=16, noise=0.0)
+    model = ModelLevelMoE(backbone, experts=experts, router=router, **settings)
+    torch.nn.init.normal_(model.router.fuse[-1].weight, std=2.0)
+    model.train()
+    model.train_dispatch = "dense"
+    with torch.no_grad():
+        for seed in range(5):
+            batch = model.data_preprocessor(dict(inputs=images(6, seed=seed)))
+            model(batch["inputs"])
+        model.eval()
+        # Every expert as likely as the next, or the router would send all images to the same two.
+        model.router.fuse[-1].bias -= reference(model, images(16))[1].logits.mean(0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return miniature(("pranet", "sinet", "zoomnet"), backbone=SHORT)
+
+
+@pytest.fixture(scope="module")
+def sparse(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sparse") / "bundle"
+    return folder, export(model, folder, format="onnx-sparse", size=SIZE, check=False)
+
+
+def reference(model, batch):
+    with torch.no_grad():
+        logits, decision, _ = model.mixture(model.data_preprocessor(dict(inputs=batch))["inputs"])
+    return logits.sigmoid().numpy(), decision
+
+
+def test_sparse_onnx_computes_what_the_model_computes(model, sparse):
+    runner = OnnxRunner(sparse[0])
+    assert runner.size == (SIZE, SIZE) and runner.expert_names == model.expert_names
+    for batch in (images(7, seed=20), images(1, seed=21), images(3, seed=22)):
+        expected, decision = reference(model, batch)
+        result = runner(batch.numpy())
+        assert np.array_equal(result["indices"], decision.indices.numpy())
+        assert np.abs(result["probability"] - expected).max() < TOLERANCE
+        assert np.abs(result["weights"] - decision.weights.numpy()).max() < TOLERANCE
+        assert np.isfinite(result["logits"]).all()
+        assert set(runner.used) == {model.expert_names[i] for i in decision.indices.unique()}
+    assert len({tuple(row) for row in reference(model, images(7, seed=20))[1].indices.tolist()}) > 1
+    assert compare(model, load_exported(sparse[0]), images())["probability"] < TOLERANCE
+
+
+def test_a_sparse_bundle_runs_the_chosen_experts_alone(model, sparse):
+    runner = OnnxRunner(sparse[0])
+    batch, zoomnet = images(16, seed=21), model.expert_names.index("zoomnet")
+    without = (reference(model, batch)[1].indices != zoomnet).all(1)
+    assert without.any() and not without.all()
+    del runner._graphs["expert_zoomnet"], runner._graphs["scales"]
+    assert len(runner(batch[without].numpy())["probability"]) == without.sum()
+    assert set(runner.used) == {"pranet", "sinet"}
+    with pytest.raises(KeyError, match="scales"):
+        runner(batch.numpy())
+
+
+def test_a_bundle_needs_neither_torch_nor_codmoe(model, sparse, tmp_path):
+    batch = images(2, seed=23)
+    np.save(tmp_path / "images.npy", batch.numpy())
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['codmoe'] = None\n"
+        "import numpy as np\nfrom onnx_runner import OnnxRunner\n"
+        f"result = OnnxRunner('.')(np.load({str(tmp_path / 'images.npy')!r}))\n"
+        f"np.save({str(tmp_path / 'map.npy')!r}, result['probability'])\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=sparse[0], check=True)
+    assert np.abs(np.load(tmp_path / "map.npy") - reference(model, batch)[0]).max() < TOLERANCE
+
+
+def test_a_bundle_says_what_it_is_and_what_is_wrong(sparse, tmp_path):
+    folder = sparse[0]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"]["expert_sinet"]["inputs"] == ["f2", "f3", "f4"]
+    assert set(manifest) >= {"codmoe", "size", "mean", "std", "top_k", "expert_names"}
+    runner = OnnxRunner(folder)
+    for wrong in (images().float().numpy(), images(size=96).numpy(), images()[0].numpy()):
+        with pytest.raises(ValueError, match=r"are not uint8 \(N, 3, 64, 64\)"):
+            runner(wrong)
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json does not exist"):
+        OnnxRunner(tmp_path)
+    (tmp_path / "manifest.json").write_text((folder / "manifest.json").read_text())
+    for path in folder.glob("*.onnx"):
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "combiner.onnx").unlink()
+    (tmp_path / "combiner.onnx").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"combiner\.onnx is not the file that was exported"):
+        OnnxRunner(tmp_path)
+    (tmp_path / "combiner.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match=r"combiner\.onnx is missing"):
+        OnnxRunner(tmp_path)
+
+
+def test_dense_onnx_with_a_combiner_that_reads_confidence(tmp_path):
+    names, combiner = ("sinet", "ujsc"), dict(type="PixelCombiner")
+    model = miniature(names, combiner=combiner, top_k=1)
+    torch.nn.init.normal_(model.combiner.outer[-1].weight)
+    found = export(model, tmp_path / "dense", format="onnx", size=(SIZE, 96))
+    assert found["probability"] < TOLERANCE and found["undecided"] == 0
+    runner = OnnxRunner(tmp_path / "dense")
+    batch = torch.cat([images(3, seed=24), images(3, seed=25)], dim=3)[..., :96]
+    assert np.abs(runner(batch.numpy())["probability"] - reference(model, batch)[0]).max() < 1e-4
+
+
+def test_torch_export(tmp_path):
+    combiner = dict(type="LogitCombiner", learn_temperature=True)
+    model = miniature(("pranet", "sinet"), backbone=SHORT, combiner=combiner)
+    model.combiner.log_temperature.data.fill_(0.5)
+    found = export(model, tmp_path / "program", format="torch-export", size=SIZE)
+    assert 0 <= found["probability"] < TOLERANCE
+    program = load_exported(tmp_path / "program")
+    for count in (1, 5):
+        batch = images(count, seed=26)
+        given = program(batch)["probability"].numpy()
+        assert np.abs(given - reference(model, batch)[0]).max() < TOLERANCE
+
+
+def test_a_pretrained_folder(model, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    found = export(model, folder, format="safetensors", size=SIZE)
+    assert found["probability"] < 1e-6
+    batch = model.data_preprocessor(dict(inputs=images()))["inputs"]
+    expected = model(batch)
+    again = ModelLevelMoE.from_pretrained(folder)
+    assert not again.training and torch.allclose(again(batch), expected, atol=1e-5)
+    assert ModelLevelMoE.from_pretrained(folder, top_k=1).router.top_k == 1
+    # The weights are a checkpoint by themselves.
+    other = create_model(checkpoint=folder / "model.safetensors")
+    assert torch.allclose(other(batch), expected, atol=1e-5)
+    # What is saved from what was loaded is the same, and what was there is kept.
+    before = (folder / "config.json").read_text()
+    again.save_pretrained(folder)
+    assert (folder / "config.json").read_text() == before
+    assert len(list(folder.glob("config.*.json"))) == len(list(folder.glob("model.*.saf*"))) == 1
+
+
+def test_a_pretrained_folder_keeps_the_size_and_needs_no_backbone_file(tmp_path):
+    config = dict(model=dict(experts=dict(sinet=EXPERTS["sinet"]), backbone=BACKBONE))
+    resize = dict(type="Resize", scale=(96, 96))
+    config["test_dataloader"] = dict(dataset=dict(data_root="/home/somebody", pipeline=[resize]))
+    path = tmp_path / "miniature.py"
+    path.write_text("\n".join(f"{key} = {value!r}" for key, value in config.items()))
+    model = create_model(path)
+    model._hub_mixin_config["backbone"]["checkpoint"] = "/home/somebody/absent.safetensors"
+    model.save_pretrained(tmp_path / "model")
+    for path in (tmp_path / "model").iterdir():
+        assert b"somebody" not in path.read_bytes()
+    again = ModelLevelMoE.from_pretrained(tmp_path / "model")
+    assert Inferencer(again).size == (96, 96)
+    assert Inferencer(checkpoint=tmp_path / "model" / "model.safetensors").size == (96, 96)
+
+
+def test_a_pretrained_folder_that_is_none(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+        ModelLevelMoE.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent does not exist"):
+        ModelLevelMoE.from_pretrained(tmp_path / "absent")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="does not fit the config beside it"):
+        ModelLevelMoE.from_pretrained(tmp_path, experts=dict(sinet=EXPERTS["sinet"]))
+
+
+def test_what_computes_something_else_is_not_kept(model, tmp_path, monkeypatch):
+    def wrong(model, size, folder):
+        changed = for_onnx(model, size)
+        for parameter in changed.experts.parameters():
+            parameter.data *= 1.01
+        changed.save_pretrained(folder)
+        return {}
+
+    monkeypatch.setitem(exporting._WRITERS, "safetensors", wrong)
+    with pytest.raises(ValueError, match=r"probability differs .* not kept"):
+        export(model, tmp_path / "out", format="safetensors", size=SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_compare_sees_other_choices_and_a_constant_batch(model):
+    def exported(change):
+        def run(batch):
+            logits, decision, _ = model.mixture(
+                model.data_preprocessor(dict(inputs=batch))["inputs"]
+            )
+            info = dict(weights=decision.weights, indices=decision.indices)
+            info.update(routing=decision.probabilities, logits=logits)
+            return {**info, "probability": logits.sigmoid(), **change(info)}
+
+        return torch.no_grad()(run)
+
+    assert compare(model, exported(lambda info: {}), images())["logits"] < 1e-4
+    with pytest.raises(ValueError, match="chooses other experts"):
+        compare(model, exported(lambda info: dict(indices=info["indices"].flip(1))), images())
+    with pytest.raises(ValueError, match="weights differs"):
+        compare(model, exported(lambda info: dict(weights=info["weights"] + 0.01)), images())
+    nothing = exported(lambda info: dict(probability=torch.full_like(info["logits"], torch.nan)))
+    with pytest.raises(ValueError, match="probability differs"):
+        compare(model, nothing, images())
+
+
+@pytest.mark.parametrize("old, new", [(21, 14), (24, 16), (10, 7), (28, 14), (16, 14), (5, 5)])
+def test_gathered_pools(old, new):
+    x = torch.randn(2, 3, old, old + 3)
+    for kind, pool in (("mean", "adaptive_avg_pool2d"), ("max", "adaptive_max_pool2d")):
+        expected = getattr(torch.nn.functional, pool)(x, (new, new))
+        assert torch.allclose(pool_to(x, (new, new), kind), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (256, 224), (128, 128)])
+def test_the_spectrum_by_matrices(model, size):
+    other = for_onnx(model, size).router.branches["frequency"]
+    batch = torch.nn.functional.interpolate(images().float() / 50 - 2, size, mode="bilinear")
+    expected = model.router.branches["frequency"].statistics(batch)
+    assert torch.allclose(other.statistics(batch), expected, atol=2e-3)
+    assert expected.std() > 1
+
+
+def test_mixing_stably():
+    maps = torch.tensor([0.0, 3.0, -90.0, 200.0, -2000.0]).view(1, 5, 1, 1).repeat(3, 1, 1, 1)
+    maps = torch.cat([maps, maps.flip(1), maps], dim=2)[:, :, :2].reshape(3, 5, 2, 1)
+    log_weights = torch.full((3, 5, 1, 1), 0.2).log()
+    assert torch.allclose(mix_stably(maps, log_weights), mix_probabilities(maps, log_weights))
+
+
+def test_refusals(model, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"multiples of 32; use 64 × 96"):
+        export(model, tmp_path / "x", format="onnx", size=(70, 100))
+    with pytest.raises(ValueError, match="format='tflite' is unknown; use one of onnx"):
+        export(model, tmp_path / "x", format="tflite")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists already and is not touched"):
+        export(model, tmp_path, format="safetensors", size=SIZE)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ValueError, match=r"needs onnxscript.*pip install 'codmoe\[export\]'"):
+        export(model, tmp_path / "x", format="onnx", size=SIZE)
+
+
+def test_the_command_line(model, tmp_path, monkeypatch, capsys):
+    model.save_pretrained(tmp_path / "model")
+    weights, out = tmp_path / "model" / "model.safetensors", tmp_path / "out"
+    arguments = (weights, "--format", "safetensors", "--out", out, "--size", 64)
+    assert call(monkeypatch, "export", *arguments) is None
+    said = capsys.readouterr().out
+    assert "probability" in said and f"wrote {out}" in said
+    assert call(monkeypatch, "export", *arguments).startswith("error: ")
+    absent = ("absent.pth", "--format", "onnx", "--out", tmp_path / "no")
+    assert "absent.pth does not exist" in call(monkeypatch, "export", *absent)
+    assert not (tmp_path / "no").exists()
