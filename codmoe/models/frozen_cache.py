@@ -12,6 +12,7 @@ from torch import Tensor
 from codmoe.structures import ExpertOutput
 
 Outputs = tuple[list[Tensor], dict[str, ExpertOutput]]
+Kind = tuple[int, int, torch.dtype]  # height, width and precision of what is computed
 DTYPES = dict(float16=torch.float16, float32=torch.float32)
 GB = 1e9
 
@@ -63,7 +64,7 @@ class FrozenCache:
     def clear(self) -> None:
         """Forget everything: the frozen parts have other weights now."""
         self._rows: dict[Hashable, Tensor] = {}
-        self._layouts: dict[tuple[int, ...], list[_Piece]] = {}
+        self._layouts: dict[Kind, list[_Piece]] = {}
         self.bytes = 0
         self.hits = self.misses = self.refused = 0
 
@@ -88,30 +89,31 @@ class FrozenCache:
             Pyramid of four maps (N, C_i, h_i, w_i), and per expert its logits and confidence; side
             maps and what only an expert's own loss reads are left out.
         """
-        # Another size of the same view is another image (a collate function may draw sizes).
-        size = tuple(images.shape[-2:])
-        keys = [(key, size) for key in keys]
+        # Another size of the same view is another image (a collate function may draw sizes), and
+        # what autocast computed is not what validation is measured by.
+        kind = (*images.shape[-2:], _precision(images.device.type))
+        keys = [(key, kind) for key in keys]
         known = [row for row, key in enumerate(keys) if key in self._rows]
         missing = [row for row, key in enumerate(keys) if key not in self._rows]
         self.hits += len(known)
         self.misses += len(missing)
         if not missing:
-            return self._assemble(self._read(keys, size, images.device))
+            return self._assemble(self._read(keys, kind, images.device))
         part = images if not known else images[torch.tensor(missing, device=images.device)]
         fresh = _pieces(*compute(part))
         # Autocast would have a say in which precisions may be put together.
         with torch.autocast(images.device.type, enabled=False):
-            self._keep([keys[row] for row in missing], size, fresh)
+            self._keep([keys[row] for row in missing], kind, fresh)
             if not known:
                 return self._assemble(fresh)
-            stored = self._read([keys[row] for row in known], size, images.device)
+            stored = self._read([keys[row] for row in known], kind, images.device)
             order = torch.tensor(known + missing, device=images.device).argsort()
             return self._assemble(
                 {piece: torch.cat([stored[piece], value])[order] for piece, value in fresh.items()}
             )
 
-    def _keep(self, keys: list[Hashable], size: tuple[int, ...], fresh: dict[_Piece, Tensor]):
-        self._layouts[size] = list(fresh)
+    def _keep(self, keys: list[Hashable], kind: Kind, fresh: dict[_Piece, Tensor]):
+        self._layouts[kind] = list(fresh)
         length = sum(piece.length for piece in fresh)
         row_bytes = length * self.dtype.itemsize
         room = int((self.limit_gb * GB - self.bytes) // row_bytes)
@@ -131,9 +133,7 @@ class FrozenCache:
         self._rows.update(kept)
         self.bytes += len(kept) * row_bytes
 
-    def _read(
-        self, keys: list[Hashable], size: tuple[int, ...], device: torch.device
-    ) -> dict[_Piece, Tensor]:
+    def _read(self, keys: list[Hashable], kind: Kind, device: torch.device) -> dict[_Piece, Tensor]:
         rows = [self._rows[key] for key in keys]
         pinned = device.type == "cuda" and self.device == "cpu"
         batch = torch.empty(
@@ -141,7 +141,7 @@ class FrozenCache:
         )
         torch.stack(rows, out=batch)
         batch = batch.to(device, non_blocking=True)
-        layout = self._layouts[size]
+        layout = self._layouts[kind]
         parts = batch.split([piece.length for piece in layout], dim=1)
         return {
             piece: part.reshape(len(rows), *piece.shape).to(piece.dtype)
@@ -187,3 +187,7 @@ def _pieces(pyramid: list[Tensor], outputs: dict[str, ExpertOutput]) -> dict[_Pi
         _Piece(group, name, tuple(value.shape[1:]), value.dtype): value
         for group, name, value in found
     }
+
+
+def _precision(device: str) -> torch.dtype:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32

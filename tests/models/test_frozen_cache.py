@@ -164,12 +164,33 @@ def test_half_precision_results_come_back_as_they_were(stage_2, batch):
     with torch.autocast("cpu", torch.bfloat16):
         first = step(model, images, targets, "a", "b")
         again = step(model, images, targets, "a", "b")
+        _, outputs = model.frozen_cache.through(["a", "b"], images, None)
     assert_same(again, first, atol=2e-2, rtol=5e-2)
     layout = next(iter(model.frozen_cache._layouts.values()))
-    _, outputs = model.frozen_cache.through(["a", "b"], images, None)
     assert {p.dtype for p in layout if p.group == "logits"} == {
         o.logits.dtype for o in outputs.values()
     }
+
+
+def test_training_in_half_precision_does_not_round_validation(stage_2, batch):
+    """Both have one size; validation runs without autocast and is to read what it computed."""
+    images, targets = batch(2)
+    model = stage_2(dtype="float32")
+    cache = model.frozen_cache
+
+    def maps():
+        with torch.no_grad():
+            return model.eval().mixture(images, dense=True, data_samples=samples("v", "w"))[2]
+
+    first = maps()
+    with torch.autocast("cpu", torch.bfloat16):
+        step(model.train(), images, targets, "a", "b")
+        step(model, images, targets, "v", "w")
+    assert cache.misses == 6  # of equal keys, but of another precision
+    again = maps()
+    assert cache.hits == 2
+    for name, output in again.items():
+        torch.testing.assert_close(output.logits, first[name].logits, atol=0, rtol=0)
 
 
 def test_impossible_settings_are_told():
