@@ -74,7 +74,13 @@ class FrozenCacheHook(Hook):
                 f"{cache.summary(sum(len(v) * v.views for v in found))}; backbone and experts ran "
                 f"on {cache.misses:,} of {cache.hits + cache.misses:,} images since the last epoch"
             )
-        cache.hits = cache.misses = 0
+        if cache.overflows:
+            runner.logger.warning(
+                "frozen cache: backbone and experts left the range of half precision; "
+                f"{cache.overflows:,} images were computed again in float32. Without the cache "
+                "they would be NaN: give later stages amp='bf16' or amp=False"
+            )
+        cache.hits = cache.misses = cache.overflows = 0
 
     def after_train(self, runner) -> None:
         bare_model(runner).frozen_cache = None

@@ -66,7 +66,7 @@ class FrozenCache:
         self._rows: dict[Hashable, Tensor] = {}
         self._layouts: dict[Kind, list[_Piece]] = {}
         self.bytes = 0
-        self.hits = self.misses = self.refused = 0
+        self.hits = self.misses = self.refused = self.overflows = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -100,7 +100,7 @@ class FrozenCache:
         if not missing:
             return self._assemble(self._read(keys, kind, images.device))
         part = images if not known else images[torch.tensor(missing, device=images.device)]
-        fresh = _pieces(*compute(part))
+        fresh = self._computed(part, compute)
         # Autocast would have a say in which precisions may be put together.
         with torch.autocast(images.device.type, enabled=False):
             self._keep([keys[row] for row in missing], kind, fresh)
@@ -111,6 +111,35 @@ class FrozenCache:
             return self._assemble(
                 {piece: torch.cat([stored[piece], value])[order] for piece, value in fresh.items()}
             )
+
+    def _computed(
+        self, images: Tensor, compute: Callable[[Tensor], Outputs]
+    ) -> dict[_Piece, Tensor]:
+        """What the frozen parts say, all of it finite.
+
+        Weights that were trained in bfloat16 or float32 can leave half precision's range, and no
+        loss scale helps a forward pass: one infinity would be NaN in the router from then on.
+        """
+        fresh = _pieces(*compute(images))
+        broken = _not_finite(fresh)
+        if not broken:
+            return fresh
+        device = images.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                wide = _pieces(*compute(images))
+            self.overflows += len(images)
+            broken = _not_finite(wide)
+            fresh = {
+                piece: value.clamp(-(top := torch.finfo(piece.dtype).max), top).to(piece.dtype)
+                for piece, value in zip(fresh, wide.values(), strict=True)
+            }
+        if broken:
+            raise ValueError(
+                f"the frozen parts give NaN or infinity, in float32 too: {', '.join(broken)}; the "
+                "weights that this stage starts from (init_from) are broken, or the images are"
+            )
+        return fresh
 
     def _keep(self, keys: list[Hashable], kind: Kind, fresh: dict[_Piece, Tensor]):
         self._layouts[kind] = list(fresh)
@@ -187,6 +216,12 @@ def _pieces(pyramid: list[Tensor], outputs: dict[str, ExpertOutput]) -> dict[_Pi
         _Piece(group, name, tuple(value.shape[1:]), value.dtype): value
         for group, name, value in found
     }
+
+
+def _not_finite(values: dict[_Piece, Tensor]) -> list[str]:
+    """Names of the pieces that hold NaN or infinity; one wait for the device."""
+    finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+    return [f"{p.group} {p.name}" for p, good in zip(values, finite, strict=True) if not good]
 
 
 def _precision(device: str) -> torch.dtype:

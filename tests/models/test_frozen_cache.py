@@ -193,6 +193,32 @@ def test_training_in_half_precision_does_not_round_validation(stage_2, batch):
         torch.testing.assert_close(output.logits, first[name].logits, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_overflows_half_precision_is_computed_again(stage_2, batch, dtype):
+    images, targets = batch(2)
+    model = stage_2(dtype=dtype)
+    # A level of 1e5 and more, of which float16 knows nothing: infinity, and NaN in every expert.
+    norm = next(m for m in model.backbone.body.modules() if isinstance(m, torch.nn.Conv2d))
+    norm.weight.data.mul_(1e7)
+    norm.bias.data.fill_(1e7)
+    with torch.autocast("cpu", torch.float16):
+        first = step(model, images, targets, "a", "b")
+        again = step(model, images, targets, "a", "b")
+    assert model.frozen_cache.overflows == 2
+    for losses, grads in (first, again):
+        assert all(value.isfinite().all() for value in (*losses.values(), *grads.values()))
+    assert_same(again, first, atol=2e-2, rtol=5e-2)
+
+
+def test_frozen_parts_that_are_broken_are_told(stage_2, batch):
+    model = stage_2(dtype="float16")
+    model.experts["sinet"].requires_grad_(False).apply(
+        lambda m: m.weight.fill_(torch.nan) if isinstance(m, torch.nn.Conv2d) else None
+    )
+    with pytest.raises(ValueError, match=r"NaN or infinity, in float32 too: logits sinet; .*init_"):
+        step(model, *batch(2), "a", "b")
+
+
 def test_impossible_settings_are_told():
     for wrong, word in ((dict(limit_gb=0), "limit_gb=0"), (dict(dtype="half"), "'float16'")):
         with pytest.raises(ValueError, match=word):
