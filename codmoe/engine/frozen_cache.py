@@ -62,6 +62,11 @@ class FrozenCacheHook(Hook):
         views = views_of(runner.train_dataloader.dataset)
         if views is not None:
             views.set_epoch(runner.epoch)
+            # A view that no later epoch shows would take memory for nothing.
+            self.cache.filling = runner.epoch + views.views < runner.max_epochs
+
+    def before_val_epoch(self, runner) -> None:
+        self.cache.filling = True
 
     def after_train_epoch(self, runner) -> None:
         cache = self.cache

@@ -59,6 +59,8 @@ class FrozenCache:
         self.limit_gb = limit_gb
         self.dtype = DTYPES[dtype]
         self.device = device if torch.cuda.is_available() else "cpu"
+        self.filling = True
+        """Whether new results are kept; off while what is computed will not be asked for again."""
         self.clear()
 
     def clear(self) -> None:
@@ -143,6 +145,8 @@ class FrozenCache:
 
     def _keep(self, keys: list[Hashable], kind: Kind, fresh: dict[_Piece, Tensor]):
         self._layouts[kind] = list(fresh)
+        if not self.filling:
+            return
         length = sum(piece.length for piece in fresh)
         row_bytes = length * self.dtype.itemsize
         room = int((self.limit_gb * GB - self.bytes) // row_bytes)

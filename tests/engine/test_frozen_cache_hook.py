@@ -74,6 +74,16 @@ def test_after_all_views_the_frozen_parts_do_not_run(tmp_path, runs):
     assert "backbone and experts ran on 8 of 8 images" in log
 
 
+def test_views_that_do_not_come_back_are_not_kept(tmp_path, runs):
+    config = stage_2(tmp_path, epochs=3, views=2)
+    train(prepared(config, tmp_path / "work"))
+    # View 0 is shown in the first and third epoch, view 1 in the second alone.
+    assert sum(runs) == 2 * 8 + 4
+    log = log_of(tmp_path / "work")
+    assert "frozen cache: 8 of 20 image views" in log  # after the first epoch
+    assert "frozen cache: 12 of 20 image views" in log  # after the second, and a validation
+
+
 def test_it_ends_where_training_without_it_does(tmp_path, runs, monkeypatch):
     config = stage_2(tmp_path, epochs=3, views=2)
     train(prepared(config, tmp_path / "with"))
