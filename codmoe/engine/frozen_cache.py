@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
 from codmoe.datasets.views import FixedViews
 from codmoe.engine.hooks import bare_model
-from codmoe.models.frozen_cache import FrozenCache
+from codmoe.machine import available_memory
+from codmoe.models.frozen_cache import GB, FrozenCache
 from codmoe.registry import HOOKS
 
 OFF = "or set default_hooks=dict(frozen_cache=None)"
@@ -29,7 +32,8 @@ class FrozenCacheHook(Hook):
     Args:
         views: Augmented versions of each training image; 1 takes the images as validation does,
             without augmentation.
-        limit_gb: Most memory a process may use, in GB.
+        limit_gb: Most memory a process may use, in GB; of host memory no more than its share of
+            half of what is free when training starts, and the log says so.
         dtype: ``"float16"``, or ``"float32"`` for twice the memory and no rounding.
         device: ``"cpu"``, or ``"cuda"`` where the device has the memory to spare.
     """
@@ -54,14 +58,34 @@ class FrozenCacheHook(Hook):
                 "default_hooks.frozen_cache shows one view an epoch and needs "
                 f"train_cfg.type='EpochBasedTrainLoop'; take that, {OFF}"
             )
+        self._leave_room(runner)
         model = bare_model(runner)
         model.frozen_cache = self.cache
         self._handle = model.register_load_state_dict_post_hook(lambda *_: self.cache.clear())
+
+    def _leave_room(self, runner) -> None:
+        """Data loading needs memory too, and a process that runs out of it is killed unheard."""
+        free = available_memory() if self.cache.device == "cpu" else None
+        # torchrun says how many are on this machine; at the worst all are.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", get_world_size()))
+        share = None if free is None else free / 2 / processes / GB
+        if share is not None and share < self.cache.limit_gb:
+            runner.logger.warning(
+                f"frozen cache: limit_gb={self.cache.limit_gb:g} for each of {processes} "
+                f"process(es), but {free / GB:.1f} GB of host memory are free: it will take at "
+                f"most {share:.2g} GB in each"
+            )
+            self.cache.limit_gb = share
 
     def before_train_epoch(self, runner) -> None:
         views = views_of(runner.train_dataloader.dataset)
         if views is not None:
             views.set_epoch(runner.epoch)
+            # A view that no later epoch shows would take memory for nothing.
+            self.cache.filling = runner.epoch + views.views < runner.max_epochs
+
+    def before_val_epoch(self, runner) -> None:
+        self.cache.filling = True
 
     def after_train_epoch(self, runner) -> None:
         cache = self.cache
@@ -74,7 +98,13 @@ class FrozenCacheHook(Hook):
                 f"{cache.summary(sum(len(v) * v.views for v in found))}; backbone and experts ran "
                 f"on {cache.misses:,} of {cache.hits + cache.misses:,} images since the last epoch"
             )
-        cache.hits = cache.misses = 0
+        if cache.overflows:
+            runner.logger.warning(
+                "frozen cache: backbone and experts left the range of half precision; "
+                f"{cache.overflows:,} images were computed again in float32. Without the cache "
+                "they would be NaN: give later stages amp='bf16' or amp=False"
+            )
+        cache.hits = cache.misses = cache.overflows = 0
 
     def after_train(self, runner) -> None:
         bare_model(runner).frozen_cache = None

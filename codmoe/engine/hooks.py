@@ -10,6 +10,7 @@ import torch
 from mmengine.dist import all_reduce_params, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop
 
 from codmoe.engine.checkpoints import read_meta, save_weights
 from codmoe.registry import HOOKS, suggest
@@ -70,18 +71,29 @@ class AverageBuffersHook(Hook):
     """After each epoch gives all processes the same batch-norm statistics: their mean.
 
     Each process gathers its own in training; without this they would validate different models, and
-    the weights that are kept would be none of those that were measured. Buffers of frozen parts are
-    left alone: a mean of equal numbers need not be equal to the last bit.
+    the weights that are kept would be none of those that were measured. The same holds for the
+    averaged model of an EMAHook, whose buffers follow those of its own process. Buffers of frozen
+    parts are left alone: a mean of equal numbers need not be equal to the last bit. In a loop by
+    iterations, which has no epochs, before each validation.
     """
 
     def after_train_epoch(self, runner) -> None:
+        self._average(runner)
+
+    def before_val_epoch(self, runner) -> None:
+        if isinstance(runner._train_loop, IterBasedTrainLoop):
+            self._average(runner)
+
+    def _average(self, runner) -> None:
         if get_world_size() == 1:
             return
         model = bare_model(runner)
+        averaged = [h.ema_model.module for h in runner.hooks if hasattr(h, "ema_model")]
         frozen = tuple(f"{name}." for name in getattr(model, "frozen", ()))
         buffers = [
             value
-            for name, value in model.named_buffers()
+            for module in (model, *averaged)
+            for name, value in module.named_buffers()
             if value.is_floating_point() and not (frozen and name.startswith(frozen))
         ]
         all_reduce_params(buffers, op="mean")

@@ -154,7 +154,11 @@ def build_runner(cfg: Config) -> tuple[CODRunner, str]:
         _no_benchmark(cfg)
     wrapper = cfg.get("model_wrapper_cfg") or {}
     if wrapper.get("find_unused_parameters", True) is None:
-        wrapper["find_unused_parameters"] = not dense or holds_backbone(cfg)
+        # An expert without its own loss: its side maps and its discriminator teach nothing.
+        judged = cfg.model.get("expert_loss_weight", 0) or "experts" in (
+            cfg.model.get("frozen") or ()
+        )
+        wrapper["find_unused_parameters"] = not dense or not judged or holds_backbone(cfg)
     sources = read_sources(cfg)
     if sources is not None and sources.backbone_files():
         skip_pretrained(cfg)

@@ -68,4 +68,5 @@ def lay_out_state(optimizer: Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                laid_out = torch.empty_like(parameter, dtype=value.dtype, device=value.device)
+                state[key] = laid_out.copy_(value)

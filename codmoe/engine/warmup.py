@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 
 from codmoe.engine.hooks import bare_model
@@ -36,6 +37,15 @@ class BackboneWarmupHook(Hook):
             )
         self.epochs = epochs
         self._held: list[nn.Parameter] = []
+
+    def before_train(self, runner) -> None:
+        if self.epochs and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            # mmengine's loop by iterations is one epoch without end: it would be held for ever.
+            raise ValueError(
+                f"default_hooks.warmup.epochs={self.epochs} counts epochs, and "
+                f"{type(runner.train_loop).__name__} has none; set "
+                "train_cfg.type='EpochBasedTrainLoop' or default_hooks.warmup=None"
+            )
 
     def before_train_epoch(self, runner) -> None:
         body = _body(bare_model(runner))

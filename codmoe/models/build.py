@@ -80,6 +80,12 @@ def build_experts(
             f"num_experts={num_experts}, but experts names {len(experts)} ({', '.join(experts)}); "
             "leave num_experts out"
         )
+    for name in experts:
+        if "loss" in name:
+            raise ValueError(
+                f"experts.{name}: mmengine adds up every logged value whose name holds 'loss', and "
+                f"IoU_{name} would be part of the loss; choose another name"
+            )
     return nn.ModuleDict(
         {
             name: _build(experts[name], f"experts.{name}", Expert, in_channels=tuple(in_channels))

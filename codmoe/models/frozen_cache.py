@@ -12,6 +12,7 @@ from torch import Tensor
 from codmoe.structures import ExpertOutput
 
 Outputs = tuple[list[Tensor], dict[str, ExpertOutput]]
+Kind = tuple[int, int, torch.dtype]  # height, width and precision of what is computed
 DTYPES = dict(float16=torch.float16, float32=torch.float32)
 GB = 1e9
 
@@ -58,14 +59,16 @@ class FrozenCache:
         self.limit_gb = limit_gb
         self.dtype = DTYPES[dtype]
         self.device = device if torch.cuda.is_available() else "cpu"
+        self.filling = True
+        """Whether new results are kept; off while what is computed will not be asked for again."""
         self.clear()
 
     def clear(self) -> None:
         """Forget everything: the frozen parts have other weights now."""
         self._rows: dict[Hashable, Tensor] = {}
-        self._layouts: dict[tuple[int, ...], list[_Piece]] = {}
+        self._layouts: dict[Kind, list[_Piece]] = {}
         self.bytes = 0
-        self.hits = self.misses = self.refused = 0
+        self.hits = self.misses = self.refused = self.overflows = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -88,30 +91,62 @@ class FrozenCache:
             Pyramid of four maps (N, C_i, h_i, w_i), and per expert its logits and confidence; side
             maps and what only an expert's own loss reads are left out.
         """
-        # Another size of the same view is another image (a collate function may draw sizes).
-        size = tuple(images.shape[-2:])
-        keys = [(key, size) for key in keys]
+        # Another size of the same view is another image (a collate function may draw sizes), and
+        # what autocast computed is not what validation is measured by.
+        kind = (*images.shape[-2:], _precision(images.device.type))
+        keys = [(key, kind) for key in keys]
         known = [row for row, key in enumerate(keys) if key in self._rows]
         missing = [row for row, key in enumerate(keys) if key not in self._rows]
         self.hits += len(known)
         self.misses += len(missing)
         if not missing:
-            return self._assemble(self._read(keys, size, images.device))
+            return self._assemble(self._read(keys, kind, images.device))
         part = images if not known else images[torch.tensor(missing, device=images.device)]
-        fresh = _pieces(*compute(part))
+        fresh = self._computed(part, compute)
         # Autocast would have a say in which precisions may be put together.
         with torch.autocast(images.device.type, enabled=False):
-            self._keep([keys[row] for row in missing], size, fresh)
+            self._keep([keys[row] for row in missing], kind, fresh)
             if not known:
                 return self._assemble(fresh)
-            stored = self._read([keys[row] for row in known], size, images.device)
+            stored = self._read([keys[row] for row in known], kind, images.device)
             order = torch.tensor(known + missing, device=images.device).argsort()
             return self._assemble(
                 {piece: torch.cat([stored[piece], value])[order] for piece, value in fresh.items()}
             )
 
-    def _keep(self, keys: list[Hashable], size: tuple[int, ...], fresh: dict[_Piece, Tensor]):
-        self._layouts[size] = list(fresh)
+    def _computed(
+        self, images: Tensor, compute: Callable[[Tensor], Outputs]
+    ) -> dict[_Piece, Tensor]:
+        """What the frozen parts say, all of it finite.
+
+        Weights that were trained in bfloat16 or float32 can leave half precision's range, and no
+        loss scale helps a forward pass: one infinity would be NaN in the router from then on.
+        """
+        fresh = _pieces(*compute(images))
+        broken = _not_finite(fresh)
+        if not broken:
+            return fresh
+        device = images.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                wide = _pieces(*compute(images))
+            self.overflows += len(images)
+            broken = _not_finite(wide)
+            fresh = {
+                piece: value.clamp(-(top := torch.finfo(piece.dtype).max), top).to(piece.dtype)
+                for piece, value in zip(fresh, wide.values(), strict=True)
+            }
+        if broken:
+            raise ValueError(
+                f"the frozen parts give NaN or infinity, in float32 too: {', '.join(broken)}; the "
+                "weights that this stage starts from (init_from) are broken, or the images are"
+            )
+        return fresh
+
+    def _keep(self, keys: list[Hashable], kind: Kind, fresh: dict[_Piece, Tensor]):
+        self._layouts[kind] = list(fresh)
+        if not self.filling:
+            return
         length = sum(piece.length for piece in fresh)
         row_bytes = length * self.dtype.itemsize
         room = int((self.limit_gb * GB - self.bytes) // row_bytes)
@@ -131,9 +166,7 @@ class FrozenCache:
         self._rows.update(kept)
         self.bytes += len(kept) * row_bytes
 
-    def _read(
-        self, keys: list[Hashable], size: tuple[int, ...], device: torch.device
-    ) -> dict[_Piece, Tensor]:
+    def _read(self, keys: list[Hashable], kind: Kind, device: torch.device) -> dict[_Piece, Tensor]:
         rows = [self._rows[key] for key in keys]
         pinned = device.type == "cuda" and self.device == "cpu"
         batch = torch.empty(
@@ -141,7 +174,7 @@ class FrozenCache:
         )
         torch.stack(rows, out=batch)
         batch = batch.to(device, non_blocking=True)
-        layout = self._layouts[size]
+        layout = self._layouts[kind]
         parts = batch.split([piece.length for piece in layout], dim=1)
         return {
             piece: part.reshape(len(rows), *piece.shape).to(piece.dtype)
@@ -187,3 +220,13 @@ def _pieces(pyramid: list[Tensor], outputs: dict[str, ExpertOutput]) -> dict[_Pi
         _Piece(group, name, tuple(value.shape[1:]), value.dtype): value
         for group, name, value in found
     }
+
+
+def _not_finite(values: dict[_Piece, Tensor]) -> list[str]:
+    """Names of the pieces that hold NaN or infinity; one wait for the device."""
+    finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+    return [f"{p.group} {p.name}" for p, good in zip(values, finite, strict=True) if not good]
+
+
+def _precision(device: str) -> torch.dtype:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32

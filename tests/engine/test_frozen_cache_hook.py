@@ -49,6 +49,11 @@ def stage_2(folder, *changes, epochs, **cache):
     return config
 
 
+@pytest.fixture(autouse=True)
+def plenty(monkeypatch):
+    monkeypatch.setattr("codmoe.engine.frozen_cache.available_memory", lambda: 64 * 10**9)
+
+
 @pytest.fixture
 def runs(monkeypatch):
     """Images that the backbone saw, by training epoch or validation."""
@@ -72,6 +77,16 @@ def test_after_all_views_the_frozen_parts_do_not_run(tmp_path, runs):
     assert "frozen cache: 8 of 20 image views" in log
     assert "frozen cache: 20 of 20 image views" in log and "(limit 8 GB)" in log
     assert "backbone and experts ran on 8 of 8 images" in log
+
+
+def test_views_that_do_not_come_back_are_not_kept(tmp_path, runs):
+    config = stage_2(tmp_path, epochs=3, views=2)
+    train(prepared(config, tmp_path / "work"))
+    # View 0 is shown in the first and third epoch, view 1 in the second alone.
+    assert sum(runs) == 2 * 8 + 4
+    log = log_of(tmp_path / "work")
+    assert "frozen cache: 8 of 20 image views" in log  # after the first epoch
+    assert "frozen cache: 12 of 20 image views" in log  # after the second, and a validation
 
 
 def test_it_ends_where_training_without_it_does(tmp_path, runs, monkeypatch):
@@ -123,6 +138,17 @@ def test_what_learns_is_not_kept(tmp_path):
         config = stage_2(tmp_path, dict(model=merged(TWO_EXPERTS["model"], model)), epochs=1)
         with pytest.raises(ValueError, match=rf"{word}.*frozen_cache=None"):
             train(prepared(config, tmp_path / "work"))
+
+
+def test_it_leaves_memory_to_others(tmp_path, monkeypatch):
+    free = iter([40_000_000, None])
+    monkeypatch.setattr("codmoe.engine.frozen_cache.available_memory", lambda: next(free))
+    config = stage_2(tmp_path, epochs=2, views=1)
+    train(prepared(config, tmp_path / "little"))
+    log = log_of(tmp_path / "little")
+    assert "limit_gb=8 for each of 1 process(es), but 0.0 GB" in log and "(limit 0.02 GB)" in log
+    train(prepared(config, tmp_path / "unknown"))
+    assert "(limit 8 GB)" in log_of(tmp_path / "unknown")
 
 
 def test_it_can_be_switched_off(tmp_path, runs):

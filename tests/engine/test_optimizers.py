@@ -74,3 +74,12 @@ def test_resumed_state_is_laid_out_like_its_parameter():
     after = optimizer.state[layer.weight]["exp_avg"]
     assert after.stride() == layer.weight.stride() != before.stride()
     assert torch.equal(after, before) and optimizer.state[layer.weight]["step"] == 1
+
+
+def test_the_count_of_steps_stays_where_the_optimiser_wants_it():
+    """A parameter that is one number (learn_temperature) has the shape of its count."""
+    parameter = torch.nn.Parameter(torch.zeros((), device="meta"))
+    optimizer = torch.optim.AdamW([parameter])
+    optimizer.state[parameter]["step"] = torch.tensor(3.0)
+    lay_out_state(optimizer)
+    assert optimizer.state[parameter]["step"] == 3

@@ -162,10 +162,15 @@ def test_ddp_is_not_told_that_sparse_experts_all_learn(tmp_path, option):
     check_launch(cfg)
 
 
-@pytest.mark.parametrize("dispatch", ["sparse", "dense"])
-def test_ddp_looks_for_idle_experts_where_there_may_be_some(tmp_path, dispatch):
-    changes = dict(init_from=None, model=dict(train_dispatch=dispatch))
+@pytest.mark.parametrize(
+    ("dispatch", "weight", "idle"),
+    # Without its own loss, UJSC's discriminator has no gradient.
+    [("sparse", 0.3, True), ("dense", 0.3, False), ("dense", 0, True)],
+)
+def test_ddp_looks_for_idle_experts_where_there_may_be_some(tmp_path, dispatch, weight, idle):
+    model = dict(train_dispatch=dispatch, expert_loss_weight=weight)
+    changes = dict(init_from=None, model=model)
     asked = dict(model_wrapper_cfg=dict(find_unused_parameters=None))
     cfg = prepared(write_config(tmp_path, 3, changes, asked), tmp_path / "work")
     build_runner(cfg)
-    assert cfg.model_wrapper_cfg.find_unused_parameters is (dispatch == "sparse")
+    assert cfg.model_wrapper_cfg.find_unused_parameters is idle

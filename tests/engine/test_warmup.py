@@ -107,6 +107,28 @@ def test_epochs_must_be_a_number(tmp_path):
         build_runner(prepared(config, tmp_path / "work"))
 
 
+def test_a_loop_without_epochs_is_refused(tmp_path):
+    """The backbone would be held until the end of training."""
+    loop = {
+        "train_cfg.type": "IterBasedTrainLoop",
+        "train_cfg.max_iters": 4,
+        "train_cfg.val_interval": 2,
+        "param_scheduler": [],
+        "default_hooks.checkpoint.by_epoch": False,
+        "log_processor.by_epoch": False,
+    }
+
+    def by_steps(work_dir, **changes):
+        config = write_config(tmp_path, 1, TWO_EXPERTS, HELD)
+        cfg = prepared(config, work_dir, **{**loop, **changes})
+        del cfg.train_cfg["max_epochs"]
+        return cfg
+
+    with pytest.raises(ValueError, match=r"warmup.epochs=1 .*IterBasedTrainLoop.*warmup=None"):
+        train(by_steps(tmp_path / "held"))
+    assert train(by_steps(tmp_path / "free", **{"default_hooks.warmup.epochs": 0})).iter == 4
+
+
 def test_what_is_new_in_a_vit_learns_in_the_warm_up(tmp_path):
     vit = dict(
         _delete_=True,

@@ -164,12 +164,59 @@ def test_half_precision_results_come_back_as_they_were(stage_2, batch):
     with torch.autocast("cpu", torch.bfloat16):
         first = step(model, images, targets, "a", "b")
         again = step(model, images, targets, "a", "b")
+        _, outputs = model.frozen_cache.through(["a", "b"], images, None)
     assert_same(again, first, atol=2e-2, rtol=5e-2)
     layout = next(iter(model.frozen_cache._layouts.values()))
-    _, outputs = model.frozen_cache.through(["a", "b"], images, None)
     assert {p.dtype for p in layout if p.group == "logits"} == {
         o.logits.dtype for o in outputs.values()
     }
+
+
+def test_training_in_half_precision_does_not_round_validation(stage_2, batch):
+    """Both have one size; validation runs without autocast and is to read what it computed."""
+    images, targets = batch(2)
+    model = stage_2(dtype="float32")
+    cache = model.frozen_cache
+
+    def maps():
+        with torch.no_grad():
+            return model.eval().mixture(images, dense=True, data_samples=samples("v", "w"))[2]
+
+    first = maps()
+    with torch.autocast("cpu", torch.bfloat16):
+        step(model.train(), images, targets, "a", "b")
+        step(model, images, targets, "v", "w")
+    assert cache.misses == 6  # of equal keys, but of another precision
+    again = maps()
+    assert cache.hits == 2
+    for name, output in again.items():
+        torch.testing.assert_close(output.logits, first[name].logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_overflows_half_precision_is_computed_again(stage_2, batch, dtype):
+    images, targets = batch(2)
+    model = stage_2(dtype=dtype)
+    # A level of 1e5 and more, of which float16 knows nothing: infinity, and NaN in every expert.
+    norm = next(m for m in model.backbone.body.modules() if isinstance(m, torch.nn.Conv2d))
+    norm.weight.data.mul_(1e7)
+    norm.bias.data.fill_(1e7)
+    with torch.autocast("cpu", torch.float16):
+        first = step(model, images, targets, "a", "b")
+        again = step(model, images, targets, "a", "b")
+    assert model.frozen_cache.overflows == 2
+    for losses, grads in (first, again):
+        assert all(value.isfinite().all() for value in (*losses.values(), *grads.values()))
+    assert_same(again, first, atol=2e-2, rtol=5e-2)
+
+
+def test_frozen_parts_that_are_broken_are_told(stage_2, batch):
+    model = stage_2(dtype="float16")
+    model.experts["sinet"].requires_grad_(False).apply(
+        lambda m: m.weight.fill_(torch.nan) if isinstance(m, torch.nn.Conv2d) else None
+    )
+    with pytest.raises(ValueError, match=r"NaN or infinity, in float32 too: logits sinet; .*init_"):
+        step(model, *batch(2), "a", "b")
 
 
 def test_impossible_settings_are_told():

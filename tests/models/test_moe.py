@@ -277,6 +277,7 @@ def test_experts_set_to_none_are_dropped(make_model):
         (dict(top_k=0), r"top_k=0"),
         (dict(train_dispatch="all"), r"use 'sparse' or 'dense'"),
         (dict(experts=dict(sinet=None)), r"experts is empty"),
+        (dict(experts=dict(bce_loss=MINIATURES["sinet"])), r"experts.bce_loss: .*another name"),
         (dict(experts=dict(sinet="SINetExpert")), r"experts.sinet=.*dict with a type"),
         (dict(experts=dict(sinet=dict(type="LogitCombiner"))), r"experts.sinet: .*is no Expert"),
         (dict(router=dict(type="EvidenceRouter", widht=3)), r"router: .*'width'"),
