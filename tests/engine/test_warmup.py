@@ -160,7 +160,7 @@ def test_shipped_configs():
         cfg = load_config(root / f"{name}.py")
         assert cfg.default_hooks.warmup.epochs == 1
         assert cfg.model.expert_execution == "sequential"
-        assert cfg.model.expert_loss_normalization == "gradient"
+        assert cfg.model.expert_loss_normalization is None
     quick = load_config(root / "quickstart/stage1.py")
     assert quick.default_hooks.warmup.epochs == 0  # nothing is pretrained there
     assert build(quick).expert_training.execution == "sequential"

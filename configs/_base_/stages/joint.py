@@ -3,8 +3,9 @@ _base_ = ["./expert.py"]
 model = dict(
     # One expert's forward and backward pass after another: the memory of one head.
     expert_execution="sequential",
-    # SINet and PraNet supervise four maps and would send the backbone most of its gradient.
-    expert_loss_normalization="gradient",
+    # "gradient" makes every expert pull equally on the backbone. Off: it was tried, and experts were
+    # worse (docs/protocol.md).
+    expert_loss_normalization=None,
     evaluate_all_experts=True,
 )
 # The pretrained backbone is held for an epoch, while the heads are still random; then it learns at
