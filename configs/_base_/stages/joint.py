@@ -3,8 +3,8 @@ _base_ = ["./expert.py"]
 model = dict(
     # One expert's forward and backward pass after another: the memory of one head.
     expert_execution="sequential",
-    # "gradient" makes every expert pull equally on the backbone. Off: it was tried, and experts were
-    # worse (docs/protocol.md).
+    # "gradient" makes every expert pull equally on the backbone. Off, for experts were worse with it
+    # (docs/protocol.md).
     expert_loss_normalization=None,
     evaluate_all_experts=True,
 )
