@@ -3,7 +3,7 @@ _base_ = ["./expert.py"]
 model = dict(
     # One expert's forward and backward pass after another: the memory of one head.
     expert_execution="sequential",
-    # "gradient" makes every expert pull equally on the backbone. Off, for experts were worse with it
+    # "gradient" makes every expert pull equally on the backbone; experts were worse with it
     # (docs/protocol.md).
     expert_loss_normalization=None,
     evaluate_all_experts=True,
