@@ -2,6 +2,7 @@ from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.data_hooks import UnreadableFilesHook
 from codmoe.engine.ddp import CODDistributedDataParallel
 from codmoe.engine.experts_after import ExpertsAfterHook
+from codmoe.engine.finite_loss import FiniteLossHook
 from codmoe.engine.frozen_cache import FrozenCacheHook
 from codmoe.engine.hooks import AverageBuffersHook, BestWeightsHook, TrainingProgressHook
 from codmoe.engine.optimizers import MergedGroupsConstructor
@@ -16,6 +17,7 @@ __all__ = [
     "BestWeightsHook",
     "CODDistributedDataParallel",
     "ExpertsAfterHook",
+    "FiniteLossHook",
     "FrozenCacheHook",
     "GridHook",
     "MergedGroupsConstructor",

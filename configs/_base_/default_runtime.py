@@ -35,6 +35,8 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     progress=dict(type="TrainingProgressHook"),
     average_buffers=dict(type="AverageBuffersHook"),
+    # Ends a training whose loss stays NaN, as when fp16 overflows in every step.
+    finite_loss=dict(type="FiniteLossHook"),
     # <checkpoint_dir>/<name>_best.pth; the name is the stage's.
     best=dict(type="BestWeightsHook", monitor="IoU"),
     # EMA is an option: ema=dict(type="EMAHook", momentum=0.002, update_buffers=True)
