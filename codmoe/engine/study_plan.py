@@ -156,9 +156,10 @@ def plan_study(
         The runs in order of priority; a source may stand behind what starts from it.
 
     Raises:
-        ValueError: Two rows leave the same weights, or one starts from what none leaves and what
-            is not there.
+        ValueError: Two rows leave the same weights, one starts from what none leaves and what is
+            not there, or an override is for a row that does not exist.
     """
+    _check_patterns(rows, options)
     configs = {}
     for name in rows:
         row = Path(name).stem
@@ -178,6 +179,17 @@ def plan_study(
             runs.append(run)
     _link(runs)
     return runs
+
+
+def _check_patterns(rows: Sequence[str], options: Sequence[str]) -> None:
+    known = list(dict.fromkeys(Path(name).stem for name in [*rows, *study_rows()]))
+    for option in options:
+        pattern, colon, _ = option.partition("=")[0].partition(":")
+        # One for a shipped row that is not asked for today is no mistake.
+        if colon and not any(fnmatchcase(row, pattern) for row in known):
+            raise ValueError(
+                f"--cfg-options {option}: no row is called {pattern!r}; {suggest(pattern, known)}"
+            )
 
 
 def _folder(cfg: Config | Mapping[str, Any]) -> str:
