@@ -19,6 +19,7 @@ from codmoe.engine.stages import check_data, child_environment, train_command
 from codmoe.engine.study_jobs import Job, estimate, read_state, test_command
 from codmoe.engine.study_plan import Run, plan_study, sources_first
 from codmoe.evaluation.study_results import condensed, to_text
+from codmoe.files import replacing
 from codmoe.machine import available_cores
 
 STATE = "study_state.json"
@@ -227,7 +228,11 @@ class Study:
 
     def _publish(self, run: Run) -> None:
         target = self.out / f"{run.label}.json"
-        AtomicBackend().put_text(run.result.read_text(encoding="utf-8"), target)
+        text = run.result.read_text(encoding="utf-8")
+        if target.is_file() and target.read_text(encoding="utf-8") == text:
+            return
+        with replacing(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def _tidy(self, run: Run) -> None:
         """Delete the training checkpoints of a finished run, and weights nobody starts from."""

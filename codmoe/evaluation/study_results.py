@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ METRICS = ("mDice", "mIoU", "IoU", "Sm", "wFm", "MAE")
 # Of each expert alone; the rest is asked of mixtures only.
 EXPERT_METRICS = ("mDice", "mIoU", "IoU")
 COMBINED = ("mixture", "uniform", "oracle")
+# What files.keep_old calls a result that was replaced.
+_DATED = re.compile(r"\.\d{8}-\d{6}(-\d+)?$")
 
 
 def condensed(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def condensed(payload: Mapping[str, Any]) -> dict[str, Any]:
     images = {}
     for dataset, rows in payload["table"].items():
         stems = list(rows["mixture"]["images"])
-        alone = not set(rows) - set(COMBINED) or len(set(rows) - set(COMBINED)) == 1
+        alone = len(set(rows) - set(COMBINED)) < 2
         columns: dict[str, Any] = {"stems": stems}
         for source, row in rows.items():
             if alone and source != "mixture":
@@ -59,14 +62,14 @@ def to_text(result: Mapping[str, Any]) -> str:
 
 
 def load_results(folder: str | os.PathLike) -> dict[str, dict[int, dict[str, Any]]]:
-    """All results of a folder as ``{row: {seed: result}}``.
+    """All results of a folder as ``{row: {seed: result}}``, without those that were replaced.
 
     Raises:
         FileNotFoundError: No such folder, or it holds no result.
         ValueError: A file that is called like one is none.
     """
     folder = Path(folder)
-    paths = sorted(folder.glob("*_seed*.json"))
+    paths = sorted(p for p in folder.glob("*_seed*.json") if not _DATED.search(p.stem))
     if not paths:
         raise FileNotFoundError(
             f"{folder} holds no results (<row>_seed<k>.json); make them with tools/run_study.py"

@@ -87,7 +87,14 @@ def test_what_is_done_is_not_done_again(finished, tmp_path, capsys):
         order, work_dir=str(folder / "work"), seeds=[3], out=str(tmp_path / "out"), **SETTINGS
     )
     assert {entry["state"] for entry in study.status.values()} == {"done"}
+    published = tmp_path / "out" / "toy_joint_seed3.json"
     assert len(list((tmp_path / "out").glob("*.json"))) == 3
+    published.write_text("another run's")
+    study._publish(study.runs[1])
+    study._publish(study.runs[1])
+    kept = [path for path in (tmp_path / "out").glob("toy_joint*") if path != published]
+    assert [path.read_text() for path in kept] == ["another run's"]
+    assert published.read_text() == study.runs[1].result.read_text()
     assert " on the CPU" not in capsys.readouterr().out
 
 
@@ -240,6 +247,13 @@ def test_rows_by_pattern():
         "study/polyp_fpn",
     ]
     assert row_options("mix_fpn", ["a=1", "mix_*:b=2:3", "polyp_*:c=3"]) == ["a=1", "b=2:3"]
+
+
+def test_an_override_for_no_row_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"no row is called 'poylp_fpn'; .*polyp_fpn"):
+        plan_study(
+            ["study/polyp_fpn"], seeds=[0], work_dir=tmp_path, options=["poylp_fpn:amp=None"]
+        )
 
 
 def test_the_shipped_rows_chain(tmp_path):

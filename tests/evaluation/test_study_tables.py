@@ -187,6 +187,8 @@ def test_results_become_small_and_come_back(tmp_path, monkeypatch, capsys):
     (tmp_path / "polyp_stage3_seed2.json").write_text(to_text(STAGE3))
     (tmp_path / "polyp_fpn_seed2.json").write_text(to_text(alone([0.5, 0.5, 0.5, 0.5])))
     (tmp_path / "polyp_fpn_frozen_seed2.json").write_text(to_text(alone([0.5] * 4)))
+    # One that was replaced.
+    (tmp_path / "polyp_fpn_seed2.20261124-201530.json").write_text(to_text(alone([0.9] * 4)))
     loaded = load_results(tmp_path)
     assert sorted(by_dataset(loaded)["polyp"]) == ["fpn", "fpn_frozen", "stage3"]
     assert loaded["polyp_stage3"][2] == json.loads(to_text(STAGE3))
