@@ -72,15 +72,17 @@ def _sources(result: Mapping[str, Any]) -> str:
 
 
 def _kinds(result: Mapping[str, Any]) -> str:
-    found: dict[str, list[str]] = {}
-    for rows in result.get("breakdown", {}).values():
-        for row in rows:
+    sets = list(result.get("breakdown") or {})
+    found: dict[str, dict[str, str]] = {}
+    for name in sets:
+        for row in result["breakdown"][name]:
             if row["attribute"] == "kind":
-                value = format_value(row["IoU"]["mixture"])
-                found.setdefault(row["bin"], []).append(value)
+                found.setdefault(row["bin"], {})[name] = format_value(row["IoU"]["mixture"])
     if not found:
         raise ValueError("the result file holds no kinds of images; run tools/test.py --experts")
-    return _markdown("kind", list(result["breakdown"]), found)
+    # A set may lack a kind.
+    cells = {kind: [each.get(name, "-") for name in sets] for kind, each in found.items()}
+    return _markdown("kind", sets, cells)
 
 
 def _markdown(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:

@@ -41,6 +41,18 @@ def test_numbers_replace_what_stood_there(tmp_path, monkeypatch):
     assert "0.7500" not in card.read_text() and "Kvasir" not in card.read_text()
 
 
+def test_a_set_without_a_kind_of_image(tmp_path):
+    card = tmp_path / "CARD.md"
+    card.write_text(f"{BEGIN}{END}")
+    held_out = result(tmp_path / "a.json", Hidden=0.25, Photos=0.75)
+    data = json.loads(held_out.read_text())
+    data["breakdown"]["Hidden"][0]["bin"] = "clutter"
+    held_out.write_text(json.dumps(data))
+    fill_card(card, held_out)
+    text = card.read_text()
+    assert "| clutter | 0.1250 | - |" in text and "| figure | - | 0.3750 |" in text
+
+
 def test_mistakes(tmp_path, monkeypatch):
     card = tmp_path / "CARD.md"
     card.write_text("no marks")
