@@ -9,7 +9,7 @@ rates = dict(router=2e-4, stage3=1e-4)  # 3e-4 for all others
 train_dataloader = dict(batch_size=24, num_workers=12)
 # As soft as BCE leaves them, ZoomNet's maps would be those that the mixture's measures suffer from.
 zoomnet = dict(type="ZoomNetExpert", segmentation_loss="structure")
-# Started from the row fpn: a plain head adapts the backbone at a fifth of the experts' cost.
+# Started from the row fpn: a plain head adapts the backbone at a seventh of the experts' cost.
 warm = dict(
     file="fpn_best.pth",
     parts=("backbone",),
