@@ -143,6 +143,7 @@ class Study:
             self._launch(job, "test")
             return
         resume = run.is_interrupted()
+        job.whole = not resume
         if not resume:
             # Before the mark: a start that fails must not make an earlier run pass for this one.
             set_aside(run.work_dir)
@@ -194,7 +195,8 @@ class Study:
                 except (OSError, ValueError, KeyError) as error:
                     self._failed(job, f"its result cannot be read: {error!r}")
                 else:
-                    self._end(job, "done", seconds=round(time.time() - job.began, 1))
+                    taken = dict(seconds=round(time.time() - job.began, 1)) if job.whole else {}
+                    self._end(job, "done", **taken)
                     self._tidy(run)
 
     def _failed(self, job: Job, why: str) -> None:

@@ -31,12 +31,14 @@ class Job:
         gpu: Number of the GPU among those of the study.
         began: Time at which the training started.
         log: Everything its processes print, of all attempts.
+        whole: Whether its training is all done here, so that its time says what such runs take.
     """
 
     run: Run
     gpu: int
     began: float
     log: Path
+    whole: bool = False
     phase: str = ""
     process: subprocess.Popen = field(init=False)
     launched: float = 0.0

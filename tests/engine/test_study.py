@@ -191,6 +191,24 @@ def test_nothing_is_started_that_would_not_finish(tmp_path, monkeypatch):
     assert started == ["toy_alone_seed0", "toy_alone_seed1"]
 
 
+@pytest.mark.parametrize("left, counts", [(None, True), ("last_checkpoint", False)])
+def test_only_a_whole_training_tells_how_long_one_takes(tmp_path, monkeypatch, left, counts):
+    (run,) = plan_study([write_rows(tmp_path)["alone"]], seeds=[0], work_dir=tmp_path / "work")
+    study = Study([run], tmp_path / "work", tmp_path / "out", **SETTINGS)
+    if left:
+        run.work_dir.mkdir(parents=True)
+        (run.work_dir / left).write_text("epoch_1.pth")
+        run.mark.write_text(run.fingerprint)
+    monkeypatch.setattr("codmoe.engine.study.Job.launch", lambda *args: None)
+    monkeypatch.setattr("codmoe.engine.study.Job.poll", lambda job: 0)
+    monkeypatch.setattr(study, "_tested", lambda run: None)
+    study._start(run)
+    study.jobs[0].phase = "test"
+    study._collect()
+    entry = study.status[run.label]
+    assert entry["state"] == "done" and ("seconds" in entry) == counts
+
+
 @pytest.mark.parametrize("phase, file", [("train", "finished.json"), ("test", "test.json")])
 def test_a_process_that_does_not_end_is_ended(tmp_path, monkeypatch, phase, file):
     monkeypatch.setattr("codmoe.engine.study_jobs._LINGER", 0.3)
