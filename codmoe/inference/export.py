@@ -123,13 +123,21 @@ def _make_ordinary(model: ModelLevelMoE) -> None:
         nn.init.normal_(model.router.fuse[-1].weight)
     norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]
+    calls = dict.fromkeys(norms, 0)
+
+    def take_plain_mean(norm: nn.BatchNorm2d, _: Any) -> None:
+        # Not momentum=None: the norms of experts and router do not count their batches.
+        calls[norm] += 1
+        norm.momentum = 1 / calls[norm]
+
+    hooks = [norm.register_forward_pre_hook(take_plain_mean) for norm in norms]
     for norm in norms:
-        norm.momentum = None  # the plain mean
         norm.reset_running_stats()
         norm.train()
     images = _batch(None, (128, 128))
     model.mixture(model.data_preprocessor(dict(inputs=images))["inputs"], dense=True)
-    for norm, momentum in zip(norms, before, strict=True):
+    for norm, momentum, hook in zip(norms, before, hooks, strict=True):
+        hook.remove()
         norm.momentum = momentum
         norm.running_var.clamp_(min=0.1)  # channels that were silent on these few images
     model.eval()

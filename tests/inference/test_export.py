@@ -280,6 +280,12 @@ def test_refusals(model, tmp_path, monkeypatch):
         export(model, tmp_path / "x", format="onnx", size=SIZE)
 
 
+def test_a_config_has_random_weights_of_ordinary_size():
+    model = exporting.model_for_export("quickstart/stage3")
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert norms and not any((norm.running_var == 1).all() for norm in norms)
+
+
 def test_the_command_line(model, tmp_path, monkeypatch, capsys):
     model.save_pretrained(tmp_path / "model")
     weights, out = tmp_path / "model" / "model.safetensors", tmp_path / "out"
