@@ -10,7 +10,7 @@ import numpy as np
 
 from codmoe.evaluation.bootstrap import Interval, bootstrap_means, paired_intervals
 from codmoe.evaluation.conventions import LOWER_IS_BETTER
-from codmoe.evaluation.study_results import METRICS, experts_of
+from codmoe.evaluation.study_results import COMBINED, METRICS, experts_of
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """``{row: {seed: result}}`` of one data set, rows without its name."""
@@ -238,9 +238,14 @@ def expert_table(results: Results, order: Sequence[str]) -> str:
     cells = []
     for row in rows:
         runs = results[row].values()
-        if not set(columns) <= set(next(iter(next(iter(runs))["images"].values()))):
+        there = _experts(results[row])
+        if not set(there) & set(names):
             continue  # other heads (fpn4)
-        texts = [spread([overall(r, c, "IoU", None) for r in runs]) for c in columns]
+        known = {*there, *COMBINED}
+        texts = [
+            spread([overall(r, c, "IoU", None) for r in runs]) if c in known else "-"
+            for c in columns
+        ]
         closed = [gap_closed(r) for r in runs]
         share = "-" if any(map(math.isnan, closed)) else f"{100 * np.mean(closed):.0f} %"
         cells.append([row, *texts, share])

@@ -1,5 +1,6 @@
 """The numbers of a study's tables against numbers made by hand."""
 
+import copy
 import json
 import math
 
@@ -167,6 +168,11 @@ def test_experts_and_winners():
     text = expert_table({"stage3": {0: STAGE3}, "fpn": {0: alone([0.5])}}, ["fpn", "stage3"])
     expected = "| stage3 | 0.5000 | 0.6000 | 0.1000 | 0.5000 | 0.5000 | 0.6750 | 0.7250 | 60 % |"
     assert expected in text and "fpn" not in text
+    fewer = copy.deepcopy(STAGE3)
+    for columns in fewer["images"].values():
+        del columns["pranet"]
+    text = expert_table({"stage3": {0: STAGE3}, "mine": {0: fewer}}, ["stage3", "mine"])
+    assert text.count(" - |") == 1 and "| mine | " in text
     whole, small = winners_by_kind({0: STAGE3})
     assert whole[:4] == ["set0", "all", "", "4"] and whole[-1] == "sinet"
     assert small[1:4] == ["size", "small", "2"] and small[-1] == "zoomnet"
