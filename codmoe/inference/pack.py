@@ -14,8 +14,8 @@ from codmoe.inference.zoo import config_of, expert_order
 
 LIMIT = 20_000_000
 """Bytes that a file may have that ships with the package."""
-# What says how the model is built, what it was trained on, and at what size it is tested; paths and
-# settings of the machine that trained it are left out.
+# What says how the model is built, what it was trained on, and at what size it is tested. Folders
+# of work and weights and settings of the machine are left out; data_root stays.
 KEPT = (
     "default_scope model train_dataloader val_dataloader test_dataloader val_evaluator "
     "test_evaluator train_cfg optim_wrapper param_scheduler"
