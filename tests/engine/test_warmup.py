@@ -57,7 +57,8 @@ def test_resuming_inside_and_behind_the_warm_up(tmp_path, monkeypatch):
 
 
 def test_running_norms_survive_an_interruption(tmp_path, monkeypatch):
-    stopped = write_config(tmp_path, 1, TWO_EXPERTS, STOP, epochs=2)
+    balanced = dict(model=dict(expert_loss_normalization="gradient"))
+    stopped = write_config(tmp_path, 1, TWO_EXPERTS, STOP, balanced, epochs=2)
     runner = train(prepared(stopped, tmp_path / "work"))
     left = runner.model.expert_training.balance.ratio.clone()
     assert torch.isfinite(left).all() and not torch.equal(left, torch.ones(2))
@@ -73,7 +74,7 @@ def test_running_norms_survive_an_interruption(tmp_path, monkeypatch):
         first.append(runner.model.expert_training.balance.ratio.clone())
 
     monkeypatch.setattr(TrainingProgressHook, "before_train_iter", before)
-    config = write_config(tmp_path, 1, TWO_EXPERTS, epochs=2)
+    config = write_config(tmp_path, 1, TWO_EXPERTS, balanced, epochs=2)
     train(prepared(config, tmp_path / "work", resume=True))
     assert torch.equal(first[0], left)
 
