@@ -51,6 +51,13 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
+def check_gpus(count: int, key: str) -> None:
+    """Raises ValueError unless this machine has so many GPUs; ``key`` is what asked for them."""
+    there = torch.cuda.device_count()
+    if count > there:
+        raise ValueError(f"{key}={count}, but this machine has {there} GPU(s); use {key}={there}")
+
+
 def check_device(device: str) -> None:
     """Raises ValueError unless tensors can be put there."""
     try:

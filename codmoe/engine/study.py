@@ -20,7 +20,7 @@ from codmoe.engine.study_jobs import Job, estimate, read_state, test_command
 from codmoe.engine.study_plan import Run, plan_study, sources_first
 from codmoe.evaluation.study_results import condensed, to_text
 from codmoe.files import replacing
-from codmoe.machine import available_cores
+from codmoe.machine import available_cores, check_gpus
 
 STATE = "study_state.json"
 _POLL = 0.2
@@ -280,6 +280,7 @@ def run_study(
     Raises:
         FileNotFoundError, ValueError: Something is missing or does not fit; nothing ran.
     """
+    check_gpus(settings.get("gpus", 1), "gpus")
     folder = Path(work_dir).absolute()
     runs = plan_study(rows, seeds=seeds, work_dir=folder, options=options)
     study = Study(runs, folder, Path(out).absolute() if out else folder / "results", **settings)

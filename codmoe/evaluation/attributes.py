@@ -10,10 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from codmoe.evaluation.conventions import COMBINED
 from codmoe.registry import suggest
 
-# Sources that combine experts; any other name in a result is an expert's.
-COMBINED = frozenset({"mixture", "uniform", "oracle"})
 SPECK = 1e-4  # of the image: 20 pixels at 448 x 448
 RING = 0.05  # of sqrt(H W): 22 pixels at 448 x 448
 UNKNOWN = "unknown"

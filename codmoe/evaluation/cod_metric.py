@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
+from codmoe.evaluation.conventions import COMBINED
 from codmoe.evaluation.measures import (
     BACKENDS,
     aggregate,
@@ -22,7 +23,6 @@ from codmoe.evaluation.measures import (
 from codmoe.evaluation.truth import TRUTHS
 from codmoe.registry import METRICS, suggest
 
-COMBINED_SOURCES = ("uniform", "oracle", "mixture")
 NO_MASK = "load masks in the test pipeline (LoadCODPair, PackCODInputs(keep_original=True))"
 
 
@@ -183,7 +183,7 @@ class CODMetric(PerImageMetric):
         """The sources of one image, ``"all"`` written out, each once."""
         experts = list(sample.get("expert_probs") or {})
         known = list((sample.get("routing") or {}).get("expert_names") or experts)
-        valid = [*known, *COMBINED_SOURCES, "all"]
+        valid = [*known, *COMBINED, "all"]
         for source in self.sources:
             if known and source not in valid:
                 raise ValueError(
@@ -195,7 +195,7 @@ class CODMetric(PerImageMetric):
                     f"CODMetric: source {source!r} needs the map of every expert, and the model "
                     "did not return them; set model.evaluate_all_experts=True."
                 )
-        every = [*experts, *COMBINED_SOURCES]
+        every = [*experts, *COMBINED]
         named = [name for s in self.sources for name in (every if s == "all" else [s])]
         return tuple(dict.fromkeys(named))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Sources that combine experts; any other name in a result is an expert's.
+COMBINED = ("uniform", "oracle", "mixture")
 FAST_KEYS = ("IoU", "Dice", "MAE")
 AGGREGATE_KEYS = (
     *("Sm", "wFm", "meanEm", "adpEm", "maxEm", "meanFm", "adpFm", "maxFm", "MAE"),

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from codmoe.evaluation.conventions import COMBINED
+
 METRICS = ("mDice", "mIoU", "IoU", "Sm", "wFm", "MAE")
 # Of each expert alone; the rest is asked of mixtures only.
 EXPERT_METRICS = ("mDice", "mIoU", "IoU")
-COMBINED = ("mixture", "uniform", "oracle")
 # What files.keep_old calls a result that was replaced.
 _DATED = re.compile(r"\.\d{8}-\d{6}(-\d+)?$")
 

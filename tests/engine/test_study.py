@@ -284,3 +284,9 @@ def test_the_shipped_rows_chain(tmp_path):
     assert {row.partition("_")[2] for row in sources.values()} == set(SOURCES)
     for run in runs:
         assert len(run.above) == bool(run.cfg.get("init_from"))
+
+
+def test_gpus_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"gpus=2, but this machine has 1 GPU\(s\); use gpus=1"):
+        run_study(["polyp_fpn"], gpus=2, work_dir=str(tmp_path))
