@@ -186,7 +186,8 @@ def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
     assert loop.max_epochs == epochs and loop.val_interval == max(1, epochs // 2)
     # Everything that is compared starts from the same backbone, but for what says otherwise.
     source = (cfg.get("init_from") or {}).get("file")
-    warm = row in ("joint", "joint_zoomnet_bce", "fpn4", "sinet", "pranet", "zoomnet", "ujsc")
+    lone = ("sinet", "pranet", "zoomnet", "ujsc")
+    warm = row in ("joint", "joint_zoomnet_structure", "fpn4", *lone)
     assert (source == "fpn_best.pth") == warm
     if row != "static":
         assert cfg.optim_wrapper.optimizer.lr == budget.optim_wrapper.optimizer.lr
@@ -228,4 +229,6 @@ def test_ablations_of_the_study_change_what_they_say():
         }
     assert [load_config(f"study/polyp_router_top{k}").model.top_k for k in (1, 2, 4)] == [1, 2, 4]
     assert load_config("study/mix_stage3_no_expert_loss").model.expert_loss_weight == 0
+    assert load_config("study/mix_stage3_sparse").model.train_dispatch == "sparse"
+    assert load_config("study/mix_joint").model.experts.zoomnet.segmentation_loss == "bce"
     assert set(load_config("study/mix_fpn4").model.experts) == {f"fpn_{c}" for c in "abcd"}

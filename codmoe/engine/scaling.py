@@ -37,6 +37,7 @@ def benchmark_scaling(
     checkpoint: str | None = None,
     options: Mapping[str, Any] | None = None,
     json_file: str | None = None,
+    reference: str | None = None,
     work_dir: str = "work_dirs/scaling",
     timeout: float = 300,
     budget: float | None = None,
@@ -59,6 +60,8 @@ def benchmark_scaling(
         checkpoint: Weights to start from, for the routing that a trained router chooses.
         options: Further overrides of the config.
         json_file: Where the figures go.
+        reference: JSON file of an earlier call for the same config, options and data on the same
+            machine; its runs of one process without DDP are not made again.
         work_dir: Folder of logs.
         timeout: Seconds after which one run is ended.
         budget: Seconds after which no further run is started.
@@ -83,6 +86,10 @@ def benchmark_scaling(
     payload = dict(
         spec, gpus=gpus, options=options or {}, torch=torch.__version__, runs=[], not_run=[]
     )
+    if reference:
+        payload["runs"] = _reference(reference, payload)
+        had = {(run["variant"], run["processes"], run["launcher"]) for run in payload["runs"]}
+        plan = [run for run in plan if run not in had]
     if json_file:
         keep_old(json_file)
     console, started = Console(), time.monotonic()
@@ -128,6 +135,22 @@ def _plan(variants: Sequence[str], gpus: int) -> list[tuple[str, int, str]]:
             wanted.append((variant, 1, "pytorch"))
         plan += [run for run in wanted if run not in plan]
     return plan
+
+
+def _reference(file: str, payload: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs of one process without DDP in the file of an earlier call."""
+    try:
+        earlier = json.loads(Path(file).read_text(encoding="utf-8"))
+        runs = [run for run in earlier["runs"] if run["launcher"] == "none" and "error" not in run]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no file that --json of this tool wrote: {error!r}") from error
+    for key in ("config", "options", "data", "size", "data_root", "checkpoint", "torch"):
+        if earlier.get(key) != payload[key]:
+            raise ValueError(
+                f"{file} was measured with {key}={earlier.get(key)!r}, this call has "
+                f"{payload[key]!r}; leave --reference out"
+            )
+    return [dict(run, reference=file) for run in runs]
 
 
 def _launch(

@@ -36,6 +36,9 @@ DIFFERENCES = (
     ("joint", "joint_cold"),
     ("refit", "joint"),
     ("stage3", "stage3_no_expert_loss"),
+    ("stage3", "stage3_sparse"),
+    ("stage3_sparse", "stage3_sparse/best expert"),
+    ("joint", "joint_zoomnet_structure"),
     ("stage3_lite2", "stage3_lite2/best expert"),
     ("stage3_lite2", "stage3_lite2/uniform"),
 )

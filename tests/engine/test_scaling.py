@@ -63,6 +63,16 @@ def test_the_tool_measures_one_and_two_processes(tmp_path):
     (kept,) = tmp_path.glob("scaling.2*.json")
     assert kept.read_text() == "somebody's"
 
+    # An earlier call's run of one process serves again, but not for another config.
+    wanted = dict(variants=["no_find_unused"], steps=3, warmup=1, reference=str(out))
+    wanted |= dict(work_dir=str(tmp_path / "again"), budget=0.0)
+    again = benchmark_scaling(str(config), **wanted)
+    assert [run["variant"] for run in again["runs"]] == [one["variant"]]
+    assert again["runs"][0]["step_seconds"] == one["step_seconds"]
+    assert again["not_run"] == ["no_find_unused, 2 process(es)"]
+    with pytest.raises(ValueError, match=r"options=.*leave --reference out"):
+        benchmark_scaling(str(config), **wanted, options={"train_dataloader.batch_size": 2})
+
 
 def test_a_run_that_does_not_end_is_told_and_the_rest_is_left(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--data-root", help="folder of the data set, instead of the config's")
     parser.add_argument("--checkpoint", help="weights to start from; random ones by default")
     parser.add_argument("--json", help="also write the figures to this file, after every run")
+    parser.add_argument(
+        "--reference", metavar="FILE", help="take runs of one process from an earlier --json"
+    )
     parser.add_argument("--work-dir", default="work_dirs/scaling", help="logs")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for one run")
     parser.add_argument("--budget", type=float, help="seconds after which no run is started")
@@ -41,7 +44,7 @@ def main() -> None:
         leave_cpu_process_group()
         return
     settings = {key: getattr(args, key) for key in (
-        "gpus steps warmup data size data_root checkpoint work_dir timeout budget".split()
+        "gpus steps warmup data size data_root checkpoint reference work_dir timeout budget".split()
     )}  # fmt: skip
     variants = [*args.variants, *(["compile"] if args.compile else [])]
     try:

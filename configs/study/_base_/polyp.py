@@ -7,8 +7,8 @@ _base_ = [
 epochs = dict(fpn=30, joint=10, cold=16, refit=4, router=10, stage3=10)
 rates = dict(router=2e-4, stage3=1e-4)  # 3e-4 for all others
 train_dataloader = dict(batch_size=24, num_workers=12)
-# As soft as BCE leaves them, ZoomNet's maps would be those that the mixture's measures suffer from.
-zoomnet = dict(type="ZoomNetExpert", segmentation_loss="structure")
+# Its own loss, as every expert's; row joint_zoomnet_structure has the one that the others share.
+zoomnet = dict(type="ZoomNetExpert", segmentation_loss="bce")
 # Started from the row fpn: a plain head adapts the backbone at a seventh of the experts' cost.
 warm = dict(
     file="fpn_best.pth",

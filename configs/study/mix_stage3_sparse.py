@@ -1,0 +1,4 @@
+# mix_stage3 where an expert learns from the images that were routed to it alone.
+_base_ = ["./_base_/mix_stage3.py"]
+model = dict(train_dispatch="sparse")
+default_hooks = dict(best=dict(name="ensemble_sparse"))
