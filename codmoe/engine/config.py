@@ -31,7 +31,8 @@ LOADER_KEYS = (
     "prefetch_factor timeout multiprocessing_context generator in_order shuffle"
 ).split()
 OWN_KEYS = (
-    "amp assembly checkpoint_dir compile config_file init_from max_unreadable memory_format"
+    "amp assembly checkpoint_dir compile config_file fast_norm init_from max_unreadable "
+    "memory_format"
 ).split()
 
 

@@ -11,7 +11,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from codmoe.engine import message_hub as hubs
 from codmoe.engine.optimizers import lay_out_state
-from codmoe.engine.speed import compile_parts, set_memory_format
+from codmoe.engine.speed import compile_parts, set_fast_norm, set_memory_format
 from codmoe.version import __version__
 
 
@@ -33,6 +33,11 @@ class CODRunner(Runner):
         """A hub that fetches scalars from the device when they are read, not one by one."""
         hubs.install((message_hub or {}).get("name", self._experiment_name))
         return super().build_message_hub(message_hub)
+
+    def build_model(self, model):
+        """mmengine's; timm's norms remember what ``fast_norm`` was when they were made."""
+        set_fast_norm(self.cfg.get("fast_norm", False))
+        return super().build_model(model)
 
     def wrap_model(self, model_wrapper_cfg, model):
         """mmengine's; ``memory_format`` and ``compile`` first, since DDP lays out its buffers by

@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain_groups": {"optim_wrapper.constructor": "DefaultOptimWrapperConstructor"},
     "fused_adamw": {"optim_wrapper.optimizer.fused": True},
     "no_fused_adamw": {"optim_wrapper.optimizer.fused": False},
+    "fast_norm": {"fast_norm": True},
     "contiguous": {"memory_format": "contiguous"},
     "compile_all": {"compile": dict(backbone=True, experts=True)},
     "no_cudnn_benchmark": {"env_cfg.cudnn_benchmark": False},

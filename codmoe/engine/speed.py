@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from timm.layers import fast_norm
 from torch import nn
 
 from codmoe.registry import suggest
@@ -36,11 +37,23 @@ def set_memory_format(model: nn.Module, name: str | None) -> None:
         preprocessor.memory_format = FORMATS[name]
 
 
+def set_fast_norm(on: bool) -> None:
+    """Whether timm's layer norms stay in half precision under autocast.
+
+    Config: top-level ``fast_norm``. Autocast makes layer norms of float32 tensors, twice the bytes,
+    and casts their results back; their sums are taken in float32 either way. timm keeps one switch
+    for all norms that are made from then on.
+    """
+    fast_norm.set_fast_norm(bool(on))
+
+
 def speed_faults(cfg: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the top-level ``memory_format`` and ``compile``, one sentence each."""
+    """What is wrong with ``memory_format``, ``fast_norm`` and ``compile``, one sentence each."""
     faults, name = [], cfg.get("memory_format")
     if name is not None and name not in FORMATS:
         faults.append(f"memory_format={name!r} is unknown; {suggest(str(name), FORMATS)}")
+    if not isinstance(cfg.get("fast_norm", False), bool):
+        faults.append(f"fast_norm={cfg['fast_norm']!r}: give True or False")
     options = cfg.get("compile")
     if options is not None and not isinstance(options, Mapping):
         return [*faults, f"compile={options!r}: give a dict, e.g. dict(backbone=True)"]

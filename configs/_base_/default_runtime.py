@@ -12,6 +12,9 @@ amp = True
 # "contiguous". Also of testing and inference.
 memory_format = "channels_last"
 
+# timm's layer norms in half precision under autocast, where they otherwise are float32.
+fast_norm = False
+
 # Parts of the model that are compiled for training, each on its own; further keys: router,
 # combiner, mode (torch.compile's). The first steps then take minutes.
 compile = dict(backbone=False, experts=False)

@@ -85,6 +85,19 @@ def test_the_runner_lays_out_the_model_and_the_optimisers_state(tmp_path):
     assert all(p.is_contiguous() for p in build_runner(plain)[0].model.parameters())
 
 
+def test_fast_norms_stay_in_half_precision(tmp_path):
+    for on in (True, False):
+        cfg = prepared(write_config(tmp_path, 1, ONE_EXPERT), tmp_path / str(on), fast_norm=on)
+        model = build_runner(cfg)[0].model.eval()
+        norms = [m for n, m in model.backbone.named_modules() if n.endswith("norm1")]
+        # What they do with it is timm's; on a CPU autocast leaves layer norms in half precision.
+        assert norms and all(norm._fast_norm == on for norm in norms)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
+    with pytest.raises(ValueError, match="fast_norm='yes': give True or False"):
+        load_config(write_config(tmp_path), {"fast_norm": "yes"})
+
+
 def test_misspelt_keys_are_told(tmp_path):
     config = write_config(tmp_path)
     with pytest.raises(ValueError, match=r"memory_format='chanels_last'.*'channels_last'"):
