@@ -28,7 +28,7 @@ def run(
     size: int = 448,
     large: int = 16,
     dtype: str = "auto",
-    inductor: bool = False,
+    inductor: bool | str = False,
     repeats: int = 20,
     budget: float = 190.0,
     device: str | None = None,
@@ -44,7 +44,8 @@ def run(
         size: Side of the images in pixels.
         large: Batch of the throughput.
         dtype: Precision; see :class:`CompiledMoE`.
-        inductor: Also the ``"inductor"`` backend, last: compiling takes minutes.
+        inductor: Also the ``"inductor"`` backend, last: compiling takes minutes. ``"only"`` leaves
+            all else out but the speed of the engine beside it.
         repeats: Calls that count.
         budget: Seconds; what has not begun by then is left out.
         device: The first GPU if there is one.
@@ -68,10 +69,25 @@ def run(
     run_ = _Run(model, where, size, repeats, results)
     sections = Sections(budget)
     engine = run_.engine("engine", dtype=dtype)
-    kind = engine.frozen.dtype
+    if inductor != "only":
+        _everything(run_, sections, engine, large, dtype)
+    if inductor:
+        with sections.begin("variant inductor", 240):
+            run_.compiled(engine, large, dtype=dtype, backend="inductor")
+    sections.end()
+    print("\n" + engine.report, flush=True)
+    if json_file is not None:
+        print(f"wrote {save_json(json_file, results)}")
+    return results
+
+
+def _everything(
+    run_: _Run, sections: Sections, engine: CompiledMoE, large: int, dtype: str
+) -> None:
+    kind, size, results = engine.frozen.dtype, run_.size, run_.results
     with sections.begin("one image", 90):
         run_.speed(1, {"": engine}, eager=True)
-    with sections.begin(f"parity in {kind}, {len(check.routes_of(model))} routes", 60):
+    with sections.begin(f"parity in {kind}, {len(check.routes_of(run_.model))} routes", 60):
         run_.parity(engine)
     with sections.begin(f"{large} images", 100):
         run_.speed(large, {"": engine}, eager=True)
@@ -94,15 +110,6 @@ def run(
             run_.speed(large, {name: other}, eager=False)
             if name == "fp16":
                 run_.parity(other)
-    if inductor:
-        with sections.begin("variant inductor", 240):
-            other = run_.engine("inductor", dtype=dtype, backend="inductor")
-            run_.speed(1, {"inductor": other}, eager=False)
-    sections.end()
-    print("\n" + engine.report, flush=True)
-    if json_file is not None:
-        print(f"wrote {save_json(json_file, results)}")
-    return results
 
 
 class _Run:
@@ -156,6 +163,15 @@ class _Run:
         for label, engine in engines.items():
             seconds = sum(piece.seconds for piece in engine.pieces)
             print(f"engine {label}: {len(engine.pieces)} pieces, {seconds:.1f} s to prepare so far")
+
+    def compiled(self, engine: CompiledMoE, large: int, **options: Any) -> None:
+        """A further backend beside the engine, with the time of its pieces."""
+        other = self.engine(options["backend"], **options)
+        for batch in (1, large):
+            self.speed(batch, {"": engine, options["backend"]: other}, eager=False)
+        times = check.piece_times(other, large, self.size)
+        self.results[f"pieces_{large}_{options['backend']}"] = times
+        print(f"batch {large}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in times.items()))
 
     def parity(self, engine: CompiledMoE) -> None:
         kind = engine.frozen.dtype

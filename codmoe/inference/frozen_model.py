@@ -19,7 +19,7 @@ DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 class FrozenModel:
     """Copies of all parts, batch norm folded; backbone and experts in ``dtype``, router and
-    combiner in float32.
+    combiner in float32, but for the router's convolutions.
 
     Args:
         model: The model; it is left as it is.
@@ -92,7 +92,10 @@ class FrozenModel:
     def _copy(self, name: str, part: nn.Module) -> nn.Module:
         exact = name in ("router", "combiner")
         form: dict[str, Any] = dict(device=self.device, memory_format=FORMATS[self.memory_format])
-        return frozen_copy(part, dtype=torch.float32 if exact else DTYPES[self.dtype], **form)
+        copy = frozen_copy(part, dtype=torch.float32 if exact else DTYPES[self.dtype], **form)
+        if hasattr(copy, "convolution_dtype") and DTYPES[self.dtype] != torch.float32:
+            copy.convolution_dtype = DTYPES[self.dtype]
+        return copy
 
 
 def _parts_of(model: ModelLevelMoE) -> dict[str, nn.Module]:

@@ -18,7 +18,8 @@ def main() -> None:
     add("--size", type=int, default=448, help="side of the images (448)")
     add("--large", type=int, default=16, help="batch of the throughput (16)")
     add("--dtype", default="auto", help="bf16, fp16 or fp32; bf16 where the GPU has it")
-    add("--inductor", action="store_true", help="also compiled, which takes minutes")
+    add("--inductor", nargs="?", const=True, default=False, choices=[True, "only"],
+        metavar="only", help="also compiled, which takes minutes; 'only': little else")  # fmt: skip
     add("--repeats", type=int, default=20, help="calls that count (20)")
     add("--budget", type=float, default=190, help="seconds once the model stands (190)")
     add("--device", help="cuda, cpu; the first GPU if there is one")

@@ -47,6 +47,12 @@ def mean_and_deviation(x: Tensor) -> Tensor:
     return torch.cat([x.mean((2, 3)), x.var((2, 3), unbiased=False).clamp(min=1e-6).sqrt()], dim=1)
 
 
+def convolving(images: Tensor, half: torch.dtype | None) -> torch.autocast:
+    """Context in which convolutions are done in ``half``; None: as everything else."""
+    # Without the cache of casts, which would be filled while a CUDA graph is captured.
+    return torch.autocast(images.device.type, half, half is not None, cache_enabled=False)
+
+
 class TextureBranch(nn.Module):
     """Local statistics of strides 4 and 8 and of the image: is object and ground one texture?"""
 
@@ -59,14 +65,21 @@ class TextureBranch(nn.Module):
         self.mix = conv_bn(width, width, 3, stride=2)
         self.out = nn.Linear(2 * width, width)
 
-    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
-        """→ (N, width)."""
+    def forward(
+        self, images: Tensor, pyramid: Sequence[Tensor], half: torch.dtype | None = None
+    ) -> Tensor:
+        """→ (N, width); convolutions in ``half``."""
         f1, f2 = pyramid[:2]
         grey = F.avg_pool2d(luminance(images), 2, ceil_mode=True)
-        x = resize_to(self.image(torch.cat([grey, local_deviation(grey)], dim=1)), f1)
-        x = self.fine(torch.cat([f1.float(), local_deviation(f1), x], dim=1))
-        x = torch.cat([f2.float(), local_deviation(f2), resize_to(x, f2)], dim=1)
-        return self.out(mean_and_deviation(self.mix(self.coarse(x))))
+        with convolving(images, half):
+            x = resize_to(self.image(torch.cat([grey, local_deviation(grey)], dim=1)), f1)
+            x = self.fine(self._beside(f1, x))
+            x = self.mix(self.coarse(self._beside(f2, resize_to(x, f2))))
+        return self.out(mean_and_deviation(x).to(self.out.weight.dtype))
+
+    @staticmethod
+    def _beside(level: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([level.to(x.dtype), local_deviation(level).to(x.dtype), x], dim=1)
 
 
 class EdgeBranch(nn.Module):
@@ -99,9 +112,14 @@ class EdgeBranch(nn.Module):
             maps.append(resize_to(torch.cat([x, magnitude], dim=1), size))
         return torch.cat(maps, dim=1)
 
-    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
-        """→ (N, width)."""
-        return self.out(mean_and_deviation(self.layers(self.responses(images))))
+    def forward(
+        self, images: Tensor, pyramid: Sequence[Tensor], half: torch.dtype | None = None
+    ) -> Tensor:
+        """→ (N, width); convolutions in ``half``."""
+        responses = self.responses(images)
+        with convolving(images, half):
+            x = self.layers(responses)
+        return self.out(mean_and_deviation(x).to(self.out.weight.dtype))
 
 
 class ContextBranch(nn.Module):
@@ -119,7 +137,9 @@ class ContextBranch(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(2 * width, width)
 
-    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, images: Tensor, pyramid: Sequence[Tensor], half: torch.dtype | None = None
+    ) -> Tensor:
         """→ (N, width)."""
         tokens = []
         for i, (project, level) in enumerate(zip(self.project, pyramid[2:], strict=True)):
@@ -192,7 +212,9 @@ class FrequencyBranch(nn.Module):
         grid = cells.view(-1, self.directional, self.radial)
         return torch.cat([cells, grid.mean(2), grid.mean(1)], dim=1)
 
-    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, images: Tensor, pyramid: Sequence[Tensor], half: torch.dtype | None = None
+    ) -> Tensor:
         """→ (N, width)."""
         return self.layers(self.statistics(images))
 
@@ -241,6 +263,8 @@ class EvidenceRouter(Router):
             raise ValueError(f"router.noise_end={noise_end} must be above 0; noise=0 is no noise")
         self.noise, self.noise_end = noise, noise_end
         self.detach = detach
+        self.convolution_dtype: torch.dtype | None = None
+        """16-bit type of the convolutions where autocast is off; None: that of everything else."""
         self.branches = nn.ModuleDict({name: BRANCHES[name](in_channels, width) for name in used})
         # Over the batch and not over the features, so that what all images share (every photograph
         # has a falling spectrum) cannot drown what tells them apart; see docs/results.md.
@@ -257,11 +281,14 @@ class EvidenceRouter(Router):
         if self.detach:
             pyramid = [level.detach() for level in pyramid]
         # Statistics and FFT need float32: a half-precision FFT wants powers of two, and squares
-        # overflow.
-        with torch.autocast(images.device.type, enabled=False):
+        # overflow. Convolutions, most of the operations, need not, as what they give is averaged.
+        device, half = images.device.type, self.convolution_dtype
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            half = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
             images, pyramid = images.float(), [level.float() for level in pyramid]
             evidence = [
-                self.norms[name](branch(images, pyramid)[..., None, None]).flatten(1)
+                self.norms[name](branch(images, pyramid, half)[..., None, None]).flatten(1)
                 for name, branch in self.branches.items()
             ]
             return self.fuse(torch.cat(evidence, dim=1))
