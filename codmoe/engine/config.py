@@ -32,7 +32,7 @@ LOADER_KEYS = (
 ).split()
 OWN_KEYS = (
     "amp assembly checkpoint_dir compile config_file fast_norm init_from max_unreadable "
-    "memory_format"
+    "memory_format train_graphs"
 ).split()
 
 

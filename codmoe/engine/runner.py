@@ -12,6 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from codmoe.engine import message_hub as hubs
 from codmoe.engine.optimizers import lay_out_state
 from codmoe.engine.speed import compile_parts, set_fast_norm, set_memory_format
+from codmoe.engine.train_graphs import graph_parts
 from codmoe.version import __version__
 
 
@@ -40,13 +41,16 @@ class CODRunner(Runner):
         return super().build_model(model)
 
     def wrap_model(self, model_wrapper_cfg, model):
-        """mmengine's; ``memory_format`` and ``compile`` first, since DDP lays out its buffers by
-        those of the parameters.
+        """mmengine's; ``memory_format``, ``compile`` and ``train_graphs`` first, since DDP lays out
+        its buffers by those of the parameters.
         """
         set_memory_format(model, self.cfg.get("memory_format"))
         compiled = compile_parts(model, self.cfg.get("compile"))
         if compiled:
             self.logger.info(f"compiled for training: {', '.join(compiled)}")
+        graphed = graph_parts(model, self.cfg.get("train_graphs"))
+        if graphed:
+            self.logger.info(f"CUDA graphs for training: {', '.join(graphed)}")
         return super().wrap_model(model_wrapper_cfg, model)
 
     def _maybe_compile(self, target: str) -> None:

@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fast_norm": {"fast_norm": True},
     "contiguous": {"memory_format": "contiguous"},
     "compile_all": {"compile": dict(backbone=True, experts=True)},
+    "train_graphs": {"train_graphs": dict(backbone=True, experts=True)},
     "no_cudnn_benchmark": {"env_cfg.cudnn_benchmark": False},
     "compile": {},
 }

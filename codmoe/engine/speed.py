@@ -16,6 +16,7 @@ from codmoe.registry import suggest
 FORMATS = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_format)
 PARTS = ("backbone", "experts", "router", "combiner")
 COMPILE_KEYS = (*PARTS, "mode")
+GRAPHED = ("backbone", "experts")
 
 
 def set_memory_format(model: nn.Module, name: str | None) -> None:
@@ -48,17 +49,38 @@ def set_fast_norm(on: bool) -> None:
 
 
 def speed_faults(cfg: Mapping[str, Any]) -> list[str]:
-    """What is wrong with ``memory_format``, ``fast_norm`` and ``compile``, one sentence each."""
+    """What is wrong with ``memory_format``, ``fast_norm``, ``compile`` and ``train_graphs``, one
+    sentence each.
+    """
     faults, name = [], cfg.get("memory_format")
     if name is not None and name not in FORMATS:
         faults.append(f"memory_format={name!r} is unknown; {suggest(str(name), FORMATS)}")
     if not isinstance(cfg.get("fast_norm", False), bool):
         faults.append(f"fast_norm={cfg['fast_norm']!r}: give True or False")
+    faults += _graph_faults(cfg)
     options = cfg.get("compile")
     if options is not None and not isinstance(options, Mapping):
         return [*faults, f"compile={options!r}: give a dict, e.g. dict(backbone=True)"]
     unknown = [key for key in options or () if key not in COMPILE_KEYS]
     return faults + [f"compile: no key {key!r}; {suggest(key, COMPILE_KEYS)}" for key in unknown]
+
+
+def _graph_faults(cfg: Mapping[str, Any]) -> list[str]:
+    options, compiled = cfg.get("train_graphs"), cfg.get("compile")
+    if options is not None and not isinstance(options, Mapping):
+        return [f"train_graphs={options!r}: give a dict, e.g. dict(backbone=True)"]
+    unknown = [key for key in options or () if key not in GRAPHED]
+    faults = [f"train_graphs: no key {key!r}; {suggest(key, GRAPHED)}" for key in unknown]
+    chosen = [part for part in GRAPHED if (options or {}).get(part)]
+    both = [part for part in chosen if isinstance(compiled, Mapping) and compiled.get(part)]
+    faults += [f"train_graphs.{part} and compile.{part}: choose one of the two" for part in both]
+    wrapper = cfg.get("optim_wrapper") or {}
+    if chosen and wrapper.get("accumulative_counts", 1) > 1:
+        faults.append(
+            "train_graphs with optim_wrapper.accumulative_counts > 1: gradients lie where the next "
+            "step writes its own; take a larger batch instead"
+        )
+    return faults
 
 
 def compile_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str]:

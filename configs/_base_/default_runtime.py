@@ -19,6 +19,10 @@ fast_norm = False
 # combiner, mode (torch.compile's). The first steps then take minutes.
 compile = dict(backbone=False, experts=False)
 
+# Parts that train as CUDA graphs: for GPUs that wait for their host. The first step then takes
+# longer; groups of images of ever other sizes (train_dispatch="sparse") mostly run without.
+train_graphs = dict(backbone=False, experts=False)
+
 # Share of the training samples whose files may turn out unreadable while training runs: each is
 # reported once and replaced by another sample. Above it training stops with the list.
 max_unreadable = 0.01

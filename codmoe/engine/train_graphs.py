@@ -1,0 +1,228 @@
+"""Training passes of whole parts as CUDA graphs: two launches where there were thousands."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from codmoe.engine.speed import GRAPHED
+from codmoe.structures import ExpertOutput
+
+MOST_KEYS = 6
+"""Graphs of one region; each keeps its activations for good."""
+
+
+def graph_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str]:
+    """Have parts of a model captured in CUDA graphs when training first calls them on a GPU.
+
+    Config: top-level ``train_graphs = dict(backbone=True, experts=True)``. A graph is of one size:
+    inputs of another get another graph, and beyond ``MOST_KEYS`` of them run without. Names in the
+    state dict do not change. Evaluation runs as ever.
+
+    Returns:
+        Names of the parts, e.g. ``"experts.sinet"``.
+    """
+    names = []
+    for part in (part for part in GRAPHED if (options or {}).get(part)):
+        if setting := _computed_again(model, part):
+            log = f"{part}: without CUDA graphs, which {setting} would overwrite in backward passes"
+            print_log(log, logger="current", level=logging.WARNING)
+            continue
+        module = model.get_submodule(part)
+        regions = module.named_children() if part == "experts" else [("", module)]
+        for name, region in regions:
+            names.append(f"{part}.{name}" if name else part)
+            region._compiled_call_impl = _Graphs(region, names[-1])
+    return names
+
+
+def _computed_again(model: nn.Module, part: str) -> str | None:
+    """The setting by which a part is computed again in the backward pass."""
+    if part == "backbone" and getattr(model, "checkpoint_backbone", None) is not None:
+        return f"checkpoint_backbone={model.checkpoint_backbone!r}"
+    execution = getattr(getattr(model, "expert_training", None), "execution", None)
+    if part == "experts" and execution == "checkpoint":
+        return "expert_execution='checkpoint'"
+    return None
+
+
+class _Graphs:
+    """Calls a module by its graphs while it trains; as it is otherwise, and for good after a
+    failure.
+
+    It stands where ``nn.Module.compile`` puts its function, which neither copies nor state dicts
+    take along.
+    """
+
+    def __init__(self, module: nn.Module, name: str):
+        self.module, self.name = module, name
+        self.graphs: dict[tuple, _Graph] = {}
+        self.capturing = self.failed = self.full = False
+
+    def __call__(self, *args, **kwargs):
+        plain = self.module._call_impl
+        if self.capturing or self.failed or not self.module.training:
+            return plain(*args, **kwargs)
+        leaves, spec = tree_flatten((args, kwargs))
+        if not (torch.is_grad_enabled() and leaves and all(map(_on_gpu, leaves))):
+            return plain(*args, **kwargs)
+        key = (str(spec), *map(_looks, leaves), *_autocast())
+        graph = self.graphs.get(key)
+        if graph is None and len(self.graphs) >= MOST_KEYS:
+            if not self.full:
+                self._log(f"beyond {MOST_KEYS} sizes of its inputs, it runs without CUDA graph")
+            self.full = True
+            return plain(*args, **kwargs)
+        if graph is None:
+            graph = self._captured(leaves, spec)
+            if graph is None:
+                return plain(*args, **kwargs)
+            self.graphs[key] = graph
+        # A second pass before the backward pass of the first would overwrite its activations.
+        return plain(*args, **kwargs) if graph.busy else graph(leaves)
+
+    def _captured(self, leaves: list[Tensor], spec: TreeSpec) -> _Graph | None:
+        started = time.perf_counter()
+        buffers = [(b, b.clone()) for b in self.module.buffers()]
+        self.capturing = True
+        try:
+            with _capture_of_this_thread():
+                graph = _Graph(self.module, leaves, spec)
+        except Exception as error:  # out of memory, or the region waits for the device
+            # The end of a broken capture fails, too; the first error says more.
+            cause = error.__context__ or error
+            self.failed = True
+            self.graphs.clear()
+            self._log(
+                "cannot be captured in a CUDA graph and runs without: "
+                f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:200]}"
+            )
+            graph = None
+        finally:
+            self.capturing = False
+        torch.cuda.synchronize()
+        with torch.no_grad():  # warming up has moved batch-norm statistics
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        if graph is not None:
+            shape = " × ".join(map(str, leaves[0].shape))
+            seconds = time.perf_counter() - started
+            self._log(f"CUDA graph for {shape} captured in {seconds:.1f} s", logging.INFO)
+        return graph
+
+    def _log(self, text: str, level: int = logging.WARNING) -> None:
+        print_log(f"{self.name}: {text}", logger="current", level=level)
+
+
+class _Graph:
+    """Forward and backward pass of a module for inputs of one size.
+
+    Parameters are inputs of the graph, captured as leaves of their own on the same memory: those of
+    the module may already have hooks and streams, which DDP gave them, and no capture may touch.
+    """
+
+    def __init__(self, module: nn.Module, leaves: list[Tensor], spec: TreeSpec):
+        trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.parameters = list(trained.values())
+        enabled, dtype = _autocast()
+        count = len(leaves)
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            args, kwargs = tree_unflatten(list(tensors[:count]), spec)
+            own = dict(zip(trained, tensors[count:], strict=True))
+            # Only the forward pass is under autocast, as in any training step.
+            with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
+                result, self.restore = _flat(functional_call(module, own, args, kwargs))
+            self.differentiable = [tensor.requires_grad for tensor in result]
+            return result
+
+        static = [x.detach().clone().requires_grad_(x.requires_grad) for x in leaves]
+        static += [p.detach().requires_grad_() for p in self.parameters]
+        with torch.autocast("cuda", enabled=False):
+            self.replay = torch.cuda.make_graphed_callables(
+                run, tuple(static), allow_unused_input=True
+            )
+        self.pending: Callable[[], _Pending | None] = lambda: None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the backward pass of the last call is still to come."""
+        pending = self.pending()
+        return pending is not None and not pending.done
+
+    def __call__(self, leaves: list[Tensor]) -> Any:
+        result = self.replay(*leaves, *self.parameters)
+        node = next((x.grad_fn for x in result if x.grad_fn is not None), None)
+        if node is not None:
+            pending = _Pending()
+            node.register_prehook(pending.finish)  # which keeps it as long as the node lives
+            self.pending = weakref.ref(pending)
+        # All that a node returns seems to need a gradient.
+        pairs = zip(result, self.differentiable, strict=True)
+        return self.restore([x if needs else x.detach() for x, needs in pairs])
+
+
+class _Pending:
+    """A forward pass whose backward pass may still come."""
+
+    done = False
+
+    def finish(self, gradients: tuple[Tensor | None, ...]) -> None:
+        """Called as its backward pass begins."""
+        self.done = True
+
+
+def _flat(output: Any) -> tuple[tuple[Tensor, ...], Callable[[list[Tensor]], Any]]:
+    """The tensors of an output, and what makes an output of such tensors."""
+    kind = type(output)
+    if kind is ExpertOutput:
+        output = {field.name: getattr(output, field.name) for field in fields(output)}
+    leaves, spec = tree_flatten(output)
+    there = [isinstance(leaf, Tensor) for leaf in leaves]
+
+    def restore(tensors: list[Tensor]) -> Any:
+        given = iter(tensors)
+        whole = [next(given) if is_there else None for is_there in there]
+        tree = tree_unflatten(whole, spec)
+        return ExpertOutput(**tree) if kind is ExpertOutput else tree
+
+    return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor)), restore
+
+
+def _on_gpu(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_cuda
+
+
+def _looks(tensor: Tensor) -> tuple:
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+
+
+def _autocast() -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+
+
+@contextmanager
+def _capture_of_this_thread() -> Iterator[None]:
+    """Other threads, which pin batches, may go on; a broken capture leaves no stream behind."""
+    graph = torch.cuda.graph
+    torch.cuda.graph = partial(graph, capture_error_mode="thread_local")
+    try:
+        with torch.cuda.stream(torch.cuda.current_stream()):
+            yield
+    except Exception:
+        graph.default_capture_stream = None  # may still be capturing
+        raise
+    finally:
+        torch.cuda.graph = graph
