@@ -69,6 +69,7 @@ class _Graphs:
     def __init__(self, module: nn.Module, name: str):
         self.module, self.name = module, name
         self.graphs: dict[tuple, _Graph] = {}
+        self.state: bytes | None = None
         self.capturing = self.failed = self.full = False
 
     def __call__(self, *args, **kwargs):
@@ -78,6 +79,7 @@ class _Graphs:
         leaves, spec = tree_flatten((args, kwargs))
         if not (torch.is_grad_enabled() and leaves and all(map(_on_gpu, leaves))):
             return plain(*args, **kwargs)
+        self._follow()
         key = (str(spec), *map(_looks, leaves), *_autocast())
         graph = self.graphs.get(key)
         if graph is None and len(self.graphs) >= MOST_KEYS:
@@ -92,6 +94,16 @@ class _Graphs:
             self.graphs[key] = graph
         # A second pass before the backward pass of the first would overwrite its activations.
         return plain(*args, **kwargs) if graph.busy else graph(leaves)
+
+    def _follow(self) -> None:
+        """Drop graphs of another training: who learns and whose statistics stand may change, as
+        after the epochs in which the backbone is held.
+        """
+        state = bytes(parameter.requires_grad for parameter in self.module.parameters())
+        state += bytes(module.training for module in self.module.modules())
+        if state != self.state:
+            self.graphs.clear()
+            self.state = state
 
     def _captured(self, leaves: list[Tensor], spec: TreeSpec) -> _Graph | None:
         started = time.perf_counter()
