@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 import torch
 import torch.distributed as dist
 from mmengine import registry as root
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import Runner
 from torch import nn
 
 from codmoe.registry import MODEL_WRAPPERS
@@ -25,9 +27,9 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
 
     Args:
         module: The model.
-        find_unused_parameters: Whether parameters may stay without gradient. On by default: an
-            expert that no image of this rank was routed to has none. May be off where every expert
-            runs on every image; None in ``model_wrapper_cfg`` switches it off just there.
+        find_unused_parameters: Whether parameters may stay without gradient, as those of an expert
+            that no image of this rank was routed to. None in ``model_wrapper_cfg``, the default,
+            switches it off where every expert runs on every image: the search takes time.
         broadcast_buffers: Whether each forward first copies rank 0's batch-norm statistics to all.
             Off by default: AverageBuffersHook averages them once an epoch.
         gradient_as_bucket_view: Whether gradients live in the buffers that are sent, which saves
@@ -65,6 +67,19 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
             detect_anomalous_params=detect_anomalous_params,
             **kwargs,
         )
+
+
+def wrap_again(runner: Runner) -> None:
+    """Let DDP forget which parameters learn: it asks once, when it wraps a model.
+
+    Does nothing without DDP.
+    """
+    if not is_model_wrapper(runner.model):
+        return
+    model = runner.model.module
+    runner.model = model
+    gc.collect()  # the old one's hooks on the parameters go with it
+    runner.model = Runner.wrap_model(runner, runner.cfg.get("model_wrapper_cfg"), model)
 
 
 def leave_cpu_process_group() -> None:

@@ -23,7 +23,6 @@ from codmoe.engine.hooks import bare_model
 from codmoe.engine.precision import settle_amp, settle_fused
 from codmoe.engine.router_watch import routing_of_best
 from codmoe.engine.runner import CODRunner
-from codmoe.engine.warmup import check_warmup, holds_backbone
 from codmoe.evaluation.tables import save_json
 from codmoe.registry import SCOPE
 
@@ -53,7 +52,6 @@ def check_launch(cfg: Config) -> None:
             f"sync_bn={cfg.sync_bn!r} with model.train_dispatch='sparse' deadlocks as soon as an "
             "expert runs on one rank and not on another; set sync_bn=None or train_dispatch='dense'"
         )
-    check_warmup(cfg)
     wrapper = cfg.get("model_wrapper_cfg") or {}
     if cfg.get("launcher", "none") != "none" and not every_expert_runs(cfg.model):
         for key, wrong in (("find_unused_parameters", False), ("static_graph", True)):
@@ -158,7 +156,7 @@ def build_runner(cfg: Config) -> tuple[CODRunner, str]:
         judged = cfg.model.get("expert_loss_weight", 0) or "experts" in (
             cfg.model.get("frozen") or ()
         )
-        wrapper["find_unused_parameters"] = not dense or not judged or holds_backbone(cfg)
+        wrapper["find_unused_parameters"] = not dense or not judged
     sources = read_sources(cfg)
     if sources is not None and sources.backbone_files():
         skip_pretrained(cfg)

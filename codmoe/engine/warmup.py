@@ -4,13 +4,11 @@ random.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 
+from codmoe.engine.ddp import wrap_again
 from codmoe.engine.hooks import bare_model
 from codmoe.registry import HOOKS
 
@@ -23,8 +21,8 @@ class BackboneWarmupHook(Hook):
     pyramid of a plain ViT, learns from the start. The state follows from the epoch alone, so that a
     run resumes in the middle of it.
 
-    With DDP, ``find_unused_parameters`` must be on, as it is by default: DDP without it waits for
-    the gradients of the body for ever.
+    DDP wraps the model anew when the body is held and when it is released: it would wait for the
+    body's gradients for ever, or search the graph for what has none in every step to come.
 
     Args:
         epochs: Epochs without it; 0 for none.
@@ -52,6 +50,7 @@ class BackboneWarmupHook(Hook):
         if runner.epoch >= self.epochs:
             if self._held:
                 self._release()
+                wrap_again(runner)
                 runner.logger.info("warm-up is over: the backbone learns, too")
             return
         if body is None:
@@ -64,6 +63,7 @@ class BackboneWarmupHook(Hook):
             parameter.requires_grad_(False)
         self._held += held
         if held:
+            wrap_again(runner)
             runner.logger.info(f"warm-up: backbone.body is held until epoch {self.epochs} is over")
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -84,27 +84,3 @@ class BackboneWarmupHook(Hook):
 
 def _body(model: nn.Module) -> nn.Module | None:
     return getattr(model.backbone, "body", None)
-
-
-def holds_backbone(cfg: Mapping[str, Any]) -> bool:
-    """Whether a config has a warm-up, in which the backbone's parameters are unused."""
-    hooks = [*(cfg.get("default_hooks") or {}).values(), *(cfg.get("custom_hooks") or [])]
-    ours = [hook for hook in hooks if hook and hook.get("type") == "BackboneWarmupHook"]
-    return any(hook.get("epochs", 1) for hook in ours)
-
-
-def check_warmup(cfg: Mapping[str, Any]) -> None:
-    """Refuse DDP that counts on a gradient of every parameter, beside a warm-up.
-
-    Raises:
-        ValueError: ``model_wrapper_cfg`` says so.
-    """
-    if cfg.get("launcher", "none") == "none" or not holds_backbone(cfg):
-        return
-    wrapper = cfg.get("model_wrapper_cfg") or {}
-    for key, wrong in (("find_unused_parameters", False), ("static_graph", True)):
-        if wrapper.get(key) is wrong:
-            raise ValueError(
-                f"model_wrapper_cfg.{key}={wrong} with default_hooks.warmup: the backbone has no "
-                "gradient in the warm-up; leave it out, or set default_hooks.warmup=None"
-            )

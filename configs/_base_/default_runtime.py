@@ -53,7 +53,8 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
 )
-model_wrapper_cfg = dict(type="CODDistributedDataParallel", find_unused_parameters=True)
+# None: DDP searches for parameters without gradient only where an expert may not run.
+model_wrapper_cfg = dict(type="CODDistributedDataParallel", find_unused_parameters=None)
 log_processor = dict(by_epoch=True, window_size=50)
 log_level = "INFO"
 randomness = dict(seed=0)

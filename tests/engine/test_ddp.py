@@ -155,8 +155,9 @@ def test_launchers_that_need_something_else(monkeypatch):
 
 
 def bash(script, *arguments, cwd):
-    tests = str(ROOT / "tests")  # for the hook of miniature.STOP
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHON=sys.executable, PYTHONPATH=tests)
+    # For the hook of miniature.STOP, and what a test lays beside its config.
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHON=sys.executable)
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), str(cwd)])
     command = ["bash", str(ROOT / "tools" / script), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=300)
 

@@ -283,7 +283,7 @@ class EvidenceRouter(Router):
         # Statistics and FFT need float32: a half-precision FFT wants powers of two, and squares
         # overflow. Convolutions, most of the operations, need not, as what they give is averaged.
         device, half = images.device.type, self.convolution_dtype
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if not images.is_meta and torch.is_autocast_enabled(device):
             half = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             images, pyramid = images.float(), [level.float() for level in pyramid]
