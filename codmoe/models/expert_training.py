@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from codmoe.models.balance import GradientBalance
@@ -32,34 +30,20 @@ class ExpertTraining(nn.Module):
         normalization: None; ``"maps"`` divides an expert's losses by the number of maps it
             supervises, 1 + its side maps; ``"gradient"`` is :class:`GradientBalance`.
         weight: Factor on every loss.
-        focus: How much an expert learns from the images that the router gives it: image i pulls
-            on expert e with 1 − focus + focus · E · p_ie, which is 1 on average over experts. 0
-            treats all images alike, and at 1 an expert learns nothing from an image that is none
-            of its own.
 
     Raises:
-        ValueError: ``execution`` or ``normalization`` is unknown, or ``focus`` not in [0, 1].
+        ValueError: ``execution`` or ``normalization`` is unknown.
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        *,
-        execution: str,
-        normalization: str | None,
-        weight: float,
-        focus: float = 0.0,
+        self, names: Sequence[str], *, execution: str, normalization: str | None, weight: float
     ):
         super().__init__()
-        if not 0 <= focus <= 1:
-            raise ValueError(f"expert_loss_focus={focus!r}: it must lie in [0, 1]")
         check_choice("expert_execution", execution, EXECUTIONS)
         check_choice("expert_loss_normalization", normalization, NORMALIZATIONS)
         self.execution = execution
         self.normalization = normalization
         self.weight = weight
-        self.focus = focus
-        self.order = {name: number for number, name in enumerate(names)}
         self.balance = GradientBalance(names) if normalization == "gradient" else None
         self.scale_loss: Callable[[Tensor], Tensor] | None = None
         """``GradScaler.scale`` of the optimiser, which a hook of the engine gives."""
@@ -71,7 +55,6 @@ class ExpertTraining(nn.Module):
         rows: Mapping[str, Tensor | None],
         targets: Tensor,
         progress: float,
-        probabilities: Tensor | None = None,
     ) -> tuple[dict[str, ExpertOutput], dict[str, Tensor]]:
         """Run and judge the experts.
 
@@ -81,7 +64,6 @@ class ExpertTraining(nn.Module):
             rows: As of :func:`run_experts`.
             targets: Ground truth in {0, 1}, (N, 1, H, W).
             progress: Share of training done, in [0, 1].
-            probabilities: The router's, (N, E), for ``focus``.
 
         Returns:
             Outputs by expert, without gradient for ``"sequential"``, and losses by
@@ -92,9 +74,8 @@ class ExpertTraining(nn.Module):
         outputs, losses = {}, {}
         # Pyramids of further scales are not made before those who read them run.
         for name in sorted(rows, key=lambda name: len(experts[name].input_scales)):
-            pull = self._pull(name, rows[name], probabilities)
             outputs[name], losses[name] = self._run(
-                name, experts[name], bank, rows[name], targets, progress, pull
+                name, experts[name], bank, rows[name], targets, progress
             )
         merged = {key: value for name in rows for key, value in losses[name].items()}
         return {name: outputs[name] for name in rows}, merged
@@ -102,14 +83,6 @@ class ExpertTraining(nn.Module):
     def monitors(self) -> dict[str, Tensor]:
         """Scalars for the log, none of them minimised."""
         return self.balance.monitors() if self.balance is not None else {}
-
-    def _pull(self, name: str, index: Tensor | None, probabilities: Tensor | None) -> Tensor | None:
-        """Factor on the gradient of each of an expert's images, (M,); None for 1."""
-        if not self.focus or probabilities is None:
-            return None
-        share = probabilities[:, self.order[name]].detach() * len(self.order)
-        pull = 1 - self.focus + self.focus * share
-        return pull if index is None else pull[index]
 
     def _run(
         self,
@@ -119,7 +92,6 @@ class ExpertTraining(nn.Module):
         index: Tensor | None,
         targets: Tensor,
         progress: float,
-        pull: Tensor | None,
     ) -> tuple[ExpertOutput, dict[str, Tensor]]:
         images = bank.images if index is None else bank.images[index]
         target = targets if index is None else targets[index]
@@ -137,8 +109,7 @@ class ExpertTraining(nn.Module):
             factor = self.weight * (len(target) / len(targets))
             if self.normalization == "maps":
                 factor /= 1 + len(output.side_logits)
-            judged = output if pull is None else _pulled(output, pull)
-            parts = expert.loss(judged, target, progress)
+            parts = expert.loss(output, target, progress)
             return output, {f"{name}.loss_{part}": factor * v for part, v in parts.items()}
 
         if self.execution == "checkpoint":
@@ -149,31 +120,6 @@ class ExpertTraining(nn.Module):
             )
             return _prediction_of(output), losses
         return run(levels)
-
-
-class _PerImage(torch.autograd.Function):
-    """Identity on maps (M, 1, h, w); scales the gradient of each image."""
-
-    @staticmethod
-    def forward(ctx, maps: Tensor, factors: Tensor):
-        ctx.save_for_backward(factors)
-        return maps.view_as(maps)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        (factors,) = ctx.saved_tensors
-        return gradient * factors.view(-1, 1, 1, 1).to(gradient.dtype), None
-
-
-def _pulled(output: ExpertOutput, pull: Tensor) -> ExpertOutput:
-    """The output as an expert's own loss is to see it.
-
-    Every loss is a sum over images, so scaling what comes back for a map weighs its image, and an
-    expert's ``loss`` needs to know nothing of it. Confidences, which judge and do not predict,
-    learn from all images alike.
-    """
-    maps = [_PerImage.apply(logits, pull) for logits in (output.logits, *output.side_logits)]
-    return replace(output, logits=maps[0], side_logits=maps[1:])
 
 
 def _prediction_of(output: ExpertOutput) -> ExpertOutput:

@@ -57,9 +57,6 @@ class ModelLevelMoE(BaseModel, HubModel):
         expert_loss_normalization: None; ``"maps"`` divides an expert's own loss by the number of
             maps it supervises; ``"gradient"`` scales what each expert sends into the backbone to
             the mean over experts (:class:`GradientBalance`).
-        expert_loss_focus: 0: every expert learns from every image alike. Up to 1: image i pulls on
-            expert e with 1 − focus + focus · E · p_ie, so that experts specialise in what the
-            router gives them (:class:`ExpertTraining`).
         expert_execution: ``"together"``; ``"sequential"`` finishes an expert's backward pass before
             the next one begins: the same gradients with the activations of one expert at a time,
             only without ``mixture_loss``; ``"checkpoint"`` computes each expert's activations again
@@ -92,7 +89,6 @@ class ModelLevelMoE(BaseModel, HubModel):
         mixture_loss: dict | None = None,
         expert_loss_weight: float = 0.0,
         expert_loss_normalization: str | None = None,
-        expert_loss_focus: float = 0.0,
         expert_execution: str = "together",
         checkpoint_backbone: str | None = None,
         routing_losses: Mapping[str, dict | None] | None = None,
@@ -121,7 +117,6 @@ class ModelLevelMoE(BaseModel, HubModel):
             execution=expert_execution,
             normalization=expert_loss_normalization,
             weight=expert_loss_weight,
-            focus=expert_loss_focus,
         )
         self.checkpoint_backbone = checkpoint_backbone
         self.train_dispatch = train_dispatch
@@ -289,6 +284,5 @@ class ModelLevelMoE(BaseModel, HubModel):
         with torch.no_grad() if no_expert_grad else nullcontext():
             if targets is None or not self.expert_training.weight > 0:
                 return decision, run_experts(self.experts, bank, rows), {}
-            shares = decision.probabilities
-            step = self.expert_training(self.experts, bank, rows, targets, self.progress, shares)
+            step = self.expert_training(self.experts, bank, rows, targets, self.progress)
             return decision, *step
