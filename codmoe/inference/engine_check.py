@@ -103,9 +103,18 @@ def routes_of(model: ModelLevelMoE) -> list[tuple[str, ...]]:
 
 
 def parity(
-    model: ModelLevelMoE, engine: CompiledMoE, images: Tensor
+    model: ModelLevelMoE,
+    engine: CompiledMoE,
+    images: Tensor,
+    routes: Sequence[tuple[str, ...]] | None = None,
 ) -> dict[tuple[str, ...], dict[str, float]]:
     """Differences of probabilities between an engine and the float32 model, route by route.
+
+    Args:
+        model: The model.
+        engine: Made of it.
+        images: Normalised images.
+        routes: Names of the experts of each; all, and the router's own, by default.
 
     Returns:
         ``{route: {max, mean, mask, eager_max, eager_mean}}``: largest and mean difference, share of
@@ -113,7 +122,7 @@ def parity(
         engine's precision from itself in float32. The route ``()`` is the router's own choice.
     """
     rows = {}
-    for route in [*routes_of(model), ()]:
+    for route in routes if routes is not None else [*routes_of(model), ()]:
         names = route or None
         with exact_products():
             expected = eager_call(model, images, "fp32", names)().sigmoid()

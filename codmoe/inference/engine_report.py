@@ -72,7 +72,7 @@ def run(
     if inductor != "only":
         _everything(run_, sections, engine, large, dtype)
     if inductor:
-        with sections.begin("variant inductor", 240):
+        with sections.begin("variant inductor", 900):
             run_.compiled(engine, large, dtype=dtype, backend="inductor")
     sections.end()
     print("\n" + engine.report, flush=True)
@@ -171,14 +171,16 @@ class _Run:
         self.routes = {label: names for label, names in self.routes.items() if names}
         for batch in (large, 1):
             self.speed(batch, {"": engine, options["backend"]: other}, eager=False)
+        self.parity(other, batch=large, routes=list(self.routes.values()))
         times = check.piece_times(other, large, self.size)
         self.results[f"pieces_{large}_{options['backend']}"] = times
         print(f"batch {large}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in times.items()))
 
-    def parity(self, engine: CompiledMoE) -> None:
+    def parity(self, engine: CompiledMoE, batch: int = 2, routes: list | None = None) -> None:
         kind = engine.frozen.dtype
-        rows = check.parity(self.model, engine, self.images(2))
-        self.results[f"parity_{kind}"] = {" + ".join(k) or "router": v for k, v in rows.items()}
+        rows = check.parity(self.model, engine, self.images(batch), routes)
+        key = f"parity_{kind}" + ("" if routes is None else f"_{batch}")
+        self.results[key] = {" + ".join(k) or "router": v for k, v in rows.items()}
         for route, row in rows.items():
             print(
                 f"{' + '.join(route) or 'router':20s} engine: max {row['max']:.1e} mean "

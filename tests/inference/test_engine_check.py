@@ -4,8 +4,10 @@ import time
 import torch
 from miniature import TWO_EXPERTS, call, write_config
 
-from codmoe.inference.engine_check import ForcedRouter, eager_call
+from codmoe.inference.engine_check import ForcedRouter, as_if_trained, eager_call
+from codmoe.inference.engine_report import _Run
 from codmoe.inference.sections import Sections
+from codmoe.inference.zoo import create_model
 
 
 def test_one_run_says_how_fast_how_equal_and_what_runs(tmp_path, monkeypatch, capsys):
@@ -22,6 +24,21 @@ def test_one_run_says_how_fast_how_equal_and_what_runs(tmp_path, monkeypatch, ca
     routes, kinds = ("router's choice", "pranet", "sinet"), ("eager", "engine")
     assert {(b, r, w) for b in (1, 2) for r in routes for w in kinds} <= whats
     assert {"backbone", "router", "combiner 1 True"} <= set(result["pieces_1"])
+
+
+def test_a_further_backend_is_timed_and_compared_on_routes_of_equal_groups(tmp_path):
+    """As --inductor does, with a backend that needs no minutes."""
+    model = create_model(write_config(tmp_path, 3, TWO_EXPERTS), top_k=1)
+    as_if_trained(model, 64).requires_grad_(False)
+    results = {}
+    run = _Run(model, torch.device("cpu"), 64, 1, results)
+    run.compiled(run.engine("", dtype="fp32"), 2, dtype="fp32", backend="cudagraph")
+    seen = {(row["batch"], row["route"], row["what"]) for row in results["speed"]}
+    whats = ("engine", "engine cudagraph")
+    assert seen == {(b, r, w) for b in (1, 2) for r in ("pranet", "sinet") for w in whats}
+    assert all(row["max"] < 1e-4 for row in results["parity_fp32_2"].values())
+    assert list(results["parity_fp32_2"]) == ["pranet", "sinet"]
+    assert "backbone" in results["pieces_2_cudagraph"]
 
 
 def test_a_section_that_fails_or_hangs_is_told_and_the_next_begins(capsys):
