@@ -37,7 +37,8 @@ class Study:
         work_dir: Folder of logs, weights and state.
         out: Folder of the small results.
         gpus: GPUs to use; 0 for the CPU.
-        per_gpu: Runs that share one: a training step waits for the host most of the time.
+        per_gpu: Runs that share one, so that one computes while another starts or tests; no two of
+            them train several complete experts.
         workers: Loader workers per run; None shares out the cores.
         time_limit: Seconds after which everything is stopped; None for no limit.
         keep_weights: Patterns of rows whose weights stay when no later row needs them any more.
@@ -128,14 +129,27 @@ class Study:
                 continue
             if not all(self.state(s) == "done" and s.weights.is_file() for s in run.above):
                 continue
+            gpu = self._gpu_for(run)
+            if gpu is None:
+                continue
             expected = estimate(run, self.runs, self.status)
             if expected > self._left():
                 self.status[run.label]["reason"] = f"would take {expected:.0f} s"
                 continue
-            self._start(run)
+            self._start(run, gpu)
 
-    def _start(self, run: Run) -> None:
-        gpu = min(range(max(self.gpus, 1)), key=lambda g: sum(job.gpu == g for job in self.jobs))
+    def _gpu_for(self, run: Run) -> int | None:
+        """The emptiest GPU that has room for a run."""
+        jobs = {gpu: [j for j in self.jobs if j.gpu == gpu] for gpu in range(max(self.gpus, 1))}
+        free = {
+            gpu: len(held)
+            for gpu, held in jobs.items()
+            if len(held) < self.per_gpu
+            and not (self.gpus and run.is_heavy and any(job.run.is_heavy for job in held))
+        }
+        return min(free, key=free.__getitem__, default=None)
+
+    def _start(self, run: Run, gpu: int) -> None:
         job = Job(run, gpu, time.time(), log=self.work_dir / "logs" / f"{run.label}.log")
         self.jobs.append(job)
         run.work_dir.mkdir(parents=True, exist_ok=True)

@@ -90,6 +90,13 @@ class Run(Stage):
         )
 
     @property
+    def is_heavy(self) -> bool:
+        """Whether it trains several complete experts, which at batch 24 fills a GPU's memory."""
+        model = self.cfg.model
+        learning = [e for e in model.experts.values() if e and e["type"] != "FPNExpert"]
+        return len(learning) > 1 and "experts" not in (model.get("frozen") or ())
+
+    @property
     def epochs(self) -> int:
         """Length of its training."""
         return int(self.cfg.train_cfg.max_epochs)

@@ -186,7 +186,7 @@ def test_nothing_is_started_that_would_not_finish(tmp_path, monkeypatch):
     study = Study(runs, tmp_path / "work", tmp_path / "out", time_limit=60, **SETTINGS)
     study.status["toy_joint_seed0"] |= measured["toy_joint_seed0"]
     started = []
-    monkeypatch.setattr(study, "_start", lambda run: started.append(run.label))
+    monkeypatch.setattr(study, "_start", lambda run, gpu: started.append(run.label))
     study._fill()
     assert started == ["toy_alone_seed0", "toy_alone_seed1"]
 
@@ -202,7 +202,7 @@ def test_only_a_whole_training_tells_how_long_one_takes(tmp_path, monkeypatch, l
     monkeypatch.setattr("codmoe.engine.study.Job.launch", lambda *args: None)
     monkeypatch.setattr("codmoe.engine.study.Job.poll", lambda job: 0)
     monkeypatch.setattr(study, "_tested", lambda run: None)
-    study._start(run)
+    study._start(run, 0)
     study.jobs[0].phase = "test"
     study._collect()
     entry = study.status[run.label]
@@ -234,7 +234,7 @@ def test_a_process_that_does_not_end_is_ended(tmp_path, monkeypatch, phase, file
 def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
     rows = write_rows(tmp_path)
     runs = plan_study([rows["joint"], rows["alone"]], seeds=[0, 1, 2], work_dir=tmp_path / "work")
-    study = Study(runs, tmp_path / "work", tmp_path / "out", gpus=2, per_gpu=2, workers=5)
+    study = Study(runs, tmp_path / "work", tmp_path / "out", gpus=2, per_gpu=3, workers=5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     launched = []
 
@@ -243,7 +243,10 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
 
     monkeypatch.setattr("codmoe.engine.study.Job.launch", launch)
     study._fill()
-    assert launched == ["4", "7", "4", "7"]
+    # Joint, alone, joint, alone, not a third joint, alone: two trainings of several experts do not
+    # fit beside each other.
+    assert launched == ["4", "7", "7", "4", "4"]
+    assert [study.state(run) for run in runs].count("waiting") == 1
 
 
 def test_plans_that_cannot_be(tmp_path):
