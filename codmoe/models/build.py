@@ -106,6 +106,28 @@ def build_router(
     return _build(router, "router", Router, **filled_in)
 
 
+def check_train_top_k(value: int | str | None, names: Sequence[str], dispatch: str) -> int | None:
+    """The number of experts that ``train_top_k`` means.
+
+    Raises:
+        ValueError: It is none, or sparse dispatch would run the experts for it alone.
+    """
+    if value is None:
+        return None
+    count = len(names) if value == "all" else value
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(names):
+        raise ValueError(
+            f"train_top_k={value!r}: give 'all', None, or a number from 1 to {len(names)}, the "
+            "number of experts"
+        )
+    if dispatch == "sparse":
+        raise ValueError(
+            f"train_top_k={value!r} with train_dispatch='sparse', which runs the experts of top_k "
+            "alone; set train_dispatch='dense' or train_top_k=None"
+        )
+    return count
+
+
 def build_combiner(combiner: dict | None, names: Sequence[str]) -> Combiner:
     """The combiner; by default a weighted sum of probabilities."""
     combiner = combiner or dict(type="ProbabilityCombiner")

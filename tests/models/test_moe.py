@@ -261,6 +261,30 @@ def test_dense_training_knows_every_experts_iou(make_model, batch):
     torch.testing.assert_close(losses["IoU_sinet"], expected)
 
 
+def test_a_mixture_of_all_in_training_and_of_top_k_afterwards(make_model, force, batch):
+    images, targets = batch(2)
+    logits = [[2.0, 1.0, 0.0, -1.0]] * len(images)
+    settings = dict(train_dispatch="dense", mixture_loss=dict(type="StructureLoss"))
+    model = force(make_model(**settings, train_top_k="all"), logits)
+    four = force(make_model(**settings, top_k=4), logits, top_k=4)
+    two = force(make_model(**settings), logits)
+    model.router.train_top_k = 4  # of the router that was forced, too
+    for other in (four, two):
+        other.load_state_dict(model.state_dict())
+    losses = [
+        m.train()(images, targets=targets, mode="loss")["mixture.loss"].item()
+        for m in (model, four, two)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+    assert model(images, return_routing_info=True)[1]["top_k_indices"].shape[1] == 4
+    for m in (model, two):
+        m.load_state_dict(four.state_dict())
+    maps = [m.eval()(images, return_routing_info=True) for m in (model, two)]
+    torch.testing.assert_close(maps[0][0], maps[1][0])
+    assert maps[0][1]["top_k_indices"].shape[1] == 2
+    assert make_model(train_dispatch="dense", train_top_k=3).router.train_top_k == 3
+
+
 def test_experts_set_to_none_are_dropped(make_model):
     model = make_model(experts={**MINIATURES, "ujsc": None})
     assert model.expert_names == ("pranet", "sinet", "zoomnet")
@@ -275,6 +299,8 @@ def test_experts_set_to_none_are_dropped(make_model):
         (dict(num_experts=3), r"num_experts=3, but experts names 4"),
         (dict(top_k=5), r"top_k=5.*4"),
         (dict(top_k=0), r"top_k=0"),
+        (dict(train_top_k=5, train_dispatch="dense"), r"train_top_k=5: .* from 1 to 4"),
+        (dict(train_top_k="all"), r"train_top_k='all' with train_dispatch='sparse'.*'dense'"),
         (dict(train_dispatch="all"), r"use 'sparse' or 'dense'"),
         (dict(experts=dict(sinet=None)), r"experts is empty"),
         (dict(experts=dict(bce_loss=MINIATURES["sinet"])), r"experts.bce_loss: .*another name"),

@@ -28,6 +28,9 @@ class Router(nn.Module, ABC):
 
     noise: float = 0.0
     noise_end: float = 0.8
+    train_top_k: int | None = None
+    """Experts that the mixture is made of in training, where it is another number than ``top_k``;
+    the model fills this in."""
 
     def __init__(self, *, in_channels: Sequence[int], expert_names: Sequence[str], top_k: int):
         super().__init__()
@@ -65,7 +68,8 @@ class Router(nn.Module, ABC):
         noisy = logits
         if self.training and self.noise > 0:
             noisy = logits + torch.randn_like(logits) * self.noise_at(progress)
-        chosen, indices = noisy.topk(self.top_k, dim=-1)
+        k = (self.train_top_k if self.training else None) or self.top_k
+        chosen, indices = noisy.topk(k, dim=-1)
         return RoutingDecision(
             logits=logits,
             probabilities=logits.softmax(dim=-1),
