@@ -22,6 +22,7 @@ from codmoe.structures import ExpertOutput
 
 MOST_KEYS = 6
 """Graphs of one region; each keeps its activations for good."""
+WARM_UP = 3
 
 
 def graph_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str]:
@@ -79,7 +80,7 @@ class _Graphs:
         leaves, spec = tree_flatten((args, kwargs))
         if not (torch.is_grad_enabled() and leaves and all(map(_on_gpu, leaves))):
             return plain(*args, **kwargs)
-        self._follow()
+        self._follow(leaves)
         key = (str(spec), *map(_looks, leaves), *_autocast())
         graph = self.graphs.get(key)
         if graph is None and len(self.graphs) >= MOST_KEYS:
@@ -95,11 +96,11 @@ class _Graphs:
         # A second pass before the backward pass of the first would overwrite its activations.
         return plain(*args, **kwargs) if graph.busy else graph(leaves)
 
-    def _follow(self) -> None:
+    def _follow(self, leaves: list[Tensor]) -> None:
         """Drop graphs of another training: who learns and whose statistics stand may change, as
-        after the epochs in which the backbone is held.
+        after the epochs in which the backbone is held, and experts send it no gradient.
         """
-        state = bytes(parameter.requires_grad for parameter in self.module.parameters())
+        state = bytes(x.requires_grad for x in (*leaves, *self.module.parameters()))
         state += bytes(module.training for module in self.module.modules())
         if state != self.state:
             self.graphs.clear()
@@ -163,8 +164,9 @@ class _Graph:
         static = [x.detach().clone().requires_grad_(x.requires_grad) for x in leaves]
         static += [p.detach().requires_grad_() for p in self.parameters]
         with torch.autocast("cuda", enabled=False):
+            _warm_up(run, static)
             self.replay = torch.cuda.make_graphed_callables(
-                run, tuple(static), allow_unused_input=True
+                run, tuple(static), num_warmup_iters=0, allow_unused_input=True
             )
         self.pending: Callable[[], _Pending | None] = lambda: None
 
@@ -181,6 +183,8 @@ class _Graph:
             pending = _Pending()
             node.register_prehook(pending.finish)  # which keeps it as long as the node lives
             self.pending = weakref.ref(pending)
+        else:  # nothing tells how long they are read, and the next call overwrites them
+            result = [x.clone() for x in result]
         # All that a node returns seems to need a gradient.
         pairs = zip(result, self.differentiable, strict=True)
         return self.restore([x if needs else x.detach() for x, needs in pairs])
@@ -194,6 +198,24 @@ class _Pending:
     def finish(self, gradients: tuple[Tensor | None, ...]) -> None:
         """Called as its backward pass begins."""
         self.done = True
+
+
+def _warm_up(run: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor]) -> None:
+    """Both passes, as what is done once (choosing algorithms) is not to be captured.
+
+    ``make_graphed_callables`` would do it, too, but keeps the results of its last pass; gradients
+    of the captured one would then go by nodes of another stream, of which torch warns.
+    """
+    learning = [x for x in inputs if x.requires_grad]
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(WARM_UP):
+            outputs = [x for x in run(*inputs) if x.requires_grad]
+            if outputs:
+                incoming = [torch.empty_like(x) for x in outputs]
+                torch.autograd.grad(outputs, learning, incoming, allow_unused=True)
+            del outputs  # and their graph, before the next pass or the capture
+    torch.cuda.synchronize()
 
 
 def _flat(output: Any) -> tuple[tuple[Tensor, ...], Callable[[list[Tensor]], Any]]:
