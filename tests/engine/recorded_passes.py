@@ -7,6 +7,7 @@ A number that Python reads is an error, and what was computed on the way is NaN 
 pass, as memory that others use by then.
 """
 
+import weakref
 from contextlib import nullcontext
 
 import torch
@@ -24,6 +25,11 @@ class Recording(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.steps = []
+
+    @classmethod
+    def ignore_compile_internals(cls):
+        """Compiled code is recorded, too, where torch would run it uncompiled."""
+        return True
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if str(func).startswith(WAITS):
@@ -58,6 +64,12 @@ class Graphed:
         self.captures = self.replays = 0
         self.failure = None
         """What goes wrong in a capture."""
+        self._memory = []
+
+    @property
+    def kept(self):
+        """Graphs whose memory is still held."""
+        return sum(memory() is not None for memory in self._memory)
 
     def __call__(self, run, inputs, num_warmup_iters=3, allow_unused_input=False):
         learning = [x for x in inputs if x.requires_grad]
@@ -82,6 +94,7 @@ class Graphed:
         kept = [x for x in (*inputs, *results, *incoming, *gradients) if x is not None]
         lost = forward.own(kept) | back.own(kept)
         self.captures += 1
+        self._memory.append(weakref.ref(incoming[0] if incoming else results[0]))
         return self._function(inputs, results, incoming, gradients, forward, back, lost)
 
     def _function(self, inputs, results, incoming, gradients, forward, back, lost):

@@ -1,16 +1,20 @@
 """Training passes as CUDA graphs: the numbers of eager training, on a stand-in for the graphs."""
 
 import copy
+import gc
 
 import pytest
 import torch
-from miniature import TWO_EXPERTS, build, log_of, prepared, write_config
-from recorded_passes import stand_in
+from functorch.compile import make_boxed_func
+from miniature import ONE_EXPERT, TWO_EXPERTS, build, log_of, prepared, write_config
+from recorded_passes import stand_in, tensors
 from timm.layers import DropPath
 
-from codmoe.engine import train_graphs
+from codmoe.engine import speed, train_graphs
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
+from codmoe.engine.scaling_variants import overrides
+from codmoe.engine.speed import compile_parts
 from codmoe.engine.train_graphs import graph_parts
 
 BOTH = dict(backbone=True, experts=True)
@@ -25,7 +29,8 @@ def graphs(monkeypatch):
 def said(monkeypatch):
     """What is logged."""
     lines = []
-    monkeypatch.setattr(train_graphs, "print_log", lambda text, **_: lines.append(text))
+    for module in (speed, train_graphs):
+        monkeypatch.setattr(module, "print_log", lambda text, **_: lines.append(text))
     return lines
 
 
@@ -126,13 +131,22 @@ def test_evaluation_is_left_alone(make, graphs):
     replays, images = graphs.replays, torch.randn(3, 3, 64, 64).double()
     with torch.no_grad():
         assert torch.equal(graphed(images), eager(images))
+    graphed(images)  # with gradients, as attribution methods want them
     graphed.train()
     with torch.no_grad():  # as when batch statistics are measured
         graphed(images)
     assert graphs.replays == replays
 
 
-def test_a_backbone_that_was_held_learns_afterwards(make, graphs):
+@pytest.fixture
+def no_collection():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_a_backbone_that_was_held_learns_afterwards(make, graphs, no_collection):
     eager, graphed = pair(make(1, TWO_EXPERTS))
     for held in (True, False):
         for model in (eager, graphed):
@@ -145,6 +159,7 @@ def test_a_backbone_that_was_held_learns_afterwards(make, graphs):
         learns = {p.grad is not None for p in graphed.backbone.body.parameters()}
         assert learns == {not held}
     assert (graphs.captures, graphs.replays) == (6, 12)
+    assert graphs.kept == 3  # what was captured while the backbone was held is gone at once
 
 
 def test_statistics_that_are_held_stay(make, graphs):
@@ -167,9 +182,6 @@ def test_a_training_whose_backbone_waits_for_an_epoch(tmp_path, graphs):
     assert "CUDA graphs for training: backbone, experts.pranet, experts.sinet" in log
     assert log.count("CUDA graph for 4 × 3 × 64 × 64 captured") == 6
     assert (graphs.captures, graphs.replays) == (6, 18)
-    for region in (runner.model.backbone, *runner.model.experts.values()):
-        # What was captured while the backbone was held is gone, with its memory.
-        assert len(region._compiled_call_impl.graphs) == 1
     end = runner.model.backbone.state_dict()
     assert any(not torch.equal(end[key], start[key]) for key in end)
 
@@ -241,6 +253,16 @@ def test_results_without_gradient_stay(make, graphs):
     assert graphs.replays == 2 and not any(level.requires_grad for level in found[1])
 
 
+def test_results_need_gradients_where_those_of_eager_code_do(make, graphs):
+    """UJSC hands its image on for its loss."""
+    found = []
+    for model in pair(make(1), dict(experts=True)):
+        images = torch.randn(2, 3, 64, 64).double()
+        output = model.experts.ujsc(images, [model.backbone(images)])
+        found.append([x.requires_grad for x in tensors(vars(output))])
+    assert graphs.replays == 1 and found[0] == found[1] and set(found[0]) == {True, False}
+
+
 def test_parts_that_are_computed_again_are_left_out(make, said):
     again = dict(expert_execution="checkpoint", checkpoint_backbone="extra")
     model = make(1, TWO_EXPERTS, dict(model=again))
@@ -250,6 +272,85 @@ def test_parts_that_are_computed_again_are_left_out(make, said):
         sentence.format("backbone", "checkpoint_backbone='extra'"),
         sentence.format("experts", "expert_execution='checkpoint'"),
     ]
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """``compiling(backend)``: what ``torch.compile`` uses; calls of compiled code, if any."""
+    calls, real = [], torch.compile
+
+    def counted(graph, inputs):
+        def call(*args):
+            calls.append(graph)
+            return graph.forward(*args)
+
+        return call
+
+    def use(backend=counted):
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", lambda f, **_: real(f, backend=backend))
+        return calls
+
+    return use
+
+
+def test_compiled_code_is_captured(make, graphs, said, compiling):
+    calls = compiling()
+    eager = make(1, ONE_EXPERT)
+    both = copy.deepcopy(eager)
+    assert compile_parts(both, BOTH) == graph_parts(both, BOTH)
+    for seed in range(3):
+        torch.testing.assert_close(backward(eager, seed), backward(both, seed))
+        same(eager, both)
+        # Each of two parts in three warm-ups and one capture, and no more.
+        assert len(calls) == 8
+    assert (graphs.captures, graphs.replays) == (2, 6) and len(said) == 2
+    both.eval()(torch.zeros(1, 3, 64, 64).double())
+    assert len(calls) == 8
+
+
+def no_backend(graph, inputs):
+    raise RuntimeError("no compiler here")
+
+
+def no_backward(graph, inputs):
+    """Torch compiles a backward pass when it first runs."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    def first(graph, inputs):
+        return make_boxed_func(graph.forward)
+
+    return aot_autograd(fw_compiler=first, bw_compiler=no_backend)(graph, inputs)
+
+
+@pytest.mark.parametrize("backend", [no_backend, no_backward])
+def test_what_cannot_be_compiled_is_captured_uncompiled(make, graphs, said, compiling, backend):
+    compiling(backend)
+    eager = make(1, ONE_EXPERT)
+    both = copy.deepcopy(eager)
+    compile_parts(both, dict(experts=True))
+    graph_parts(both, dict(experts=True))
+    for seed in (0, 1):
+        torch.testing.assert_close(backward(eager, seed), backward(both, seed))
+        same(eager, both)
+    assert (graphs.captures, graphs.replays) == (1, 2) and len(said) == 2
+    assert "experts.sinet cannot be compiled and runs uncompiled: " in said[0]
+    assert "no compiler here" in said[0] and "captured in" in said[1]
+
+
+def test_what_cannot_be_captured_runs_compiled(make, graphs, said, compiling):
+    calls = compiling()
+    eager = make(1, ONE_EXPERT)
+    both = copy.deepcopy(eager)
+    compile_parts(both, dict(experts=True))
+    graph_parts(both, dict(experts=True))
+    graphs.failure = torch.OutOfMemoryError("CUDA out of memory")
+    for seed in (0, 1):
+        torch.testing.assert_close(backward(eager, seed), backward(both, seed))
+        same(eager, both)
+    assert graphs.replays == 0 and len(calls) == 4 + 2
+    reason = "cannot be captured in a CUDA graph and runs without: OutOfMemoryError: CUDA out of"
+    assert said == [f"experts.sinet: {reason} memory"]
 
 
 def test_faults_of_the_config_are_told(tmp_path):
@@ -262,6 +363,16 @@ def test_faults_of_the_config_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"accumulative_counts > 1.*a larger batch instead"):
         load_config(config, collected)
     load_config(config, collected | {"train_graphs.experts": False})
+    both = {"train_graphs.experts": True, "compile.experts": True}
+    load_config(config, both)
+    with pytest.raises(ValueError, match=r"compile.mode='max-autotune'.*-no-cudagraphs"):
+        load_config(config, both | {"compile.mode": "max-autotune"})
+
+
+def test_the_scaling_benchmark_joins_both(tmp_path):
+    options, in_place = overrides("compile_all+train_graphs")
+    assert not in_place and options == dict(compile=BOTH, train_graphs=BOTH)
+    load_config(write_config(tmp_path), options)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
