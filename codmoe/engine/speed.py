@@ -17,6 +17,7 @@ FORMATS = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_fo
 PARTS = ("backbone", "experts", "router", "combiner")
 COMPILE_KEYS = (*PARTS, "mode")
 GRAPHED = ("backbone", "experts")
+GRAPHING_MODES = ("reduce-overhead", "max-autotune")
 
 
 def set_memory_format(model: nn.Module, name: str | None) -> None:
@@ -72,8 +73,12 @@ def _graph_faults(cfg: Mapping[str, Any]) -> list[str]:
     unknown = [key for key in options or () if key not in GRAPHED]
     faults = [f"train_graphs: no key {key!r}; {suggest(key, GRAPHED)}" for key in unknown]
     chosen = [part for part in GRAPHED if (options or {}).get(part)]
-    both = [part for part in chosen if isinstance(compiled, Mapping) and compiled.get(part)]
-    faults += [f"train_graphs.{part} and compile.{part}: choose one of the two" for part in both]
+    both = isinstance(compiled, Mapping) and any(compiled.get(part) for part in chosen)
+    if both and compiled.get("mode") in GRAPHING_MODES:
+        faults.append(
+            f"train_graphs with compile.mode={compiled['mode']!r}, which captures graphs of its "
+            "own; take mode='max-autotune-no-cudagraphs' or None"
+        )
     wrapper = cfg.get("optim_wrapper") or {}
     if chosen and wrapper.get("accumulative_counts", 1) > 1:
         faults.append(
@@ -100,12 +105,12 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[s
         regions = module.named_children() if part == "experts" else [("", module)]
         for name, region in regions:
             label = f"{part}.{name}" if name else part
-            region._compiled_call_impl = _InTraining(region, label, (options or {}).get("mode"))
+            region._compiled_call_impl = InTraining(region, label, (options or {}).get("mode"))
             names.append(label)
     return names
 
 
-class _InTraining:
+class InTraining:
     """Calls a module compiled while it trains; uncompiled otherwise, and for good after a failure.
 
     It stands where ``nn.Module.compile`` puts its function, which neither copies nor state dicts
@@ -123,12 +128,17 @@ class _InTraining:
         try:
             return self.compiled(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            self.failed = True
-            reason = next((line for line in str(error).splitlines() if line.strip()), "")
-            print_log(
-                f"{self.name} cannot be compiled and runs uncompiled: {type(error).__name__}: "
-                f"{reason.strip()[:200]}",
-                logger="current",
-                level=logging.WARNING,
-            )
+            self.give_up(error)
             return self.module._call_impl(*args, **kwargs)
+
+    def give_up(self, error: Exception) -> None:
+        """Run uncompiled from now on, and say why."""
+        self.failed = True
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        print_log(
+            f"{self.name} cannot be compiled and runs uncompiled: {type(error).__name__}: "
+            f"{reason[:200]}",
+            logger="current",
+            level=logging.WARNING,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 import weakref
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from codmoe.engine.speed import GRAPHED
+from codmoe.engine.speed import GRAPHED, InTraining
 from codmoe.structures import ExpertOutput
 
 MOST_KEYS = 6
 """Graphs of one region; each keeps its activations for good."""
+WARM_UP = 3
 
 
 def graph_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str]:
@@ -29,7 +31,8 @@ def graph_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str
 
     Config: top-level ``train_graphs = dict(backbone=True, experts=True)``. A graph is of one size:
     inputs of another get another graph, and beyond ``MOST_KEYS`` of them run without. Names in the
-    state dict do not change. Evaluation runs as ever.
+    state dict do not change. Evaluation runs as ever. Of a part that :func:`compile_parts` was
+    given before, the compiled code is captured.
 
     Returns:
         Names of the parts, e.g. ``"experts.sinet"``.
@@ -59,8 +62,8 @@ def _computed_again(model: nn.Module, part: str) -> str | None:
 
 
 class _Graphs:
-    """Calls a module by its graphs while it trains; as it is otherwise, and for good after a
-    failure.
+    """Calls a module by its graphs while it trains; otherwise, and for good after a failure, as it
+    was called before: compiled or not.
 
     It stands where ``nn.Module.compile`` puts its function, which neither copies nor state dicts
     take along.
@@ -68,18 +71,20 @@ class _Graphs:
 
     def __init__(self, module: nn.Module, name: str):
         self.module, self.name = module, name
+        compiled = module._compiled_call_impl
+        self.compiled = compiled if isinstance(compiled, InTraining) else None
         self.graphs: dict[tuple, _Graph] = {}
         self.state: bytes | None = None
         self.capturing = self.failed = self.full = False
 
     def __call__(self, *args, **kwargs):
-        plain = self.module._call_impl
+        plain = self.compiled or self.module._call_impl
         if self.capturing or self.failed or not self.module.training:
             return plain(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         if not (torch.is_grad_enabled() and leaves and all(map(_on_gpu, leaves))):
             return plain(*args, **kwargs)
-        self._follow()
+        self._follow(leaves)
         key = (str(spec), *map(_looks, leaves), *_autocast())
         graph = self.graphs.get(key)
         if graph is None and len(self.graphs) >= MOST_KEYS:
@@ -95,32 +100,32 @@ class _Graphs:
         # A second pass before the backward pass of the first would overwrite its activations.
         return plain(*args, **kwargs) if graph.busy else graph(leaves)
 
-    def _follow(self) -> None:
+    def _follow(self, leaves: list[Tensor]) -> None:
         """Drop graphs of another training: who learns and whose statistics stand may change, as
-        after the epochs in which the backbone is held.
+        after the epochs in which the backbone is held, and experts send it no gradient.
         """
-        state = bytes(parameter.requires_grad for parameter in self.module.parameters())
+        state = bytes(x.requires_grad for x in (*leaves, *self.module.parameters()))
         state += bytes(module.training for module in self.module.modules())
         if state != self.state:
-            self.graphs.clear()
+            self._drop()
             self.state = state
+
+    def _drop(self) -> None:
+        if self.graphs:
+            self.graphs.clear()
+            gc.collect()  # torch keeps a graph's memory in a class, which refers to itself
 
     def _captured(self, leaves: list[Tensor], spec: TreeSpec) -> _Graph | None:
         started = time.perf_counter()
         buffers = [(b, b.clone()) for b in self.module.buffers()]
         self.capturing = True
         try:
+            graph = _Graph(self.module, leaves, spec)
             with _capture_of_this_thread():
-                graph = _Graph(self.module, leaves, spec)
+                self._warm_up(graph)
+                graph.capture()
         except Exception as error:  # out of memory, or the region waits for the device
-            # The end of a broken capture fails, too; the first error says more.
-            cause = error.__context__ or error
-            self.failed = True
-            self.graphs.clear()
-            self._log(
-                "cannot be captured in a CUDA graph and runs without: "
-                f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:200]}"
-            )
+            self._give_up(error)
             graph = None
         finally:
             self.capturing = False
@@ -134,6 +139,28 @@ class _Graphs:
             self._log(f"CUDA graph for {shape} captured in {seconds:.1f} s", logging.INFO)
         return graph
 
+    def _give_up(self, error: Exception) -> None:
+        self.failed = True
+        self._drop()
+        # The end of a broken capture fails, too; the first error says more.
+        cause = error.__context__ or error
+        reason = (str(cause).strip().splitlines() or [""])[0][:200]
+        self._log(
+            f"cannot be captured in a CUDA graph and runs without: {type(cause).__name__}: {reason}"
+        )
+
+    def _warm_up(self, graph: _Graph) -> None:
+        compiled = self.compiled
+        if compiled is None or compiled.failed:
+            return graph.warm_up()
+        try:
+            return graph.warm_up()
+        except torch.OutOfMemoryError:
+            raise  # eager code would need more
+        except Exception as error:  # a backward pass is compiled when it first runs
+            compiled.give_up(error)
+        graph.warm_up()
+
     def _log(self, text: str, level: int = logging.WARNING) -> None:
         print_log(f"{self.name}: {text}", logger="current", level=level)
 
@@ -146,27 +173,48 @@ class _Graph:
     """
 
     def __init__(self, module: nn.Module, leaves: list[Tensor], spec: TreeSpec):
+        self.module, self.spec, self.count = module, spec, len(leaves)
+        self.autocast = _autocast()
         trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        self.parameters = list(trained.values())
-        enabled, dtype = _autocast()
-        count = len(leaves)
+        self.names, self.parameters = list(trained), list(trained.values())
+        self.static = [x.detach().clone().requires_grad_(x.requires_grad) for x in leaves]
+        self.static += [p.detach().requires_grad_() for p in self.parameters]
+        self.pending: Callable[[], _Pending | None] = lambda: None
 
-        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-            args, kwargs = tree_unflatten(list(tensors[:count]), spec)
-            own = dict(zip(trained, tensors[count:], strict=True))
-            # Only the forward pass is under autocast, as in any training step.
-            with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
-                result, self.restore = _flat(functional_call(module, own, args, kwargs))
-            self.differentiable = [tensor.requires_grad for tensor in result]
-            return result
+    def _run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = tree_unflatten(list(tensors[: self.count]), self.spec)
+        own = dict(zip(self.names, tensors[self.count :], strict=True))
+        enabled, dtype = self.autocast
+        # Only the forward pass is under autocast, as in any training step.
+        with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
+            result, self.restore = _flat(functional_call(self.module, own, args, kwargs))
+        self.differentiable = [tensor.requires_grad for tensor in result]
+        return result
 
-        static = [x.detach().clone().requires_grad_(x.requires_grad) for x in leaves]
-        static += [p.detach().requires_grad_() for p in self.parameters]
+    def warm_up(self) -> None:
+        """Both passes, as what is done once (choosing algorithms, compiling) cannot be captured.
+
+        ``make_graphed_callables`` would do it, too, but keeps the results of its last pass;
+        gradients of the captured one would then go by nodes of another stream, of which torch
+        warns.
+        """
+        learning = [x for x in self.static if x.requires_grad]
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()), torch.autocast("cuda", enabled=False):
+            for _ in range(WARM_UP):
+                outputs = [x for x in self._run(*self.static) if x.requires_grad]
+                if outputs:
+                    incoming = [torch.empty_like(x) for x in outputs]
+                    torch.autograd.grad(outputs, learning, incoming, allow_unused=True)
+                del outputs  # and their nodes, before the next pass or the capture
+        torch.cuda.synchronize()
+
+    def capture(self) -> None:
+        """After :meth:`warm_up`."""
         with torch.autocast("cuda", enabled=False):
             self.replay = torch.cuda.make_graphed_callables(
-                run, tuple(static), allow_unused_input=True
+                self._run, tuple(self.static), num_warmup_iters=0, allow_unused_input=True
             )
-        self.pending: Callable[[], _Pending | None] = lambda: None
 
     @property
     def busy(self) -> bool:
@@ -181,6 +229,8 @@ class _Graph:
             pending = _Pending()
             node.register_prehook(pending.finish)  # which keeps it as long as the node lives
             self.pending = weakref.ref(pending)
+        else:  # nothing tells how long they are read, and the next call overwrites them
+            result = [x.clone() for x in result]
         # All that a node returns seems to need a gradient.
         pairs = zip(result, self.differentiable, strict=True)
         return self.restore([x if needs else x.detach() for x, needs in pairs])

@@ -20,7 +20,8 @@ fast_norm = False
 compile = dict(backbone=False, experts=False)
 
 # Parts that train as CUDA graphs: for GPUs that wait for their host. The first step then takes
-# longer; groups of images of ever other sizes (train_dispatch="sparse") mostly run without.
+# longer; groups of images of ever other sizes (train_dispatch="sparse") mostly run without. Where
+# compile has the part, too, the compiled code is captured.
 train_graphs = dict(backbone=False, experts=False)
 
 # Share of the training samples whose files may turn out unreadable while training runs: each is
