@@ -8,6 +8,7 @@ model = dict(
     checkpoint_backbone=None,
 )
 train_dataloader = dict(dataset=dict(split=dict(use=("experts", "router"))))
+train_graphs = {{_base_.graphs}}
 train_cfg = {{_base_.budget.joint.train_cfg}}
 optim_wrapper = {{_base_.budget.joint.optim_wrapper}}
 default_hooks = dict(checkpoint={{_base_.budget.joint.checkpoint}})

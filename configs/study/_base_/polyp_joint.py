@@ -4,8 +4,11 @@ init_from = {{_base_.warm}}
 model = dict(
     backbone={{_base_.vit_backbone}},
     experts=dict(zoomnet={{_base_.zoomnet}}),
+    # Everything kept, nothing computed twice.
+    expert_execution="together",
     checkpoint_backbone=None,
 )
+train_graphs = {{_base_.graphs}}
 train_cfg = {{_base_.budget.joint.train_cfg}}
 optim_wrapper = {{_base_.budget.joint.optim_wrapper}}
 default_hooks = dict(checkpoint={{_base_.budget.joint.checkpoint}})
