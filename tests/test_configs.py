@@ -230,5 +230,7 @@ def test_ablations_of_the_study_change_what_they_say():
     assert [load_config(f"study/polyp_router_top{k}").model.top_k for k in (1, 2, 4)] == [1, 2, 4]
     assert load_config("study/mix_stage3_no_expert_loss").model.expert_loss_weight == 0
     assert load_config("study/mix_stage3_sparse").model.train_dispatch == "sparse"
+    tops = [load_config(f"study/mix_stage3{row}").model.train_top_k for row in ("", "_top2")]
+    assert tops == ["all", None]
     assert load_config("study/mix_joint").model.experts.zoomnet.segmentation_loss == "bce"
     assert set(load_config("study/mix_fpn4").model.experts) == {f"fpn_{c}" for c in "abcd"}

@@ -16,7 +16,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "buckets_10mb": {f"{_DDP}.bucket_cap_mb": 10},
     "buckets_100mb": {f"{_DDP}.bucket_cap_mb": 100},
     "broadcast_buffers": {f"{_DDP}.broadcast_buffers": True},
-    "sparse": {"model.train_dispatch": "sparse"},
+    "sparse": {"model.train_dispatch": "sparse", "model.train_top_k": None},
     "dense": {"model.train_dispatch": "dense"},
     "merged_groups": {"optim_wrapper.constructor": "MergedGroupsConstructor"},
     "plain_groups": {"optim_wrapper.constructor": "DefaultOptimWrapperConstructor"},

@@ -36,6 +36,7 @@ DIFFERENCES = (
     ("joint", "joint_cold"),
     ("refit", "joint"),
     ("stage3", "stage3_no_expert_loss"),
+    ("stage3", "stage3_top2"),
     ("stage3", "stage3_sparse"),
     ("stage3_sparse", "stage3_sparse/best expert"),
     ("joint", "joint_zoomnet_structure"),

@@ -161,7 +161,8 @@ def test_every_parameter_gets_a_gradient_where_all_experts_run(tmp_path, stage):
 
 @pytest.mark.parametrize("option", [dict(find_unused_parameters=False), dict(static_graph=True)])
 def test_ddp_is_not_told_that_sparse_experts_all_learn(tmp_path, option):
-    config = write_config(tmp_path, 3, dict(init_from=None, model=dict(train_dispatch="sparse")))
+    sparse = dict(train_dispatch="sparse", train_top_k=None)
+    config = write_config(tmp_path, 3, dict(init_from=None, model=sparse))
     cfg = prepared(config, tmp_path / "work")
     cfg.model_wrapper_cfg.update(option)
     check_launch(cfg)  # one process has no DDP
@@ -178,7 +179,7 @@ def test_ddp_is_not_told_that_sparse_experts_all_learn(tmp_path, option):
     [("sparse", 0.3, True), ("dense", 0.3, False), ("dense", 0, True)],
 )
 def test_ddp_looks_for_idle_experts_where_there_may_be_some(tmp_path, dispatch, weight, idle):
-    model = dict(train_dispatch=dispatch, expert_loss_weight=weight)
+    model = dict(train_dispatch=dispatch, train_top_k=None, expert_loss_weight=weight)
     changes = dict(init_from=None, model=model)
     asked = dict(model_wrapper_cfg=dict(find_unused_parameters=None))
     cfg = prepared(write_config(tmp_path, 3, changes, asked), tmp_path / "work")

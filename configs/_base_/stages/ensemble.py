@@ -15,6 +15,9 @@ model = dict(
     # Every expert learns from every image, whoever is chosen: one that the router leaves out
     # can otherwise go stale on the moving backbone. "sparse" trains on routed images alone.
     train_dispatch="dense",
+    # As all run, the mixture learns from all: better experts, and a router that has compared them
+    # (docs/results.md). Afterwards it is made of top_k. None with "sparse".
+    train_top_k="all",
     mixture_loss=dict(type="StructureLoss"),
     expert_loss_weight=0.3,
     # Computed twice instead of kept, so that batch 12 at 448 px fits 16 GB: every expert (the
