@@ -116,7 +116,8 @@ class StepTimer(Hook):
     def watch(self, module, args, decision) -> None:
         """Forward hook of the router: images that each expert was chosen for."""
         if self.warmup <= self.done < self.warmup + self.steps and module.training:
-            self.loads.append(decision.indices.detach())
+            # The first are those that it would choose without train_top_k.
+            self.loads.append(decision.indices[:, : module.top_k].detach())
 
     def before_train(self, runner) -> None:
         self.last = time.perf_counter()
