@@ -18,6 +18,7 @@ class RoutingDecision:
         indices: Chosen experts per image, (N, k), into ``expert_names``.
         weights: Mixture weights of the chosen experts, (N, k); rows sum to 1.
         expert_names: Names in the order of the expert axis, length E.
+        top_k: How many of ``indices``, the best first, are chosen outside training; None for all.
     """
 
     logits: Tensor
@@ -25,6 +26,7 @@ class RoutingDecision:
     indices: Tensor
     weights: Tensor
     expert_names: tuple[str, ...] = ()
+    top_k: int | None = None
 
     def as_info(self) -> dict:
         """The dictionary that ``model(images, return_routing_info=True)`` hands to users."""

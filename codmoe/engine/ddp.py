@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,7 +32,8 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
         module: The model.
         find_unused_parameters: Whether parameters may stay without gradient, as those of an expert
             that no image of this rank was routed to. None in ``model_wrapper_cfg``, the default,
-            switches it off where every expert runs on every image: the search takes time.
+            switches it off where every expert runs on every image and a step on two small ones
+            (:func:`idle_parameters`) left none without: the search takes time.
         broadcast_buffers: Whether each forward first copies rank 0's batch-norm statistics to all.
             Off by default: AverageBuffersHook averages them once an epoch.
         gradient_as_bucket_view: Whether gradients live in the buffers that are sent, which saves
@@ -67,6 +71,36 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
             detect_anomalous_params=detect_anomalous_params,
             **kwargs,
         )
+
+
+def every_expert_runs(model: Mapping[str, Any]) -> bool:
+    """Whether training runs every expert on every image: told to, or because all are chosen."""
+    experts = [e for e in (model.get("experts") or {}).values() if e is not None]
+    router = (model.get("router") or {}).get("type")
+    return (
+        model.get("train_dispatch", "sparse") == "dense"
+        or router == "UniformRouter"
+        or len(experts) == 1
+        or (len(experts) > 1 and model.get("top_k") == len(experts))
+    )
+
+
+def idle_parameters(model: nn.Module) -> list[str]:
+    """Names of the trained parameters that get no gradient in a training step of a copy of the
+    model, such as those of a pyramid level that no expert reads.
+
+    Args:
+        model: A :class:`ModelLevelMoE` of which every expert runs on every image.
+    """
+    probe = copy.deepcopy(model).train()
+    device = next(model.parameters()).device
+    side = 4 * model.backbone.size_divisor
+    side *= -(-64 // side)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        images = torch.randn(2, 3, side, side, device=device)
+        targets = (torch.rand(2, 1, side, side, device=device) > 0.5).float()
+        probe.parse_losses(probe(images, targets=targets, mode="loss"))[0].backward()
+    return [n for n, p in probe.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def wrap_again(runner: Runner) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -17,7 +15,7 @@ from codmoe.engine.assembly import load_sources, read_sources, require_files, sk
 from codmoe.engine.assembly_check import check_assembly
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import config_root
-from codmoe.engine.ddp import init_cpu_process_group
+from codmoe.engine.ddp import every_expert_runs, init_cpu_process_group
 from codmoe.engine.frozen_cache import settle_frozen_cache
 from codmoe.engine.hooks import bare_model
 from codmoe.engine.precision import settle_amp, settle_fused
@@ -80,18 +78,6 @@ def check_launch(cfg: Config) -> None:
             )
 
 
-def every_expert_runs(model: Mapping[str, Any]) -> bool:
-    """Whether training runs every expert on every image: told to, or because all are chosen."""
-    experts = [e for e in (model.get("experts") or {}).values() if e is not None]
-    router = (model.get("router") or {}).get("type")
-    return (
-        model.get("train_dispatch", "sparse") == "dense"
-        or router == "UniformRouter"
-        or len(experts) == 1
-        or (len(experts) > 1 and model.get("top_k") == len(experts))
-    )
-
-
 def set_data_root(cfg: Config, root: str) -> None:
     """Point every data set of the config at ``root`` (``--data-root``).
 
@@ -147,16 +133,8 @@ def build_runner(cfg: Config) -> tuple[CODRunner, str]:
     check_launch(cfg)
     precision = settle_amp(cfg)
     settle_fused(cfg)
-    dense = every_expert_runs(cfg.model)
-    if not dense:
+    if not every_expert_runs(cfg.model):
         _no_benchmark(cfg)
-    wrapper = cfg.get("model_wrapper_cfg") or {}
-    if wrapper.get("find_unused_parameters", True) is None:
-        # An expert without its own loss: its side maps and its discriminator teach nothing.
-        judged = cfg.model.get("expert_loss_weight", 0) or "experts" in (
-            cfg.model.get("frozen") or ()
-        )
-        wrapper["find_unused_parameters"] = not dense or not judged
     sources = read_sources(cfg)
     if sources is not None and sources.backbone_files():
         skip_pretrained(cfg)
@@ -269,7 +247,7 @@ def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
     """
     for key in (
         "train_dataloader train_cfg optim_wrapper param_scheduler val_dataloader val_cfg "
-        "val_evaluator init_from compile"
+        "val_evaluator init_from compile train_graphs"
     ).split():
         cfg.pop(key, None)
     hooks = cfg.get("default_hooks") or {}

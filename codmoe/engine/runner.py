@@ -10,6 +10,7 @@ import torch
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from codmoe.engine import message_hub as hubs
+from codmoe.engine.ddp import every_expert_runs, idle_parameters
 from codmoe.engine.optimizers import lay_out_state
 from codmoe.engine.speed import compile_parts, set_fast_norm, set_memory_format
 from codmoe.engine.train_graphs import graph_parts
@@ -38,13 +39,17 @@ class CODRunner(Runner):
     def build_model(self, model):
         """mmengine's; timm's norms remember what ``fast_norm`` was when they were made."""
         set_fast_norm(self.cfg.get("fast_norm", False))
-        return super().build_model(model)
+        try:
+            return super().build_model(model)
+        finally:
+            set_fast_norm(False)
 
     def wrap_model(self, model_wrapper_cfg, model):
         """mmengine's; ``memory_format``, ``compile`` and ``train_graphs`` first, since DDP lays out
         its buffers by those of the parameters.
         """
         set_memory_format(model, self.cfg.get("memory_format"))
+        self._settle_search(model_wrapper_cfg, model)
         compiled = compile_parts(model, self.cfg.get("compile"))
         if compiled:
             self.logger.info(f"compiled for training: {', '.join(compiled)}")
@@ -52,6 +57,20 @@ class CODRunner(Runner):
         if graphed:
             self.logger.info(f"CUDA graphs for training: {', '.join(graphed)}")
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def _settle_search(self, wrapper: dict | None, model) -> None:
+        """Decide whether DDP has to look for parameters without gradient, where nobody did."""
+        if not self.distributed or (wrapper or {}).get("find_unused_parameters", True) is not None:
+            return
+        wrapper["find_unused_parameters"] = True
+        if self.cfg.get("train_cfg") and every_expert_runs(self.cfg.model):
+            idle = idle_parameters(model)
+            wrapper["find_unused_parameters"] = bool(idle)
+            if idle:
+                self.logger.info(
+                    f"DDP searches for unused parameters in each step: {len(idle)} have no "
+                    f"gradient, the first is {idle[0]}"
+                )
 
     def _maybe_compile(self, target: str) -> None:
         """Nothing: mmengine reads ``compile`` too, and would compile the whole training step."""

@@ -86,6 +86,7 @@ def benchmark_scaling(
     payload = dict(
         spec, gpus=gpus, options=options or {}, torch=torch.__version__, runs=[], not_run=[]
     )
+    payload["device"] = torch.cuda.get_device_name() if there else "CPU"
     if reference:
         payload["runs"] = _reference(reference, payload)
         had = {(run["variant"], run["processes"], run["launcher"]) for run in payload["runs"]}
@@ -130,7 +131,9 @@ def _plan(variants: Sequence[str], gpus: int) -> list[tuple[str, int, str]]:
     plan: list[tuple[str, int, str]] = []
     for variant in variants:
         overrides(variant)
-        wanted = [(reference_of(variant), 1, "none"), (variant, gpus, "pytorch")]
+        wanted = [(reference_of(variant), 1, "none")]
+        if gpus > 1:
+            wanted.append((variant, gpus, "pytorch"))
         if variant == "as_configured" and gpus > 1:
             wanted.append((variant, 1, "pytorch"))
         plan += [run for run in wanted if run not in plan]
@@ -144,8 +147,8 @@ def _reference(file: str, payload: Mapping[str, Any]) -> list[dict[str, Any]]:
         runs = [run for run in earlier["runs"] if run["launcher"] == "none" and "error" not in run]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no file that --json of this tool wrote: {error!r}") from error
-    for key in ("config", "options", "data", "size", "data_root", "checkpoint", "torch"):
-        if earlier.get(key) != payload[key]:
+    for key in ("config", "options", "data", "size", "data_root", "checkpoint", "torch", "device"):
+        if earlier.get(key) != json.loads(json.dumps(payload[key])):  # tuples are lists there
             raise ValueError(
                 f"{file} was measured with {key}={earlier.get(key)!r}, this call has "
                 f"{payload[key]!r}; leave --reference out"

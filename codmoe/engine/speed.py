@@ -80,7 +80,7 @@ def _graph_faults(cfg: Mapping[str, Any]) -> list[str]:
             "own; take mode='max-autotune-no-cudagraphs' or None"
         )
     wrapper = cfg.get("optim_wrapper") or {}
-    if chosen and wrapper.get("accumulative_counts", 1) > 1:
+    if chosen and (wrapper.get("accumulative_counts") or 1) > 1:
         faults.append(
             "train_graphs with optim_wrapper.accumulative_counts > 1: gradients lie where the next "
             "step writes its own; take a larger batch instead"

@@ -116,8 +116,7 @@ class StepTimer(Hook):
     def watch(self, module, args, decision) -> None:
         """Forward hook of the router: images that each expert was chosen for."""
         if self.warmup <= self.done < self.warmup + self.steps and module.training:
-            # The first are those that it would choose without train_top_k.
-            self.loads.append(decision.indices[:, : module.top_k].detach())
+            self.loads.append(decision.indices[:, : decision.top_k].detach())
 
     def before_train(self, runner) -> None:
         self.last = time.perf_counter()

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from codmoe.engine.launch import every_expert_runs
+from codmoe.engine.ddp import every_expert_runs
 from codmoe.inference import benchmark_cases as cases
 from codmoe.inference.timing import (
     Call,

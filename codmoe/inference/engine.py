@@ -31,8 +31,9 @@ class CompiledMoE:
     :meth:`warm_up` does it beforehand. What cannot be captured or compiled runs eagerly, and
     :attr:`pieces` says why.
 
-    Backbone and experts hold their weights in ``dtype``, router and combiner in float32; batch norm
-    is folded into convolutions. Weights are copies: they follow the model's when these are written
+    Backbone and experts hold their weights in ``dtype``, router and combiner in float32, but for
+    the router's convolutions, which are computed in ``dtype``; batch norm is folded into
+    convolutions. Weights are copies: they follow the model's when these are written
     (load_state_dict, an optimiser's step; not what is written through ``.data``: then call
     :meth:`refresh`). Use it from one thread and one CUDA stream.
 

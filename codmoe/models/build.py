@@ -106,19 +106,20 @@ def build_router(
     return _build(router, "router", Router, **filled_in)
 
 
-def check_train_top_k(value: int | str | None, names: Sequence[str], dispatch: str) -> int | None:
-    """The number of experts that ``train_top_k`` means.
+def check_train_top_k(value: int | str | None, router: Router, dispatch: str) -> int | None:
+    """The number of experts that ``train_top_k`` means; None for a router that takes all anyway.
 
     Raises:
         ValueError: It is none, or sparse dispatch would run the experts for it alone.
     """
-    if value is None:
+    experts, least = len(router.expert_names), router.top_k
+    if value is None or (value == "all" and least == experts):
         return None
-    count = len(names) if value == "all" else value
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(names):
+    count = experts if value == "all" else value
+    if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= experts:
         raise ValueError(
-            f"train_top_k={value!r}: give 'all', None, or a number from 1 to {len(names)}, the "
-            "number of experts"
+            f"train_top_k={value!r}: give 'all', None, or a number from top_k, {least}, to the "
+            f"number of experts, {experts}"
         )
     if dispatch == "sparse":
         raise ValueError(

@@ -50,8 +50,9 @@ class ModelLevelMoE(BaseModel, HubModel):
             must agree.
         top_k: Experts per image. Default: 2, or all for a router that takes all.
         train_top_k: Experts that the mixture is made of in training: a number, ``"all"``, or None
-            for ``top_k``. Where all of them run anyway (``train_dispatch="dense"``), a mixture of
-            all costs nothing more and teaches the router about those that it would not choose.
+            for ``top_k``; a frozen router does not read it. Where all experts run anyway
+            (``train_dispatch="dense"``), a mixture of all costs nothing more and teaches the router
+            about those that it would not choose.
         router: Config of a :class:`Router`. Default: the evidence router; uniform for one expert.
         combiner: Config of a :class:`Combiner`. Default: weighted sum of probabilities.
         mixture_loss: Config of a loss on the combined map, ``loss(logits, targets)``; None for
@@ -113,7 +114,7 @@ class ModelLevelMoE(BaseModel, HubModel):
         self.experts = build.build_experts(experts, num_experts, self.backbone.channels)
         names = tuple(self.experts)
         self.router: Router = build.build_router(router, names, top_k, self.backbone.channels)
-        self.router.train_top_k = build.check_train_top_k(train_top_k, names, train_dispatch)
+        self.router.train_top_k = build.check_train_top_k(train_top_k, self.router, train_dispatch)
         self.combiner: Combiner = build.build_combiner(combiner, names)
         self.mixture_loss = MODELS.build(mixture_loss) if mixture_loss else None
         self.routing_losses = build.build_routing_losses(routing_losses, train_dispatch)

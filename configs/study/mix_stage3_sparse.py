@@ -1,6 +1,10 @@
 # mix_stage3 where an expert learns from the images that were routed to it alone.
 _base_ = ["./_base_/mix_stage3.py"]
-model = dict(train_dispatch="sparse", train_top_k=None)
+model = dict(
+    train_dispatch="sparse",
+    train_top_k=None,
+    routing_losses=dict(balance=dict(type="LoadBalanceLoss", weight=0.01)),
+)
 # An expert gets another number of images in each step, and a graph is for one.
 train_graphs = dict(backbone=False, experts=False)
 default_hooks = dict(best=dict(name="ensemble_sparse"))

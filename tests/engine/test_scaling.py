@@ -10,11 +10,14 @@ from collections import Counter
 
 import pytest
 import torch
-from miniature import ONE_EXPERT, ROOT, build, prepared, write_config
+from miniature import ONE_EXPERT, ROOT, TWO_EXPERTS, build, log_of, prepared, write_config
+from mmengine.config import Config
+from test_ddp import bash
 
 from codmoe.engine.config import load_config
+from codmoe.engine.ddp import every_expert_runs, idle_parameters
 from codmoe.engine.host_waits import noting_waits
-from codmoe.engine.launch import build_runner, check_launch, every_expert_runs
+from codmoe.engine.launch import check_launch
 from codmoe.engine.scaling import benchmark_scaling, expert_load
 from codmoe.engine.scaling_variants import VARIANTS, overrides, reference_of
 from codmoe.engine.step_timing import image_size, measure
@@ -66,7 +69,7 @@ def test_the_tool_measures_one_and_two_processes(tmp_path):
     # An earlier call's run of one process serves again, but not for another config.
     wanted = dict(variants=["no_find_unused"], steps=3, warmup=1, reference=str(out))
     wanted |= dict(work_dir=str(tmp_path / "again"), budget=0.0)
-    again = benchmark_scaling(str(config), **wanted)
+    again = benchmark_scaling(str(config), **wanted, options={})
     assert [run["variant"] for run in again["runs"]] == [one["variant"]]
     assert again["runs"][0]["step_seconds"] == one["step_seconds"]
     assert again["not_run"] == ["no_find_unused, 2 process(es)"]
@@ -173,15 +176,51 @@ def test_ddp_is_not_told_that_sparse_experts_all_learn(tmp_path, option):
     check_launch(cfg)
 
 
+VIT = dict(_delete_=True, type="ViTPyramid", name="vit_tiny_patch16_224", image_size=64)
+PRANET_ALONE = dict(sinet=None, ujsc=None, zoomnet=None)
+
+
 @pytest.mark.parametrize(
-    ("dispatch", "weight", "idle"),
-    # Without its own loss, UJSC's discriminator has no gradient.
-    [("sparse", 0.3, True), ("dense", 0.3, False), ("dense", 0, True)],
+    ("stage", "model", "idle"),
+    [
+        (3, dict(), ""),
+        # Without its own loss.
+        (3, dict(expert_loss_weight=0), "experts.ujsc.confidence"),
+        # PraNet reads no stride 4, for which a plain ViT has layers of its own.
+        (
+            1,
+            dict(backbone=VIT, experts=PRANET_ALONE, expert_execution="together"),
+            "backbone.scales.0",
+        ),
+    ],
 )
-def test_ddp_looks_for_idle_experts_where_there_may_be_some(tmp_path, dispatch, weight, idle):
-    model = dict(train_dispatch=dispatch, train_top_k=None, expert_loss_weight=weight)
-    changes = dict(init_from=None, model=model)
-    asked = dict(model_wrapper_cfg=dict(find_unused_parameters=None))
-    cfg = prepared(write_config(tmp_path, 3, changes, asked), tmp_path / "work")
-    build_runner(cfg)
-    assert cfg.model_wrapper_cfg.find_unused_parameters is idle
+def test_what_gets_no_gradient_is_found_and_the_model_left_alone(tmp_path, stage, model, idle):
+    built = build(load_config(write_config(tmp_path, stage, dict(init_from=None, model=model))))
+    before = {key: value.clone() for key, value in built.state_dict().items()}
+    state = torch.get_rng_state()
+    found = idle_parameters(built)
+    assert bool(found) == bool(idle) and (not idle or found[0].startswith(idle)), found
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.grad is None for p in built.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in built.state_dict().items())
+
+
+@pytest.mark.parametrize("case", ["dense", "learned temperature, no loss on the mixture", "sparse"])
+def test_two_processes_search_for_unused_parameters_where_there_are_some(tmp_path, case):
+    two = dict(train_dataloader=dict(batch_size=2), val_dataloader=dict(batch_size=2))
+    changes = {
+        "dense": (1, TWO_EXPERTS),
+        "sparse": (3, dict(init_from=None, model=dict(train_dispatch="sparse", train_top_k=None))),
+    }
+    tempered = dict(type="ProbabilityCombiner", learn_temperature=True)
+    stage, change = changes.get(case, (1, {**TWO_EXPERTS, "model": dict(
+        TWO_EXPERTS["model"], combiner=tempered)}))  # fmt: skip
+    config = write_config(tmp_path, stage, change, two)
+    done = bash("dist_train.sh", config, 2, "--work-dir", tmp_path / "work", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    searched = "DDP searches for unused parameters in each step: 1 have" in log_of(
+        tmp_path / "work"
+    )
+    assert searched == case.startswith("learned")
+    left = Config.fromfile(next((tmp_path / "work").glob("*/vis_data/config.py")))
+    assert left.model_wrapper_cfg.find_unused_parameters is None

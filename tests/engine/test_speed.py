@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from miniature import ONE_EXPERT, build, prepared, write_config
+from timm.layers import fast_norm
 
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.config import load_config
@@ -92,6 +93,7 @@ def test_fast_norms_stay_in_half_precision(tmp_path):
         norms = [m for n, m in model.backbone.named_modules() if n.endswith("norm1")]
         # What they do with it is timm's; on a CPU autocast leaves layer norms in half precision.
         assert norms and all(norm._fast_norm == on for norm in norms)
+        assert not fast_norm.is_fast_norm()  # of models that others make afterwards
     with torch.autocast("cpu", torch.bfloat16):
         assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
     with pytest.raises(ValueError, match="fast_norm='yes': give True or False"):

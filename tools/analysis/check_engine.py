@@ -18,8 +18,8 @@ def main() -> None:
     add("--size", type=int, default=448, help="side of the images (448)")
     add("--large", type=int, default=16, help="batch of the throughput (16)")
     add("--dtype", default="auto", help="bf16, fp16 or fp32; bf16 where the GPU has it")
-    add("--inductor", nargs="?", const=True, default=False, choices=[True, "only"],
-        metavar="only", help="also compiled, which takes minutes; 'only': little else")  # fmt: skip
+    add("--inductor", action="store_true", help="also compiled, which takes minutes")
+    add("--inductor-only", action="store_true", help="compiled beside CUDA graphs, little else")
     add("--repeats", type=int, default=20, help="calls that count (20)")
     add("--budget", type=float, default=190, help="seconds once the model stands (190)")
     add("--device", help="cuda, cpu; the first GPU if there is one")
@@ -27,6 +27,8 @@ def main() -> None:
     add("--model-options", dest="options", nargs="+", metavar="KEY=VALUE", help="top_k=1")
     settings = vars(parser.parse_args())
     try:
+        if settings.pop("inductor_only"):
+            settings["inductor"] = "only"
         settings["options"] = parse_options(settings["options"])
         run(settings.pop("config"), **settings)
     except (ValueError, FileNotFoundError) as error:

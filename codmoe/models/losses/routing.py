@@ -50,7 +50,8 @@ class LoadBalanceLoss(nn.Module):
             variance = mean_probability.var(unbiased=False)
             return self.weight * variance / mean_probability.mean().square()
         experts = mean_probability.numel()
-        chosen = F.one_hot(decision.indices, experts).float().mean((0, 1))
+        # Not those that train_top_k adds, or the share of all would be equal whatever it chooses.
+        chosen = F.one_hot(decision.indices[:, : decision.top_k], experts).float().mean((0, 1))
         return self.weight * experts * (mean_over_ranks(chosen) * mean_probability).sum()
 
 

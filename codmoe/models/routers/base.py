@@ -76,6 +76,7 @@ class Router(nn.Module, ABC):
             indices=indices,
             weights=chosen.softmax(dim=-1),
             expert_names=self.expert_names,
+            top_k=self.top_k,
         )
 
     def noise_at(self, progress: float) -> float:

@@ -56,6 +56,14 @@ def test_balance_gradient_takes_from_the_favourite_and_gives_to_those_never_chos
     assert (logits.grad[:, 0] > 0).all() and (logits.grad[:, 2:] < 0).all()
 
 
+def test_balance_counts_the_choice_and_not_what_training_adds_to_the_mixture():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]] * 4)
+    two, all_four = decide(logits), decide(logits, k=4)
+    all_four.top_k = 2
+    loss = LoadBalanceLoss(weight=1.0)
+    torch.testing.assert_close(loss(all_four), loss(two))
+
+
 def test_z_loss_by_hand():
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
     lse = [4.0, sum(2.718281828459045**i for i in (1, 2, 3, 4))]
