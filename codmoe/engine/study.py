@@ -16,10 +16,9 @@ from typing import Any
 from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.launch import set_aside
 from codmoe.engine.stages import check_data, child_environment, train_command
-from codmoe.engine.study_jobs import Job, estimate, read_state, test_command
+from codmoe.engine.study_jobs import Job, estimate, publish, read_state, test_command
 from codmoe.engine.study_plan import Run, plan_study, sources_first
 from codmoe.evaluation.study_results import condensed, to_text
-from codmoe.files import replacing
 from codmoe.machine import available_cores, check_gpus
 
 STATE = "study_state.json"
@@ -89,7 +88,7 @@ class Study:
         earlier = {s: signal.signal(s, self._note) for s in signals}
         for run in self.runs:
             if self.state(run) == "done":
-                self._publish(run)
+                publish(run, self.out)
         try:
             while not self._over():
                 self._collect()
@@ -240,15 +239,7 @@ class Study:
         payload = json.loads((run.work_dir / "test.json").read_text(encoding="utf-8"))
         about = dict(row=run.row, seed=run.seed, epochs=run.epochs, fingerprint=run.fingerprint)
         AtomicBackend().put_text(to_text(about | condensed(payload)), run.result)
-        self._publish(run)
-
-    def _publish(self, run: Run) -> None:
-        target = self.out / f"{run.label}.json"
-        text = run.result.read_text(encoding="utf-8")
-        if target.is_file() and target.read_text(encoding="utf-8") == text:
-            return
-        with replacing(target) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        publish(run, self.out)
 
     def _tidy(self, run: Run) -> None:
         """Delete the training checkpoints of a finished run, and weights nobody starts from."""

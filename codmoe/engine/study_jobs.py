@@ -16,6 +16,7 @@ from typing import Any
 
 from codmoe.engine.config import config_root
 from codmoe.engine.study_plan import Run
+from codmoe.files import replacing
 
 # A little more than the longest of its kind.
 _MARGIN = 1.1
@@ -132,3 +133,13 @@ def read_state(path: Path) -> dict[str, dict[str, Any]]:
         return dict(json.loads(path.read_text(encoding="utf-8"))["runs"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def publish(run: Run, folder: Path) -> None:
+    """Lay a run's small result into ``folder``; what another config left there keeps its own."""
+    target = folder / f"{run.label}.json"
+    text = run.result.read_text(encoding="utf-8")
+    if target.is_file() and target.read_text(encoding="utf-8") == text:
+        return
+    with replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 from miniature import ONE_EXPERT, ROOT, TWO_EXPERTS, write_config
 
 from codmoe.engine.study import Study, run_study
-from codmoe.engine.study_jobs import Job, estimate
+from codmoe.engine.study_jobs import Job, estimate, publish
 from codmoe.engine.study_plan import SOURCES, plan_study, row_options, study_rows
 
 SETTINGS = dict(gpus=0, per_gpu=2)
@@ -90,8 +90,8 @@ def test_what_is_done_is_not_done_again(finished, tmp_path, capsys):
     published = tmp_path / "out" / "toy_joint_seed3.json"
     assert len(list((tmp_path / "out").glob("*.json"))) == 3
     published.write_text("another run's")
-    study._publish(study.runs[1])
-    study._publish(study.runs[1])
+    for _ in range(2):
+        publish(study.runs[1], study.out)
     kept = [path for path in (tmp_path / "out").glob("toy_joint*") if path != published]
     assert [path.read_text() for path in kept] == ["another run's"]
     assert published.read_text() == study.runs[1].result.read_text()
