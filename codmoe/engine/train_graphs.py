@@ -32,8 +32,8 @@ def graph_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str
     Config: top-level ``train_graphs = dict(backbone=True, experts=True)``. A graph is of one size:
     inputs of another get another graph, and beyond ``MOST_KEYS`` of them run without. Names in the
     state dict do not change. Evaluation runs as ever. Gradients have to be None before each
-    backward pass, as ``zero_grad()`` leaves them: they lie where the graph writes. Of a part that :func:`compile_parts` was
-    given before, the compiled code is captured.
+    backward pass, as ``zero_grad()`` leaves them: they lie where the graph writes. Of a part that
+    :func:`compile_parts` was given before, the compiled code is captured.
 
     Returns:
         Names of the parts, e.g. ``"experts.sinet"``.
