@@ -187,7 +187,7 @@ def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
     # Everything that is compared starts from the same backbone, but for what says otherwise.
     source = (cfg.get("init_from") or {}).get("file")
     lone = ("sinet", "pranet", "zoomnet", "ujsc")
-    warm = row in ("joint", "joint_zoomnet_structure", "fpn4", *lone)
+    warm = row in ("joint", "joint_mixture", "joint_zoomnet_structure", "fpn4", *lone)
     assert (source == "fpn_best.pth") == warm
     if row != "static":
         assert cfg.optim_wrapper.optimizer.lr == budget.optim_wrapper.optimizer.lr

@@ -33,6 +33,7 @@ DIFFERENCES = (
     ("router_pixel", "router_top4"),
     ("router_top2", "router_no_temperature"),
     ("fpn4", "fpn_long"),
+    ("joint_mixture", "joint"),
     ("joint", "joint_cold"),
     ("refit", "joint"),
     ("stage3", "stage3_no_expert_loss"),
