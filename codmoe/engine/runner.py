@@ -64,7 +64,13 @@ class CODRunner(Runner):
             return
         wrapper["find_unused_parameters"] = True
         if self.cfg.get("train_cfg") and every_expert_runs(self.cfg.model):
-            idle = idle_parameters(model)
+            try:
+                idle = idle_parameters(model)
+            except Exception as error:  # a backbone of one image size, say: no reason to stop
+                self.logger.info(
+                    f"DDP searches for unused parameters: no step to learn from: {error}"
+                )
+                return
             wrapper["find_unused_parameters"] = bool(idle)
             if idle:
                 self.logger.info(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from codmoe.engine.config import load_config
 from codmoe.engine.ddp import every_expert_runs, idle_parameters
 from codmoe.engine.host_waits import noting_waits
 from codmoe.engine.launch import check_launch
+from codmoe.engine.runner import CODRunner
 from codmoe.engine.scaling import benchmark_scaling, expert_load
 from codmoe.engine.scaling_variants import VARIANTS, overrides, reference_of
 from codmoe.engine.step_timing import image_size, measure
@@ -203,6 +205,23 @@ def test_what_gets_no_gradient_is_found_and_the_model_left_alone(tmp_path, stage
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in built.parameters())
     assert all(torch.equal(value, before[key]) for key, value in built.state_dict().items())
+
+
+def test_a_model_that_refuses_small_images_is_searched(tmp_path):
+    built = build(load_config(write_config(tmp_path, 3, dict(init_from=None))))
+    told, wrapper = [], dict(find_unused_parameters=None)
+    cfg = Config(dict(train_cfg=dict(max_epochs=1), model=dict(train_dispatch="dense")))
+    runner = SimpleNamespace(distributed=True, cfg=cfg, logger=SimpleNamespace(info=told.append))
+    CODRunner._settle_search(runner, wrapper, built)
+    assert wrapper == dict(find_unused_parameters=False) and not told
+    built.backbone.forward = refuse
+    wrapper["find_unused_parameters"] = None
+    CODRunner._settle_search(runner, wrapper, built)
+    assert wrapper == dict(find_unused_parameters=True) and "of 448 pixels alone" in told[0]
+
+
+def refuse(images):
+    raise AssertionError("images of 448 pixels alone")
 
 
 @pytest.mark.parametrize("case", ["dense", "learned temperature, no loss on the mixture", "sparse"])
