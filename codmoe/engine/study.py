@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.launch import set_aside
 from codmoe.engine.stages import check_data, child_environment, train_command
-from codmoe.engine.study_jobs import Job, estimate, publish, read_state, test_command
+from codmoe.engine.study_jobs import Job, estimate, publish, read_state, say, test_command
 from codmoe.engine.study_plan import Run, plan_study, sources_first
 from codmoe.evaluation.study_results import condensed, to_text
 from codmoe.machine import available_cores, check_gpus
@@ -297,8 +296,3 @@ def run_study(
     say(", ".join(f"{number} {state}" for state, number in sorted(counts.items())))
     say(f"results: {study.out}")
     return study
-
-
-def say(text: str) -> None:
-    """To the terminal at once, with the time."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True, file=sys.stdout)

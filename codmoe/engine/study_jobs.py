@@ -143,3 +143,8 @@ def publish(run: Run, folder: Path) -> None:
         return
     with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def say(text: str) -> None:
+    """To the terminal at once, with the time."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True, file=sys.stdout)

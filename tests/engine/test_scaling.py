@@ -20,7 +20,8 @@ from codmoe.engine.ddp import every_expert_runs, idle_parameters
 from codmoe.engine.host_waits import noting_waits
 from codmoe.engine.launch import check_launch
 from codmoe.engine.runner import CODRunner
-from codmoe.engine.scaling import benchmark_scaling, expert_load
+from codmoe.engine.scaling import benchmark_scaling
+from codmoe.engine.scaling_load import expert_load
 from codmoe.engine.scaling_variants import VARIANTS, overrides, reference_of
 from codmoe.engine.step_timing import image_size, measure
 
