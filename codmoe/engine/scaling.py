@@ -143,11 +143,14 @@ def _plan(variants: Sequence[str], gpus: int) -> list[tuple[str, int, str]]:
 
 def _reference(file: str, payload: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The runs of one process without DDP in the file of an earlier call."""
+    make = f"make it with --gpus 1 --json {file}, or leave --reference out"
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file} does not exist; {make}")
     try:
         earlier = json.loads(Path(file).read_text(encoding="utf-8"))
         runs = [run for run in earlier["runs"] if run["launcher"] == "none" and "error" not in run]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no file that --json of this tool wrote: {error!r}") from error
+        raise ValueError(f"{file} is no file that --json of this tool wrote; {make}") from error
     for key in ("config", "options", "data", "size", "data_root", "checkpoint", "torch", "device"):
         if earlier.get(key) != json.loads(json.dumps(payload[key])):  # tuples are lists there
             raise ValueError(

@@ -110,6 +110,11 @@ def test_what_is_asked_for_wrongly_is_told_before_anything_runs(tmp_path):
         benchmark_scaling(config, steps=0)
     with pytest.raises(ValueError, match=r"model_wrapper_cfg: .*'static_grap'.*'static_graph'"):
         load_config(config, {"model_wrapper_cfg.static_grap": True})
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; make it with --gpus 1"):
+        benchmark_scaling(config, reference="nowhere")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"list\.json is no file .*; make it with --gpus 1"):
+        benchmark_scaling(config, reference=str(tmp_path / "list.json"))
 
 
 def test_every_variant_fits_the_shipped_configs():
