@@ -125,7 +125,7 @@ class Study:
                 return
             if self.state(run) != "waiting":
                 continue
-            if not all(self.state(s) == "done" and s.weights.is_file() for s in run.above):
+            if not all(self._has_weights(source) for source in run.above):
                 continue
             gpu = self._gpu_for(run)
             if gpu is None:
@@ -136,6 +136,11 @@ class Study:
                 continue
             self._start(run, gpu)
 
+    def _has_weights(self, source: Run) -> bool:
+        """Whether a run is trained, so that others can start from it while it is tested."""
+        testing = any(job.run is source and job.phase == "test" for job in self.jobs)
+        return (testing or self.state(source) == "done") and source.weights.is_file()
+
     def _gpu_for(self, run: Run) -> int | None:
         """The emptiest GPU that has room for a run."""
         jobs = {gpu: [j for j in self.jobs if j.gpu == gpu] for gpu in range(max(self.gpus, 1))}
@@ -143,7 +148,7 @@ class Study:
             gpu: len(held)
             for gpu, held in jobs.items()
             if len(held) < self.per_gpu
-            and not (self.gpus and run.is_heavy and any(job.run.is_heavy for job in held))
+            and not (self.gpus and run.is_heavy and any(job.is_heavy for job in held))
         }
         return min(free, key=free.__getitem__, default=None)
 

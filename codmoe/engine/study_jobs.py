@@ -45,6 +45,11 @@ class Job:
     launched: float = 0.0
     ended: bool = False
 
+    @property
+    def is_heavy(self) -> bool:
+        """Whether several complete experts are being trained; a test takes little memory."""
+        return self.run.is_heavy and self.phase != "test"
+
     def launch(self, phase: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start a process in a group of its own, so that loader workers end with it."""
         self.phase, self.launched, self.ended = phase, time.time(), False

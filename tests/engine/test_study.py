@@ -249,6 +249,24 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
     assert [study.state(run) for run in runs].count("waiting") == 1
 
 
+@pytest.mark.parametrize("phase, begun", [("train", []), ("test", ["toy_router_top2"])])
+def test_a_row_starts_while_its_source_is_tested(tmp_path, monkeypatch, phase, begun):
+    rows = write_rows(tmp_path)
+    joint, router = plan_study(
+        [rows["joint"], rows["router_top2"]], seeds=[0], work_dir=tmp_path / "work"
+    )
+    study = Study([joint, router], tmp_path / "work", tmp_path / "out", gpus=1, per_gpu=2)
+    joint.weights.parent.mkdir(parents=True)
+    joint.weights.touch()  # of the best epoch so far, where it still trains
+    study.status[joint.label]["state"] = "running"
+    study.jobs.append(Job(joint, 0, time.time(), log=tmp_path / "log", phase=phase))
+    assert study.jobs[0].is_heavy == (phase == "train")
+    started = []
+    monkeypatch.setattr(study, "_start", lambda run, gpu: started.append(run.row))
+    study._fill()
+    assert started == begun
+
+
 def test_plans_that_cannot_be(tmp_path):
     rows = write_rows(tmp_path)
     with pytest.raises(ValueError, match=r"toy_router_top2 starts from experts_joint_best\.pth"):
