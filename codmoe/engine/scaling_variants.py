@@ -15,7 +15,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bucket_view": {f"{_DDP}.gradient_as_bucket_view": True},
     "buckets_10mb": {f"{_DDP}.bucket_cap_mb": 10},
     "buckets_100mb": {f"{_DDP}.bucket_cap_mb": 100},
-    "sent_once": {f"{_DDP}.gradient_sync": "once"},
     "broadcast_buffers": {f"{_DDP}.broadcast_buffers": True},
     "sparse": {"model.train_dispatch": "sparse", "model.train_top_k": None},
     "dense": {"model.train_dispatch": "dense"},

@@ -251,9 +251,8 @@ def _ddp_figures(model) -> dict[str, Any]:
     flags = ("find_unused_parameters", "broadcast_buffers", "gradient_as_bucket_view")
     return dict(
         bucket_bytes=buckets,
-        bytes_per_step=model.bytes_sent or sum(buckets),
+        bytes_per_step=sum(buckets),
         milliseconds=times,
-        gradient_sync=model.gradient_sync,
         options={key: bool(data[key]) for key in (*flags, "static_graph") if key in data},
     )
 

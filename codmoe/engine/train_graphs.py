@@ -6,10 +6,8 @@ import gc
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from codmoe.engine import capture_streams as streams
 from codmoe.engine.speed import GRAPHED, InTraining
 from codmoe.structures import ExpertOutput
 
@@ -122,14 +121,16 @@ class _Graphs:
         self.capturing = True
         try:
             graph = _Graph(self.module, leaves, spec)
-            with _capture_of_this_thread():
-                self._warm_up(graph)
+            self._warm_up(graph)
+            with streams.capturing_on(graph.stream):
                 graph.capture()
         except Exception as error:  # out of memory, or the region waits for the device
             self._give_up(error)
             graph = None
         finally:
             self.capturing = False
+        if graph is None:
+            gc.collect()  # before its stream is given out again
         torch.cuda.synchronize()
         with torch.no_grad():  # warming up has moved batch-norm statistics
             for buffer, before in buffers:
@@ -181,6 +182,7 @@ class _Graph:
         self.static = [x.detach().clone().requires_grad_(x.requires_grad) for x in leaves]
         self.static += [p.detach().requires_grad_() for p in self.parameters]
         self.pending: Callable[[], _Pending | None] = lambda: None
+        self.stream = streams.take(self)
 
     def _run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = tree_unflatten(list(tensors[: self.count]), self.spec)
@@ -201,7 +203,7 @@ class _Graph:
         """
         learning = [x for x in self.static if x.requires_grad]
         torch.cuda.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()), torch.autocast("cuda", enabled=False):
+        with torch.cuda.stream(self.stream), torch.autocast("cuda", enabled=False):
             for _ in range(WARM_UP):
                 outputs = [x for x in self._run(*self.static) if x.requires_grad]
                 if outputs:
@@ -274,18 +276,3 @@ def _looks(tensor: Tensor) -> tuple:
 
 def _autocast() -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-
-
-@contextmanager
-def _capture_of_this_thread() -> Iterator[None]:
-    """Other threads, which pin batches, may go on; a broken capture leaves no stream behind."""
-    graph = torch.cuda.graph
-    torch.cuda.graph = partial(graph, capture_error_mode="thread_local")
-    try:
-        with torch.cuda.stream(torch.cuda.current_stream()):
-            yield
-    except Exception:
-        graph.default_capture_stream = None  # may still be capturing
-        raise
-    finally:
-        torch.cuda.graph = graph

@@ -4,9 +4,12 @@ and a backward pass, repeats them.
 As on a GPU, Python does not run again and every number lies where it lay: inputs are copied there,
 parameters and statistics are read there, results and gradients are overwritten by the next replay.
 A number that Python reads is an error, and what was computed on the way is NaN after the backward
-pass, as memory that others use by then.
+pass, as memory that others use by then. When a graph goes, so does the memory in which cuBLAS works
+on the stream that it was captured on (pytorch#193402): other graphs of that stream give NaN.
 """
 
+import itertools
+import threading
 import weakref
 from contextlib import nullcontext
 
@@ -65,6 +68,7 @@ class Graphed:
         self.failure = None
         """What goes wrong in a capture."""
         self._memory = []
+        self._of_stream = {}
 
     @property
     def kept(self):
@@ -94,10 +98,27 @@ class Graphed:
         kept = [x for x in (*inputs, *results, *incoming, *gradients) if x is not None]
         lost = forward.own(kept) | back.own(kept)
         self.captures += 1
-        self._memory.append(weakref.ref(incoming[0] if incoming else results[0]))
-        return self._function(inputs, results, incoming, gradients, forward, back, lost)
+        kept = incoming[0] if incoming else results[0]
+        self._memory.append(weakref.ref(kept))
+        spoilt = self._workspace(kept)
+        return self._function(inputs, results, incoming, gradients, forward, back, lost, spoilt)
 
-    def _function(self, inputs, results, incoming, gradients, forward, back, lost):
+    def _workspace(self, kept):
+        """Set when the graph that keeps ``kept`` has lost the workspace of its stream."""
+        stream = getattr(torch.cuda.graph, "keywords", {}).get("stream")
+        users = self._of_stream.setdefault(getattr(stream, "cuda_stream", None), set())
+        spoilt = threading.Event()
+        users.add(spoilt)
+
+        def gone():
+            users.remove(spoilt)
+            for other in users:
+                other.set()
+
+        weakref.finalize(kept, gone)
+        return spoilt
+
+    def _function(self, inputs, results, incoming, gradients, forward, back, lost, spoilt):
         graphs = self
 
         class Replay(torch.autograd.Function):
@@ -121,6 +142,9 @@ class Graphed:
                     if memory.is_floating_point():
                         whole = (memory.untyped_storage().nbytes() // memory.itemsize,)
                         memory.as_strided(whole, (1,), 0).fill_(torch.nan)
+                if spoilt.is_set():
+                    for gradient in tensors(gradients):
+                        gradient.fill_(torch.nan)
                 return tuple(g if g is None else g.detach() for g in gradients)
 
         return Replay.apply
@@ -131,8 +155,12 @@ def stand_in(monkeypatch):
     graphs = Graphed()
     monkeypatch.setattr(train_graphs, "_on_gpu", lambda leaf: isinstance(leaf, torch.Tensor))
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphs)
-    for name in ("synchronize", "Stream", "current_stream"):
+    for name in ("synchronize", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    # Torch has 32 streams, and gives them out in turn.
+    numbers = itertools.cycle(range(1, 33))
+    stream = type("Stream", (), dict(__init__=lambda s: setattr(s, "cuda_stream", next(numbers))))
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     return graphs
 

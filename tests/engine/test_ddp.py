@@ -1,6 +1,5 @@
 """Two processes on the CPU do what one does."""
 
-import itertools
 import json
 import math
 import os
@@ -24,7 +23,6 @@ from miniature import (
     weights,
     write_config,
 )
-from mmengine.optim import OptimWrapper
 from torch import nn
 
 from codmoe.engine.checkpoints import read_weights, save_weights
@@ -54,24 +52,14 @@ class MeanRouter(Router):
         return images.mean((1, 2, 3), keepdim=False)[:, None] * self.scores
 
 
-class AsTheyAre(nn.Module):
-    def forward(self, data, training=False):
-        return data
-
-
-class GradientsStay(OptimWrapper):
-    def zero_grad(self, **kwargs):
-        pass
-
-
 def gradients(model, images, targets):
-    """What a step of training leaves for the optimiser."""
+    model.zero_grad()
+    losses = model(images, targets=targets, mode="loss")
+    sum(value for key, value in losses.items() if "loss" in key).backward()
     bare = getattr(model, "module", model)
-    bare.data_preprocessor = AsTheyAre()
-    wrapper = GradientsStay(torch.optim.SGD(bare.parameters(), lr=0.0))
-    model.train_step(dict(inputs=images, targets=targets), wrapper)
+    zero = torch.zeros
     return {
-        name: torch.zeros(p.shape) if p.grad is None else p.grad.clone()
+        name: zero(p.shape) if p.grad is None else p.grad.clone()
         for name, p in bare.named_parameters()
     }
 
@@ -123,24 +111,14 @@ def one_rank(rank, port, folder):
         images, targets = make_batch()
         rows = slice(2 * rank, 2 * rank + 2)
         for way in WAYS:
-            for sync in ("buckets", "once"):
-                model = make_model(way).to(memory_format=torch.channels_last)
-                chosen = model.mixture(images[rows])[1].indices.unique().tolist()
-                assert chosen == [[0, 1], [2, 3]][rank]  # half of the experts are idle on each rank
-                wrapped = CODDistributedDataParallel(model, device_ids=[0], gradient_sync=sync)
-                result = gradients(wrapped, images[rows], targets[rows])
-                assert (wrapped.bytes_sent > 0) == (sync == "once")
-                torch.save(result, os.path.join(folder, f"{way}_{sync}{rank}.pth"))
-        tell_what_is_missing(make_model("sparse"), images[rows], targets[rows])
+            model = make_model(way)
+            chosen = model.mixture(images[rows])[1].indices.unique().tolist()
+            assert chosen == [[0, 1], [2, 3]][rank]  # half of the experts are idle on each rank
+            wrapped = CODDistributedDataParallel(model, device_ids=[0])
+            result = gradients(wrapped, images[rows], targets[rows])
+            torch.save(result, os.path.join(folder, f"{way}{rank}.pth"))
     finally:
         dist.destroy_process_group()
-
-
-def tell_what_is_missing(model, images, targets):
-    """Both experts that this rank leaves idle stop it, where nobody said that they may be."""
-    wrapped = CODDistributedDataParallel(model, gradient_sync="once", find_unused_parameters=False)
-    with pytest.raises(RuntimeError, match=r"have no gradient.*find_unused_parameters=True"):
-        gradients(wrapped, images, targets)
 
 
 def free_port():
@@ -154,23 +132,15 @@ def test_gradients_of_two_ranks_are_those_of_the_whole_batch(tmp_path):
     images, targets = make_batch()
     for way in WAYS:
         expected = gradients(make_model(way), images, targets)
-        for rank, sync in itertools.product((0, 1), ("buckets", "once")):
-            result = torch.load(tmp_path / f"{way}_{sync}{rank}.pth")
+        for rank in (0, 1):
+            result = torch.load(tmp_path / f"{way}{rank}.pth")
             for name, value in expected.items():
                 scale = value.abs().max().clamp(min=1e-6)
                 difference = (result[name] - value).abs().max() / scale
-                assert difference < 1e-5, (way, sync, rank, name)
+                assert difference < 1e-5, (way, rank, name)
         learnt = [name for name, value in expected.items() if value.any()]
         for part in ("backbone", "router", *(f"experts.{name}" for name in EXPERTS)):
             assert any(name.startswith(part) for name in learnt), part
-
-
-def test_options_that_do_not_go_together():
-    for option in ("broadcast_buffers", "static_graph"):
-        with pytest.raises(ValueError, match=r"gradient_sync='once' goes without"):
-            CODDistributedDataParallel(nn.Linear(1, 1), gradient_sync="once", **{option: True})
-    with pytest.raises(ValueError, match=r"gradient_sync='twice' is unknown; use 'buckets' or"):
-        CODDistributedDataParallel(nn.Linear(1, 1), gradient_sync="twice")
 
 
 def test_launchers_that_need_something_else(monkeypatch):
@@ -257,8 +227,7 @@ def test_one_process_trains_and_two_go_on(tmp_path):
     stopped = write_config(tmp_path, 1, ONE_EXPERT, TWO_EACH, STOP, epochs=2)
     work_dir = tmp_path / "work"
     finished = train(prepared(stopped, work_dir)).message_hub.get_info("codmoe_best")
-    once = dict(model_wrapper_cfg=dict(gradient_sync="once"))
-    config = write_config(tmp_path, 1, ONE_EXPERT, TWO_EACH, once, epochs=2)
+    config = write_config(tmp_path, 1, ONE_EXPERT, TWO_EACH, epochs=2)
     done = bash("dist_train.sh", config, 2, "--work-dir", work_dir, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "going on from epoch 1, step 2" in log_of(work_dir)

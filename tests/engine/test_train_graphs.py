@@ -10,7 +10,7 @@ from miniature import ONE_EXPERT, TWO_EXPERTS, build, log_of, prepared, write_co
 from recorded_passes import stand_in, tensors
 from timm.layers import DropPath
 
-from codmoe.engine import speed, train_graphs
+from codmoe.engine import capture_streams, speed, train_graphs
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
 from codmoe.engine.scaling_variants import overrides
@@ -78,6 +78,11 @@ def same(model, other):
     torch.testing.assert_close(*gradients, **close)
 
 
+def gradients_of(model):
+    """All in one line."""
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
 def pair(model, options=BOTH):
     """The model, and a copy of it with graphs."""
     other = copy.deepcopy(model)
@@ -138,6 +143,13 @@ def test_evaluation_is_left_alone(make, graphs):
     assert graphs.replays == replays
 
 
+def hold(model, held):
+    """As BackboneWarmupHook does."""
+    model.backbone.body.train(not held)
+    for parameter in model.backbone.body.parameters():
+        parameter.requires_grad_(not held)
+
+
 @pytest.fixture
 def no_collection():
     gc.collect()
@@ -150,9 +162,7 @@ def test_a_backbone_that_was_held_learns_afterwards(make, graphs, no_collection)
     eager, graphed = pair(make(1, TWO_EXPERTS))
     for held in (True, False):
         for model in (eager, graphed):
-            model.backbone.body.train(not held)
-            for parameter in model.backbone.body.parameters():
-                parameter.requires_grad_(not held)
+            hold(model, held)
         for seed in (0, 1):
             torch.testing.assert_close(backward(eager, seed), backward(graphed, seed))
             same(eager, graphed)
@@ -160,6 +170,21 @@ def test_a_backbone_that_was_held_learns_afterwards(make, graphs, no_collection)
         assert learns == {not held}
     assert (graphs.captures, graphs.replays) == (6, 12)
     assert graphs.kept == 3  # what was captured while the backbone was held is gone at once
+
+
+def test_no_two_graphs_that_live_share_a_stream(make, graphs, said, monkeypatch):
+    _, graphed = pair(make(1, TWO_EXPERTS))
+    for step in range(12):
+        hold(graphed, held=step % 2 == 0)
+        backward(graphed)
+    assert graphs.captures > capture_streams.STREAMS and graphs.kept == 3
+    regions = [graphed.backbone, *graphed.experts.values()]
+    living = [g for region in regions for g in region._compiled_call_impl.graphs.values()]
+    assert len({graph.stream.cuda_stream for graph in living}) == len(living) == 3
+    monkeypatch.setattr(capture_streams, "_broken", set(range(33)))
+    hold(graphed, held=True)
+    assert torch.isfinite(backward(graphed))
+    assert "runs without: RuntimeError: each of 32 streams has a CUDA graph" in said[-1]
 
 
 def test_statistics_that_are_held_stay(make, graphs):
@@ -384,12 +409,18 @@ def test_on_a_gpu(make, precision):
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
             losses = [backward(model, seed, 128) for model in (eager, graphed)]
         torch.testing.assert_close(*losses, rtol=1e-2, atol=0)
-        ours, theirs = (
-            torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None])
-            for m in (graphed, eager)
-        )
+        ours, theirs = gradients_of(graphed), gradients_of(eager)
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
         buffers = [dict(m.named_buffers()) for m in (eager, graphed)]
         torch.testing.assert_close(*buffers, rtol=1e-2, atol=1e-3)
+    for held in (True, False):  # graphs of the backbone go, those of the experts stay
+        for model in (eager, graphed):
+            hold(model, held)
+        for seed in range(2):
+            with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+                for model in (eager, graphed):
+                    backward(model, seed, 128)
+            ours, theirs = gradients_of(graphed), gradients_of(eager)
+            assert (ours - theirs).norm() < 0.02 * theirs.norm()
     regions = [graphed.backbone, *graphed.experts.values()]
     assert [len(r._compiled_call_impl.graphs) for r in regions] == [3, 1, 1, 1, 1]
