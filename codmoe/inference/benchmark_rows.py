@@ -16,6 +16,7 @@ from codmoe.inference.timing import (
     Call,
     allocated,
     captured,
+    reserved,
     side_by_side,
     synchronise,
     warmed,
@@ -79,19 +80,19 @@ class Inference:
 
         def add(row: dict[str, Any], make: Callable[[], Call]) -> None:
             say(", ".join(str(v) for v in row.values()) + f": {tuple(self.images.shape)}")
-            before = allocated(self.device)
+            graphs = row["execution"] in ("cudagraph", "engine")
+            before = reserved(self.device) if graphs else 0.0
             try:
                 call = warmed(make(), self.device, warmup)
                 # What a graph computes with stays its own between calls.
-                held = allocated(self.device) - before if row["execution"] == "cudagraph" else 0.0
+                held = reserved(self.device) - before if graphs else 0.0
                 working = working_memory(call, self.device)
             except Exception as error:  # out of memory, not compilable, not capturable: one row's
                 row["error"] = _reason(error)
                 _clear(self.device)
             else:
-                if working is not None:
-                    row["working_mb"] = working + max(held, 0.0)
-                    row["weights_mb"] = self.weights
+                row["working_mb"] = working + max(held, 0.0)
+                row["weights_mb"] = self.weights
                 calls[len(known)] = call
             known.append(row)
 
@@ -160,8 +161,7 @@ def training_row(
         )  # fmt: skip
         warmed(step, device, max(warmup, 1))
         held, working = allocated(device) - before, working_memory(step, device)
-        if working is not None:
-            row |= dict(working_mb=working + max(held, 0.0), weights_mb=weights / 2**20)
+        row |= dict(working_mb=working + max(held, 0.0), weights_mb=weights / 2**20)
         sample = side_by_side({"step": step}, device, repeats=repeats)["step"]
         row |= sample.figures(batch)
     except Exception as error:

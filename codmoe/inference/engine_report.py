@@ -15,7 +15,7 @@ from codmoe.evaluation.tables import save_json
 from codmoe.inference import engine_check as check
 from codmoe.inference.engine import CompiledMoE
 from codmoe.inference.sections import Sections
-from codmoe.inference.timing import side_by_side, warmed, working_memory
+from codmoe.inference.timing import reserved, side_by_side, warmed, working_memory
 from codmoe.inference.zoo import create_model
 
 Results = dict[str, Any]
@@ -116,7 +116,7 @@ class _Run:
     def __init__(self, model, device: torch.device, size: int, repeats: int, results: Results):
         self.model, self.device, self.size, self.repeats = model, device, size, repeats
         self.results = results
-        self.reserved = _reserved(device)
+        self.reserved = reserved(device)
         names = model.expert_names
         further = [n for n in names if set(model.experts[n].input_scales) - {1.0}]
         plain = [n for n in names if n not in further]
@@ -200,18 +200,11 @@ class _Run:
             warmed(call, self.device, 1)
             waits, memory = check.host_waits(call, self.device), working_memory(call, self.device)
             self.results[f"waits_{name}"], self.results[f"memory_{name}"] = waits, memory
-            extra = "" if memory is None else f", {memory:.0f} MiB beyond what lies there"
-            print(f"{name}: host waits in a batch {dict(waits)}{extra}")
+            print(
+                f"{name}: host waits in a batch {dict(waits)}, {memory:.0f} MiB beyond what lies "
+                "there"
+            )
         if self.device.type == "cuda":
-            held = _reserved(self.device) - self.reserved
+            held = reserved(self.device) - self.reserved
             print(f"engine: {held:.0f} MiB for weights, buffers and what graphs compute with")
             self.results["engine_mb"] = held
-
-
-def _reserved(device: torch.device) -> float:
-    """MiB taken from the device, without what lies unused."""
-    if device.type != "cuda":
-        return 0.0
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    return torch.cuda.memory_reserved(device) / 2**20

@@ -5,6 +5,4 @@ model = dict(
     train_top_k=None,
     routing_losses=dict(balance=dict(type="LoadBalanceLoss", weight=0.01)),
 )
-# An expert gets another number of images in each step, and a graph is for one.
-train_graphs = dict(backbone=False, experts=False)
 default_hooks = dict(best=dict(name="ensemble_sparse"))

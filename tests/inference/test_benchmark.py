@@ -13,7 +13,7 @@ from codmoe.inference.benchmark import benchmark
 from codmoe.inference.benchmark_rows import Inference
 from codmoe.inference.benchmark_tables import COLUMNS, save_plot
 from codmoe.inference.summary import count_flops, summarise
-from codmoe.inference.timing import side_by_side
+from codmoe.inference.timing import side_by_side, working_memory
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def test_the_tool_measures_everything_that_is_asked_for(tmp_path, config, monkey
             continue
         assert row["error"] is None and row["n"] == 2
         assert 0 < row["median_ms"] <= row["p90_ms"]
-        assert row["images_per_second"] > 0 and row["working_mb"] is None
+        assert row["images_per_second"] > 0 and row["working_mb"] > 0
     # A step costs more than the inference of the same batch.
     step, forward = (
         next(r["median_ms"] for r in rows
@@ -71,6 +71,20 @@ def test_the_tool_measures_everything_that_is_asked_for(tmp_path, config, monkey
     assert picture.stat().st_size > 1000
     (kept,) = tmp_path.glob("b.2*.json")
     assert kept.read_text() == "somebody's"
+
+
+def test_working_memory_is_the_peak_of_a_call():
+    there = torch.zeros(2**20)
+
+    def call():
+        for _ in range(2):
+            first = there + 1  # 4 MiB
+            second = first + 1  # 8 at once
+            del first
+        return second
+
+    # Of the second round, the first one's result is still there.
+    assert working_memory(call, CPU) == pytest.approx(12, abs=0.1)
 
 
 @pytest.mark.parametrize("route", ["ujsc,zoomnet", "all"])

@@ -8,7 +8,6 @@ model = dict(
     expert_execution="together",
     checkpoint_backbone=None,
 )
-train_graphs = {{_base_.graphs}}
 train_cfg = {{_base_.budget.joint.train_cfg}}
 optim_wrapper = {{_base_.budget.joint.optim_wrapper}}
 default_hooks = dict(checkpoint={{_base_.budget.joint.checkpoint}})

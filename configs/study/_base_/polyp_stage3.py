@@ -13,7 +13,6 @@ model = dict(
     checkpoint_backbone=None,
 )
 train_dataloader = dict(dataset=dict(split=dict(use=("experts", "router"))))
-train_graphs = {{_base_.graphs}}
 train_cfg = {{_base_.budget.stage3.train_cfg}}
 optim_wrapper = {{_base_.budget.stage3.optim_wrapper}}
 default_hooks = dict(checkpoint={{_base_.budget.stage3.checkpoint}})
