@@ -24,11 +24,15 @@ _held: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 _broken: set[int] = set()
 
 
+class NoStreamLeft(RuntimeError):
+    """Every stream has a graph, or a capture that broke off."""
+
+
 def take(owner: Any) -> torch.cuda.Stream:
     """A stream that is nobody else's as long as ``owner`` lives.
 
     Raises:
-        RuntimeError: All are taken.
+        NoStreamLeft: All are taken.
     """
     taken = _broken | set(_held.values())
     for _ in range(STREAMS):
@@ -36,7 +40,7 @@ def take(owner: Any) -> torch.cuda.Stream:
         if stream.cuda_stream not in taken:
             _held[owner] = stream.cuda_stream
             return stream
-    raise RuntimeError(f"each of {STREAMS} streams has a CUDA graph")
+    raise NoStreamLeft(f"each of torch's {STREAMS} streams has a CUDA graph or a broken capture")
 
 
 @contextmanager

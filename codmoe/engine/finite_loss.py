@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 
 from codmoe.registry import HOOKS
 
 # Kept by the optimiser's wrapper where it clips.
 _NORM = "train/grad_norm"
+# A loss scaler that begins at 65,536 has found its scale long before.
+_UPDATES = 30
 
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stops when the loss or the norm of the gradient is NaN or infinite each time it is looked at.
+    """Stops when the loss is NaN or infinite each time it is looked at, or the norm of the gradient
+    in each of the last 30 updates.
 
-    A loss scaler, which mixed precision has in bf16, too, passes over such a step. So a forward
+    A loss scaler, which mixed precision has in bf16, too, passes over such an update. So a forward
     pass that overflows every time, or a backward pass that does, would train nothing for hours, of
     which only ``loss: nan`` or ``grad_norm: nan`` in the log tells.
 
     Args:
         interval: Steps between two looks; each waits for the device once.
-        patience: Looks in a row that may find no number.
+        patience: Looks in a row that may find a loss that is no number.
     """
 
     priority = "LOW"
@@ -39,29 +43,29 @@ class FiniteLossHook(Hook):
     ) -> None:
         if not self.every_n_train_iters(runner, self.interval):
             return
-        what, value = _no_number(runner, outputs or {})
-        if not what:
+        self._look_at_gradient(runner.message_hub)
+        loss = (outputs or {}).get("loss")
+        if loss is None or bool(torch.isfinite(loss).all()):
             self.found = 0
             return
         self.found += 1
-        runner.logger.warning(f"{what} is {value} at step {runner.iter + 1}")
+        runner.logger.warning(f"the loss is {float(loss)} at step {runner.iter + 1}")
         if self.found >= self.patience:
+            times = f"the last {self.found} times it was looked at, every {self.interval} steps"
+            raise ValueError(f"the loss was no number {times}: {_WAY_OUT}")
+
+    def _look_at_gradient(self, hub: MessageHub) -> None:
+        if _NORM not in hub.log_scalars:  # nothing is clipped
+            return
+        norms = hub.get_scalar(_NORM).data[0][-_UPDATES:]
+        if len(norms) == _UPDATES and not np.isfinite(norms).any():
             raise ValueError(
-                f"{what} was no number the last {self.found} times it was looked at, every "
-                f"{self.interval} steps: nothing is learnt any more; train with amp=False or "
-                "amp='bf16' if it is fp16 that overflows, or lower optim_wrapper.optimizer.lr, and "
-                "go on from a checkpoint before it"
+                f"the gradient was no number in each of the last {_UPDATES} updates, none of which "
+                f"was made: {_WAY_OUT}"
             )
 
 
-def _no_number(runner, outputs: dict[str, Any]) -> tuple[str, float]:
-    """Which of loss and gradient is no number, and what it is instead; ``""`` if both are."""
-    loss = outputs.get("loss")
-    if loss is not None and not bool(torch.isfinite(loss).all()):
-        return "the loss", float(loss)
-    hub = runner.message_hub
-    if _NORM in hub.log_scalars:  # absent without clipping
-        norm = float(hub.get_scalar(_NORM).current())
-        if not math.isfinite(norm):
-            return "the gradient's norm", norm
-    return "", 0.0
+_WAY_OUT = (
+    "nothing is learnt any more; train with amp=False or amp='bf16' if it is fp16 that overflows, "
+    "or lower optim_wrapper.optimizer.lr, and go on from a checkpoint before it"
+)

@@ -12,7 +12,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "find_unused": {f"{_DDP}.find_unused_parameters": True},
     "no_find_unused": {f"{_DDP}.find_unused_parameters": False},
     "static_graph": {f"{_DDP}.static_graph": True, f"{_DDP}.find_unused_parameters": False},
-    "bucket_view": {f"{_DDP}.gradient_as_bucket_view": True},
+    "no_bucket_view": {f"{_DDP}.gradient_as_bucket_view": False},
     "buckets_10mb": {f"{_DDP}.bucket_cap_mb": 10},
     "buckets_100mb": {f"{_DDP}.bucket_cap_mb": 100},
     "broadcast_buffers": {f"{_DDP}.broadcast_buffers": True},
@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 DEFAULT_VARIANTS = (
     "as_configured",
     "no_find_unused",
-    "no_find_unused+bucket_view",
+    "no_find_unused+no_bucket_view",
     "no_find_unused+buckets_100mb",
     "static_graph",
     "broadcast_buffers",
@@ -43,7 +43,7 @@ DEFAULT_VARIANTS = (
 
 
 def overrides(variant: str) -> tuple[dict[str, Any], bool]:
-    """Config overrides of a variant such as ``"no_find_unused+bucket_view"``, and whether it
+    """Config overrides of a variant such as ``"no_find_unused+no_bucket_view"``, and whether it
     compiles the backbone.
 
     Raises:

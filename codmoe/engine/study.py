@@ -137,18 +137,21 @@ class Study:
             self._start(run, gpu)
 
     def _has_weights(self, source: Run) -> bool:
-        """Whether a run is trained, so that others can start from it while it is tested."""
+        """Whether a run is trained, so that others can start from it, whatever its test does."""
+        if self.state(source) == "done":
+            return source.weights.is_file()
         testing = any(job.run is source and job.phase == "test" for job in self.jobs)
-        return (testing or self.state(source) == "done") and source.weights.is_file()
+        return (testing or self.state(source) == "failed") and source.is_finished()
 
     def _gpu_for(self, run: Run) -> int | None:
         """The emptiest GPU that has room for a run."""
+        heavy = run.is_heavy and not run.is_finished()
         jobs = {gpu: [j for j in self.jobs if j.gpu == gpu] for gpu in range(max(self.gpus, 1))}
         free = {
             gpu: len(held)
             for gpu, held in jobs.items()
             if len(held) < self.per_gpu
-            and not (self.gpus and run.is_heavy and any(job.is_heavy for job in held))
+            and not (self.gpus and heavy and any(job.is_heavy for job in held))
         }
         return min(free, key=free.__getitem__, default=None)
 
@@ -234,7 +237,8 @@ class Study:
 
     def _block(self) -> None:
         for run in sources_first(self.runs):
-            lost = [s for s in run.above if self.state(s) in ("failed", "blocked", "interrupted")]
+            ended = ("failed", "blocked", "interrupted")
+            lost = [s for s in run.above if self.state(s) in ended and not self._has_weights(s)]
             if lost and self.state(run) == "waiting":
                 reason = f"{lost[0].label} {self.state(lost[0])}"
                 self.status[run.label] = dict(state="blocked", reason=reason)

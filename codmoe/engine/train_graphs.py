@@ -87,10 +87,10 @@ class _Graphs:
         self._follow(leaves)
         key = (str(spec), *map(_looks, leaves), *_autocast())
         graph = self.graphs.get(key)
-        if graph is None and len(self.graphs) >= MOST_KEYS:
-            if not self.full:
-                self._log(f"beyond {MOST_KEYS} sizes of its inputs, it runs without CUDA graph")
+        if graph is None and len(self.graphs) >= MOST_KEYS and not self.full:
+            self._log(f"beyond {MOST_KEYS} sizes of its inputs, it runs without CUDA graph")
             self.full = True
+        if graph is None and self.full:
             return plain(*args, **kwargs)
         if graph is None:
             graph = self._captured(leaves, spec)
@@ -111,6 +111,7 @@ class _Graphs:
             self.state = state
 
     def _drop(self) -> None:
+        self.full = False
         if self.graphs:
             self.graphs.clear()
             gc.collect()  # torch keeps a graph's memory in a class, which refers to itself
@@ -124,6 +125,9 @@ class _Graphs:
             self._warm_up(graph)
             with streams.capturing_on(graph.stream):
                 graph.capture()
+        except streams.NoStreamLeft as error:
+            graph, self.full = None, True
+            self._log(f"further sizes of its inputs run without CUDA graph: {error}")
         except Exception as error:  # out of memory, or the region waits for the device
             self._give_up(error)
             graph = None

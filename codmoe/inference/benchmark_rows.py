@@ -161,7 +161,8 @@ def training_row(
         )  # fmt: skip
         warmed(step, device, max(warmup, 1))
         held, working = allocated(device) - before, working_memory(step, device)
-        row |= dict(working_mb=working + max(held, 0.0), weights_mb=weights / 2**20)
+        if device.type == "cuda":  # elsewhere the optimiser's state is not counted
+            row |= dict(working_mb=working + max(held, 0.0), weights_mb=weights / 2**20)
         sample = side_by_side({"step": step}, device, repeats=repeats)["step"]
         row |= sample.figures(batch)
     except Exception as error:

@@ -29,8 +29,8 @@ COLUMNS = dict(
     median_ms="milliseconds from an idle device to the result",
     p90_ms="of these, what nine of ten calls do not exceed",
     images_per_second="when calls follow each other and only the last is waited for",
-    working_mb="MiB beyond the weights at the peak of a call; with CUDA graphs also what they keep "
-    "between calls",
+    working_mb="MiB beyond the weights at the peak of a call; with CUDA graphs what they keep "
+    "between calls, too, and of the engine its copy of the weights; training on GPUs alone",
     weights_mb="MiB of weights",
     gflops="operations of one image / 1e9, a multiply-add counting as two; of inference",
     active_parameters="parameters that one image touches; of training those that learn",

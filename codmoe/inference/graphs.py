@@ -70,6 +70,9 @@ class Preparer:
         self.captures = backend != "eager" and device.type == "cuda"
         self.pieces: list[Piece] = []
         self._reasons: dict[str, str] = {}
+        # With a graph goes the memory in which cuBLAS works on its stream, and with that what the
+        # graphs captured there before compute in (engine/capture_streams.py): a broken one stays.
+        self._broken: list[torch.cuda.CUDAGraph] = []
         if self.captures:
             self._begin_anew()
 
@@ -149,10 +152,12 @@ class Preparer:
                     work()
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
             graph = torch.cuda.CUDAGraph()
+            self._broken.append(graph)
             # Other threads, which load pictures, may go on as they like.
             options = dict(pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
             with torch.cuda.device(self.device), torch.cuda.graph(graph, **options):
                 work()
+            self._broken.pop()
         finally:
             torch.backends.cudnn.benchmark = benchmark
             torch.cuda.synchronize(self.device)  # after a failure, too, nothing is under way

@@ -43,7 +43,10 @@ def collect(inputs: Picture | Sequence[Picture]) -> list[Path | np.ndarray]:
     if faulty:
         more = f" and {len(faulty) - 5:,} more" if len(faulty) > 5 else ""
         names = ", ".join(map(str, faulty[:5]))
-        raise ValueError(f"unreadable (empty, truncated or not an image): {names}{more}")
+        raise ValueError(
+            f"unreadable (empty, truncated or not an image): {names}{more}; save them again, or "
+            "take them out of what is given"
+        )
     return pictures
 
 
@@ -51,7 +54,7 @@ def _picture(item: Any) -> Path | np.ndarray:
     if isinstance(item, (str, Path)):
         path = Path(item).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file")
+            raise FileNotFoundError(f"{path} is no file or folder; give one that is there")
         return path
     if isinstance(item, Image.Image):
         return np.asarray(item.convert("RGB"))

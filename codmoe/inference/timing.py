@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from codmoe.compat import quiet_stderr
+
 Call = Callable[[], Any]
 
 
@@ -111,10 +113,16 @@ def working_memory(call: Call, device: torch.device) -> float:
 
 def _peak_by_profiler(call: Call) -> int:
     """Bytes."""
-    with torch.profiler.profile(
+    profile = torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    )
+    with quiet_stderr():
+        profile.start()
+    try:
         call()
+    finally:
+        with quiet_stderr():
+            profile.stop()
     events = profile.profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     held = peak = 0
@@ -158,7 +166,8 @@ def captured(call: Call, device: torch.device) -> Call:
             call()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Not torch's stream for all captures: see engine/capture_streams.py.
+    with torch.cuda.graph(graph, stream=stream):
         result = call()
 
     def replay():

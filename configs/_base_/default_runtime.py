@@ -43,7 +43,7 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     progress=dict(type="TrainingProgressHook"),
     average_buffers=dict(type="AverageBuffersHook"),
-    # Ends a training whose loss stays NaN, as when fp16 overflows in every step.
+    # Ends a training whose loss or gradient stays NaN, as when fp16 overflows in every step.
     finite_loss=dict(type="FiniteLossHook"),
     # <checkpoint_dir>/<name>_best.pth; the name is the stage's.
     best=dict(type="BestWeightsHook", monitor="IoU"),

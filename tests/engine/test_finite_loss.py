@@ -1,3 +1,4 @@
+import itertools
 import logging
 from types import SimpleNamespace
 
@@ -8,12 +9,10 @@ from codmoe.engine.finite_loss import FiniteLossHook
 from codmoe.engine.message_hub import DeferredMessageHub
 
 
-def steps(hook, *losses, norms=None):
+def steps(hook, *losses):
     hub = DeferredMessageHub("finite")
     runner = SimpleNamespace(logger=logging.getLogger("test"), message_hub=hub)
     for runner.iter, loss in enumerate(losses):
-        if norms:
-            hub.update_scalar("train/grad_norm", torch.tensor(norms[runner.iter]))
         hook.after_train_iter(runner, runner.iter, outputs=dict(loss=torch.tensor(loss)))
 
 
@@ -23,11 +22,31 @@ def test_a_loss_that_stays_nan_ends_the_training():
         steps(FiniteLossHook(interval=3, patience=2), 1.0, 1.0, nan, 1.0, 1.0, float("inf"))
 
 
-def test_a_gradient_that_stays_nan_ends_it_though_the_loss_is_fine():
-    nan = float("nan")
-    with pytest.raises(ValueError, match=r"the gradient's norm was no number the last 2 times"):
-        steps(FiniteLossHook(interval=2, patience=2), *[1.0] * 4, norms=[1.0, nan, 2.0, nan])
-    steps(FiniteLossHook(interval=2, patience=2), *[1.0] * 4, norms=[nan, 1.0, nan, 2.0])
+def updates(hook, norms, accumulated=1, steps=200):
+    """Steps of a fine loss, of which each ``accumulated``-th makes an update."""
+    hub = DeferredMessageHub("finite")
+    runner = SimpleNamespace(logger=logging.getLogger("test"), message_hub=hub)
+    norms = iter(norms)
+    for runner.iter in range(steps):
+        if (runner.iter + 1) % accumulated == 0:
+            hub.update_scalar("train/grad_norm", torch.tensor(next(norms)))
+        hook.after_train_iter(runner, runner.iter, outputs=dict(loss=torch.tensor(1.0)))
+    return next(norms, None)
+
+
+@pytest.mark.parametrize("accumulated", [1, 5])
+def test_a_gradient_that_stays_nan_ends_it_though_the_loss_is_fine(accumulated):
+    norms = itertools.chain([1.0, float("inf"), 2.0], itertools.repeat(float("nan")))
+    with pytest.raises(ValueError, match=r"in each of the last 30 updates.*amp=False"):
+        updates(FiniteLossHook(interval=10), norms, accumulated)
+
+
+@pytest.mark.parametrize("interval", [1, 50])
+@pytest.mark.parametrize("accumulated", [1, 32, 128])
+def test_a_search_for_the_loss_scale_does_not(interval, accumulated):
+    inf = float("inf")
+    norms = [*[inf] * 16, *[1.0, inf] * 200]
+    assert updates(FiniteLossHook(interval), norms, accumulated) is not None
 
 
 def test_single_overflows_do_not():

@@ -249,22 +249,51 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
     assert [study.state(run) for run in runs].count("waiting") == 1
 
 
-@pytest.mark.parametrize("phase, begun", [("train", []), ("test", ["toy_router_top2"])])
+def trained(run):
+    """As its training leaves it."""
+    run.work_dir.mkdir(parents=True)
+    run.mark.write_text(run.fingerprint)
+    (run.work_dir / "finished.json").write_text("{}")
+    run.weights.parent.mkdir(parents=True, exist_ok=True)
+    run.weights.touch()
+
+
+@pytest.mark.parametrize("phase, begun", [("train", []), ("test", ["router_top2", "joint"])])
 def test_a_row_starts_while_its_source_is_tested(tmp_path, monkeypatch, phase, begun):
+    rows = write_rows(tmp_path)
+    order = [rows["joint"], rows["router_top2"]]
+    joint, router, again, _ = plan_study(order, seeds=[0, 1], work_dir=tmp_path / "work")
+    # One GPU: a second training of two experts has room beside a test of two alone.
+    runs = [joint, router, again]
+    study = Study(runs, tmp_path / "work", tmp_path / "out", gpus=1, per_gpu=3)
+    trained(joint)
+    study.status[joint.label]["state"] = "running"
+    study.jobs.append(Job(joint, 0, time.time(), log=tmp_path / "log", phase=phase))
+    started = []
+    monkeypatch.setattr(study, "_start", lambda run, gpu: started.append(run.row[4:]))
+    study._fill()
+    assert started == begun
+    joint.weights.unlink()
+    study._fill()
+    assert started == begun + begun[1:]  # the joint row again: nothing was really started
+
+
+def test_a_test_that_fails_stops_nobody(tmp_path, monkeypatch):
     rows = write_rows(tmp_path)
     joint, router = plan_study(
         [rows["joint"], rows["router_top2"]], seeds=[0], work_dir=tmp_path / "work"
     )
-    study = Study([joint, router], tmp_path / "work", tmp_path / "out", gpus=1, per_gpu=2)
-    joint.weights.parent.mkdir(parents=True)
-    joint.weights.touch()  # of the best epoch so far, where it still trains
-    study.status[joint.label]["state"] = "running"
-    study.jobs.append(Job(joint, 0, time.time(), log=tmp_path / "log", phase=phase))
-    assert study.jobs[0].is_heavy == (phase == "train")
+    study = Study([joint, router], tmp_path / "work", tmp_path / "out", gpus=1, per_gpu=1)
+    study.status[joint.label]["state"] = "failed"
     started = []
     monkeypatch.setattr(study, "_start", lambda run, gpu: started.append(run.row))
+    trained(joint)
+    study._block()
     study._fill()
-    assert started == begun
+    assert started == ["toy_router_top2"] and study.state(router) == "waiting"
+    (joint.work_dir / "finished.json").unlink()  # its training failed
+    study._block()
+    assert study.state(router) == "blocked"
 
 
 def test_plans_that_cannot_be(tmp_path):
