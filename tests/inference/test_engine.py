@@ -1,4 +1,6 @@
-from contextlib import nullcontext
+import gc
+import weakref
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from itertools import combinations
 
@@ -13,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from codmoe.inference import engine as engine_module
 from codmoe.inference.engine import build_engine
 from codmoe.inference.folding import fold_batch_norm
+from codmoe.inference.graphs import Preparer
 from codmoe.models.combiners import ProbabilityCombiner
 from codmoe.models.routers import FixedRouter
 from codmoe.models.routers.base import Router
@@ -307,3 +310,44 @@ def test_cuda_graphs_give_the_eager_result():
         expected = eager(model, images)[0]
         assert difference(engine(images), expected) < 1e-2  # TF32
     assert {piece.how for piece in engine.pieces} == {"CUDA graph"}, engine.report
+
+
+def test_the_graph_of_a_broken_capture_stays_with_its_stream(monkeypatch):
+    """With it would go memory in which the graphs captured before it on this stream compute."""
+    graphs, used = [], []
+
+    class Graph:
+        def __init__(self):
+            graphs.append(weakref.ref(self))
+
+        def replay(self):
+            pass
+
+    @contextmanager
+    def capture(graph, stream, **options):
+        used.append(stream)
+        yield
+
+    stream = type("Stream", (), dict(wait_stream=lambda *_: None))
+    fakes = dict(
+        CUDAGraph=Graph, graph=capture, graph_pool_handle=object, synchronize=lambda _: None
+    )
+    fakes |= dict(Stream=lambda *_: stream(), current_stream=lambda *_: stream())
+    fakes |= dict(device=lambda _: nullcontext(), stream=lambda _: nullcontext())
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    preparer = Preparer(torch.device("cpu"), "eager")
+    preparer.captures = True
+    preparer._begin_anew()
+
+    def breaks():
+        if len(used) == 2:
+            raise torch.OutOfMemoryError
+
+    kept = [preparer("good", lambda: None), preparer("bad", breaks), preparer("next", lambda: None)]
+    gc.collect()
+    assert [graph() is not None for graph in graphs] == [True, True, True] and kept[1] is breaks
+    assert used[0] is used[1] is not used[2]
+    del preparer
+    gc.collect()
+    assert [graph() is not None for graph in graphs] == [True, False, True]
