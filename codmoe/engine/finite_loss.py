@@ -15,6 +15,10 @@ from codmoe.registry import HOOKS
 _NORM = "train/grad_norm"
 # A loss scaler that begins at 65,536 has found its scale long before.
 _UPDATES = 30
+_WAY_OUT = (
+    "nothing is learnt any more; train with amp=False or amp='bf16' if it is fp16 that overflows, "
+    "or lower optim_wrapper.optimizer.lr, and go on from a checkpoint before it"
+)
 
 
 @HOOKS.register_module()
@@ -60,12 +64,5 @@ class FiniteLossHook(Hook):
         norms = hub.get_scalar(_NORM).data[0][-_UPDATES:]
         if len(norms) == _UPDATES and not np.isfinite(norms).any():
             raise ValueError(
-                f"the gradient was no number in each of the last {_UPDATES} updates, none of which "
-                f"was made: {_WAY_OUT}"
+                f"the gradient was no number in each of the last {_UPDATES} updates: {_WAY_OUT}"
             )
-
-
-_WAY_OUT = (
-    "nothing is learnt any more; train with amp=False or amp='bf16' if it is fp16 that overflows, "
-    "or lower optim_wrapper.optimizer.lr, and go on from a checkpoint before it"
-)

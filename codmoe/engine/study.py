@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -15,9 +14,17 @@ from typing import Any
 from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.launch import set_aside
 from codmoe.engine.stages import check_data, child_environment, train_command
-from codmoe.engine.study_jobs import Job, estimate, publish, read_state, say, test_command
+from codmoe.engine.study_jobs import (
+    Job,
+    device_environment,
+    estimate,
+    publish,
+    read_state,
+    record,
+    say,
+    test_command,
+)
 from codmoe.engine.study_plan import Run, plan_study, sources_first
-from codmoe.evaluation.study_results import condensed, to_text
 from codmoe.machine import available_cores, check_gpus
 
 STATE = "study_state.json"
@@ -183,21 +190,12 @@ class Study:
             command = train_command(run, 1, arguments, resume)
         else:
             command = test_command(run, arguments)
-        job.launch(phase, command, dict(child_environment(), **self._device(job.gpu)))
+        environment = device_environment(job.gpu, self.gpus, self.slots)
+        job.launch(phase, command, dict(child_environment(), **environment))
         told = dict(state="running", phase=phase, gpu=job.gpu, log=str(job.log))
         self.status[run.label] = told | dict(epochs=run.epochs)
-        say(f"{run.label}: {'resuming' if resume else phase} on {self._where(job.gpu)}")
-
-    def _device(self, gpu: int) -> dict[str, str]:
-        threads = str(max(1, min(4, available_cores() // self.slots)))
-        if not self.gpus:
-            return dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS=threads)
-        visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
-        name = visible[gpu] if gpu < len(visible) else str(gpu)
-        return dict(CUDA_VISIBLE_DEVICES=name, OMP_NUM_THREADS=threads)
-
-    def _where(self, gpu: int) -> str:
-        return f"GPU {gpu}" if self.gpus else "the CPU"
+        where = f"GPU {job.gpu}" if self.gpus else "the CPU"
+        say(f"{run.label}: {'resuming' if resume else phase} on {where}")
 
     def _collect(self) -> None:
         """See which processes have ended, and go on from there."""
@@ -211,7 +209,7 @@ class Study:
                 self._end(job, "interrupted")
             else:
                 try:
-                    self._tested(run)
+                    record(run, self.out)
                 except (OSError, ValueError, KeyError) as error:
                     self._failed(job, f"its result cannot be read: {error!r}")
                 else:
@@ -242,12 +240,6 @@ class Study:
             if lost and self.state(run) == "waiting":
                 reason = f"{lost[0].label} {self.state(lost[0])}"
                 self.status[run.label] = dict(state="blocked", reason=reason)
-
-    def _tested(self, run: Run) -> None:
-        payload = json.loads((run.work_dir / "test.json").read_text(encoding="utf-8"))
-        about = dict(row=run.row, seed=run.seed, epochs=run.epochs, fingerprint=run.fingerprint)
-        AtomicBackend().put_text(to_text(about | condensed(payload)), run.result)
-        publish(run, self.out)
 
     def _tidy(self, run: Run) -> None:
         """Delete the training checkpoints of a finished run, and weights nobody starts from."""

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.config import config_root
 from codmoe.engine.study_plan import Run
+from codmoe.evaluation.study_results import condensed, to_text
 from codmoe.files import replacing
+from codmoe.machine import available_cores
 
 # A little more than the longest of its kind.
 _MARGIN = 1.1
@@ -114,6 +117,22 @@ def test_command(run: Run, arguments: Sequence[str]) -> list[str]:
 test_command.__test__ = False  # pytest takes the name for a test
 
 
+def device_environment(gpu: int, gpus: int, slots: int) -> dict[str, str]:
+    """What a process has to be told to stay on its GPU and its share of the cores.
+
+    Args:
+        gpu: Number of its GPU among those of the study.
+        gpus: Number of GPUs of the study; 0 for the CPU.
+        slots: Processes that run at once, over all GPUs.
+    """
+    threads = str(max(1, min(4, available_cores() // slots)))
+    if not gpus:
+        return dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS=threads)
+    visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
+    name = visible[gpu] if gpu < len(visible) else str(gpu)
+    return dict(CUDA_VISIBLE_DEVICES=name, OMP_NUM_THREADS=threads)
+
+
 def estimate(run: Run, runs: Sequence[Run], status: Mapping[str, Mapping[str, Any]]) -> float:
     """Seconds that a run may take, by what was measured; 0 where nothing like it has run.
 
@@ -138,6 +157,18 @@ def read_state(path: Path) -> dict[str, dict[str, Any]]:
         return dict(json.loads(path.read_text(encoding="utf-8"))["runs"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def record(run: Run, folder: Path) -> None:
+    """Make a run's small result of what its test left, and publish it.
+
+    Raises:
+        OSError, ValueError, KeyError: The test left nothing that can be read.
+    """
+    payload = json.loads((run.work_dir / "test.json").read_text(encoding="utf-8"))
+    about = dict(row=run.row, seed=run.seed, epochs=run.epochs, fingerprint=run.fingerprint)
+    AtomicBackend().put_text(to_text(about | condensed(payload)), run.result)
+    publish(run, folder)
 
 
 def publish(run: Run, folder: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_stream_comes_back_when_its_owner_goes():
     assert handles([Owner()])
 
 
-def test_the_stream_of_a_broken_capture_is_left_alone(monkeypatch):
+def test_the_stream_of_a_broken_capture_is_left_alone():
     used, graph = [], torch.cuda.graph
     stream = take(owner := Owner())
     with pytest.raises(RuntimeError, match="out of memory"), capturing_on(stream):

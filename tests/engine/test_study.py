@@ -201,7 +201,7 @@ def test_only_a_whole_training_tells_how_long_one_takes(tmp_path, monkeypatch, l
         run.mark.write_text(run.fingerprint)
     monkeypatch.setattr("codmoe.engine.study.Job.launch", lambda *args: None)
     monkeypatch.setattr("codmoe.engine.study.Job.poll", lambda job: 0)
-    monkeypatch.setattr(study, "_tested", lambda run: None)
+    monkeypatch.setattr("codmoe.engine.study.record", lambda run, out: None)
     study._start(run, 0)
     study.jobs[0].phase = "test"
     study._collect()

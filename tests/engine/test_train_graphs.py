@@ -172,7 +172,7 @@ def test_a_backbone_that_was_held_learns_afterwards(make, graphs, no_collection)
     assert graphs.kept == 3  # what was captured while the backbone was held is gone at once
 
 
-def test_no_two_graphs_that_live_share_a_stream(make, graphs, said, monkeypatch):
+def test_no_two_graphs_that_live_share_a_stream(make, graphs):
     _, graphed = pair(make(1, TWO_EXPERTS))
     for step in range(12):
         hold(graphed, held=step % 2 == 0)
