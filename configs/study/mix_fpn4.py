@@ -10,8 +10,4 @@ model = dict(
         fpn_d=dict(type="FPNExpert"),
     ),
 )
-train_cfg = {{_base_.budget.after.train_cfg}}
-default_hooks = dict(
-    checkpoint={{_base_.budget.after.checkpoint}},
-    best=dict(name="fpn4"),
-)
+default_hooks = dict(best=dict(name="fpn4"))
