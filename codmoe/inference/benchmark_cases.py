@@ -21,6 +21,7 @@ from codmoe.engine.speed import compile_parts, set_memory_format
 from codmoe.inference.engine import CompiledMoE
 from codmoe.inference.timing import Call
 from codmoe.models.build import DEFAULT_EXPERTS
+from codmoe.models.combiners import combined
 from codmoe.models.dispatch import PyramidBank, run_experts
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.models.routers import FixedRouter
@@ -102,7 +103,7 @@ def on_route(model: ModelLevelMoE, route: str) -> Callable[[Tensor], Tensor]:
         decision = router(images, pyramid)
         bank = PyramidBank(images, pyramid, model.backbone, model.backbone.size_divisor)
         outputs = run_experts(model.experts, bank, dict.fromkeys(names))
-        return model.combiner(outputs, decision, tuple(images.shape[-2:]))
+        return combined(model.combiner, outputs, decision, images, pyramid)
 
     return run
 
@@ -153,7 +154,7 @@ def parts_of(model: ModelLevelMoE, images: Tensor, precision: str) -> dict[str, 
 
     What a part reads is computed before.
     """
-    backbone, size = model.backbone, tuple(images.shape[-2:])
+    backbone = model.backbone
 
     def fresh() -> PyramidBank:
         return PyramidBank(images, pyramid, backbone, backbone.size_divisor)
@@ -170,7 +171,7 @@ def parts_of(model: ModelLevelMoE, images: Tensor, precision: str) -> dict[str, 
     runs["router"] = lambda x: model.router(x, pyramid)
     for name, expert in model.experts.items():
         runs[name] = lambda x, e=expert, n=name: e(x, levels[n])
-    runs["combiner"] = lambda x: model.combiner(outputs, decision, size)
+    runs["combiner"] = lambda x: combined(model.combiner, outputs, decision, x, pyramid)
     return {name: in_precision(run, images, precision) for name, run in runs.items()}
 
 

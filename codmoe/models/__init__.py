@@ -1,5 +1,11 @@
 from codmoe.models.backbones import Backbone, TimmPyramid, ViTPyramid
-from codmoe.models.combiners import Combiner, LogitCombiner, PixelCombiner, ProbabilityCombiner
+from codmoe.models.combiners import (
+    Combiner,
+    LogitCombiner,
+    PixelCombiner,
+    ProbabilityCombiner,
+    PyramidCombiner,
+)
 from codmoe.models.experts import Expert, PraNetExpert, SINetExpert, UJSCExpert, ZoomNetExpert
 from codmoe.models.losses import (
     ExpectedRegretLoss,
@@ -38,6 +44,7 @@ __all__ = [
     "PixelCombiner",
     "PraNetExpert",
     "ProbabilityCombiner",
+    "PyramidCombiner",
     "RandomRouter",
     "Router",
     "RouterZLoss",
