@@ -31,9 +31,6 @@ DIFFERENCES = (
     ("router_top2", "static"),
     ("router_top4", "static"),
     ("router_pixel", "router_top4"),
-    ("router_pyramid", "router_top4"),
-    ("stage3_pyramid", "stage3"),
-    ("stage3_pyramid", "stage3_pyramid/best expert"),
     ("router_top1", "router_top2"),
     *(
         ("router_top2", f"router_no_{part}")

@@ -21,7 +21,6 @@ from codmoe.engine.speed import compile_parts, set_memory_format
 from codmoe.inference.engine import CompiledMoE
 from codmoe.inference.timing import Call
 from codmoe.models.build import DEFAULT_EXPERTS
-from codmoe.models.combiners import combined
 from codmoe.models.dispatch import PyramidBank, run_experts
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.models.routers import FixedRouter
@@ -103,7 +102,7 @@ def on_route(model: ModelLevelMoE, route: str) -> Callable[[Tensor], Tensor]:
         decision = router(images, pyramid)
         bank = PyramidBank(images, pyramid, model.backbone, model.backbone.size_divisor)
         outputs = run_experts(model.experts, bank, dict.fromkeys(names))
-        return combined(model.combiner, outputs, decision, images, pyramid)
+        return model.combiner(outputs, decision, tuple(images.shape[-2:]))
 
     return run
 
@@ -154,7 +153,7 @@ def parts_of(model: ModelLevelMoE, images: Tensor, precision: str) -> dict[str, 
 
     What a part reads is computed before.
     """
-    backbone = model.backbone
+    backbone, size = model.backbone, tuple(images.shape[-2:])
 
     def fresh() -> PyramidBank:
         return PyramidBank(images, pyramid, backbone, backbone.size_divisor)
@@ -171,7 +170,7 @@ def parts_of(model: ModelLevelMoE, images: Tensor, precision: str) -> dict[str, 
     runs["router"] = lambda x: model.router(x, pyramid)
     for name, expert in model.experts.items():
         runs[name] = lambda x, e=expert, n=name: e(x, levels[n])
-    runs["combiner"] = lambda x: combined(model.combiner, outputs, decision, x, pyramid)
+    runs["combiner"] = lambda x: model.combiner(outputs, decision, size)
     return {name: in_precision(run, images, precision) for name, run in runs.items()}
 
 

@@ -68,11 +68,6 @@ def export(
     height, width = _size(model, size)
     if format.startswith("onnx"):
         export_onnx.require_onnx()
-    if format == "onnx-sparse" and model.combiner.reads_pyramid:
-        raise ValueError(
-            f"format='onnx-sparse' gives a combiner maps alone, but {type(model.combiner).__name__}"
-            " reads the pyramid, too; use format='onnx' or 'torch-export'"
-        )
     batch = _batch(images, (height, width)) if check else None
     with _new_folder(Path(out).expanduser().resolve()) as folder:
         found = _WRITERS[format](model, (height, width), folder)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codmoe.models.combiners import PixelCombiner, ProbabilityCombiner, PyramidCombiner
+from codmoe.models.combiners import PixelCombiner, ProbabilityCombiner
 from codmoe.models.experts.ujsc import PositionAttention
 from codmoe.models.experts.zoomnet import ScaleIntegrationUnit
 from codmoe.models.moe import ModelLevelMoE
@@ -144,12 +144,6 @@ class StablePixelCombiner(PixelCombiner):
     mix = staticmethod(mix_stably)
 
 
-class StablePyramidCombiner(PyramidCombiner):
-    """Mixes stably."""
-
-    mix = staticmethod(mix_stably)
-
-
 OTHER_FORMS: dict[type[nn.Module], type[nn.Module]] = {
     FrequencyBranch: MatrixFrequencyBranch,
     ContextBranch: GatheredContextBranch,
@@ -157,7 +151,6 @@ OTHER_FORMS: dict[type[nn.Module], type[nn.Module]] = {
     PositionAttention: HeadedPositionAttention,
     ProbabilityCombiner: StableProbabilityCombiner,
     PixelCombiner: StablePixelCombiner,
-    PyramidCombiner: StablePyramidCombiner,
 }
 """Part of the model → its equal for ONNX, with the same parameters."""
 

@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from codmoe.engine.config import load_config
 from codmoe.evaluation.tables import save_json
 from codmoe.inference.zoo import create_model
-from codmoe.models.combiners import combined
 from codmoe.models.dispatch import PyramidBank
 from codmoe.models.moe import ModelLevelMoE
 
@@ -138,9 +137,7 @@ def _measure(model: ModelLevelMoE, size: int, say: Callable[[str], None]) -> dic
             )
         )
     say("combiner")
-    combiner, _ = count_flops(
-        model, lambda: combined(model.combiner, outputs, decision, image, pyramid)
-    )
+    combiner, _ = count_flops(model, lambda: model.combiner(outputs, decision, (size, size)))
     rows.append(_row("combiner", model.combiner, combiner))
 
     always = [model.backbone, model.router, model.combiner]

@@ -1,11 +1,5 @@
 from codmoe.models.backbones import Backbone, TimmPyramid, ViTPyramid
-from codmoe.models.combiners import (
-    Combiner,
-    LogitCombiner,
-    PixelCombiner,
-    ProbabilityCombiner,
-    PyramidCombiner,
-)
+from codmoe.models.combiners import Combiner, LogitCombiner, PixelCombiner, ProbabilityCombiner
 from codmoe.models.experts import Expert, PraNetExpert, SINetExpert, UJSCExpert, ZoomNetExpert
 from codmoe.models.losses import (
     ExpectedRegretLoss,
@@ -44,7 +38,6 @@ __all__ = [
     "PixelCombiner",
     "PraNetExpert",
     "ProbabilityCombiner",
-    "PyramidCombiner",
     "RandomRouter",
     "Router",
     "RouterZLoss",

@@ -129,15 +129,10 @@ def check_train_top_k(value: int | str | None, router: Router, dispatch: str) ->
     return count
 
 
-def build_combiner(
-    combiner: dict | None, names: Sequence[str], in_channels: Sequence[int]
-) -> Combiner:
+def build_combiner(combiner: dict | None, names: Sequence[str]) -> Combiner:
     """The combiner; by default a weighted sum of probabilities."""
     combiner = combiner or dict(type="ProbabilityCombiner")
-    filled_in = dict(expert_names=tuple(names))
-    if getattr(MODELS.get(combiner.get("type", "")), "reads_pyramid", False):
-        filled_in["in_channels"] = tuple(in_channels)
-    return _build(combiner, "combiner", Combiner, **filled_in)
+    return _build(combiner, "combiner", Combiner, expert_names=tuple(names))
 
 
 def build_routing_losses(losses: Mapping[str, dict | None] | None, dispatch: str) -> nn.ModuleDict:

@@ -64,8 +64,6 @@ class Combiner(nn.Module, ABC):
         return mixed if self.log_temperature is None else mixed * (-self.log_temperature).exp()
 
     reads_confidence = False
-    reads_pyramid = False
-    """Whether :meth:`forward` also takes the pyramid of the images."""
     mix = staticmethod(mix_probabilities)
 
     @abstractmethod
@@ -104,20 +102,6 @@ def into_slots(
         merged = torch.where(here[..., None, None], value.unsqueeze(1), slots[output.rows])
         slots = slots.index_copy(0, output.rows, merged)
     return slots
-
-
-def combined(
-    combiner: Combiner,
-    outputs: dict[str, ExpertOutput],
-    decision: RoutingDecision,
-    images: Tensor,
-    pyramid: Sequence[Tensor],
-) -> Tensor:
-    """Logits (N, 1, H, W) of images (N, 3, H, W); a combiner that does not read the pyramid does
-    not get it.
-    """
-    further = (pyramid,) if combiner.reads_pyramid else ()
-    return combiner(outputs, decision, tuple(images.shape[-2:]), *further)
 
 
 @MODELS.register_module()
@@ -177,15 +161,8 @@ class PixelCombiner(Combiner):
         nn.init.zeros_(self.outer[-1].weight)
         nn.init.zeros_(self.outer[-1].bias)
 
-    def combine(
-        self,
-        maps: Tensor,
-        decision: RoutingDecision,
-        confidence: Tensor | None,
-        evidence: Tensor | None = None,
-    ) -> Tensor:
-        """See :class:`Combiner`; ``evidence`` (N, channels, h, w) is added to what the network
-        makes of every expert's maps."""
+    def combine(self, maps: Tensor, decision: RoutingDecision, confidence: Tensor | None) -> Tensor:
+        """See :class:`Combiner`."""
         n, k, height, width = maps.shape
         log_weights = decision.weights.clamp(min=1e-12).log()[..., None, None]
         probability = maps.sigmoid()
@@ -206,45 +183,5 @@ class PixelCombiner(Combiner):
         small = (max(height // self.stride, 1), max(width // self.stride, 1))
         x = self.inner(resize_to(features, small))
         x = x + self.embedding(decision.indices.flatten())[..., None, None]
-        if evidence is not None:
-            x = x + resize_to(evidence, small).repeat_interleave(k, dim=0)
         correction = resize_to(self.outer(x).float(), (height, width)).view(n, k, height, width)
         return self.mix(maps, torch.log_softmax(log_weights + correction, dim=1))
-
-
-@MODELS.register_module()
-class PyramidCombiner(PixelCombiner):
-    """:class:`PixelCombiner` that also looks at the image: it reads the pyramid, so that weights
-    per pixel can follow from texture and place and not from what the experts say alone.
-
-    Args:
-        in_channels: Channels of the pyramid; the model fills this in.
-    """
-
-    reads_pyramid = True
-
-    def __init__(self, *, in_channels: Sequence[int], channels: int = 32, **kwargs):
-        super().__init__(channels=channels, **kwargs)
-        self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
-
-    def forward(
-        self,
-        outputs: dict[str, ExpertOutput],
-        decision: RoutingDecision,
-        size: tuple[int, int],
-        pyramid: Sequence[Tensor],
-    ) -> Tensor:
-        """See :class:`Combiner`.
-
-        Args:
-            outputs: Output of every expert that ran.
-            decision: Choice and weights of N images.
-            size: Height and width of the result.
-            pyramid: The four maps of the N images.
-        """
-        maps = into_slots(outputs, decision, size, "logits")
-        confidence = into_slots(outputs, decision, size, "confidence")
-        levels = [lateral(x) for lateral, x in zip(self.laterals, pyramid, strict=True)]
-        evidence = sum(resize_to(level, levels[0]) for level in levels)
-        mixed = self.combine(maps, decision, confidence, evidence)
-        return mixed if self.log_temperature is None else mixed * (-self.log_temperature).exp()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codmoe.models import build
 from codmoe.models.checkpointing import backbone_pass
-from codmoe.models.combiners import Combiner, combined
+from codmoe.models.combiners import Combiner
 from codmoe.models.dispatch import (
     PyramidBank,
     padded_to,
@@ -115,7 +115,7 @@ class ModelLevelMoE(BaseModel, HubModel):
         names = tuple(self.experts)
         self.router: Router = build.build_router(router, names, top_k, self.backbone.channels)
         self.router.train_top_k = build.check_train_top_k(train_top_k, self.router, train_dispatch)
-        self.combiner: Combiner = build.build_combiner(combiner, names, self.backbone.channels)
+        self.combiner: Combiner = build.build_combiner(combiner, names)
         self.mixture_loss = MODELS.build(mixture_loss) if mixture_loss else None
         self.routing_losses = build.build_routing_losses(routing_losses, train_dispatch)
         self.expert_training = ExpertTraining(
@@ -200,8 +200,8 @@ class ModelLevelMoE(BaseModel, HubModel):
             return self.engine.mixture(images, dense=dense)
         size = tuple(images.shape[-2:])
         padded = padded_to(images, self.backbone.size_divisor)
-        decision, outputs, _, pyramid = self._run(padded, dense, None, data_samples)
-        logits = combined(self.combiner, outputs, decision, padded, pyramid)
+        decision, outputs, _ = self._run(padded, dense, None, data_samples)
+        logits = self.combiner(outputs, decision, tuple(padded.shape[-2:]))
         return logits[..., : size[0], : size[1]], decision, outputs
 
     def loss(
@@ -215,10 +215,9 @@ class ModelLevelMoE(BaseModel, HubModel):
                 f"training images of {images.shape[-2]} × {images.shape[-1]} pixels: the backbone "
                 f"needs multiples of {divisor}; set the train pipeline's size to {size}"
             )
-        dense = self._dense_now()
-        decision, outputs, losses, pyramid = self._run(images, dense, targets, data_samples)
+        decision, outputs, losses = self._run(images, self._dense_now(), targets, data_samples)
         if self.mixture_loss is not None:
-            logits = combined(self.combiner, outputs, decision, images, pyramid)
+            logits = self.combiner(outputs, decision, tuple(images.shape[-2:]))
             losses["mixture.loss"] = self.mixture_loss(logits, targets)
             losses["IoU_mixture"] = iou_per_image(logits, targets).mean()
         expert_iou = None
@@ -268,13 +267,13 @@ class ModelLevelMoE(BaseModel, HubModel):
 
     def _run(
         self, images: Tensor, dense: bool, targets: Tensor | None, data_samples: list | None
-    ) -> tuple[RoutingDecision, dict[str, ExpertOutput], dict[str, Tensor], list[Tensor]]:
-        """Decision, outputs, the experts' own losses (with ``targets``), pyramid."""
+    ) -> tuple[RoutingDecision, dict[str, ExpertOutput], dict[str, Tensor]]:
+        """Decision, outputs and, with ``targets``, the experts' own losses."""
         keys = [sample.get("cache_key") for sample in data_samples or ()]
         if self.frozen_cache is not None and dense and keys and None not in keys:
             compute = partial(run_everything, self.backbone, self.experts)
             pyramid, outputs = self.frozen_cache.through(keys, images, compute)
-            return self.router(images, pyramid, self.progress), outputs, {}, pyramid
+            return self.router(images, pyramid, self.progress), outputs, {}
         no_backbone_grad = "backbone" in self.frozen
         no_expert_grad = no_backbone_grad and "experts" in self.frozen
         lean = partial(backbone_pass, self.backbone)
@@ -290,6 +289,6 @@ class ModelLevelMoE(BaseModel, HubModel):
             rows = routed_rows(decision, self.expert_names)
         with torch.no_grad() if no_expert_grad else nullcontext():
             if targets is None or not self.expert_training.weight > 0:
-                return decision, run_experts(self.experts, bank, rows), {}, pyramid
+                return decision, run_experts(self.experts, bank, rows), {}
             step = self.expert_training(self.experts, bank, rows, targets, self.progress)
-            return decision, *step, pyramid
+            return decision, *step

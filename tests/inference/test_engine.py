@@ -131,15 +131,6 @@ def test_a_combiner_that_learns_and_reads_confidence(combiner, preparer):
     assert difference(build_engine(model, **SMALL)(images), eager(model, images)[0]) < TOLERANCE
 
 
-def test_a_combiner_that_reads_the_pyramid_runs_as_it_is(preparer):
-    model = build(combiner=dict(type="PyramidCombiner"))
-    torch.nn.init.normal_(model.combiner.outer[-1].weight)
-    images = torch.randn(2, 3, 64, 64)
-    engine = build_engine(model, **SMALL).attach()
-    assert "PyramidCombiner has a forward of its own" in engine.report
-    assert torch.equal(engine(images), eager(model, images)[0])
-
-
 def test_cost_follows_the_pairs_of_image_and_expert_and_the_host_waits_once(model, monkeypatch):
     engine = build_engine(model, batches=(8,), groups=range(1, 8))
     images = torch.randn(8, 3, 64, 64)

@@ -148,16 +148,6 @@ def test_dense_onnx_with_a_combiner_that_reads_confidence(tmp_path):
     assert np.abs(runner(batch.numpy())["probability"] - reference(model, batch)[0]).max() < 1e-4
 
 
-def test_a_combiner_that_reads_the_pyramid_is_exported_whole_or_not_at_all(tmp_path):
-    model = miniature(("sinet", "ujsc"), combiner=dict(type="PyramidCombiner"))
-    torch.nn.init.normal_(model.combiner.outer[-1].weight)
-    found = export(model, tmp_path / "dense", format="onnx", size=SIZE)
-    assert found["probability"] < TOLERANCE
-    with pytest.raises(ValueError, match=r"PyramidCombiner reads the pyramid.*format='onnx'"):
-        export(model, tmp_path / "sparse", format="onnx-sparse", size=SIZE)
-    assert not (tmp_path / "sparse").exists()
-
-
 def test_torch_export(tmp_path):
     combiner = dict(type="LogitCombiner", learn_temperature=True)
     model = miniature(("pranet", "sinet"), backbone=SHORT, combiner=combiner)

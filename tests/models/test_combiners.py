@@ -7,39 +7,11 @@ from codmoe.registry import MODELS
 from codmoe.structures import ExpertOutput, RoutingDecision
 
 NAMES = ("a", "b", "c")
-COMBINERS = ("ProbabilityCombiner", "LogitCombiner", "PixelCombiner", "PyramidCombiner")
-CHANNELS = (4, 6, 8, 8)
+COMBINERS = ("ProbabilityCombiner", "LogitCombiner", "PixelCombiner")
 
 
 def build(kind, **kwargs):
-    """A combiner; one that reads a pyramid gets the same for all calls with as many images."""
-    if kind != "PyramidCombiner":
-        return MODELS.build(dict(type=kind, expert_names=NAMES, **kwargs))
-    combiner = MODELS.build(dict(type=kind, expert_names=NAMES, in_channels=CHANNELS, **kwargs))
-    return OnPyramid(combiner)
-
-
-class OnPyramid(torch.nn.Module):
-    def __init__(self, combiner):
-        super().__init__()
-        self.combiner = combiner
-
-    def __getattr__(self, name):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.combiner, name)
-
-    def forward(self, outputs, decision, size):
-        return self.combiner(outputs, decision, size, pyramid_of(len(decision.indices)))
-
-
-def pyramid_of(n, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    sides = (8, 4, 2, 1)
-    return [
-        torch.randn(n, c, s, s, generator=generator) for c, s in zip(CHANNELS, sides, strict=True)
-    ]
+    return MODELS.build(dict(type=kind, expert_names=NAMES, **kwargs))
 
 
 def decide(indices, weights):
@@ -142,7 +114,7 @@ def test_sparse_outputs_land_in_the_right_slots(kind):
     out = dense_outputs()
     out["b"].confidence = torch.rand(2, 1, 8, 8)
     combiner = build(kind)
-    if kind in ("PixelCombiner", "PyramidCombiner"):
+    if kind == "PixelCombiner":
         torch.nn.init.normal_(combiner.outer[-1].weight)
     dense = combiner(out, DECISION, (8, 8))
     routed = sparse(out, dict(a=[0, 1], b=[1], c=[0]))
@@ -201,37 +173,6 @@ def test_pixel_combiner_starts_from_the_probabilities_and_learns():
         history.append(loss.item())
     assert history[-1] < 0.8 * history[0]
     assert all(p.grad is not None and p.grad.any() for p in combiner.parameters())
-
-
-def test_pyramid_combiner_weighs_by_what_it_sees_and_pixel_combiner_cannot():
-    """The truth follows the first choice where the pyramid is positive; no map says so."""
-    torch.manual_seed(0)
-
-    def drawn(seed):
-        out, pyramid = dense_outputs((8, 8), scale=2.0), pyramid_of(2, seed=seed)
-        first = torch.stack([out["c"].logits[0], out["a"].logits[1]])
-        second = torch.stack([out["a"].logits[0], out["b"].logits[1]])
-        return out, pyramid, (torch.where(pyramid[0][:, :1] > 0, first, second) > 0).float()
-
-    def fitted(kind):
-        combiner = getattr(build(kind, stride=1), "combiner", None) or build(kind, stride=1)
-        optimizer, losses = torch.optim.Adam(combiner.parameters(), lr=1e-2), []
-        for step in range(120):
-            out, pyramid, target = drawn(step)
-            further = (pyramid,) if combiner.reads_pyramid else ()
-            mixed = combiner(out, DECISION, (8, 8), *further)
-            if step == 0:
-                plain = build("ProbabilityCombiner")(out, DECISION, (8, 8))
-                torch.testing.assert_close(mixed, plain, atol=1e-5, rtol=1e-4)
-            loss = F.binary_cross_entropy_with_logits(mixed, target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        assert all(p.grad is not None and p.grad.any() for p in combiner.parameters())
-        return sum(losses[-20:]) / 20
-
-    assert fitted("PyramidCombiner") < 0.7 * fitted("PixelCombiner")
 
 
 def test_pixel_combiner_reads_confidence():

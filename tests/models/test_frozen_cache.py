@@ -8,7 +8,7 @@ SETTINGS = dict(
     frozen=("backbone", "experts"),
     train_dispatch="dense",
     mixture_loss=dict(type="StructureLoss"),
-    combiner=dict(type="PyramidCombiner"),  # it reads UJSC's confidence and the pyramid
+    combiner=dict(type="PixelCombiner"),  # it reads UJSC's confidence
     routing_losses=dict(distil=dict(type="ExpertIoUDistillation"), z=dict(type="RouterZLoss")),
 )
 

@@ -110,9 +110,8 @@ def test_losses_are_minimised_and_monitors_are_not(make_model, batch, dispatch):
     torch.testing.assert_close(total, sum(losses[k] for k in minimised))
 
 
-@pytest.mark.parametrize("combiner", ["PixelCombiner", "PyramidCombiner"])
-def test_dense_training_gives_every_parameter_a_gradient(combiner, make_model, batch):
-    model = make_model(**every_loss(train_dispatch="dense", combiner=dict(type=combiner)))
+def test_dense_training_gives_every_parameter_a_gradient(make_model, batch):
+    model = make_model(**every_loss(train_dispatch="dense", combiner=dict(type="PixelCombiner")))
     images, targets = batch(2)
     with torch.autocast("cpu", torch.bfloat16):
         losses = model.train()(images, targets=targets, mode="loss")
