@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -30,9 +29,6 @@ class ViTPyramid(Backbone):
         channels: Channels of the four maps; the default is PVT-v2-B2's, so experts keep their size.
         layers: Blocks whose tokens feed the four levels, shallow to deep; None takes the last block
             for all four, as ViTDet does.
-        detail: Channels of a convolutional stem that reads the image itself and is added to the
-            levels of stride 4 and 8, for what is thinner than a patch (the detail capture of
-            ViTMatte, Yao et al., Information Fusion 2024); 0 for none.
         timm_args: Further arguments of ``timm.create_model``.
     """
 
@@ -45,7 +41,6 @@ class ViTPyramid(Backbone):
         image_size: int = 448,
         channels: Sequence[int] = (64, 128, 320, 512),
         layers: Sequence[int] | None = None,
-        detail: int = 0,
         timm_args: dict | None = None,
     ):
         super().__init__()
@@ -80,9 +75,6 @@ class ViTPyramid(Backbone):
             )
             for width, out in zip(widths, self.channels, strict=True)
         )
-        if detail < 0:
-            raise ValueError(f"backbone.detail={detail} is a number of channels; 0 is without")
-        self.detail = DetailStem(detail, self.channels[:2]) if detail else None
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See :class:`Backbone`."""
@@ -97,41 +89,7 @@ class ViTPyramid(Backbone):
         ):
             size = tuple(-(-side // stride) for side in images.shape[-2:])
             pyramid.append(output(resize_to(scale(by_layer[layer]), size)))
-        if self.detail is not None:
-            for i, fine in enumerate(self.detail(images)):
-                pyramid[i] = pyramid[i] + fine
         return laid_out_as(images, pyramid)
-
-
-class DetailStem(nn.Module):
-    """Images → maps at strides 4 and 8 of what a patch does not keep.
-
-    Args:
-        width: Channels at stride 2; twice and four times as many at 4 and 8.
-        channels: Channels of the two maps.
-    """
-
-    def __init__(self, width: int, channels: Sequence[int]):
-        super().__init__()
-        widths = (3, width, 2 * width, 4 * width)
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False),
-                LayerNorm2d(outer),
-                nn.GELU(),
-            )
-            for inner, outer in pairwise(widths)
-        )
-        self.outputs = nn.ModuleList(
-            nn.Conv2d(width, out, 1) for width, out in zip(widths[2:], channels, strict=True)
-        )
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) → (N, channels[0], ⌈H/4⌉, ⌈W/4⌉), (N, channels[1], ⌈H/8⌉, ⌈W/8⌉)."""
-        half, quarter, eighth = self.stages
-        fine = quarter(half(images))
-        maps = (fine, eighth(fine))
-        return [output(x) for output, x in zip(self.outputs, maps, strict=True)]
 
 
 def _scale(dim: int, stride: int) -> nn.Module:

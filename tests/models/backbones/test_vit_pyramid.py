@@ -92,31 +92,3 @@ def test_the_deepest_level_reads_the_last_row_of_an_odd_token_map():
     pooled = _scale(4, 32)(tokens)
     assert pooled.shape == (1, 4, 3, 3)
     assert (pooled[..., 2, :] == 1).all() and not pooled[..., :2, :].any()
-
-
-@pytest.mark.parametrize("size", [(56, 56), (70, 42), (14, 28)])
-def test_the_detail_stem_keeps_the_contract(size):
-    backbone = make(PATCH14, image_size=56, detail=4)
-    check_contract(backbone, size)
-    assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
-
-
-def test_the_detail_stem_tells_apart_what_the_tokens_do_not():
-    """With the same tokens for every image, only levels of stride 4 and 8 may differ."""
-    backbone = make(PATCH14, image_size=56, detail=4).eval()
-    torch.nn.init.zeros_(backbone.body.patch_embed.proj.weight)
-    thin = torch.zeros(1, 3, 56, 56)
-    thin[..., 20] = 1
-    with torch.no_grad():
-        pairs = list(zip(backbone(torch.zeros_like(thin)), backbone(thin), strict=True))
-    assert [torch.allclose(a, b) for a, b in pairs] == [False, False, True, True]
-    # Where the line is, and nowhere far from it.
-    changed = (pairs[0][0] - pairs[0][1]).abs().sum(1)[0].amax(0) > 1e-6
-    assert changed[4:7].any() and not changed[:3].any() and not changed[9:].any()
-
-
-def test_without_detail_there_is_no_new_parameter():
-    names = dict(make(PATCH14, image_size=56).named_parameters())
-    assert not any(name.startswith("detail") for name in names)
-    with pytest.raises(ValueError, match=r"backbone.detail=-1"):
-        make(PATCH14, image_size=56, detail=-1)
