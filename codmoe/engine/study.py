@@ -14,6 +14,7 @@ from typing import Any
 from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.launch import set_aside
 from codmoe.engine.stages import check_data, child_environment, train_command
+from codmoe.engine.study_gpus import Places
 from codmoe.engine.study_jobs import (
     Job,
     device_environment,
@@ -43,7 +44,7 @@ class Study:
         out: Folder of the small results.
         gpus: GPUs to use; 0 for the CPU.
         per_gpu: Runs that share one, so that one computes while another starts or tests; no two of
-            them train several complete experts.
+            them need much memory (:attr:`Run.is_heavy`).
         workers: Loader workers per run; None shares out the cores.
         time_limit: Seconds after which everything is stopped; None for no limit.
         keep_weights: Patterns of rows whose weights stay when no later row needs them any more.
@@ -66,6 +67,7 @@ class Study:
         if self.workers is None:
             self.workers = max(1, available_cores() // self.slots - 1)
         self.jobs: list[Job] = []
+        self.places = Places(self.gpus, self.per_gpu)
         self.tries: dict[str, int] = {}
         self.started = time.time()
         self.signal: int | None = None
@@ -134,7 +136,7 @@ class Study:
                 continue
             if not all(self._has_weights(source) for source in run.above):
                 continue
-            gpu = self._gpu_for(run)
+            gpu = self.places.find(run, self.jobs)
             if gpu is None:
                 continue
             expected = estimate(run, self.runs, self.status)
@@ -149,18 +151,6 @@ class Study:
             return source.weights.is_file()
         testing = any(job.run is source and job.phase == "test" for job in self.jobs)
         return (testing or self.state(source) == "failed") and source.is_finished()
-
-    def _gpu_for(self, run: Run) -> int | None:
-        """The emptiest GPU that has room for a run."""
-        heavy = run.is_heavy and not run.is_finished()
-        jobs = {gpu: [j for j in self.jobs if j.gpu == gpu] for gpu in range(max(self.gpus, 1))}
-        free = {
-            gpu: len(held)
-            for gpu, held in jobs.items()
-            if len(held) < self.per_gpu
-            and not (self.gpus and heavy and any(job.is_heavy for job in held))
-        }
-        return min(free, key=free.__getitem__, default=None)
 
     def _start(self, run: Run, gpu: int) -> None:
         job = Job(run, gpu, time.time(), log=self.work_dir / "logs" / f"{run.label}.log")
@@ -220,8 +210,7 @@ class Study:
     def _failed(self, job: Job, why: str) -> None:
         tail = job.tail()
         tries = self.tries[job.run.label] = self.tries.get(job.run.label, 0) + 1
-        if "out of memory" in tail and tries < _TRIES:
-            # Whom it shared the GPU with may have ended by its next turn.
+        if "out of memory" in tail and (self.places.was_full(job, self.jobs) or tries < _TRIES):
             self._end(job, "waiting", error=why)
             return
         self._end(job, "failed", error=why, tail=tail)

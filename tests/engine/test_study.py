@@ -249,6 +249,45 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
     assert [study.state(run) for run in runs].count("waiting") == 1
 
 
+def test_a_run_whose_memory_ran_out_waits_for_another_to_end(tmp_path, monkeypatch):
+    rows = write_rows(tmp_path)
+    order = [rows["joint"], rows["alone"]]
+    joint, alone, _, other = plan_study(order, seeds=[0, 1], work_dir=tmp_path / "work")
+    study = Study([joint, alone, other], tmp_path / "work", tmp_path / "out", gpus=1, per_gpu=3)
+    started, code = [], {}
+    monkeypatch.setattr(Job, "launch", lambda job, phase, *_: setattr(job, "phase", phase))
+    monkeypatch.setattr(Job, "poll", lambda job: code.get(job.run.label))
+    monkeypatch.setattr(Job, "tail", lambda job: "torch.OutOfMemoryError: CUDA out of memory.")
+    monkeypatch.setattr("codmoe.engine.study.say", lambda text: started.append(text))
+
+    def turn(**codes):
+        """What begins after these have ended with these codes."""
+        code.clear()
+        code.update({run.label: codes[run.row[4:]] for run in (joint,) if run.row[4:] in codes})
+        started.clear()
+        study._collect()
+        study._fill()
+        return [text.split(":")[0] for text in started if "train on" in text]
+
+    assert turn() == [joint.label, alone.label, other.label]
+    for _ in range(5):  # however often it is its turn, nobody has gone
+        assert turn(joint=1) == [] and study.state(joint) == "waiting"
+    study.jobs.pop()
+    assert turn() == [joint.label]
+    study.jobs[:] = [job for job in study.jobs if job.run is joint]
+    for _ in range(2):  # alone on the GPU: three tries in all
+        turn(joint=1)
+    assert study.state(joint) == "failed"
+
+
+def test_what_needs_much_memory(tmp_path):
+    rows = ["joint", "zoomnet", "ujsc", "fpn4", "router_top2", "stage3", "refit"]
+    names = [f"study/mix_{row}" for row in rows]
+    runs = plan_study(["study/mix_fpn", *names], seeds=[0], work_dir=tmp_path)
+    heavy = {run.row.removeprefix("mix_") for run in runs if run.is_heavy}
+    assert heavy == {"joint", "zoomnet", "stage3", "refit"}
+
+
 def trained(run):
     """As its training leaves it."""
     run.work_dir.mkdir(parents=True)

@@ -212,6 +212,9 @@ def test_statistics_that_are_held_stay(make, graphs):
     same(eager, graphed)
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="on a GPU the Runner takes it, not the stand-in"
+)
 def test_a_training_whose_backbone_waits_for_an_epoch(tmp_path, graphs):
     held = dict(default_hooks=dict(warmup=dict(epochs=1)), train_graphs=BOTH)
     config = write_config(tmp_path, 1, TWO_EXPERTS, held, epochs=3)
