@@ -31,7 +31,8 @@ from codmoe.machine import available_cores, check_gpus
 STATE = "study_state.json"
 _POLL = 0.2
 _GRACE = 15.0
-_TRIES = 3
+# After running out of memory: alone on the GPU, and in all.
+_TRIES, _TRIES_IN_ALL = 3, 10
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Study:
             self.workers = max(1, available_cores() // self.slots - 1)
         self.jobs: list[Job] = []
         self.places = Places(self.gpus, self.per_gpu)
-        self.tries: dict[str, int] = {}
+        self.tries: dict[str, dict[str, int]] = {}
         self.started = time.time()
         self.signal: int | None = None
         self.earlier = read_state(self.work_dir / STATE)
@@ -155,6 +156,7 @@ class Study:
     def _start(self, run: Run, gpu: int) -> None:
         job = Job(run, gpu, time.time(), log=self.work_dir / "logs" / f"{run.label}.log")
         self.jobs.append(job)
+        self.places.taken(job, self.jobs)
         run.work_dir.mkdir(parents=True, exist_ok=True)
         if run.is_finished():
             self._launch(job, "test")
@@ -189,9 +191,12 @@ class Study:
 
     def _collect(self) -> None:
         """See which processes have ended, and go on from there."""
-        for job in [job for job in self.jobs if job.poll() is not None]:
+        running = list(self.jobs)
+        for job in [job for job in running if job.poll() is not None]:
             run, code = job.run, job.poll()
             if code:
+                if job.ran_out_of_memory():
+                    self.places.were_too_many(job, running)
                 self._failed(job, f"{job.phase} ended with exit code {code}")
             elif job.phase == "train" and not self._over():
                 self._launch(job, "test")
@@ -208,11 +213,15 @@ class Study:
                     self._tidy(run)
 
     def _failed(self, job: Job, why: str) -> None:
-        tail = job.tail()
-        tries = self.tries[job.run.label] = self.tries.get(job.run.label, 0) + 1
-        if "out of memory" in tail and (self.places.was_full(job, self.jobs) or tries < _TRIES):
-            self._end(job, "waiting", error=why)
-            return
+        tail, label = job.tail(), job.run.label
+        if job.ran_out_of_memory():
+            # Its own fault only if it had the GPU for itself.
+            tries = self.tries.setdefault(label, dict(alone=0, all=0))
+            tries["all"] += 1
+            tries["alone"] += not job.shared
+            if tries["alone"] < _TRIES and tries["all"] < _TRIES_IN_ALL:
+                self._end(job, "waiting", error=why)
+                return
         self._end(job, "failed", error=why, tail=tail)
         say(f"  {tail.strip().splitlines()[-1] if tail.strip() else '(no output)'}; {job.log}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from codmoe.engine.study_jobs import Job
 from codmoe.engine.study_plan import Run
@@ -18,31 +18,41 @@ class Places:
 
     def __init__(self, gpus: int, per_gpu: int):
         self.gpus, self.per_gpu = gpus, per_gpu
-        self._too_many: dict[tuple[str, int], set[str]] = {}
+        self._too_many: set[frozenset[str]] = set()
 
     def find(self, run: Run, jobs: Sequence[Job]) -> int | None:
         """The emptiest GPU that has room for a run, or None.
 
-        Where its memory ran out before, one of those that it shared the GPU with has to have gone.
+        Runs that have once been too many for a GPU do not come together again.
         """
-        heavy = run.is_heavy and not run.is_finished()
+        phase = "test" if run.is_finished() else "train"
         free = {}
         for gpu in range(max(self.gpus, 1)):
             held = [job for job in jobs if job.gpu == gpu]
-            crowded = self.gpus and heavy and any(job.is_heavy for job in held)
-            before = self._too_many.get((run.label, gpu))
-            crowded = crowded or (before and before <= _names(held))
-            if len(held) < self.per_gpu and not crowded:
+            two = run.is_heavy and phase == "train" and any(job.is_heavy for job in held)
+            together = {*_names(held), _name(run, phase)}
+            full = any(combination <= together for combination in self._too_many)
+            if len(held) < self.per_gpu and not (self.gpus and two) and not full:
                 free[gpu] = len(held)
         return min(free, key=free.__getitem__, default=None)
 
-    def was_full(self, job: Job, jobs: Sequence[Job]) -> bool:
-        """Remember whom a run shared its GPU with when memory ran out; False if with nobody."""
-        beside = _names(other for other in jobs if other.gpu == job.gpu and other is not job)
-        self._too_many[job.run.label, job.gpu] = beside
-        return bool(beside)
+    def taken(self, job: Job, jobs: Iterable[Job]) -> None:
+        """Tell jobs that share a GPU from now on."""
+        for other in jobs:
+            if other is not job and other.gpu == job.gpu:
+                other.shared = job.shared = True
+
+    def were_too_many(self, job: Job, jobs: Iterable[Job]) -> None:
+        """Remember what ran on a GPU whose memory ran out under ``job``, one of ``jobs``."""
+        held = [other for other in jobs if other.gpu == job.gpu]
+        if len(held) > 1:
+            self._too_many.add(frozenset(_names(held)))
 
 
-def _names(jobs) -> set[str]:
-    """What runs, and how far: a test takes less memory than the training before it."""
-    return {f"{job.run.label} {job.phase}" for job in jobs}
+def _names(jobs: Iterable[Job]) -> set[str]:
+    return {_name(job.run, job.phase) for job in jobs}
+
+
+def _name(run: Run, phase: str) -> str:
+    """A run and how far it is: a test takes less memory than the training before it."""
+    return f"{run.label} {phase}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ _MARGIN = 1.1
 _LINGER = 30.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A run that holds a slot: its training, then its test.
 
@@ -36,6 +37,7 @@ class Job:
         began: Time at which the training started.
         log: Everything its processes print, of all attempts.
         whole: Whether its training is all done here, so that its time says what such runs take.
+        shared: Whether another job was on its GPU at any time.
     """
 
     run: Run
@@ -47,10 +49,11 @@ class Job:
     process: subprocess.Popen = field(init=False)
     launched: float = 0.0
     ended: bool = False
+    shared: bool = False
 
     @property
     def is_heavy(self) -> bool:
-        """Whether several complete experts are being trained; a test takes little memory."""
+        """Whether it takes a large part of a GPU's memory now; a test does not."""
         return self.run.is_heavy and self.phase != "test"
 
     def launch(self, phase: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -104,6 +107,13 @@ class Job:
     def tail(self, characters: int = 2000) -> str:
         """The last lines of the log."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-characters:]
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether the error that ended its last process says so; earlier attempts do not count."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        last = text[text.rfind("\n$ ") + 1 :]
+        errors = re.findall(r"^[\w.]*(?:Error|Exception): .*", last, flags=re.MULTILINE)
+        return bool(errors) and "out of memory" in errors[-1]
 
 
 def test_command(run: Run, arguments: Sequence[str]) -> list[str]:

@@ -249,35 +249,88 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
     assert [study.state(run) for run in runs].count("waiting") == 1
 
 
-def test_a_run_whose_memory_ran_out_waits_for_another_to_end(tmp_path, monkeypatch):
+@pytest.fixture
+def crowd(tmp_path, monkeypatch):
+    """``crowd(rows, ...)``: a study of jobs that no process stands behind, and ``turn``, which says
+    what begins after those named have run out of memory.
+    """
     rows = write_rows(tmp_path)
-    order = [rows["joint"], rows["alone"]]
-    joint, alone, _, other = plan_study(order, seeds=[0, 1], work_dir=tmp_path / "work")
-    study = Study([joint, alone, other], tmp_path / "work", tmp_path / "out", gpus=1, per_gpu=3)
-    started, code = [], {}
     monkeypatch.setattr(Job, "launch", lambda job, phase, *_: setattr(job, "phase", phase))
-    monkeypatch.setattr(Job, "poll", lambda job: code.get(job.run.label))
-    monkeypatch.setattr(Job, "tail", lambda job: "torch.OutOfMemoryError: CUDA out of memory.")
-    monkeypatch.setattr("codmoe.engine.study.say", lambda text: started.append(text))
+    monkeypatch.setattr(Job, "tail", lambda job: "")
+    monkeypatch.setattr(Job, "ran_out_of_memory", lambda job: True)
 
-    def turn(**codes):
-        """What begins after these have ended with these codes."""
-        code.clear()
-        code.update({run.label: codes[run.row[4:]] for run in (joint,) if run.row[4:] in codes})
-        started.clear()
-        study._collect()
-        study._fill()
-        return [text.split(":")[0] for text in started if "train on" in text]
+    def make(names, seeds=(0,), **settings):
+        work = tmp_path / "work"
+        runs = plan_study([rows[name] for name in names], seeds=seeds, work_dir=work)
+        study = Study(runs, work, tmp_path / "out", **dict(gpus=1, per_gpu=3) | settings)
 
-    assert turn() == [joint.label, alone.label, other.label]
-    for _ in range(5):  # however often it is its turn, nobody has gone
-        assert turn(joint=1) == [] and study.state(joint) == "waiting"
-    study.jobs.pop()
-    assert turn() == [joint.label]
-    study.jobs[:] = [job for job in study.jobs if job.run is joint]
-    for _ in range(2):  # alone on the GPU: three tries in all
-        turn(joint=1)
-    assert study.state(joint) == "failed"
+        def turn(*dead):
+            monkeypatch.setattr(Job, "poll", lambda job: 1 if job.run in dead else None)
+            study._collect()
+            before = list(study.jobs)
+            study._fill()
+            return [job.run for job in study.jobs if job not in before]
+
+        return study, runs, turn
+
+    return make
+
+
+def test_runs_that_were_too_many_for_a_gpu_do_not_come_together_again(crowd):
+    study, (joint, alone), turn = crowd(["joint", "alone"])
+    assert turn() == [joint, alone]
+    assert turn(joint) == [] and study.state(joint) == "waiting"
+    for _ in range(5):  # nobody has gone
+        assert turn() == []
+    study._end(study.jobs[0], "done")
+    assert turn() == [joint]
+
+
+def test_runs_that_fail_together_are_both_tried_again(crowd):
+    study, (one, two), turn = crowd(["alone"], seeds=[0, 1])
+    assert turn() == [one, two]
+    assert turn(one, two) == [one] and study.state(two) == "waiting"
+    study.jobs.clear()
+    assert turn() == [two]
+
+
+def test_a_run_that_does_not_fit_alone_fails_after_three_tries(crowd):
+    study, (one,), turn = crowd(["alone"])
+    assert turn() == [one]
+    assert turn(one) == [one] and turn(one) == [one] and turn(one) == []
+    assert study.state(one) == "failed"
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_tries_beside_others_end_too(crowd, count):
+    """No two of them fit beside each other, and the older one is always the victim."""
+    study, runs, turn = crowd(["alone"], seeds=range(count), per_gpu=2)
+    failures = 0
+    turn()
+    while study.jobs:
+        if len(study.jobs) > 1:
+            failures += 1
+            turn(study.jobs[0].run)
+        else:
+            study._end(study.jobs[0], "done")
+            turn()
+    assert [study.state(run) for run in runs] == ["done"] * count
+    assert failures <= count * (count - 1) // 2
+
+
+@pytest.mark.parametrize(
+    "printed, expected",
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 74.00 MiB.\n", True),
+        ("RuntimeError: CUDA error: out of memory\nexception ignored\n", True),
+        ("backbone: runs without: OutOfMemoryError: CUDA out of memory\nValueError: a\n", False),
+        ("killed\n", False),
+    ],
+)
+def test_what_a_process_died_of(tmp_path, printed, expected):
+    log = tmp_path / "log"
+    log.write_text(f"$ train\ntorch.OutOfMemoryError: CUDA out of memory.\n$ train\n{printed}")
+    assert Job(None, 0, 0.0, log=log).ran_out_of_memory() == expected
 
 
 def test_what_needs_much_memory(tmp_path):
