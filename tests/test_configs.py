@@ -192,6 +192,11 @@ def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
     assert (source == "fpn_best.pth") == warm
     if row != "static":
         assert cfg.optim_wrapper.optimizer.lr == budget.optim_wrapper.optimizer.lr
+        keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
+        rates = [
+            cfg.optim_wrapper.optimizer.lr * keys[k].lr_mult for k in ("backbone.body", "backbone")
+        ]
+        assert rates[0] <= 3e-5 * (1 + 1e-9) and rates[1] <= 3e-4 * (1 + 1e-9)
     assert cfg.train_dataloader.batch_size == 24
     used = {"joint": ("experts",), "refit": ("experts",), "router": ("router",)}
     used |= {"static": ("router",)}
