@@ -191,7 +191,7 @@ def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
     warm = row in ("joint", "joint_mixture", "joint_zoomnet_structure", "fpn4", *lone)
     assert (source == "fpn_best.pth") == warm
     if row != "static":
-        assert cfg.optim_wrapper.optimizer.lr == budget.optim_wrapper.optimizer.lr
+        assert cfg.optim_wrapper.optimizer.lr == cfg.rates[stage].optimizer.lr
         keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
         rates = [
             cfg.optim_wrapper.optimizer.lr * keys[k].lr_mult for k in ("backbone.body", "backbone")

@@ -156,7 +156,7 @@ class Study:
     def _start(self, run: Run, gpu: int) -> None:
         job = Job(run, gpu, time.time(), log=self.work_dir / "logs" / f"{run.label}.log")
         self.jobs.append(job)
-        self.places.taken(job, self.jobs)
+        self.places.mark_shared(job, self.jobs)
         run.work_dir.mkdir(parents=True, exist_ok=True)
         if run.is_finished():
             self._launch(job, "test")

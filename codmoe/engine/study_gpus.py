@@ -36,7 +36,7 @@ class Places:
                 free[gpu] = len(held)
         return min(free, key=free.__getitem__, default=None)
 
-    def taken(self, job: Job, jobs: Iterable[Job]) -> None:
+    def mark_shared(self, job: Job, jobs: Iterable[Job]) -> None:
         """Tell jobs that share a GPU from now on."""
         for other in jobs:
             if other is not job and other.gpu == job.gpu:

@@ -1,14 +1,11 @@
-# Study on the five domains of mix: epochs, batch and rates of all its rows, equal within a stage.
+# Study on the five domains of mix: epochs and batch of all its rows, equal within a stage.
 _base_ = [
     "../../_base_/datasets/mix.py",
     "../../_base_/models/vit_small_dinov2.py",
     "../../_base_/models/efficientnet_lite2.py",
+    "./rates.py",
 ]
 epochs = dict(fpn=30, joint=12, cold=20, refit=4, router=16, stage3=10)
-# 1e-3 for all others: fresh experts see a few hundred steps and end unfinished at 3e-4
-# (docs/protocol.md). What they start from never learns at more than 3e-4, its pretrained part at
-# 3e-5.
-rates = dict(fpn=3e-4, long=3e-4, router=2e-4, stage3=1e-4)
 train_dataloader = dict(batch_size=24, num_workers=12)
 # Both passes of backbone and head as CUDA graphs, for rows of one head; off on a CPU. Four experts
 # at batch 24 are as quick without (0.39 s a step), and take 39 GB instead of 48.
@@ -28,18 +25,6 @@ epochs["after"] = epochs["joint"] + epochs["stage3"]
 budget = {
     stage: dict(
         train_cfg=dict(max_epochs=count, val_interval=max(1, count // 2)),
-        optim_wrapper=dict(
-            optimizer=dict(lr=rates.get(stage, 1e-3)),
-            paramwise_cfg=dict(
-                custom_keys={
-                    part: dict(lr_mult=min(share, most / rates.get(stage, 1e-3)))
-                    for part, share, most in (
-                        ("backbone.body", 0.1, 3e-5),
-                        ("backbone", 1.0, 3e-4),
-                    )
-                }
-            ),
-        ),
         # One past the middle of a training and none at its end: with the optimiser's state it takes
         # a gigabyte, and is for those who resume alone.
         checkpoint=dict(interval=count // 2 + 1, max_keep_ckpts=1, save_last=False),

@@ -9,7 +9,7 @@ model = dict(
     checkpoint_backbone=None,
 )
 train_cfg = {{_base_.budget.joint.train_cfg}}
-optim_wrapper = {{_base_.budget.joint.optim_wrapper}}
+optim_wrapper = {{_base_.rates.joint}}
 default_hooks = dict(checkpoint={{_base_.budget.joint.checkpoint}})
 # Its trials take a minute for so many shapes: a large part of such short runs.
 env_cfg = dict(cudnn_benchmark=False)

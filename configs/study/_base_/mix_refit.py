@@ -6,7 +6,7 @@ model = dict(
     experts=dict(zoomnet={{_base_.zoomnet}}),
 )
 train_cfg = {{_base_.budget.refit.train_cfg}}
-optim_wrapper = {{_base_.budget.refit.optim_wrapper}}
+optim_wrapper = {{_base_.rates.refit}}
 default_hooks = dict(checkpoint={{_base_.budget.refit.checkpoint}})
 # Its trials take a minute for so many shapes: a large part of such short runs.
 env_cfg = dict(cudnn_benchmark=False)

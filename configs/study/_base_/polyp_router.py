@@ -11,7 +11,7 @@ model = dict(
 )
 train_dataloader = dict(dataset=dict(split=dict(use=("router",))))
 train_cfg = {{_base_.budget.router.train_cfg}}
-optim_wrapper = {{_base_.budget.router.optim_wrapper}}
+optim_wrapper = {{_base_.rates.router}}
 default_hooks = dict(checkpoint={{_base_.budget.router.checkpoint}})
 # Its trials take a minute for so many shapes: a large part of such short runs.
 env_cfg = dict(cudnn_benchmark=False)

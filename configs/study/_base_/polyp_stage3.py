@@ -14,7 +14,7 @@ model = dict(
 )
 train_dataloader = dict(dataset=dict(split=dict(use=("experts", "router"))))
 train_cfg = {{_base_.budget.stage3.train_cfg}}
-optim_wrapper = {{_base_.budget.stage3.optim_wrapper}}
+optim_wrapper = {{_base_.rates.stage3}}
 default_hooks = dict(checkpoint={{_base_.budget.stage3.checkpoint}})
 # Its trials take a minute for so many shapes: a large part of such short runs.
 env_cfg = dict(cudnn_benchmark=False)
