@@ -178,7 +178,7 @@ def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
     stage = {"stage3": "stage3", "router": "router", "static": "router", "refit": "refit"}.get(
         row.split("_")[0], "joint"
     )
-    others = dict(fpn="fpn", fpn_frozen="fpn", fpn_long="long", fpn4="after")
+    others = dict(fpn="fpn", fpn_frozen="fpn", warm="warm", fpn_long="long", fpn4="after")
     others |= dict(joint_cold="cold", joint_lite2="cold")
     lone = ("sinet", "pranet", "zoomnet", "ujsc")
     others |= dict.fromkeys(lone, "after")  # as long as experts learn on the way to the ensemble
@@ -189,7 +189,7 @@ def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
     # Everything that is compared starts from the same backbone, but for what says otherwise.
     source = (cfg.get("init_from") or {}).get("file")
     warm = row in ("joint", "joint_mixture", "joint_zoomnet_structure", "fpn4", *lone)
-    assert (source == "fpn_best.pth") == warm
+    assert (source == "warm_best.pth") == warm
     if row != "static":
         assert cfg.optim_wrapper.optimizer.lr == cfg.rates[stage].optimizer.lr
         keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
@@ -197,9 +197,9 @@ def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
             cfg.optim_wrapper.optimizer.lr * keys[k].lr_mult for k in ("backbone.body", "backbone")
         ]
         assert rates[0] <= 3e-5 * (1 + 1e-9) and rates[1] <= 3e-4 * (1 + 1e-9)
-    assert cfg.train_dataloader.batch_size == 24
+    assert cfg.train_dataloader.batch_size == 12
     used = {"joint": ("experts",), "refit": ("experts",), "router": ("router",)}
-    used |= {"static": ("router",)}
+    used |= {"static": ("router",), "warm": ("experts",)}
     wanted = used.get(row.split("_")[0], ("experts", "router"))
     assert tuple(cfg.train_dataloader.dataset.split.use) == wanted
     assert tuple(cfg.val_dataloader.dataset.split.use) == ("val",)

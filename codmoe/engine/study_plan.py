@@ -21,7 +21,7 @@ FOLDER = "study/"
 DATASETS = ("polyp", "mix")
 # What is wanted first: the chain to the ensemble is long, so it starts first.
 PRIORITY = (
-    "fpn joint router_top2 stage3 joint_mixture router_mixture stage3_mixture fpn4 static "
+    "warm joint router_top2 stage3 fpn joint_mixture router_mixture stage3_mixture fpn4 static "
     "router_top4 router_pixel router_top1 ujsc zoomnet sinet pranet stage3_sparse "
     "stage3_no_expert_loss router_no_distill router_no_texture router_no_edge router_no_context "
     "router_no_frequency router_no_balance router_no_z router_no_temperature refit fpn_long "
@@ -30,7 +30,7 @@ PRIORITY = (
 ).split()
 # Rows that others start from, planned today or not.
 SOURCES = (
-    *("fpn", "joint", "router_top2", "joint_lite2", "router_lite2"),
+    *("warm", "joint", "router_top2", "joint_lite2", "router_lite2"),
     *("joint_mixture", "router_mixture"),  # of mix alone
 )
 
@@ -96,9 +96,12 @@ class Run(Stage):
     @property
     def is_heavy(self) -> bool:
         """Whether its training takes a large part of a GPU's memory: at batch 24 several complete
-        experts hold 43 GiB, one that reads the image at further scales 32, others 9 to 17.
+        experts hold 43 GiB, one that reads the image at further scales 32, others 9 to 17. At batch
+        12, the study's, it is half of that.
         """
         model = self.cfg.model
+        if self.cfg.train_dataloader.batch_size <= 12:
+            return False
         types = [e["type"] for e in model.experts.values() if e]
         learning = [MODELS.get(name) for name in types if name != "FPNExpert"]
         further = any(len(expert.input_scales) > 1 for expert in learning)

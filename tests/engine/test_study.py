@@ -233,7 +233,12 @@ def test_a_process_that_does_not_end_is_ended(tmp_path, monkeypatch, phase, file
 
 def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
     rows = write_rows(tmp_path)
-    runs = plan_study([rows["joint"], rows["alone"]], seeds=[0, 1, 2], work_dir=tmp_path / "work")
+    runs = plan_study(
+        [rows["joint"], rows["alone"]],
+        seeds=[0, 1, 2],
+        work_dir=tmp_path / "work",
+        options=["train_dataloader.batch_size=24"],
+    )
     study = Study(runs, tmp_path / "work", tmp_path / "out", gpus=2, per_gpu=3, workers=5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     launched = []
@@ -243,8 +248,8 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
 
     monkeypatch.setattr("codmoe.engine.study.Job.launch", launch)
     study._fill()
-    # Joint, alone, joint, alone, not a third joint, alone: two trainings of several experts do not
-    # fit beside each other.
+    # Joint, alone, joint, alone, not a third joint, alone: two trainings of several experts at
+    # batch 24 do not fit beside each other.
     assert launched == ["4", "7", "7", "4", "4"]
     assert [study.state(run) for run in runs].count("waiting") == 1
 
@@ -336,9 +341,14 @@ def test_what_a_process_died_of(tmp_path, printed, expected):
 def test_what_needs_much_memory(tmp_path):
     rows = ["joint", "zoomnet", "ujsc", "fpn4", "router_top2", "stage3", "refit"]
     names = [f"study/mix_{row}" for row in rows]
-    runs = plan_study(["study/mix_fpn", *names], seeds=[0], work_dir=tmp_path)
-    heavy = {run.row.removeprefix("mix_") for run in runs if run.is_heavy}
-    assert heavy == {"joint", "zoomnet", "stage3", "refit"}
+    names.append("study/mix_warm")
+
+    def heavy(*options):
+        runs = plan_study(names, seeds=[0], work_dir=tmp_path, options=options)
+        return {run.row.removeprefix("mix_") for run in runs if run.is_heavy}
+
+    assert heavy("train_dataloader.batch_size=24") == {"joint", "zoomnet", "stage3", "refit"}
+    assert not heavy()
 
 
 def trained(run):
@@ -354,7 +364,10 @@ def trained(run):
 def test_a_row_starts_while_its_source_is_tested(tmp_path, monkeypatch, phase, begun):
     rows = write_rows(tmp_path)
     order = [rows["joint"], rows["router_top2"]]
-    joint, router, again, _ = plan_study(order, seeds=[0, 1], work_dir=tmp_path / "work")
+    large = ["train_dataloader.batch_size=24"]
+    joint, router, again, _ = plan_study(
+        order, seeds=[0, 1], work_dir=tmp_path / "work", options=large
+    )
     # One GPU: a second training of two experts has room beside a test of two alone.
     runs = [joint, router, again]
     study = Study(runs, tmp_path / "work", tmp_path / "out", gpus=1, per_gpu=3)
@@ -421,7 +434,7 @@ def test_the_shipped_rows_chain(tmp_path):
     sources = {run.row: run.above[0].row for run in runs if run.above}
     assert sources["polyp_stage3"] == "polyp_router_top2"
     assert sources["mix_static"] == sources["mix_refit"] == "mix_joint"
-    assert sources["mix_joint"] == sources["mix_fpn4"] == "mix_fpn"
+    assert sources["mix_joint"] == sources["mix_fpn4"] == "mix_warm"
     assert sources["mix_stage3_lite2"] == "mix_router_lite2"
     assert {row.partition("_")[2] for row in sources.values()} == set(SOURCES)
     for run in runs:

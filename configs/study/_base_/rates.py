@@ -12,6 +12,14 @@ rates = {
         ),
     )
     for stage, rate in dict(
-        fpn=3e-4, long=3e-4, joint=1e-3, cold=1e-3, refit=1e-3, after=1e-3, router=2e-4, stage3=1e-4
+        fpn=3e-4,
+        warm=3e-4,
+        long=3e-4,
+        joint=1e-3,
+        cold=1e-3,
+        refit=1e-3,
+        after=1e-3,
+        router=2e-4,
+        stage3=1e-4,
     ).items()
 }
