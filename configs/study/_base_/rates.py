@@ -20,6 +20,6 @@ rates = {
         refit=1e-3,
         after=1e-3,
         router=2e-4,
-        stage3=1e-4,
+        stage3=3e-4,
     ).items()
 }
