@@ -5,7 +5,12 @@ from codmoe.models.losses.routing import (
     LoadBalanceLoss,
     RouterZLoss,
 )
-from codmoe.models.losses.segmentation import StructureLoss, UncertaintyAwareLoss, iou_per_image
+from codmoe.models.losses.segmentation import (
+    SoftIoULoss,
+    StructureLoss,
+    UncertaintyAwareLoss,
+    iou_per_image,
+)
 
 __all__ = [
     "ExpectedRegretLoss",
@@ -13,6 +18,7 @@ __all__ = [
     "ExpertRankingLoss",
     "LoadBalanceLoss",
     "RouterZLoss",
+    "SoftIoULoss",
     "StructureLoss",
     "UncertaintyAwareLoss",
     "iou_per_image",

@@ -98,6 +98,37 @@ class StructureLoss(nn.Module):
 
 
 @MODELS.register_module()
+class SoftIoULoss(nn.Module):
+    """1 − IoU of each image with probabilities in place of a mask (Rahman and Wang, ISVC 2016).
+
+    What is measured, made differentiable: every image counts alike, a thin crack as much as a
+    horse, and every pixel of it. For the mixture of experts that are finished
+    (``model.mixture_loss`` of stage 2): what weighs boundaries weighs experts by how soft they are
+    there (docs/protocol.md).
+
+    Args:
+        weight: Factor on the result.
+    """
+
+    def __init__(self, *, weight: float = 1.0):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean loss over images, 0 where truth and map are both empty.
+
+        Args:
+            logits: (N, 1, h, w); resized bilinearly to the target if the sizes differ.
+            target: Ground truth in {0, 1}, (N, 1, H, W).
+        """
+        target = target.float()
+        probability = resize_to(logits, target).float().sigmoid()
+        intersection = (probability * target).sum((1, 2, 3))
+        union = (probability + target).sum((1, 2, 3)) - intersection
+        return self.weight * (1 - (intersection + 1) / (union + 1)).mean()
+
+
+@MODELS.register_module()
 class UncertaintyAwareLoss(nn.Module):
     """Pushes probabilities away from 1/2: λ(t)·mean(1 − |2p − 1|²), with λ a cosine rising from 0
     to ``weight`` over training (Pang et al., ZoomNet, CVPR 2022).

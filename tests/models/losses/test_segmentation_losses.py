@@ -3,7 +3,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from codmoe.models.losses import StructureLoss, UncertaintyAwareLoss, iou_per_image, segmentation
+from codmoe.models.losses import (
+    SoftIoULoss,
+    StructureLoss,
+    UncertaintyAwareLoss,
+    iou_per_image,
+    segmentation,
+)
 from codmoe.models.losses.segmentation import boundary_weight
 
 
@@ -88,6 +94,45 @@ def test_structure_loss_in_half_precision_at_full_size():
     target = torch.ones(1, 1, 448, 448)
     half = StructureLoss()(logits.half(), target.half())
     torch.testing.assert_close(half, StructureLoss()(logits, target), atol=1e-3, rtol=1e-3)
+
+
+def test_soft_iou_loss_by_hand_and_at_its_ends():
+    logits, target = example()
+    p = logits.sigmoid().double()
+    inter = (p * target).sum((1, 2, 3))
+    union = (p + target - p * target).sum((1, 2, 3))
+    wanted = (1 - (inter + 1) / (union + 1)).mean().item()
+    assert SoftIoULoss(weight=2.0)(logits, target).item() == pytest.approx(2 * wanted, rel=1e-5)
+    # Sure maps: the IoU that is measured.
+    sure = 200 * (logits - 0.5)
+    measured = 1 - iou_per_image(sure, target).mean().item()
+    assert SoftIoULoss()(sure, target).item() == pytest.approx(measured, abs=0.01)
+    nothing = torch.zeros(1, 1, 40, 48)
+    assert SoftIoULoss()(nothing - 200, nothing).item() == pytest.approx(0, abs=1e-6)
+    # Smaller maps are resized, and sums of a full image do not overflow half precision.
+    assert SoftIoULoss()(logits[..., ::2, ::2], target).ndim == 0
+    large = torch.full((1, 1, 448, 448), 5.0, dtype=torch.float16)
+    assert SoftIoULoss()(large, torch.ones(1, 1, 448, 448)).item() < 0.01
+
+
+def test_soft_iou_loss_counts_a_thin_object_as_much_as_a_large_one():
+    target = torch.zeros(2, 1, 40, 48)
+    target[0, :, 20, 5:25] = 1  # 20 pixels
+    target[1, :, 5:35, 4:44] = 1  # 1,200
+    logits = (20 * target - 10).requires_grad_()
+    missed = torch.full_like(target, -10.0)
+    losses = [
+        SoftIoULoss()(torch.stack(pair), target).item()
+        for pair in ((missed[0], logits[1]), (logits[0], missed[1]))
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    uneven = [
+        F.binary_cross_entropy_with_logits(torch.stack(pair), target).item()
+        for pair in ((missed[0], logits[1]), (logits[0], missed[1]))
+    ]
+    assert uneven[1] > 10 * uneven[0]
+    SoftIoULoss()(logits, target).backward()
+    assert logits.grad.abs().sum() > 0
 
 
 def test_uncertainty_loss_grows_from_zero_to_its_reference():
