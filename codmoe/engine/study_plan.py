@@ -21,7 +21,7 @@ FOLDER = "study/"
 DATASETS = ("polyp", "mix")
 # What is wanted first: the chain to the ensemble is long, so it starts first.
 PRIORITY = (
-    "warm joint router_top2 stage3 fpn joint_mixture router_mixture stage3_mixture fpn4 static "
+    "warm fpn joint router_top2 stage3 joint_mixture router_mixture stage3_mixture fpn4 static "
     "router_top4 router_pixel router_top1 ujsc zoomnet sinet pranet stage3_sparse "
     "stage3_no_expert_loss router_no_distill router_no_texture router_no_edge router_no_context "
     "router_no_frequency router_no_balance router_no_z router_no_temperature refit fpn_long "

@@ -1,4 +1,4 @@
-# mix_joint from the pretrained weights instead of from mix_fpn, for more epochs.
+# mix_joint from the pretrained weights instead of from mix_warm, for more epochs.
 _base_ = ["./_base_/mix_joint.py"]
 init_from = None
 train_cfg = {{_base_.budget.cold.train_cfg}}

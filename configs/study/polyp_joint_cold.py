@@ -1,4 +1,4 @@
-# polyp_joint from the pretrained weights instead of from polyp_fpn, for more epochs.
+# polyp_joint from the pretrained weights instead of from polyp_warm, for more epochs.
 _base_ = ["./_base_/polyp_joint.py"]
 init_from = None
 train_cfg = {{_base_.budget.cold.train_cfg}}

@@ -12,7 +12,7 @@ train_dataloader = dict(batch_size=12, num_workers=12)
 graphs = dict(backbone=True, experts=True)
 # Its own loss, as every expert's; row joint_zoomnet_structure has the one that the others share.
 zoomnet = dict(type="ZoomNetExpert", segmentation_loss="bce")
-# Started from the row warm: a plain head adapts the backbone at a seventh of the experts' cost. Not
+# Started from the row warm: a plain head adapts the backbone at a fifth of the experts' cost. Not
 # from fpn, which sees the router's images: stage 2 is to meet images that nothing was trained on.
 warm = dict(
     file="warm_best.pth",
