@@ -81,12 +81,23 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
     cfg = Config.fromfile(path)
     if options:
         cfg.merge_from_dict(dict(options))
+    _drop_delete_marks(cfg._cfg_dict)
     cfg.config_file = str(path)
     faults = config_faults(cfg) + _idle_options(options or {})
     if faults:
         listed = "\n".join(f"  - {fault}" for fault in faults)
         raise ValueError(f"{path} has {len(faults)} fault(s):\n{listed}")
     return cfg
+
+
+def _drop_delete_marks(section: Any) -> None:
+    """Remove ``_delete_`` where there was nothing to delete: mmengine leaves it in."""
+    if isinstance(section, dict):
+        section.pop("_delete_", None)
+        section = list(section.values())
+    if isinstance(section, (list, tuple)):
+        for value in section:
+            _drop_delete_marks(value)
 
 
 def _idle_options(options: Mapping[str, Any]) -> list[str]:

@@ -97,7 +97,7 @@ class Run(Stage):
     def is_heavy(self) -> bool:
         """Whether its training takes a large part of a GPU's memory: at batch 24 several complete
         experts hold 43 GiB, one that reads the image at further scales 32, others 9 to 17. At batch
-        12, the study's, it is half of that.
+        12, the study's, it is half of that, and three of any kind share 80 GB.
         """
         model = self.cfg.model
         if self.cfg.train_dataloader.batch_size <= 12:

@@ -137,3 +137,15 @@ def test_options_reach_the_config():
     cfg = load_config("ensemble/stage3", options)
     assert cfg.train_cfg.max_epochs == 2 and cfg.train_cfg.val_interval == 1
     assert cfg.model.top_k == 1 and cfg.param_scheduler[0].end == 2
+
+
+def test_delete_is_no_argument_where_there_was_nothing_to_delete():
+    """Stage 1 has no loss on the mixture; in stage 2 the same option replaces one."""
+    loss = dict(type="SoftIoULoss", weight=2.0)
+    for name in ("quickstart/stage1", "quickstart/stage2"):
+        cfg = load_config(name, {"model.mixture_loss": dict(loss, _delete_=True)})
+        assert cfg.model.mixture_loss == loss
+    with pytest.raises(ValueError, match=r"1 fault.*\n.*no argument 'wieght'"):
+        load_config(
+            "quickstart/stage1", {"model.mixture_loss": dict(loss, _delete_=True, wieght=1)}
+        )

@@ -102,9 +102,8 @@ class SoftIoULoss(nn.Module):
     """1 − IoU of each image with probabilities in place of a mask (Rahman and Wang, ISVC 2016).
 
     What is measured, made differentiable: every image counts alike, a thin crack as much as a
-    horse, and every pixel of it. For the mixture of experts that are finished
-    (``model.mixture_loss`` of stage 2): what weighs boundaries weighs experts by how soft they are
-    there (docs/protocol.md).
+    horse, and every pixel of it. As ``model.mixture_loss`` it makes the mixture sharper than
+    :class:`StructureLoss` does, and its masks no better (docs/results.md).
 
     Args:
         weight: Factor on the result.
