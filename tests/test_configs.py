@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from codmoe.engine.assembly import read_sources
 from codmoe.engine.config import list_configs, load_config
+from codmoe.engine.handover import read_sources
 
 SEPARATE = ("pranet", "sinet", "ujsc", "zoomnet")
 MAIN = {

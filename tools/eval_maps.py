@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from codmoe.engine.scoring import score_folders
+from codmoe.evaluation.score_maps import score_folders
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from codmoe.inference.export import FORMATS, export, model_for_export
+from codmoe.inference.export.exporting import FORMATS, export, model_for_export
 
 
 def main() -> None:

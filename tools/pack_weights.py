@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from codmoe.inference.pack import LIMIT, pack
+from codmoe.inference.export.pack import LIMIT, pack
 
 
 def main() -> None:

@@ -1,16 +1,12 @@
 """Datasets of image/mask pairs, synthetic data, and the transforms between files and network."""
 
 from codmoe.datasets import synthetic as synthetic  # registers its datasets
-from codmoe.datasets import synthetic_composite as synthetic_composite
-from codmoe.datasets.benchmarks import COD10K, CODBenchmark
 from codmoe.datasets.cache import SampleCache
-from codmoe.datasets.cod import CODDataset
+from codmoe.datasets.cod import COD10K, CODBenchmark, CODDataset, DatasetGroup, TolerantDataset
 from codmoe.datasets.collate import multiscale_collate, stack_collate
-from codmoe.datasets.group import DatasetGroup
 from codmoe.datasets.integrity import UnreadableFile
 from codmoe.datasets.layouts import Pair, check_pairs, find_folders, find_pairs
 from codmoe.datasets.splits import split_indices
-from codmoe.datasets.tolerant import TolerantDataset
 from codmoe.datasets.transforms import (
     CopyPaste,
     LoadCODPair,

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from torch.utils.data import ConcatDataset, Dataset
 
 from codmoe.datasets.cache import SampleCache
-from codmoe.datasets.held_out import chosen_indices, complete_split
+from codmoe.datasets.integrity import SHOWN, UnreadableFile
 from codmoe.datasets.layouts import (
+    CAMOUFLAGED,
     Folders,
     Pair,
+    Part,
+    candidate_roots,
     check_pairs,
+    files_by_stem,
     find_folders,
     find_pairs,
+    recognise,
     require_folder,
     resolve_root,
     shown_names,
 )
+from codmoe.datasets.splits import chosen_indices, complete_split
 from codmoe.datasets.transforms import read_pair
 from codmoe.registry import DATASETS, TRANSFORMS
 
@@ -41,11 +52,11 @@ class CODDataset(BaseDataset):
         exclude: Stems of samples to leave out before any split: known duplicates of test images.
         split: ``dict(seed=0, fractions=dict(experts=.75, router=.15, val=.10), use=("experts",))``;
             seed and fractions default to these. More keys, among them ``file``:
-            :func:`~codmoe.datasets.held_out.complete_split`. Not of a test set.
+            :func:`complete_split`. Not of a test set.
         check_files: Open every file's header before training; see
-            :func:`~codmoe.datasets.layouts.check_pairs`.
+            :func:`check_pairs`.
         cache: Decode all samples once and keep them: True for RAM shared by forked workers, or
-            ``dict(dir=..., max_side=...)``; see :class:`~codmoe.datasets.cache.SampleCache`.
+            ``dict(dir=..., max_side=...)``; see :class:`SampleCache`.
         pipeline: Transforms or their configs.
         test_mode: mmengine's; nothing here depends on it.
         indices: Keep the first so many samples, or those of a list.
@@ -186,3 +197,312 @@ class CODDataset(BaseDataset):
         if held is not None:
             return held["img"], held["gt_seg_map"]
         return read_pair(info["img_path"], info["mask_path"])
+
+
+def _say_left_out(what: str, kept: int, folders: Folders, prefix: str | None) -> None:
+    total = len(files_by_stem(folders.image, "image_dir"))
+    print_log(
+        f"{what}: {kept:,} of {total:,} images kept, {total - kept:,} left out whose names do not "
+        f"start with {prefix!r}; the protocol is 3,040 Train / 2,026 Test",
+        logger="current",
+    )
+
+
+@DATASETS.register_module()
+class COD10K(CODDataset):
+    """COD10K-v3 as it is released: ``<data_root>/{Train,Test}/{Image,GT_Object}``.
+
+    The folders hold 6,000 and 4,000 images, of which the protocol uses the camouflaged ones: 3,040
+    for training and 2,026 for test.
+
+    Paper: Fan et al., "Camouflaged Object Detection", CVPR 2020.
+
+    Args:
+        data_root: The folder that holds ``Train`` and ``Test``.
+        subset: ``"Train"`` or ``"Test"``.
+        camouflaged_only: Keep only stems that start with ``COD10K-CAM-``.
+        name: As of :class:`CODDataset`, as are the further arguments.
+    """
+
+    CAMOUFLAGED = CAMOUFLAGED
+    SUBSETS = ("Train", "Test")
+
+    def __init__(
+        self,
+        data_root: str | os.PathLike,
+        *,
+        subset: str = "Train",
+        camouflaged_only: bool = True,
+        name: str | None = "COD10K",
+        prefix: str | None = None,
+        **kwargs,
+    ) -> None:
+        if subset not in self.SUBSETS:
+            raise ValueError(f"subset={subset!r}; it must be 'Train' or 'Test'")
+        if "split_dir" in kwargs:
+            raise ValueError("COD10K takes no split_dir; its folder is chosen by subset")
+        self.subset, self.camouflaged_only = subset, camouflaged_only
+        if camouflaged_only and prefix is None:
+            prefix = self.CAMOUFLAGED
+        super().__init__(data_root, split_dir=subset, name=name, prefix=prefix, **kwargs)
+
+    def folders(self) -> Folders:
+        """The folders of the subset."""
+        root = require_folder(self.root, "data_root")
+        require_folder(root / self.subset, "data_root is not the folder of Train and Test")
+        return super().folders()
+
+    def find_pairs(self, folders: Folders) -> list[Pair]:
+        """All pairs; says how many images the filter leaves out."""
+        pairs = super().find_pairs(folders)
+        if self.camouflaged_only:
+            _say_left_out(f"COD10K {self.subset}", len(pairs), folders, self.prefix)
+        return pairs
+
+
+@DATASETS.register_module()
+class CODBenchmark(CODDataset):
+    """One set of the COD papers' protocol, wherever it lies below ``data_root``.
+
+    Works on separately downloaded folders (COD10K-v3, CAMO-V.1.0-CVIU2019, CHAMELEON, NC4K) side by
+    side and on the ``TrainDataset`` + ``TestDataset`` tree alike; see
+    :func:`recognise`. Says so where the number of images is not that of the
+    protocol: COD10K 3,040 + 2,026, CAMO 1,000 + 250, CHAMELEON 76, NC4K 4,121.
+
+    Args:
+        data_root: Folder to look in, also by ``CODMOE_DATA_ROOT``; see :class:`CODDataset`.
+        benchmark: ``"COD10K"``, ``"CAMO"``, ``"CHAMELEON"``, ``"NC4K"``, or another set there.
+        part: ``"train"`` or ``"test"``.
+        name: Name shown in tables; that of the benchmark by default.
+        camouflaged_only: Of COD10K keep only stems that start with ``COD10K-CAM-``.
+        **kwargs: As of :class:`CODDataset`, without its folders.
+
+    Raises:
+        FileNotFoundError: The set is not there; the message names the sets that are.
+        ValueError: It is there more than once, or a test set is to be split.
+    """
+
+    def __init__(
+        self,
+        data_root: str | os.PathLike,
+        *,
+        benchmark: str,
+        part: str,
+        name: str | None = None,
+        camouflaged_only: bool = True,
+        **kwargs,
+    ) -> None:
+        if part not in ("train", "test"):
+            raise ValueError(f"part={part!r}; it must be 'train' or 'test'")
+        for key in ("split_dir", "image_dir", "mask_dir"):
+            if kwargs.get(key) is not None:
+                raise ValueError(f"CODBenchmark takes no {key}; CODDataset does")
+        if part == "test" and kwargs.get("split") is not None:
+            raise ValueError(
+                f"split: {benchmark} test is a test set, of which nothing is held out; "
+                "split the training set"
+            )
+        self.benchmark, self.part, self.camouflaged_only = benchmark, part, camouflaged_only
+        self._roots = candidate_roots(data_root)
+        self._found: Part | None = None
+        super().__init__(data_root, name=name or benchmark, **kwargs)
+
+    def folders(self) -> Folders:
+        """The folders of the set, in the first place of ``data_root`` that has it."""
+        roots = [root for root in self._roots if root.is_dir()]
+        if not roots:
+            require_folder(self.root, "data_root")
+        faults = []
+        for root in roots:
+            try:
+                self._found = recognise(root).find(self.benchmark, self.part)
+                self.root = root
+                break
+            except FileNotFoundError as fault:
+                faults.append(str(fault))
+        if self._found is None:
+            raise FileNotFoundError("; and ".join(faults))
+        return self._found.folders
+
+    def find_pairs(self, folders: Folders) -> list[Pair]:
+        """All pairs of the set; says what is left out, and if the number is not the protocol's."""
+        every = self._found.layout == "COD10K-v3" and not self.camouflaged_only
+        if self.prefix is None and not every:
+            self.prefix = self._found.prefix
+        pairs = super().find_pairs(folders)
+        what = f"{self.benchmark} {self.part}"
+        if self._found.layout == "COD10K-v3" and self.camouflaged_only:
+            _say_left_out(what, len(pairs), folders, self.prefix)
+        if self._found.expected not in (None, len(pairs)):
+            print_log(
+                f"{what}: {len(pairs):,} images in {folders.image}, but the protocol has "
+                f"{self._found.expected:,}: numbers will not compare with published ones. "
+                f"python tools/data/doctor.py {self.root} looks closer",
+                logger="current",
+                level=logging.WARNING,
+            )
+        return pairs
+
+
+@DATASETS.register_module()
+class DatasetGroup(ConcatDataset):
+    """Datasets end to end; each sample carries the group's key as the name of its dataset.
+
+    Args:
+        datasets: ``{name: dataset or its config}``. A dict and not a list, because dicts merge
+            under config inheritance; an entry of None is left out.
+        split: Split of every entry that names none of its own, each by itself, so that all parts
+            hold the same share of each; see :func:`complete_split`.
+        cache: Cache of every entry that names none of its own; see
+            :class:`CODDataset`.
+
+    Raises:
+        ValueError: No entry is left, or a dataset's own error, with the entry named.
+        FileNotFoundError: Likewise.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Any],
+        split: Mapping[str, Any] | None = None,
+        cache: bool | Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(datasets, Mapping):
+            raise ValueError(
+                f"datasets is a {type(datasets).__name__}; it must be {{name: config}}"
+            )
+        built = {}
+        for key, config in datasets.items():
+            if config is None:
+                continue
+            if split is not None:
+                if not isinstance(config, dict):
+                    raise ValueError(f"datasets.{key} is built already; give it the split itself")
+                # Under the group's key, for two folders may both be called TrainDataset.
+                config = {"split": split, "name": key, **config}
+            if cache is not None and isinstance(config, dict):
+                config = {"cache": cache, **config}
+            try:
+                built[key] = DATASETS.build(config) if isinstance(config, dict) else config
+                if hasattr(built[key], "full_init"):
+                    built[key].full_init()
+            except (ValueError, FileNotFoundError) as error:
+                raise type(error)(f"datasets.{key}: {error}") from error
+        if not built:
+            raise ValueError("datasets names no dataset; every entry is None or there is none")
+        self.names = tuple(built)
+        super().__init__(list(built.values()))
+
+    @property
+    def metainfo(self) -> dict:
+        """Of the first dataset, as mmengine's evaluator asks for it."""
+        return dict(getattr(self.datasets[0], "metainfo", {}))
+
+    def _locate(self, idx: int) -> tuple[int, int]:
+        idx = idx + len(self) if idx < 0 else idx
+        which = bisect_right(self.cumulative_sizes, idx)
+        return which, idx - (self.cumulative_sizes[which - 1] if which else 0)
+
+    def get_data_info(self, idx: int) -> dict:
+        """Paths and names of one sample, without loading it."""
+        which, inner = self._locate(idx)
+        return {**self.datasets[which].get_data_info(inner), "dataset": self.names[which]}
+
+    def __getitem__(self, idx: int) -> Any:
+        if not -len(self) <= idx < len(self):
+            raise IndexError(f"sample {idx} of a group of {len(self)}")
+        which, inner = self._locate(idx)
+        item = self.datasets[which][inner]
+        if isinstance(item, dict):
+            if "data_samples" in item:
+                item["data_samples"].set_metainfo({"dataset": self.names[which]})
+            else:
+                item["dataset"] = self.names[which]
+        return item
+
+
+TRIES = 100
+
+
+@DATASETS.register_module()
+class TolerantDataset(Dataset):
+    """A training set of which an unreadable sample is replaced by another one, drawn at random.
+
+    Which samples were unreadable is kept in shared memory, so that all workers of a loader and the
+    process that started them know; ``codmoe.engine.UnreadableFilesHook`` reports each once, and
+    stops training above ``max_share``. The engine wraps the training set alone: in evaluation an
+    unreadable file is an error.
+
+    Args:
+        dataset: The training set or its config.
+        max_share: Share of the samples that may be unreadable, in [0, 1].
+
+    Raises:
+        ValueError: ``max_share`` is out of its range.
+    """
+
+    def __init__(self, dataset: Dataset | Mapping[str, Any], max_share: float = 0.01) -> None:
+        if not 0 <= max_share <= 1:
+            raise ValueError(f"max_unreadable={max_share}; it is a share and must lie in [0, 1]")
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        if hasattr(self.dataset, "full_init"):
+            self.dataset.full_init()
+        self.max_share = max_share
+        # One byte a sample; each is only ever set, so that no lock is needed.
+        self.flags = torch.zeros(len(self.dataset), dtype=torch.uint8).share_memory_()
+
+    @property
+    def metainfo(self) -> dict:
+        """Of the data set within."""
+        return dict(getattr(self.dataset, "metainfo", {}))
+
+    @property
+    def allowed(self) -> int:
+        """How many samples may be unreadable: the share, rounded down."""
+        return int(self.max_share * len(self) + 1e-6)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def get_data_info(self, index: int) -> dict:
+        """Paths and names of one sample, without loading it."""
+        return self.dataset.get_data_info(index)
+
+    def __getitem__(self, index: int) -> Any:
+        for _ in range(TRIES):
+            try:
+                return self.dataset[index]
+            except UnreadableFile as error:
+                self.flags[index] = 1
+                last = error
+                index = int(np.random.randint(len(self)))
+        raise UnreadableFile(
+            self.complaint()
+            or f"{TRIES} samples drawn one after another are unreadable, the last: {last}"
+        )
+
+    def unreadable(self) -> list[int]:
+        """Indices of the samples found unreadable so far, by any worker."""
+        return torch.nonzero(self.flags).flatten().tolist()
+
+    def reason(self, index: int) -> str:
+        """What is wrong with a sample, by reading it once more."""
+        try:
+            self.dataset[index]
+        except UnreadableFile as error:
+            return str(error)
+        path = self.dataset.get_data_info(index).get("img_path", f"sample {index}")
+        return f"{path} could not be read, but now it can: are disk and network in order?"
+
+    def complaint(self) -> str | None:
+        """The error to stop with, or None as long as not too many samples are unreadable."""
+        bad = self.unreadable()
+        if len(bad) <= self.allowed:
+            return None
+        reasons = "; ".join(self.reason(index) for index in bad[:SHOWN])
+        more = f"; and {len(bad) - SHOWN:,} more, all in the log" if len(bad) > SHOWN else ""
+        return (
+            f"{len(bad):,} of {len(self):,} training samples are unreadable, and "
+            f"max_unreadable={self.max_share:g} allows {self.allowed:,}: {reasons}{more}. "
+            "Mend or remove them, or raise max_unreadable"
+        )

@@ -22,7 +22,7 @@ class UnreadableFile(ValueError):
     """An image or mask file that cannot be used; the message starts with its path.
 
     Apart from other ``ValueError``, because in training it may be replaced by another sample (see
-    :class:`~codmoe.datasets.tolerant.TolerantDataset`), which a mistake in a config must not be.
+    :class:`TolerantDataset`), which a mistake in a config must not be.
     """
 
     def __init__(self, message: str) -> None:

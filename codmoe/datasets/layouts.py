@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from mmengine.logging import print_log
 
 from codmoe.datasets.integrity import SHOWN
 from codmoe.datasets.integrity import check_pairs as check_pairs
@@ -243,3 +247,249 @@ def find_pairs(
             + "; ".join(faults)
         )
     return [Pair(stem, images[stem], masks[stem]) for stem in sorted(images)]
+
+
+# Images of each part in the protocol of the COD papers ...
+PROTOCOL = {
+    ("COD10K", "train"): 3040,
+    ("COD10K", "test"): 2026,
+    ("CAMO", "train"): 1000,
+    ("CAMO", "test"): 250,
+    ("CHAMELEON", "test"): 76,
+    ("NC4K", "test"): 4121,
+}
+# ... and of PraNet's, which are recognised in its TrainDataset + TestDataset alone.
+POLYPS = {"Kvasir": 100, "CVC-ClinicDB": 62, "CVC-300": 60, "CVC-ColonDB": 380}
+POLYPS["ETIS-LaribPolypDB"] = 196
+POLYP_TRAIN = 1450
+
+# Starts of file names by which a mixed training folder is told apart; the spelling is CAMO's own.
+CAMOUFLAGED = "COD10K-CAM-"
+FAMILIES = {"COD10K": CAMOUFLAGED, "CAMO": "camourflage_"}
+# How the releases and common archives call their folders.
+FOLDER_NAMES = {
+    "COD10K": r"cod10k",
+    "CAMO": r"camo($|[-_ .])",
+    "CHAMELEON": r"chameleon",
+    "NC4K": r"nc4k",
+}
+TEST_ONLY = ("CHAMELEON", "NC4K")
+ROLES = {"train": "train", "training": "train", "traindataset": "train", "val": "val"}
+ROLES.update({"test": "test", "testing": "test", "testdataset": "test", "validation": "val"})
+DEPTH = 3
+KNOWN = (
+    "COD10K-v3 (Train and Test, each with Image and GT_Object), "
+    "CAMO-V.1.0 (Images/Train, Images/Test, GT), "
+    "TrainDataset/{Imgs,GT} with TestDataset/<name>/{Imgs,GT} (or images and masks), "
+    "CHAMELEON or NC4K or any other folder with "
+    + ", ".join(f"{layout.image}+{layout.mask}" for layout in LAYOUTS)
+    + ", or a folder of such folders"
+)
+
+
+class Part(NamedTuple):
+    """Images and masks that are used together.
+
+    Args:
+        name: ``"CAMO"``; for a benchmark its name in the papers, for others the folder's.
+        role: ``"train"``, ``"test"``, ``"val"``, or ``""`` where no name tells.
+        folders: Where they lie.
+        layout: Name of the layout it was recognised by.
+        prefix: Only files whose names start with it belong to the part.
+        expected: Number of images in the protocol, if there is one.
+    """
+
+    name: str
+    role: str
+    folders: Folders
+    layout: str
+    prefix: str | None = None
+    expected: int | None = None
+
+    @property
+    def label(self) -> str:
+        """``"CAMO test"``."""
+        return f"{self.name} {self.role}".strip()
+
+
+class Tree(NamedTuple):
+    """What :func:`recognise` finds: all parts below ``root``."""
+
+    root: Path
+    parts: tuple[Part, ...]
+
+    @property
+    def layout(self) -> str:
+        """Names of the layouts, each once."""
+        return ", ".join(dict.fromkeys(part.layout for part in self.parts))
+
+    def find(self, name: str, role: str) -> Part:
+        """The one part of this name and role.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: There are several.
+        """
+        found = [p for p in self.parts if p.name.lower() == name.lower() and p.role == role]
+        if not found:
+            there = ", ".join(part.label for part in self.parts)
+            raise FileNotFoundError(
+                f"data_root: no {name} {role} set in {self.root}, which holds {there} "
+                f"({self.layout})"
+            )
+        if len(found) > 1:
+            where = " and ".join(str(part.folders.image) for part in found)
+            raise ValueError(
+                f"data_root: {len(found)} {name} {role} sets in {self.root}: {where}; give the "
+                "data_root of one, or move the other away"
+            )
+        return found[0]
+
+
+def recognise(root: str | os.PathLike) -> Tree:
+    """The data sets in ``root`` and up to three levels below.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no known layout in it.
+        ValueError: A folder fits more than one layout.
+    """
+    root = require_folder(Path(root), "data_root")
+    parts = tuple(_parts(root, DEPTH))
+    if not parts:
+        raise FileNotFoundError(
+            f"data_root: no known layout in {root} nor up to {DEPTH} levels below; "
+            f"{contents(root)}; known are {KNOWN}; name other folders by image_dir and mask_dir"
+        )
+    return Tree(root, parts)
+
+
+def _parts(folder: Path, depth: int) -> Iterator[Part]:
+    for recogniser in (_cod10k, _camo, _single):
+        if found := recogniser(folder):
+            # What lies beside these belongs to them: Info, GT_Edge, GT_Instance.
+            yield from found
+            return
+    done: set[str] = set()
+    for recogniser in (_train_and_test_datasets, _splits):
+        yield from recogniser(folder, done)
+    if depth:
+        for child in _subfolders(folder):
+            if child.name not in done:
+                try:
+                    yield from _parts(child, depth - 1)
+                except ValueError as error:  # something else that lies beside the data
+                    print_log(f"{child} is left out: {error}", "current", logging.WARNING)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
+    except PermissionError:
+        return []  # somebody else's folder beside the data
+    return [folder / name for name in sorted(names)]
+
+
+def _part(name: str, role: str, folders: Folders, layout: str, prefix: str | None = None) -> Part:
+    return Part(name, role, folders, layout, prefix, PROTOCOL.get((name, role)))
+
+
+def _cod10k(folder: Path) -> list[Part]:
+    parts = []
+    for subset in ("Train", "Test"):
+        image = child_folder(folder, f"{subset}/Image")
+        mask = child_folder(folder, f"{subset}/GT_Object")
+        if image and mask:
+            role = subset.lower()
+            parts.append(_part("COD10K", role, Folders(image, mask), "COD10K-v3", CAMOUFLAGED))
+    return parts
+
+
+def _camo(folder: Path) -> list[Part]:
+    mask = child_folder(folder, "GT")
+    if mask is None:
+        return []
+    # CAMO-COCO-V.1.0 has a folder of images without camouflage beside the one that is meant.
+    name = "CAMO" if not folder.name.lower().startswith("non") else folder.name
+    return [
+        _part(name, subset.lower(), Folders(image, mask, True), "CAMO-V.1.0")
+        for subset in ("Train", "Test")
+        if (image := child_folder(folder, f"Images/{subset}"))
+    ]
+
+
+def _single(folder: Path) -> list[Part]:
+    folders = fitting_folders(folder)
+    if folders is None:
+        return []
+    name, role = _name_and_role(folder)
+    layout = name if name in TEST_ONLY else f"{folders.image.name}+{folders.mask.name}"
+    prefix = None
+    if name == "COD10K" and _some_start(folders.image, CAMOUFLAGED):
+        prefix = CAMOUFLAGED
+    return [_part(name, role, folders, layout, prefix)]
+
+
+def _name_and_role(folder: Path) -> tuple[str, str]:
+    folder = folder.absolute()
+    role = ROLES.get(folder.name.lower(), "")
+    named = folder.parent if role else folder
+    name = next(
+        (name for name, start in FOLDER_NAMES.items() if re.match(start, named.name.lower())),
+        named.name,
+    )
+    if not role and name in TEST_ONLY:
+        role = "test"
+    if not role:
+        words = re.split(r"[^a-z]+", folder.name.lower())
+        role = next((ROLES[word] for word in words if word in ROLES), "")
+    return name, role
+
+
+def _some_start(folder: Path, prefix: str) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.startswith(prefix) for entry in entries)
+
+
+def _train_and_test_datasets(folder: Path, done: set[str]) -> Iterator[Part]:
+    layout = "TrainDataset + TestDataset"
+    train, test = child_folder(folder, "TrainDataset"), child_folder(folder, "TestDataset")
+    tests = []
+    if test:
+        done.add(test.name)
+        for part in _parts(test, 1):
+            expected = part.expected or PROTOCOL.get((part.name, "test"), POLYPS.get(part.name))
+            tests.append(part._replace(role="test", layout=layout, expected=expected))
+    folders = fitting_folders(train) if train else None
+    if train and folders:
+        done.add(train.name)
+        mixed = [
+            _part(name, "train", folders, layout, prefix)
+            for name, prefix in FAMILIES.items()
+            if _some_start(folders.image, prefix)
+        ]
+        polyps = any(part.name in POLYPS for part in tests)
+        whole = Part(train.name, "train", folders, layout)
+        yield from mixed or [whole._replace(expected=POLYP_TRAIN if polyps else None)]
+    yield from tests
+
+
+def _splits(folder: Path, done: set[str]) -> Iterator[Part]:
+    for child in _subfolders(folder):
+        if child.name.lower() in ROLES and child.name not in done and fitting_folders(child):
+            done.add(child.name)
+            for part in _single(child):
+                yield part._replace(layout=f"train/test folders of {part.layout}")
+
+
+def outsiders(part: Part, parts: tuple[Part, ...]) -> list[str]:
+    """Names of image files in ``part``'s folder that belong to none of ``parts``; sorted."""
+    prefixes = [p.prefix for p in parts if p.folders.image == part.folders.image]
+    if None in prefixes:
+        return []
+    names = sorted(path.name for path in part.folders.image.iterdir())
+    return [
+        name
+        for name in names
+        if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(tuple(prefixes))
+    ]

@@ -21,7 +21,7 @@ class FixedViews(Dataset):
     Epoch ``e`` shows view ``e mod views`` of every image (:meth:`set_epoch`). What a transform
     draws follows from ``seed``, the index and the view alone, so that whatever does not learn needs
     to be computed once for each: a sample's metainfo holds ``cache_key = (part, view, index)``, by
-    which :class:`~codmoe.models.frozen_cache.FrozenCache` keeps it.
+    which :class:`FrozenCache` keeps it.
 
     Args:
         dataset: The dataset or its config.

@@ -12,10 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import Registry as MMRegistry
 
 from codmoe import registry
-from codmoe.engine.assembly import init_faults
-from codmoe.engine.assembly_check import assembly_faults
-from codmoe.engine.precision import check_amp
-from codmoe.engine.speed import speed_faults
+from codmoe.compiled.layout import speed_faults
+from codmoe.engine.handover import assembly_faults, init_faults
+from codmoe.engine.optim import check_amp
 from codmoe.registry import argument_faults, suggest
 
 RUNNER_KEYS = (

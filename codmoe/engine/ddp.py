@@ -25,7 +25,7 @@ from codmoe.registry import MODEL_WRAPPERS
 class CODDistributedDataParallel(MMDistributedDataParallel):
     """mmengine's DDP that also takes a model on the CPU.
 
-    Every option is a key of ``model_wrapper_cfg``; ``tools/analysis/benchmark_scaling.py`` measures
+    Every option is a key of ``model_wrapper_cfg``; ``benchmarks/scaling.py`` measures
     what each is worth on a machine.
 
     Args:

@@ -11,15 +11,20 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner.utils import set_random_seed
 
-from codmoe.engine.assembly import load_sources, read_sources, require_files, skip_pretrained
-from codmoe.engine.assembly_check import check_assembly
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import config_root
 from codmoe.engine.ddp import every_expert_runs, init_cpu_process_group
-from codmoe.engine.frozen_cache import settle_frozen_cache
-from codmoe.engine.hooks import bare_model
-from codmoe.engine.precision import settle_amp, settle_fused
-from codmoe.engine.router_watch import routing_of_best
+from codmoe.engine.handover import (
+    check_assembly,
+    load_sources,
+    read_sources,
+    require_files,
+    skip_pretrained,
+)
+from codmoe.engine.hooks.frozen_features import settle_frozen_cache
+from codmoe.engine.hooks.progress import bare_model
+from codmoe.engine.hooks.router_watch import routing_of_best
+from codmoe.engine.optim import settle_amp, settle_fused
 from codmoe.engine.runner import CODRunner
 from codmoe.evaluation.tables import save_json
 from codmoe.registry import SCOPE

@@ -12,18 +12,23 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
-from codmoe.engine.extremes import save_extremes
-from codmoe.engine.hooks import bare_model
+from codmoe.compiled.prepared import attach_engine
+from codmoe.engine.hooks.progress import bare_model
+from codmoe.engine.hooks.results import save_extremes
 from codmoe.engine.launch import test_runner
-from codmoe.evaluation.attribute_metric import AttributeMetric
-from codmoe.evaluation.attributes import breakdown
-from codmoe.evaluation.breakdown_tables import breakdown_to_markdown, print_breakdown
+from codmoe.evaluation.attributes import AttributeMetric, breakdown
 from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.routing_metric import RoutingMetric
-from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
+from codmoe.evaluation.tables import (
+    breakdown_to_markdown,
+    print_breakdown,
+    print_table,
+    result_rows,
+    save_json,
+    to_markdown,
+)
 from codmoe.files import replacing
-from codmoe.inference.engine import attach_engine
 from codmoe.version import __version__
 
 

@@ -11,7 +11,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
 from codmoe.evaluation.conventions import COMBINED
-from codmoe.evaluation.measures import (
+from codmoe.evaluation.measures.per_image import (
     BACKENDS,
     aggregate,
     batch_measures,
@@ -20,7 +20,7 @@ from codmoe.evaluation.measures import (
     mean_curves,
     uniform_probability,
 )
-from codmoe.evaluation.truth import TRUTHS
+from codmoe.evaluation.measures.truth import TRUTHS
 from codmoe.registry import METRICS, suggest
 
 NO_MASK = "load masks in the test pipeline (LoadCODPair, PackCODInputs(keep_original=True))"
@@ -87,13 +87,13 @@ def required(sample: Mapping[str, Any], key: str, remedy: str) -> Any:
 
 @METRICS.register_module()
 class CODMetric(PerImageMetric):
-    """The measures of :mod:`codmoe.evaluation.measures` for one or more sources of a prediction.
+    """The measures of :mod:`per_image` for one or more sources of a prediction.
 
     Logged keys: ``IoU``, ``Dice``, ... for the mixture over all images; ``<source>/IoU`` for other
     sources; with several data sets also ``<dataset>/IoU`` and ``<dataset>/<source>/IoU``. The whole
     result stays in ``table``: ``table[dataset][source]`` is a row of
-    :func:`~codmoe.evaluation.measures.aggregate` plus ``"images": {stem: {metric: value}}`` and, if
-    full, ``"curves"`` (see :func:`~codmoe.evaluation.measures.mean_curves`). It is filled on rank 0
+    :func:`aggregate` plus ``"images": {stem: {metric: value}}`` and, if
+    full, ``"curves"`` (see :func:`mean_curves`). It is filled on rank 0
     and empty elsewhere.
 
     Maps are measured where they are: on the GPU if the model leaves them there. What depends on the

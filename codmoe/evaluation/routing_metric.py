@@ -16,8 +16,8 @@ from codmoe.evaluation.cod_metric import (
     required,
     unique_stems,
 )
-from codmoe.evaluation.measures import THRESHOLD
-from codmoe.evaluation.thresholds import divide
+from codmoe.evaluation.measures.histogram import divide
+from codmoe.evaluation.measures.per_image import THRESHOLD
 from codmoe.registry import METRICS
 
 

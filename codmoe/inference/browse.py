@@ -13,7 +13,7 @@ from rich.console import Console
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import set_data_root
 from codmoe.registry import DATASETS
-from codmoe.visualization.attributes import collect_attributes, save_attributes
+from codmoe.visualization.dataset_page import collect_attributes, save_attributes
 from codmoe.visualization.samples import save_samples
 
 

@@ -12,7 +12,6 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from codmoe.models import build
-from codmoe.models.checkpointing import backbone_pass
 from codmoe.models.combiners import Combiner
 from codmoe.models.dispatch import (
     PyramidBank,
@@ -21,12 +20,10 @@ from codmoe.models.dispatch import (
     run_everything,
     run_experts,
 )
-from codmoe.models.expert_training import ExpertTraining
+from codmoe.models.execution import ExpertTraining, backbone_pass
 from codmoe.models.frozen_cache import FrozenCache
 from codmoe.models.hub import HubModel
 from codmoe.models.losses.segmentation import iou_per_image
-from codmoe.models.monitors import routing_monitors
-from codmoe.models.prediction import fill_samples
 from codmoe.models.routers.base import Router
 from codmoe.registry import MODELS
 from codmoe.structures import CODDataSample, ExpertOutput, RoutingDecision
@@ -292,3 +289,74 @@ class ModelLevelMoE(BaseModel, HubModel):
                 return decision, run_experts(self.experts, bank, rows), {}
             step = self.expert_training(self.experts, bank, rows, targets, self.progress)
             return decision, *step
+
+
+def fill_samples(
+    samples: list[CODDataSample], logits: Tensor, decision: RoutingDecision, names: Sequence[str]
+) -> list[CODDataSample]:
+    """Fills ``pred_prob``, ``routing`` and, where ``logits`` hold them, ``expert_probs``.
+
+    Args:
+        samples: One an image; ``ori_shape`` is the size to resize to, the logits' own if absent.
+        logits: The mixture's and, after it, every expert's, (N, 1, H, W) or (N, 1 + E, H, W).
+        decision: The router's, on these images.
+        names: Experts.
+
+    Returns:
+        ``samples``.
+    """
+    # One copy to the host, and one wait, for all three.
+    packed = torch.cat([decision.probabilities, decision.weights, decision.indices], dim=1)
+    k = decision.indices.shape[1]
+    probabilities, weights, indices = packed.float().cpu().split([len(names), k, k], dim=1)
+    for i, sample in enumerate(samples):
+        shape = tuple(sample.get("ori_shape", logits.shape[-2:]))
+        resized = F.interpolate(logits[i : i + 1], shape, mode="bilinear", align_corners=False)
+        sample.pred_prob, *others = resized[0].sigmoid()
+        if others:
+            sample.expert_probs = dict(zip(names, others, strict=True))
+        sample.routing = dict(
+            probabilities=probabilities[i],
+            indices=indices[i].long(),
+            weights=weights[i],
+            expert_names=list(names),
+        )
+    return samples
+
+
+@torch.no_grad()
+def routing_monitors(
+    decision: RoutingDecision, expert_iou: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Scalars about one batch, left on the device.
+
+    Args:
+        decision: The router's decision on N images.
+        expert_iou: IoU of every expert on every image, (N, E), where all were run.
+
+    Returns:
+        ``share_<name>``, the mean weight of each expert; ``mutual_information`` H(mean p) −
+        mean H(p) in nats, 0 for a router that ignores the image; with ``expert_iou`` also
+        ``IoU_<name>``, ``IoU_oracle`` and ``IoU_first_choice``. Empty for a lone expert.
+    """
+    names = decision.expert_names
+    monitors = {}
+    if expert_iou is not None:
+        monitors.update(
+            {f"IoU_{name}": v for name, v in zip(names, expert_iou.mean(0), strict=True)}
+        )
+    if len(names) == 1:
+        return monitors
+    if expert_iou is not None:
+        first = decision.indices[:, :1]
+        monitors["IoU_oracle"] = expert_iou.amax(1).mean()
+        monitors["IoU_first_choice"] = expert_iou.gather(1, first).mean()
+    p = decision.probabilities.float()
+    weights = torch.zeros_like(p).scatter(1, decision.indices, decision.weights.float())
+    monitors.update({f"share_{name}": v for name, v in zip(names, weights.mean(0), strict=True)})
+    monitors["mutual_information"] = _entropy(p.mean(0)) - _entropy(p).mean()
+    return monitors
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp(min=1e-12).log()).sum(-1)

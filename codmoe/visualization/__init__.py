@@ -1,6 +1,6 @@
 """Pictures of predictions, of routing, and of data sets."""
 
-from codmoe.visualization.attributes import collect_attributes, save_attributes
+from codmoe.visualization.dataset_page import collect_attributes, save_attributes
 from codmoe.visualization.grid import GridRow, save_grid
 from codmoe.visualization.samples import save_samples
 

@@ -29,9 +29,7 @@ def cod10k(tmp_path):
 @pytest.fixture
 def said(monkeypatch):
     lines = []
-    monkeypatch.setattr(
-        "codmoe.datasets.benchmarks.print_log", lambda text, **_: lines.append(text)
-    )
+    monkeypatch.setattr("codmoe.datasets.cod.print_log", lambda text, **_: lines.append(text))
     return lines
 
 

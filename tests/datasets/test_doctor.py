@@ -11,8 +11,7 @@ import pytest
 from folders import add, common_tree, picture, separate_downloads
 from PIL import Image
 
-from codmoe.datasets.doctor import examine
-from codmoe.datasets.doctor_report import print_report
+from codmoe.datasets.doctor.diagnosis import examine, print_report
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,8 +8,7 @@ import pytest
 from folders import add
 
 from codmoe.datasets import CODDataset, DatasetGroup
-from codmoe.datasets.held_out import chosen_indices, complete_split
-from codmoe.datasets.splits import split_indices
+from codmoe.datasets.splits import chosen_indices, complete_split, split_indices
 
 FRACTIONS = {"experts": 0.75, "router": 0.15, "val": 0.10}
 KVASIR = [f"Kvasir_{i}" for i in range(900)]

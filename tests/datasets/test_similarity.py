@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from folders import picture
 
-from codmoe.datasets.similarity import bit_count, groups, look_alikes, perceptual_hash
+from codmoe.datasets.doctor.similarity import bit_count, groups, look_alikes, perceptual_hash
 
 
 def measured(images):

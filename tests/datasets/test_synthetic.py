@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from codmoe.datasets.synthetic import (
+from codmoe.datasets.synthetic.camouflage import (
     KINDS,
     MAX_AREA,
     MIN_AREA,
@@ -14,10 +14,9 @@ from codmoe.datasets.synthetic import (
     generate,
     generator,
 )
-from codmoe.datasets.synthetic_kinds import Piece
-from codmoe.datasets.synthetic_scene import Scene, cast_shadow, daylight
-from codmoe.datasets.synthetic_shapes import SHAPES, silhouette
-from codmoe.datasets.synthetic_textures import STYLES, make_texture
+from codmoe.datasets.synthetic.scene import Piece, Scene, cast_shadow, daylight
+from codmoe.datasets.synthetic.shapes import SHAPES, silhouette
+from codmoe.datasets.synthetic.textures import STYLES, make_texture
 from codmoe.registry import DATASETS
 
 SIZE = 96

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from codmoe.datasets.synthetic import KINDS, generator
-from codmoe.datasets.synthetic_composite import (
+from codmoe.datasets.synthetic.camouflage import KINDS, generator
+from codmoe.datasets.synthetic.composite import (
     BLENDS,
     FILLS,
     CompositeCamouflage,

@@ -9,7 +9,7 @@ from folders import (
     separate_downloads,
 )
 
-from codmoe.datasets.trees import outsiders, recognise
+from codmoe.datasets.layouts import outsiders, recognise
 
 COUNTS = {
     ("COD10K", "train"): 3040,

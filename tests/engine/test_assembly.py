@@ -7,8 +7,8 @@ import torch
 from miniature import build, prepared
 from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave_separate, toy_config
 
-from codmoe.engine.assembly import average_weights, load_sources, read_sources
 from codmoe.engine.config import load_config
+from codmoe.engine.handover import average_weights, load_sources, read_sources
 from codmoe.engine.launch import train
 from codmoe.engine.stages import plan
 

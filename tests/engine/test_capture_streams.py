@@ -6,8 +6,8 @@ import pytest
 import torch
 from recorded_passes import stand_in
 
-from codmoe.engine import capture_streams
-from codmoe.engine.capture_streams import STREAMS, NoStreamLeft, capturing_on, take
+from codmoe.compiled import graphs as capture_streams
+from codmoe.compiled.graphs import STREAMS, NoStreamLeft, capturing_on, take
 
 
 class Owner:

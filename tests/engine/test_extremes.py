@@ -5,11 +5,11 @@ import pytest
 import torch
 from miniature import TWO_EXPERTS, build, images, prepared, write_config
 
-from codmoe.engine import extremes
 from codmoe.engine.checkpoints import save_weights
-from codmoe.engine.extremes import pick
+from codmoe.engine.hooks import results as extremes
+from codmoe.engine.hooks.results import pick
 from codmoe.engine.testing import test as run_test
-from codmoe.evaluation.measures import iou_and_dice
+from codmoe.evaluation.measures.per_image import iou_and_dice
 
 PIPELINE = [dict(type="LoadCODPair"), dict(type="PackCODInputs", keep_original=True)]
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from codmoe.engine.finite_loss import FiniteLossHook
-from codmoe.engine.message_hub import DeferredMessageHub
+from codmoe.engine.hooks.finite_loss import FiniteLossHook
+from codmoe.engine.runner import DeferredMessageHub
 
 
 def steps(hook, *losses):

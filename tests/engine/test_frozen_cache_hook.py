@@ -51,7 +51,7 @@ def stage_2(folder, *changes, epochs, **cache):
 
 @pytest.fixture(autouse=True)
 def plenty(monkeypatch):
-    monkeypatch.setattr("codmoe.engine.frozen_cache.available_memory", lambda: 64 * 10**9)
+    monkeypatch.setattr("codmoe.engine.hooks.frozen_features.available_memory", lambda: 64 * 10**9)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_what_learns_is_not_kept(tmp_path):
 
 def test_it_leaves_memory_to_others(tmp_path, monkeypatch):
     free = iter([40_000_000, None])
-    monkeypatch.setattr("codmoe.engine.frozen_cache.available_memory", lambda: next(free))
+    monkeypatch.setattr("codmoe.engine.hooks.frozen_features.available_memory", lambda: next(free))
     config = stage_2(tmp_path, epochs=2, views=1)
     train(prepared(config, tmp_path / "little"))
     log = log_of(tmp_path / "little")

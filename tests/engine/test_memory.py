@@ -5,7 +5,7 @@ import torch
 from miniature import ROOT, TWO_EXPERTS, call, write_config
 from torch import nn
 
-from codmoe.engine.memory import SavedBytes, peak_memory
+from benchmarks.memory import SavedBytes, peak_memory
 
 
 def test_what_autograd_keeps_is_counted_once_and_let_go():
@@ -34,7 +34,7 @@ def test_the_tool_shows_that_one_expert_at_a_time_is_less(tmp_path, monkeypatch,
     assert "no GPU" in call(monkeypatch, "analysis/peak_memory", config, "--limit", 16)
     assert call(monkeypatch, "analysis/peak_memory", config, "--size", 64, "--parts") is None
     assert "backbone@1_mib " in capsys.readouterr().out
-    assert (ROOT / "tools/analysis/peak_memory.py").read_text().count("\n") <= 60
+    assert (ROOT / "benchmarks/memory.py").read_text().count("\n") <= 60
 
 
 def test_a_limit_needs_a_gpu(monkeypatch):

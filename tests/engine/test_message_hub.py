@@ -9,8 +9,7 @@ from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
 from codmoe.engine.launch import train
-from codmoe.engine.message_hub import DeferredMessageHub
-from codmoe.engine.runner import CODRunner
+from codmoe.engine.runner import CODRunner, DeferredMessageHub
 
 
 def told(hub):

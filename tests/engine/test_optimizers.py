@@ -6,8 +6,7 @@ from miniature import ONE_EXPERT, prepared, write_config
 
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
-from codmoe.engine.optimizers import lay_out_state
-from codmoe.engine.precision import settle_fused
+from codmoe.engine.optim import lay_out_state, settle_fused
 
 PLAIN = {"optim_wrapper.constructor": "DefaultOptimWrapperConstructor"}
 

@@ -6,8 +6,8 @@ import torch
 from miniature import TWO_EXPERTS, build, log_of, merged, prepared, write_config
 
 from codmoe.engine.checkpoints import save_weights
+from codmoe.engine.hooks.router_watch import RouterWatchHook, RoutingFigures
 from codmoe.engine.launch import train
-from codmoe.engine.router_watch import RouterWatchHook, RoutingFigures
 from codmoe.models.routers import EvidenceRouter
 
 BLIND = dict(mutual_information=0.004, top1_max_share=1.0, share_a=0.52, share_b=0.48)

@@ -15,15 +15,12 @@ from miniature import ONE_EXPERT, ROOT, TWO_EXPERTS, build, log_of, prepared, wr
 from mmengine.config import Config
 from test_ddp import bash
 
+from benchmarks.scaling import VARIANTS, benchmark_scaling, expert_load, overrides, reference_of
+from benchmarks.step_timing import image_size, measure, noting_waits
 from codmoe.engine.config import load_config
 from codmoe.engine.ddp import every_expert_runs, idle_parameters
-from codmoe.engine.host_waits import noting_waits
 from codmoe.engine.launch import check_launch
 from codmoe.engine.runner import CODRunner
-from codmoe.engine.scaling import benchmark_scaling
-from codmoe.engine.scaling_load import expert_load
-from codmoe.engine.scaling_variants import VARIANTS, overrides, reference_of
-from codmoe.engine.step_timing import image_size, measure
 
 THREE_EXPERTS = dict(init_from=None, model=dict(experts=dict(zoomnet=None)))
 

@@ -8,7 +8,8 @@ import time
 import pytest
 from miniature import ROOT, call, write_config
 
-from codmoe.engine import stage_results, stages
+from codmoe.engine import stages
+from codmoe.engine import stages as stage_results
 from codmoe.engine.stages import plan, run_stages
 
 SOURCES = ["pranet", "sinet", "ujsc", "zoomnet", "uniform", "router", "oracle", "ensemble"]

@@ -10,9 +10,9 @@ import time
 import pytest
 from miniature import ONE_EXPERT, ROOT, TWO_EXPERTS, write_config
 
-from codmoe.engine.study import Study, run_study
-from codmoe.engine.study_jobs import Job, estimate, publish
-from codmoe.engine.study_plan import SOURCES, plan_study, row_options, study_rows
+from projects.study.jobs import Job, estimate, publish
+from projects.study.plan import SOURCES, plan_study, row_options, study_rows
+from projects.study.runs import Study, run_study
 
 SETTINGS = dict(gpus=0, per_gpu=2)
 
@@ -119,7 +119,7 @@ def test_what_has_to_run_again(finished):
 def test_it_stops_and_goes_on(tmp_path):
     rows = write_rows(tmp_path, epochs=500)
     work = tmp_path / "work"
-    tool = [sys.executable, str(ROOT / "tools/run_study.py"), rows["alone"], rows["joint"]]
+    tool = [sys.executable, str(ROOT / "projects/study/run.py"), rows["alone"], rows["joint"]]
     command = [*tool, "--gpus", "0", "--per-gpu", "2", "--work-dir", str(work)]
     process = subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=str(ROOT)))
     last = [work / f"toy_{row}_seed0" / "last_checkpoint" for row in ("alone", "joint")]
@@ -199,9 +199,9 @@ def test_only_a_whole_training_tells_how_long_one_takes(tmp_path, monkeypatch, l
         run.work_dir.mkdir(parents=True)
         (run.work_dir / left).write_text("epoch_1.pth")
         run.mark.write_text(run.fingerprint)
-    monkeypatch.setattr("codmoe.engine.study.Job.launch", lambda *args: None)
-    monkeypatch.setattr("codmoe.engine.study.Job.poll", lambda job: 0)
-    monkeypatch.setattr("codmoe.engine.study.record", lambda run, out: None)
+    monkeypatch.setattr("projects.study.runs.Job.launch", lambda *args: None)
+    monkeypatch.setattr("projects.study.runs.Job.poll", lambda job: 0)
+    monkeypatch.setattr("projects.study.runs.record", lambda run, out: None)
     study._start(run, 0)
     study.jobs[0].phase = "test"
     study._collect()
@@ -211,7 +211,7 @@ def test_only_a_whole_training_tells_how_long_one_takes(tmp_path, monkeypatch, l
 
 @pytest.mark.parametrize("phase, file", [("train", "finished.json"), ("test", "test.json")])
 def test_a_process_that_does_not_end_is_ended(tmp_path, monkeypatch, phase, file):
-    monkeypatch.setattr("codmoe.engine.study_jobs._LINGER", 0.3)
+    monkeypatch.setattr("projects.study.jobs._LINGER", 0.3)
     (run,) = plan_study([write_rows(tmp_path)["alone"]], seeds=[0], work_dir=tmp_path / "work")
     run.work_dir.mkdir(parents=True)
     path = run.work_dir / file
@@ -246,7 +246,7 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
     def launch(job, phase, command, environment):
         launched.append(environment["CUDA_VISIBLE_DEVICES"])
 
-    monkeypatch.setattr("codmoe.engine.study.Job.launch", launch)
+    monkeypatch.setattr("projects.study.runs.Job.launch", launch)
     study._fill()
     # Joint, alone, joint, alone, not a third joint, alone: two trainings of several experts at
     # batch 24 do not fit beside each other.

@@ -10,12 +10,14 @@ from miniature import ONE_EXPERT, TWO_EXPERTS, build, log_of, prepared, write_co
 from recorded_passes import stand_in, tensors
 from timm.layers import DropPath
 
-from codmoe.engine import capture_streams, speed, train_graphs
+from benchmarks.scaling import overrides
+from codmoe.compiled import graphs as capture_streams
+from codmoe.compiled import layout as speed
+from codmoe.compiled import train_graphs
+from codmoe.compiled.layout import compile_parts
+from codmoe.compiled.train_graphs import graph_parts
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
-from codmoe.engine.scaling_variants import overrides
-from codmoe.engine.speed import compile_parts
-from codmoe.engine.train_graphs import graph_parts
 
 BOTH = dict(backbone=True, experts=True)
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from pairs import random_pairs, reference
 
-from codmoe.evaluation.batched import measure_maps
-from codmoe.evaluation.spatial import (
+from codmoe.evaluation.measures.batched import measure_maps
+from codmoe.evaluation.measures.histogram import CURVES
+from codmoe.evaluation.measures.spatial import (
     counts_by_opencv,
     counts_by_torch,
     smooth_by_opencv,
     smooth_by_torch,
 )
-from codmoe.evaluation.thresholds import CURVES
-from codmoe.evaluation.truth import ground_truth
+from codmoe.evaluation.measures.truth import ground_truth
 
 SHARED = ("Sm", "wFm", "MAE", "BER", "adpEm", "adpFm", "adpIoU", "adpDice", "curves")
 TOLERANCE = 1e-6

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from codmoe.evaluation.attributes import breakdown
-from codmoe.evaluation.breakdown_tables import breakdown_to_markdown, print_breakdown
+from codmoe.evaluation.tables import breakdown_to_markdown, print_breakdown
 
 
 @pytest.fixture

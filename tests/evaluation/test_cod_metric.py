@@ -6,7 +6,7 @@ import torch.multiprocessing as mp
 from mmengine.evaluator import Evaluator
 
 from codmoe.evaluation import CODMetric, iou_and_dice
-from codmoe.evaluation.truth import TRUTHS
+from codmoe.evaluation.measures.truth import TRUTHS
 from codmoe.registry import METRICS
 from codmoe.structures import CODDataSample
 

@@ -4,8 +4,8 @@ import io
 import pytest
 from rich.console import Console
 
-from codmoe.evaluation.compare import Comparison
-from codmoe.evaluation.comparison_tables import (
+from codmoe.evaluation.compare import (
+    Comparison,
     differences_to_markdown,
     latex_escape,
     print_comparison,

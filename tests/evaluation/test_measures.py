@@ -4,7 +4,8 @@ import torch
 from pairs import reference
 
 from codmoe.evaluation.conventions import AGGREGATE_KEYS, CONVENTIONS, LOWER_IS_BETTER
-from codmoe.evaluation.measures import (
+from codmoe.evaluation.measures.histogram import CURVES
+from codmoe.evaluation.measures.per_image import (
     aggregate,
     batch_measures,
     best_expert,
@@ -15,8 +16,7 @@ from codmoe.evaluation.measures import (
     mean_curves,
     uniform_probability,
 )
-from codmoe.evaluation.thresholds import CURVES
-from codmoe.evaluation.truth import GroundTruthCache
+from codmoe.evaluation.measures.truth import GroundTruthCache
 
 
 def blobs(seed, height, width):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from miniature import call
 
-from codmoe.evaluation.study_report import report, winners_by_kind
-from codmoe.evaluation.study_results import condensed, load_results, to_text
-from codmoe.evaluation.study_tables import (
+from projects.study.report import report, winners_by_kind
+from projects.study.results import condensed, load_results, to_text
+from projects.study.tables import (
     by_dataset,
     difference,
     difference_table,

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from codmoe.evaluation.truth import GroundTruthCache, boundary_band, ground_truth
+from codmoe.evaluation.measures.truth import GroundTruthCache, boundary_band, ground_truth
 
 
 def masks(count, seed=0):

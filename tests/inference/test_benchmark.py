@@ -8,10 +8,8 @@ import torch
 from miniature import build, call, write_config
 
 from codmoe.engine.config import load_config
-from codmoe.inference import benchmark_cases as cases
-from codmoe.inference.benchmark import benchmark
-from codmoe.inference.benchmark_rows import Inference
-from codmoe.inference.benchmark_tables import COLUMNS, save_plot
+from codmoe.inference import benchmark as cases
+from codmoe.inference.benchmark import COLUMNS, Inference, benchmark, save_plot
 from codmoe.inference.summary import count_flops, summarise
 from codmoe.inference.timing import side_by_side, working_memory
 

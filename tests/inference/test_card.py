@@ -5,7 +5,7 @@ import json
 import pytest
 from miniature import call
 
-from codmoe.inference.card import BEGIN, END, fill_card
+from projects.small_ensemble.card import BEGIN, END, fill_card
 
 METRICS = dict(Dice=0.5, Sm=0.6, wFm=0.4, MAE=0.1, n=8)
 

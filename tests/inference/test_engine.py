@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from codmoe.inference import engine as engine_module
-from codmoe.inference.engine import build_engine
-from codmoe.inference.folding import fold_batch_norm
-from codmoe.inference.graphs import Preparer
+from codmoe.compiled import prepared as engine_module
+from codmoe.compiled.graphs import Preparer
+from codmoe.compiled.pieces import fold_batch_norm
+from codmoe.compiled.prepared import build_engine
 from codmoe.models.combiners import ProbabilityCombiner
 from codmoe.models.routers import FixedRouter
 from codmoe.models.routers.base import Router

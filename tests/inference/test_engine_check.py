@@ -4,9 +4,7 @@ import time
 import torch
 from miniature import TWO_EXPERTS, call, write_config
 
-from codmoe.inference.engine_check import ForcedRouter, as_if_trained, eager_call
-from codmoe.inference.engine_report import _Run
-from codmoe.inference.sections import Sections
+from benchmarks.parity import ForcedRouter, Sections, _Run, as_if_trained, eager_call
 from codmoe.inference.zoo import create_model
 
 

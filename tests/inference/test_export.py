@@ -10,11 +10,11 @@ import torch
 from miniature import call
 
 from codmoe import Inferencer, ModelLevelMoE, create_model
-from codmoe.inference import export as exporting
-from codmoe.inference.export import export, load_exported
-from codmoe.inference.export_check import TOLERANCE, compare
-from codmoe.inference.export_parts import for_onnx, mix_stably, pool_to
-from codmoe.inference.onnx_runner import OnnxRunner
+from codmoe.inference.export import exporting as exporting
+from codmoe.inference.export.check import TOLERANCE, compare
+from codmoe.inference.export.exporting import export, load_exported
+from codmoe.inference.export.onnx_runner import OnnxRunner
+from codmoe.inference.export.replacements import for_onnx, mix_stably, pool_to
 from codmoe.models.combiners import mix_probabilities
 
 SIZE = 64

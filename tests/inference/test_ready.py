@@ -11,10 +11,10 @@ from miniature import ROOT, call
 from mmengine.config import Config
 
 from codmoe import Inferencer, create_model, list_models
-from codmoe.datasets.synthetic import generate
+from codmoe.datasets.synthetic.camouflage import generate
 from codmoe.engine.checkpoints import read_meta, read_weights, save_half, save_weights
-from codmoe.inference import ready
-from codmoe.inference.pack import LIMIT, pack
+from codmoe.inference import zoo as ready
+from codmoe.inference.export.pack import LIMIT, pack
 
 SMALL = ROOT / "codmoe/weights/small_ensemble.safetensors"
 shipped = pytest.mark.skipif(not SMALL.is_file(), reason="this checkout holds no trained weights")

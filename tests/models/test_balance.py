@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from codmoe.models.balance import GradientBalance
+from codmoe.models.execution import GradientBalance
 
 JOINT = dict(router=dict(type="UniformRouter"), expert_loss_weight=1.0)
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from codmoe.models.monitors import routing_monitors
+from codmoe.models.moe import routing_monitors
 from codmoe.structures import RoutingDecision
 
 

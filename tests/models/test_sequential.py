@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import MINIATURES
 
-from codmoe.engine.memory import saved_bytes
-from codmoe.models.sequential import forward_backward
+from benchmarks.memory import saved_bytes
+from codmoe.models.execution import forward_backward
 
 
 def joint(make_model, execution, dtype=torch.float64, **changes):

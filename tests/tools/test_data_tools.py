@@ -3,7 +3,7 @@ import json
 import pytest
 from miniature import ROOT, call, write_config
 
-from codmoe.engine.loader_benchmark import READING, set_cache, verdict, worker_counts
+from benchmarks.loader import READING, set_cache, verdict, worker_counts
 
 BROWSE, BENCHMARK = "data/browse", "analysis/benchmark_loader"
 

@@ -4,7 +4,7 @@ import re
 import pytest
 from report_run import STEMS, write_run
 
-from codmoe.visualization.report import write_report
+from codmoe.visualization.report.page import write_report
 
 HEADINGS = {
     "setup": "What was run",

@@ -2,7 +2,7 @@ import json
 
 from report_run import scalars, write_log
 
-from codmoe.visualization.report_logs import read_training
+from codmoe.visualization.report.data import read_training
 
 
 def test_epochs_are_the_axis_of_both(tmp_path):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from codmoe.datasets.doctor import examine
-from codmoe.datasets.doctor_report import print_report
+from codmoe.datasets.doctor.diagnosis import examine, print_report
 from codmoe.evaluation.tables import save_json
 
 

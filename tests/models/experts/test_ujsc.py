@@ -1,8 +1,7 @@
 import torch
 from expert_tester import ExpertTester, nudge_zeros
 
-from codmoe.models.experts.ujsc import HolisticAttention
-from codmoe.models.experts.ujsc_confidence import ConfidenceEstimator
+from codmoe.models.experts.ujsc import ConfidenceEstimator, HolisticAttention
 
 
 class TestUJSC(ExpertTester):

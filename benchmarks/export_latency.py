@@ -1,0 +1,230 @@
+"""How long one image takes on a CPU, through torch and through the exports."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from codmoe.evaluation.tables import save_json
+from codmoe.inference.export.cut import WholeGraph
+from codmoe.inference.export.exporting import export, model_for_export
+from codmoe.inference.export.onnx_runner import OnnxRunner
+from codmoe.models.moe import ModelLevelMoE
+from codmoe.structures import RoutingDecision
+
+PROGRAMS = ("torch", "torch-compiled", "onnx", "onnx-sparse")
+Route = tuple[int, ...]
+Program = Callable[[np.ndarray, Route], Any]
+
+
+class FixedRoute(OnnxRunner):
+    """A bundle that takes a given choice instead of its router's, for timing."""
+
+    route: Route = ()
+
+    def _run(self, key: str, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = super()._run(key, values)
+        if key == "pyramid":
+            found["indices"] = np.tile(np.array(self.route), (len(found["indices"]), 1))
+        return found
+
+
+def latency(
+    source: str | Path,
+    *,
+    sizes: Sequence[int] = (256,),
+    threads: int = 2,
+    runs: int = 10,
+    programs: Sequence[str] = PROGRAMS,
+    limit: float | None = None,
+    json_file: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Times one image at a time, from uint8 pixels of the network's size to the probability map.
+
+    Every set of ``top_k`` experts is forced in turn, for routes differ in cost and a router without
+    training knows one only. Programs take turns run by run, so that what else the machine does
+    falls on all of them.
+
+    Args:
+        source: Checkpoint, name of a model that ships trained, or config (random weights).
+        sizes: Sides of the images.
+        threads: Of torch and of onnxruntime.
+        runs: Timed runs of each program on each route.
+        programs: Which of ``torch``, ``torch-compiled``, ``onnx`` (every expert runs), and
+            ``onnx-sparse``.
+        limit: Milliseconds that the slowest route of every sparse program may take.
+        json_file: Where the figures go, too.
+
+    Returns:
+        One row a program and size: ``median`` over all routes and ``slowest`` route, in ms.
+
+    Raises:
+        ValueError: An argument is wrong, or ``limit`` is exceeded.
+    """
+    unknown = [name for name in programs if name not in PROGRAMS]
+    if unknown or not programs:
+        raise ValueError(f"programs={list(programs)}: choose from {', '.join(PROGRAMS)}")
+    if runs < 1 or threads < 1:
+        raise ValueError(f"runs={runs}, threads={threads}: give 1 or more")
+    console = Console()
+    model = model_for_export(source)
+    names = model.expert_names
+    rows = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for size in sizes:
+            built = _programs(model, size, threads, programs, console)
+            for program, times in _time(built, model, size, runs).items():
+                routes = {"+".join(names[i] for i in r): t * 1e3 for r, t in times.items()}
+                slowest = max(routes, key=routes.__getitem__)
+                rows.append(
+                    dict(
+                        program=program,
+                        size=size,
+                        median=statistics.median(routes.values()),
+                        slowest=routes[slowest],
+                        slowest_route=slowest,
+                        routes=routes,
+                    )
+                )
+    finally:
+        torch.set_num_threads(before)
+    load = os.getloadavg()[0]
+    _print(rows, console, f"{source}; one image, {threads} threads; load average {load:.1f}")
+    if json_file is not None:
+        meta = dict(source=str(source), threads=threads, runs=runs, load=load)
+        save_json(json_file, dict(meta, torch=torch.__version__, rows=rows))
+    over = [r for r in rows if limit and r["program"] != "onnx" and r["slowest"] > limit]
+    if over:
+        found = ", ".join(f"{r['program']} at {r['size']} px {r['slowest']:.0f} ms" for r in over)
+        raise ValueError(f"the slowest route takes more than {limit:g} ms: {found}")
+    return rows
+
+
+def _programs(
+    model: ModelLevelMoE, size: int, threads: int, programs: Sequence[str], console: Console
+) -> dict[str, Program]:
+    built: dict[str, Program] = {}
+    for name in programs:
+        console.print(f"making {name} for {size} px", style="dim")
+        if name.startswith("torch"):
+            built[name] = _torch(model, compiled=name == "torch-compiled")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            export(model, Path(folder) / name, format=name, size=size, check=False)
+            built[name] = _onnx(FixedRoute(Path(folder) / name, threads=threads))
+    return built
+
+
+def _torch(model: ModelLevelMoE, *, compiled: bool) -> Program:
+    model = copy.deepcopy(model).eval()
+    weights = torch.full((1, model.router.top_k), 1 / model.router.top_k)
+    route: Route = ()
+
+    def choose(logits: torch.Tensor, progress: float = 1.0) -> RoutingDecision:
+        indices = torch.tensor([route])
+        return RoutingDecision(logits, logits, indices, weights, model.expert_names)
+
+    model.router.choose = choose
+    if compiled:
+        # Part by part: what is chosen is Python's business. With shapes as they come, or the three
+        # scales of ZoomNet would end in one slower program for all.
+        for part in (model.backbone, model.combiner, *model.experts.values()):
+            part.compile(dynamic=False)
+        for name, branch in getattr(model.router, "branches", {}).items():
+            if name != "frequency":  # complex numbers stay with eager
+                branch.compile(dynamic=False)
+    preprocess = WholeGraph(model).normalised
+
+    @torch.inference_mode()
+    def run(images: np.ndarray, chosen: Route) -> torch.Tensor:
+        nonlocal route
+        route = chosen
+        return model.mixture(preprocess(torch.from_numpy(images)))[0].sigmoid()
+
+    return run
+
+
+def _onnx(runner: FixedRoute) -> Program:
+    def run(images: np.ndarray, chosen: Route) -> dict[str, np.ndarray]:
+        runner.route = chosen
+        return runner(images)
+
+    return run
+
+
+def _time(
+    programs: Mapping[str, Program], model: ModelLevelMoE, size: int, runs: int
+) -> dict[str, dict[Route, float]]:
+    """Median seconds of each program on each route."""
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8)
+    found: dict[str, dict[Route, float]] = {name: {} for name in programs}
+    for route in combinations(range(len(model.experts)), model.router.top_k):
+        times: dict[str, list[float]] = {name: [] for name in programs}
+        for i in range(runs + 2):
+            for name, program in programs.items():
+                started = time.perf_counter()
+                program(images, route)
+                if i >= 2:  # the first ones allocate, and compile
+                    times[name].append(time.perf_counter() - started)
+        for name, values in times.items():
+            found[name][route] = statistics.median(values)
+    return found
+
+
+def _print(rows: Sequence[Mapping[str, Any]], console: Console, title: str) -> None:
+    table = Table(title=title)
+    table.add_column("program")
+    for column in ("px", "median route (ms)", "slowest route (ms)"):
+        table.add_column(column, justify="right")
+    table.add_column("which")
+    for row in rows:
+        times = (f"{row['median']:.0f}", f"{row['slowest']:.0f}")
+        which = "every expert" if row["program"] == "onnx" else row["slowest_route"]
+        table.add_row(row["program"], str(row["size"]), *times, which)
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "model", help="checkpoint, 'small', which ships, or a config, with random weights"
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256], help="sides in pixels (256)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch and onnxruntime (2)")
+    parser.add_argument("--runs", type=int, default=10, help="timed runs a program and route (10)")
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
+    parser.add_argument("--limit", type=float, help="fail if a route takes more milliseconds")
+    parser.add_argument("--json", help="also write the figures to this file")
+    args = parser.parse_args()
+    try:
+        latency(
+            args.model,
+            sizes=args.sizes,
+            threads=args.threads,
+            runs=args.runs,
+            programs=args.programs,
+            limit=args.limit,
+            json_file=args.json,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,467 @@
+"""The engine's whole check in one run, printed as it goes."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import signal
+import statistics
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from benchmarks.step_timing import noting_waits
+from codmoe.compiled.layout import set_memory_format
+from codmoe.compiled.pieces import DTYPES
+from codmoe.compiled.prepared import CompiledMoE
+from codmoe.engine.checkpoints import load_parts
+from codmoe.engine.config import parse_options
+from codmoe.evaluation.tables import save_json
+from codmoe.inference.timing import reserved, side_by_side, synchronise, warmed, working_memory
+from codmoe.inference.zoo import create_model
+from codmoe.models.moe import ModelLevelMoE
+from codmoe.models.routers.base import Router
+
+Results = dict[str, Any]
+
+
+def run(
+    config: str,
+    *,
+    checkpoint: str | None = None,
+    size: int = 448,
+    large: int = 16,
+    dtype: str = "auto",
+    inductor: bool | str = False,
+    repeats: int = 20,
+    budget: float = 190.0,
+    device: str | None = None,
+    json_file: str | Path | None = None,
+    options: dict[str, Any] | None = None,
+) -> Results:
+    """Latency, throughput, parity on every route, host waits, memory and the time of each piece, of
+    the engine and of the model itself in one process.
+
+    Args:
+        config: Config of the model.
+        checkpoint: Weights; without, random ones with the batch statistics of trained ones.
+        size: Side of the images in pixels.
+        large: Batch of the throughput.
+        dtype: Precision; see :class:`CompiledMoE`.
+        inductor: Also the ``"inductor"`` backend, last: compiling takes minutes. ``"only"`` leaves
+            all else out but the speed of the engine beside it.
+        repeats: Calls that count.
+        budget: Seconds; what has not begun by then is left out.
+        device: The first GPU if there is one.
+        json_file: Where the figures go.
+        options: Overrides of the config's ``model``.
+
+    Raises:
+        FileNotFoundError, ValueError: Config or checkpoint are missing or do not fit.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.manual_seed(0)
+    model = create_model(config, **(options or {})).to(where)
+    if checkpoint is None:
+        as_if_trained(model, size)
+    else:
+        load_parts(model, checkpoint)
+    model.eval().requires_grad_(False)
+    card = torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU"
+    print(f"{config} on {card}, torch {torch.__version__}, {size} × {size}", flush=True)
+    results: Results = dict(config=config, card=card, torch=torch.__version__, size=size)
+    run_ = _Run(model, where, size, repeats, results)
+    sections = Sections(budget)
+    engine = run_.engine("engine", dtype=dtype)
+    if inductor != "only":
+        _everything(run_, sections, engine, large, dtype)
+    if inductor:
+        with sections.begin("variant inductor", 900):
+            run_.compiled(engine, large, dtype=dtype, backend="inductor")
+    sections.end()
+    print("\n" + engine.report, flush=True)
+    if json_file is not None:
+        print(f"wrote {save_json(json_file, results)}")
+    return results
+
+
+def _everything(
+    run_: _Run, sections: Sections, engine: CompiledMoE, large: int, dtype: str
+) -> None:
+    kind, size, results = engine.frozen.dtype, run_.size, run_.results
+    with sections.begin("one image", 90):
+        run_.speed(1, {"": engine}, eager=True)
+    with sections.begin(f"parity in {kind}, {len(routes_of(run_.model))} routes", 60):
+        run_.parity(engine)
+    with sections.begin(f"{large} images", 100):
+        run_.speed(large, {"": engine}, eager=True)
+    with sections.begin("host waits and memory", 30):
+        run_.waits_and_memory(engine, large)
+    with sections.begin("pieces by themselves", 30):
+        for batch in (1, large):
+            times = piece_times(engine, batch, size)
+            results[f"pieces_{batch}"] = times
+            print(f"batch {batch}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in times.items()))
+    if kind != "fp32":
+        with sections.begin("parity in fp32, without TF32", 60), exact_products():
+            run_.parity(run_.engine("fp32", dtype="fp32"))
+    others = dict(contiguous=dict(memory_format="contiguous"), apart=dict(overlap=False))
+    others |= dict(fp16=dict(dtype="fp16")) if kind == "bf16" else {}
+    for name, changes in others.items():
+        with sections.begin(f"variant {name}: {changes}", 60):
+            other = run_.engine(name, **{"dtype": dtype, **changes})
+            run_.speed(1, {name: other}, eager=False)
+            run_.speed(large, {name: other}, eager=False)
+            if name == "fp16":
+                run_.parity(other)
+
+
+class _Run:
+    def __init__(self, model, device: torch.device, size: int, repeats: int, results: Results):
+        self.model, self.device, self.size, self.repeats = model, device, size, repeats
+        self.results = results
+        self.reserved = reserved(device)
+        names = model.expert_names
+        further = [n for n in names if set(model.experts[n].input_scales) - {1.0}]
+        plain = [n for n in names if n not in further]
+        k = model.router.top_k
+        self.routes: dict[str, tuple[str, ...] | None] = {"router's choice": None}
+        chosen = [tuple(plain[:k]), tuple(plain[-k:])] if len(plain) >= k else []
+        chosen += [(*plain[: k - 1], *further[:1])] if further else []
+        self.routes |= {" + ".join(route): route for route in chosen}
+
+    def engine(self, name: str, **options: Any) -> CompiledMoE:
+        return CompiledMoE(self.model, **options)
+
+    def images(self, batch: int) -> torch.Tensor:
+        return pictures(batch, self.size, self.device)
+
+    def speed(self, batch: int, engines: dict[str, CompiledMoE], *, eager: bool) -> None:
+        """Prints median, 90th percentile and images/s of every route."""
+        images, calls = self.images(batch), {}
+        kind = next(iter(engines.values())).frozen.dtype
+        model, x = self.model, images
+        if eager:
+            model = deepcopy(self.model)
+            set_memory_format(model, "channels_last")
+            x = images.contiguous(memory_format=torch.channels_last)
+        for route, names in self.routes.items():
+            if eager:
+                calls[route, "eager"] = eager_call(model, x, kind, names)
+            for label, engine in engines.items():
+                calls[route, f"engine {label}".strip()] = lambda e=engine, n=names: e(
+                    images, names=n
+                )
+        for call in calls.values():
+            warmed(call, self.device, 4)
+        for (route, what), sample in side_by_side(calls, self.device, repeats=self.repeats).items():
+            row = sample.figures(batch)
+            self.results.setdefault("speed", []).append(
+                dict(batch=batch, route=route, names=self.routes[route], what=what, **row)
+            )
+            print(
+                f"batch {batch:2d}  {route:20s} {what:18s} median {row['median_ms']:8.2f} ms  "
+                f"p90 {row['p90_ms']:8.2f} ms  {row['images_per_second']:8.1f} images/s",
+                flush=True,
+            )
+        for label, engine in engines.items():
+            seconds = sum(piece.seconds for piece in engine.pieces)
+            print(f"engine {label}: {len(engine.pieces)} pieces, {seconds:.1f} s to prepare so far")
+
+    def compiled(self, engine: CompiledMoE, large: int, **options: Any) -> None:
+        """A further backend beside the engine, with the time of its pieces."""
+        other = self.engine(options["backend"], **options)
+        # The router's choice makes groups of many sizes, each of which takes a minute to compile.
+        self.routes = {label: names for label, names in self.routes.items() if names}
+        for batch in (large, 1):
+            self.speed(batch, {"": engine, options["backend"]: other}, eager=False)
+        self.parity(other, batch=large, routes=list(self.routes.values()))
+        times = piece_times(other, large, self.size)
+        self.results[f"pieces_{large}_{options['backend']}"] = times
+        print(f"batch {large}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in times.items()))
+
+    def parity(self, engine: CompiledMoE, batch: int = 2, routes: list | None = None) -> None:
+        kind = engine.frozen.dtype
+        rows = parity(self.model, engine, self.images(batch), routes)
+        key = f"parity_{kind}" + ("" if routes is None else f"_{batch}")
+        self.results[key] = {" + ".join(k) or "router": v for k, v in rows.items()}
+        for route, row in rows.items():
+            print(
+                f"{' + '.join(route) or 'router':20s} engine: max {row['max']:.1e} mean "
+                f"{row['mean']:.1e} mask {row['mask']:.1e}   autocast: max {row['eager_max']:.1e} "
+                f"mean {row['eager_mean']:.1e}",
+                flush=True,
+            )
+        worst = max(row["max"] for row in rows.values())
+        mean = statistics.fmean(row["mean"] for row in rows.values())
+        print(f"worst of a probability in {kind}: {worst:.2e}; mean {mean:.2e}")
+
+    def waits_and_memory(self, engine: CompiledMoE, batch: int) -> None:
+        images = self.images(batch)
+        calls = dict(eager=eager_call(self.model, images, engine.frozen.dtype, None))
+        calls["engine"] = lambda: engine(images)
+        for name, call in calls.items():
+            warmed(call, self.device, 1)
+            waits, memory = host_waits(call, self.device), working_memory(call, self.device)
+            self.results[f"waits_{name}"], self.results[f"memory_{name}"] = waits, memory
+            print(
+                f"{name}: host waits in a batch {dict(waits)}, {memory:.0f} MiB beyond what lies "
+                "there"
+            )
+        if self.device.type == "cuda":
+            held = reserved(self.device) - self.reserved
+            print(f"engine: {held:.0f} MiB for weights, buffers and what graphs compute with")
+            self.results["engine_mb"] = held
+
+
+class ForcedRouter(nn.Module):
+    """Runs a router and then chooses ``names`` with equal weights whatever it says: what a route
+    costs, the router included.
+    """
+
+    def __init__(self, router: Router, names: Sequence[str]):
+        super().__init__()
+        self.router, self.names, self.top_k = router, tuple(names), len(names)
+        wanted = torch.tensor([router.expert_names.index(name) for name in names])
+        self.register_buffer("wanted", wanted, persistent=False)
+
+    def forward(self, images: Tensor, pyramid: Sequence[Tensor], progress: float = 1.0):
+        """See :class:`Router`."""
+        decision = self.router(images, pyramid, progress)
+        shape = (len(images), self.top_k)
+        decision.indices = self.wanted.expand(shape)
+        decision.weights = decision.logits.new_full(shape, 1 / self.top_k)
+        return decision
+
+
+@contextmanager
+def on_route(model: ModelLevelMoE, names: Sequence[str] | None) -> Iterator[None]:
+    """The model with its router's choice replaced by ``names``; None leaves it."""
+    router = model.router
+    if names is not None:
+        model.router = ForcedRouter(router, names).to(next(model.parameters()).device)
+    try:
+        yield
+    finally:
+        model.router = router
+
+
+def eager_call(
+    model: ModelLevelMoE, images: Tensor, dtype: str, names: Sequence[str] | None
+) -> Callable[[], Tensor]:
+    """A call of the model itself on a route, under autocast for 16 bit."""
+
+    def call() -> Tensor:
+        kind = DTYPES[dtype]
+        with (
+            on_route(model, names),
+            torch.inference_mode(),
+            torch.autocast(images.device.type, kind, enabled=kind != torch.float32),
+        ):
+            return model.mixture(images)[0]
+
+    return call
+
+
+def as_if_trained(model: ModelLevelMoE, size: int, *, rounds: int = 4) -> ModelLevelMoE:
+    """Gives a model with random weights the batch statistics and the varied routes of a trained
+    one; without them activations grow to thousands, and no comparison means anything.
+    """
+    device = next(model.parameters()).device
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if hasattr(model.router, "fuse"):
+        nn.init.normal_(model.router.fuse[-1].weight, std=0.3)
+    with torch.no_grad():
+        for seed in range(rounds):
+            for norm in norms:
+                norm.momentum = 1 / (1 + seed)  # the mean over all rounds
+            model.train().mixture(pictures(4, size, device, seed=100 + seed), dense=True)
+    return model.eval()
+
+
+def pictures(batch: int, size: int, device: torch.device, *, seed: int = 0) -> Tensor:
+    """Random smooth images with noise of varied strength on them, (batch, 3, size, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(batch, 3, 8, 8, generator=generator)
+    noise = torch.randn(batch, 3, size, size, generator=generator)
+    strength = torch.rand(batch, 1, 1, 1, generator=generator)
+    smooth = F.interpolate(coarse, (size, size), mode="bicubic")
+    return (smooth + strength * noise).to(device)
+
+
+def routes_of(model: ModelLevelMoE) -> list[tuple[str, ...]]:
+    """Every single expert, and every choice of ``top_k``."""
+    names = model.expert_names
+    return [r for k in sorted({1, model.router.top_k}) for r in combinations(names, k)]
+
+
+def parity(
+    model: ModelLevelMoE,
+    engine: CompiledMoE,
+    images: Tensor,
+    routes: Sequence[tuple[str, ...]] | None = None,
+) -> dict[tuple[str, ...], dict[str, float]]:
+    """Differences of probabilities between an engine and the float32 model, route by route.
+
+    Args:
+        model: The model.
+        engine: Made of it.
+        images: Normalised images.
+        routes: Names of the experts of each; all, and the router's own, by default.
+
+    Returns:
+        ``{route: {max, mean, mask, eager_max, eager_mean}}``: largest and mean difference, share of
+        pixels on the other side of 0.5, and the differences of the model under autocast to the
+        engine's precision from itself in float32. The route ``()`` is the router's own choice.
+    """
+    rows = {}
+    for route in routes if routes is not None else [*routes_of(model), ()]:
+        names = route or None
+        with exact_products():
+            expected = eager_call(model, images, "fp32", names)().sigmoid()
+        usual = eager_call(model, images, engine.frozen.dtype, names)().sigmoid()
+        for _ in range(2):  # the second is a replay
+            got = engine(images, names=names).sigmoid()
+        apart, usual = (got - expected).abs(), (usual - expected).abs()
+        rows[route] = dict(
+            max=apart.max().item(),
+            mean=apart.mean().item(),
+            mask=((got > 0.5) != (expected > 0.5)).float().mean().item(),
+            eager_max=usual.max().item(),
+            eager_mean=usual.mean().item(),
+        )
+    return rows
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Float32 without TF32."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def host_waits(call: Callable[[], Any], device: torch.device) -> dict[str, int]:
+    """Lines at which the host waits for the device in one call; nothing on the CPU."""
+    if device.type != "cuda":
+        return {}
+    counts: Counter[str] = Counter()
+    synchronise(device)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with noting_waits(counts):
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return dict(counts)
+
+
+def piece_times(engine: CompiledMoE, batch: int, size: int, repeats: int = 20) -> dict[str, float]:
+    """Milliseconds of each prepared piece of one lane by itself, replayed one after the other."""
+    lane, times = engine.lanes[batch, size, size], {}
+    for key, run in lane._ready.items():
+        call = warmed(_quiet(run), engine.device, 2)
+        sample = side_by_side({"x": call}, engine.device, repeats=repeats)["x"]
+        times[" ".join(map(str, key))] = 1e3 * sample.burst
+    return times
+
+
+def _quiet(run: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        with torch.inference_mode(), torch.autocast("cuda", enabled=False):
+            run()
+
+    return call
+
+
+class OutOfTime(BaseException):
+    """A section took too long. No error that somebody on the way would answer."""
+
+
+class Sections:
+    """Runs parts of a check one after the other; one that fails or takes too long is reported, and
+    the next begins.
+
+    Args:
+        budget: Seconds for all of them. What has not begun by then is left out; where the process
+            hangs in foreign code it is ended 20 s later.
+    """
+
+    def __init__(self, budget: float):
+        self.started, self.budget = time.monotonic(), budget
+        faulthandler.dump_traceback_later(budget + 20, exit=True, file=sys.__stderr__)
+
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self.budget - (time.monotonic() - self.started)
+
+    @contextmanager
+    def begin(self, title: str, limit: float) -> Iterator[None]:
+        """A section; used as ``with sections.begin(...)``, around all that it does."""
+        begun = time.monotonic()
+        limit = min(limit, self.left)
+        print(f"\n== {title} (at {begun - self.started:.0f} s, limit {limit:.0f} s)", flush=True)
+
+        def stop(*_: Any) -> None:
+            raise OutOfTime(f"more than {limit:.0f} s")
+
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, max(limit, 0.01))
+        try:
+            yield
+        except (Exception, OutOfTime) as error:  # the next section may still tell something
+            print(f"!! {title}: {type(error).__name__}: {error}", flush=True)
+            traceback.print_exc(limit=-4)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            print(f"-- {time.monotonic() - begun:.1f} s", flush=True)
+
+    def end(self) -> None:
+        """All done: nothing ends the process any more."""
+        faulthandler.cancel_dump_traceback_later()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("config", help="config file, or name of a shipped one (ensemble/stage3)")
+    add("--checkpoint", help="weights; random ones without")
+    add("--size", type=int, default=448, help="side of the images (448)")
+    add("--large", type=int, default=16, help="batch of the throughput (16)")
+    add("--dtype", default="auto", help="bf16, fp16 or fp32; bf16 where the GPU has it")
+    add("--inductor", action="store_true", help="also compiled, which takes minutes")
+    add("--inductor-only", action="store_true", help="compiled beside CUDA graphs, little else")
+    add("--repeats", type=int, default=20, help="calls that count (20)")
+    add("--budget", type=float, default=190, help="seconds once the model stands (190)")
+    add("--device", help="cuda, cpu; the first GPU if there is one")
+    add("--json", dest="json_file", help="also write the figures to this file")
+    add("--model-options", dest="options", nargs="+", metavar="KEY=VALUE", help="top_k=1")
+    settings = vars(parser.parse_args())
+    try:
+        if settings.pop("inductor_only"):
+            settings["inductor"] = "only"
+        settings["options"] = parse_options(settings["options"])
+        run(settings.pop("config"), **settings)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

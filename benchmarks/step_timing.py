@@ -1,0 +1,307 @@
+"""Times the training steps of one process group: what ``scaling.py`` starts and reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import all_gather_object, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch.utils.data import DataLoader, Dataset
+
+from codmoe.engine.checkpoints import load_parts
+from codmoe.engine.config import load_config
+from codmoe.engine.hooks.progress import bare_model
+from codmoe.engine.launch import (
+    build_runner,
+    prepare,
+    set_data_root,
+    skip_pretrained,
+    stop_workers,
+)
+from codmoe.engine.runner import CODRunner
+from codmoe.evaluation.tables import save_json
+from codmoe.structures import CODDataSample
+
+PROBES = 4  # steps after the timed ones: three that DDP times itself, one that reports its waits
+
+
+class _Finished(Exception):
+    """Ends the training loop."""
+
+
+class SyntheticBatches(Dataset):
+    """The same few batches of random images and blobs in turn, made once, on the device.
+
+    Args:
+        length: Number of batches that are given out.
+        batch: Images in each.
+        size: Height and width in pixels.
+        seed: Of the random numbers; another one for each process.
+    """
+
+    def __init__(self, length: int, batch: int, size: tuple[int, int], seed: int):
+        self.length = length
+        device = get_device()
+        generator = torch.Generator().manual_seed(seed)
+        self.batches = []
+        for _ in range(4):
+            images = torch.randint(0, 256, (batch, 3, *size), generator=generator)
+            coarse = torch.randn(batch, 1, 8, 8, generator=generator)
+            masks = (F.interpolate(coarse, size, mode="bilinear") > 0.3).to(device, torch.float32)
+            samples = [CODDataSample(target=mask) for mask in masks]
+            batch_of = dict(inputs=images.to(device, torch.uint8), data_samples=samples)
+            self.batches.append(batch_of)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.batches[index % len(self.batches)]
+
+
+class LoaderClock(Hook):
+    """Before everything else: when the batch had come, and the peak of the device's memory."""
+
+    priority = "HIGHEST"
+
+    def __init__(self):
+        self.came = 0.0
+        self.peak: int | None = None
+        self.reserved: int | None = None
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        self.came = time.perf_counter()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        # mmengine resets the peak whenever it logs, which it does after this.
+        if torch.cuda.is_available():
+            self.peak = max(self.peak or 0, torch.cuda.max_memory_allocated())
+            self.reserved = max(self.reserved or 0, torch.cuda.max_memory_reserved())
+
+
+class StepTimer(Hook):
+    """After everything else: waits for the device and notes the time; ends the run.
+
+    Args:
+        loader: Notes when batches came.
+        warmup: Steps that are not counted.
+        steps: Steps that are.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, loader: LoaderClock, warmup: int, steps: int):
+        self.loader, self.warmup, self.steps = loader, warmup, steps
+        self.seconds: list[float] = []
+        self.waits: list[float] = []
+        self.loads: list[torch.Tensor] = []
+        self.syncs: Counter[str] = Counter()
+        self.done = 0
+        self.last = 0.0
+
+    def watch(self, module, args, decision) -> None:
+        """Forward hook of the router: images that each expert was chosen for."""
+        if self.warmup <= self.done < self.warmup + self.steps and module.training:
+            self.loads.append(decision.indices[:, : decision.top_k].detach())
+
+    def before_train(self, runner) -> None:
+        self.last = time.perf_counter()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self.warmup <= self.done < self.warmup + self.steps:
+            self.seconds.append(now - self.last)
+            self.waits.append(max(self.loader.came - self.last, 0.0))
+        self.done += 1
+        after = self.done - self.warmup - self.steps
+        if after == 0 and is_model_wrapper(runner.model):
+            runner.model._set_ddp_runtime_logging_sample_rate(1)
+        if after == PROBES:
+            raise _Finished
+        if after == PROBES - 1 and torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("warn")
+        self.last = time.perf_counter()
+
+
+def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return items[0]
+
+
+def image_size(cfg: Config) -> tuple[int, int]:
+    """Height and width of the training images that a config's pipeline makes."""
+    dataset = cfg.train_dataloader.dataset
+    for transform in reversed(list(dataset.get("pipeline") or ())):
+        size = transform.get("size") or transform.get("scale")
+        if isinstance(size, (list, tuple)) and all(isinstance(side, int) for side in size):
+            return tuple(size)
+    side = dataset.get("image_size", 448)
+    return (side, side)
+
+
+def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
+    """Trains ``spec["warmup"] + spec["steps"]`` steps with the Runner that trains for real.
+
+    Args:
+        spec: ``config``, ``options``, ``data`` ("synthetic" or "config"), ``size``, ``data_root``,
+            ``checkpoint``, ``compile``, ``steps``, ``warmup``, ``work_dir``.
+        launcher: As of ``tools/train.py``.
+
+    Returns:
+        Figures of all processes, each list in the order of the ranks.
+    """
+    cfg = load_config(spec["config"], spec["options"])
+    if spec.get("data_root"):
+        set_data_root(cfg, spec["data_root"])
+    total = spec["warmup"] + spec["steps"] + PROBES
+    for key in "init_from val_cfg val_dataloader val_evaluator test_cfg test_dataloader".split():
+        cfg.pop(key, None)
+    cfg.pop("test_evaluator", None)
+    cfg.train_cfg.max_epochs = total  # more than enough: an epoch has a step at least
+    cfg.default_hooks.checkpoint = None
+    cfg.default_hooks.best = None
+    cfg.default_hooks.pop("warmup", None)  # the steps after it are those that last
+    skip_pretrained(cfg)  # the speed does not depend on them
+    prepare(cfg, launcher=launcher, work_dir=spec["work_dir"])
+    runner, precision = build_runner(cfg)
+    model = bare_model(runner)
+    if spec.get("checkpoint"):
+        load_parts(model, spec["checkpoint"])
+    if spec.get("compile"):
+        model.backbone.compile(dynamic=False)
+    if spec["data"] == "synthetic":
+        size = (spec["size"],) * 2 if spec.get("size") else image_size(cfg)
+        batches = SyntheticBatches(total, cfg.train_dataloader.batch_size, size, runner.rank)
+        # Each item is a batch already.
+        runner._train_dataloader = DataLoader(batches, batch_size=1, collate_fn=_only)
+    loader = LoaderClock()
+    timer = StepTimer(loader, spec["warmup"], spec["steps"])
+    runner.register_hook(loader)
+    runner.register_hook(timer)
+    model.router.register_forward_hook(timer.watch)
+    try:
+        with noting_waits(timer.syncs):
+            runner.train()
+    except _Finished:
+        pass
+    finally:
+        stop_workers(runner)
+    return _figures(runner, timer, precision)
+
+
+def _figures(runner: CODRunner, timer: StepTimer, precision: str) -> dict[str, Any]:
+    model, cuda = bare_model(runner), torch.cuda.is_available()
+    names = list(model.expert_names)
+    loads = [torch.bincount(i.flatten().cpu(), minlength=len(names)) for i in timer.loads]
+    own = dict(
+        seconds=timer.seconds,
+        waits=timer.waits,
+        loads=[load.tolist() for load in loads],
+        peak_allocated=timer.loader.peak,
+        peak_reserved=timer.loader.reserved,
+    )
+    ranks = all_gather_object(own)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return dict(
+        processes=runner.world_size,
+        batch_per_process=runner.cfg.train_dataloader.batch_size,
+        device=torch.cuda.get_device_name() if cuda else "CPU",
+        backend=dist.get_backend() if dist.is_initialized() else None,
+        precision=precision,
+        cudnn_benchmark=torch.backends.cudnn.benchmark,
+        parameters_trained=sum(p.numel() for p in trained),
+        expert_names=names,
+        host_waits=dict(timer.syncs.most_common()) if cuda else None,
+        ddp=_ddp_figures(runner.model) if is_model_wrapper(runner.model) else None,
+        **{key: [rank[key] for rank in ranks] for key in own},
+    )
+
+
+def _ddp_figures(model) -> dict[str, Any]:
+    """What DDP knows of itself; times in ms, of one of the last steps, where it took any."""
+    data = model._get_ddp_logging_data()
+    listed = str(data.get("rebuilt_bucket_sizes") or data.get("bucket_sizes") or "")
+    buckets = [int(size) for size in listed.replace(",", " ").split()]
+    times = {
+        key: data[f"{key}_time"] / 1e6
+        for key in (
+            "forward_compute",
+            "backward_compute",
+            "backward_comm",
+            "backward_compute_comm_overlap",
+        )
+        if data.get(f"{key}_time", 0) > 0
+    }
+    flags = ("find_unused_parameters", "broadcast_buffers", "gradient_as_bucket_view")
+    return dict(
+        bucket_bytes=buckets,
+        bytes_per_step=sum(buckets),
+        milliseconds=times,
+        options={key: bool(data[key]) for key in (*flags, "static_graph") if key in data},
+    )
+
+
+def work(spec_file: str, launcher: str) -> None:
+    """Entry of a process: measure what the file says, leave result or error in ``spec["out"]``."""
+    spec = json.loads(Path(spec_file).read_text())
+    out = Path(spec["out"])
+    try:
+        result = measure(spec, launcher)
+    except Exception as error:  # whatever it is, it belongs into the table
+        traceback.print_exc()
+        if not out.exists() and os.environ.get("RANK", "0") == "0":
+            save_json(out, dict(error=f"{type(error).__name__}: {_first_line(error)}"))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # others may wait for this process in a collective: nothing to tear down
+    if is_main_process():
+        save_json(out, result)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else ""
+
+
+@contextmanager
+def noting_waits(counts: Counter[str]) -> Iterator[None]:
+    """Counts torch's warnings of a host that waits for the device, by the line that made it."""
+
+    def note(message, category, filename, lineno, file=None, line=None) -> None:
+        if "synchronizing CUDA operation" not in str(message):
+            return earlier(message, category, filename, lineno, file, line)
+        frames = [
+            f for f in traceback.extract_stack()[:-1] if not f.filename.endswith("warnings.py")
+        ]
+        outer = [f for f in frames if f"{os.sep}torch{os.sep}" not in f.filename] or frames
+        where = f"{_short(outer[-1].filename)}:{outer[-1].lineno}"
+        counts[where] += 1
+        return None
+
+    earlier = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
+        warnings.showwarning = note
+        yield
+
+
+def _short(filename: str) -> str:
+    return "/".join(Path(filename).parts[-3:])

@@ -1,0 +1,269 @@
+"""The model at one batch size and image size: buffers that stay, and pieces of work on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import torch
+from torch import Tensor
+
+from codmoe.compiled.graphs import Preparer, Work, run_beside
+from codmoe.models.combiners import Combiner
+from codmoe.models.dispatch import PyramidBank
+from codmoe.models.layers import resize_to
+from codmoe.structures import RoutingDecision
+
+MOST_ROUTES = 32
+"""Choices of experts up to which a single image's are prepared together."""
+
+
+@dataclass
+class Parts:
+    """What a lane calls; see :class:`CompiledMoE`."""
+
+    backbone: Callable[[Tensor], list[Tensor]]
+    router: Callable[[Tensor, list[Tensor]], RoutingDecision]
+    experts: Mapping[str, Callable]
+    scales: Mapping[str, tuple[float, ...]]
+    combine: Callable[[Tensor, RoutingDecision, Tensor | None], Tensor]
+    combiner: Combiner
+    size_divisor: int
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+    overlap: bool
+    top_k: int
+
+    def cast(self, x: Tensor) -> Tensor:
+        """To the precision and layout of the weights."""
+        return x.to(self.dtype).contiguous(memory_format=self.memory_format)
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Levels in that precision and layout, whatever the backbone leaves."""
+        return [self.cast(level) for level in self.backbone(self.cast(images))]
+
+
+class Lane:
+    """Runs up to ``batch`` images of one size.
+
+    Rows beyond the images of a call hold what was there before: no part mixes images, and nobody
+    reads theirs. Every expert writes its maps at full size into a plane of its own; the combiner
+    picks each image's from there.
+
+    Args:
+        parts: The model's.
+        prepare: Captures or compiles.
+        batch: Images at a time, B.
+        size: Height and width in pixels, multiples of the backbone's ``size_divisor``.
+        groups: Sizes that a group of images routed to one expert is padded to, ascending.
+        device: Where it runs.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        prepare: Preparer,
+        batch: int,
+        size: tuple[int, int],
+        groups: Sequence[int],
+        device: torch.device,
+    ):
+        self.parts, self.prepare, self.batch, self.size = parts, prepare, batch, size
+        self.groups = [group for group in groups if group < batch]
+        self.names = list(parts.experts)
+        self.images = torch.zeros(batch, 3, *size, device=device).contiguous(
+            memory_format=parts.memory_format
+        )
+        count = len(self.names)
+        # One row more: where padding of a group writes.
+        planes = (count, batch + 1, *size)
+        self.maps = torch.zeros(planes, device=device)
+        self.confidence = (
+            torch.full(planes, 0.5, device=device) if parts.combiner.reads_confidence else None
+        )
+        # Rows that each expert reads and those it writes.
+        self.rows = torch.zeros(count, 2, batch, dtype=torch.long, device=device)
+        self.host_rows = torch.zeros_like(self.rows, device="cpu")
+        if device.type == "cuda":
+            self.host_rows = self.host_rows.pin_memory()
+        self.every_row = torch.arange(batch, device=device)[:, None]
+        self.pyramid: list[Tensor] | None = None
+        self.decision: RoutingDecision | None = None
+        self.mixed: dict[tuple[int, bool], Tensor] = {}
+        self.forced: dict[int, RoutingDecision] = {}
+        self._ready: dict[tuple, Work] = {}
+        # One image does not fill a GPU: its experts are one piece, side by side.
+        routes = comb(len(self.names), parts.top_k)
+        self.joined = batch == 1 and parts.overlap and routes <= MOST_ROUTES
+
+    def start(self, images: Tensor) -> None:
+        """Backbone and router of n ≤ B normalised images, (n, 3, H, W)."""
+        self.images[: len(images)].copy_(images)
+        self._piece("backbone", self._backbone)
+        self._piece("router", self._router)
+
+    def finish(
+        self, count: int, *, dense: bool = False, names: Sequence[str] | None = None
+    ) -> tuple[Tensor, RoutingDecision]:
+        """Experts and combiner of the ``count`` images that :meth:`start` was given.
+
+        Args:
+            count: Number of images, n.
+            dense: Run every expert on all of them; the mixture does not change.
+            names: Experts that every image takes, with equal weights, in place of the router's
+                choice (which is waited for all the same).
+
+        Returns:
+            Logits (n, 1, H, W) and decision (n, ·), views of buffers that the next call overwrites.
+        """
+        decision = self.decision
+        chosen: dict[int, list[int] | None] = dict.fromkeys(range(len(self.names)))
+        if names is not None or not (dense or decision.indices.shape[1] == len(self.names)):
+            # The one wait for the device: here the host learns which experts to launch.
+            choice = decision.indices[:count].tolist()
+            if names is not None:
+                decision = self._force(names)
+                choice = [[self.names.index(name) for name in names]] * count
+            if not dense:
+                chosen = _by_expert(choice)
+        self._launch(chosen)
+        key = (decision.indices.shape[1], names is not None)
+        self._piece("combiner", lambda: self._combine(decision, key), *key)
+        return self.mixed[key][:count], _first(decision, count)
+
+    def prepare_groups(self, count: int) -> None:
+        """Prepare every expert for groups of up to ``count`` images."""
+        if self.joined:
+            for route in combinations(range(len(self.names)), self.parts.top_k):
+                self._launch(dict.fromkeys(route))
+            return
+        for group in [group for group in self.groups if group < count] + [count]:
+            self._launch({expert: list(range(group)) for expert in range(len(self.names))})
+
+    def _piece(self, part: str, work: Work, *sizes: int | bool) -> None:
+        """Runs a piece, which is prepared (and so run) when it is first asked for."""
+        key = (part, *sizes)
+        if key in self._ready:
+            self._ready[key]()
+            return
+        at = f"{part}, {self.batch} × {self.size[0]} × {self.size[1]}"
+        if part in self.parts.experts and sizes:
+            at += f", group of {sizes[0]}"
+        self._ready[key] = self.prepare(at, work)
+
+    def _backbone(self) -> None:
+        self.pyramid = _stored(self.pyramid, self.parts.pyramid(self.images))
+
+    def _router(self) -> None:
+        made = self.parts.router(self.images, self.pyramid)
+        fields = ("logits", "probabilities", "indices", "weights")
+        old = self.decision and [getattr(self.decision, field) for field in fields]
+        new = _stored(old, [getattr(made, field) for field in fields])
+        self.decision = RoutingDecision(*new, expert_names=made.expert_names)
+
+    def _force(self, names: Sequence[str]) -> RoutingDecision:
+        k, indices = len(names), [self.names.index(name) for name in names]
+        if k not in self.forced:
+            made = self.decision
+            self.forced[k] = RoutingDecision(
+                made.logits,
+                made.probabilities,
+                made.indices.new_zeros(self.batch, k),
+                made.weights.new_full((self.batch, k), 1 / k),
+                made.expert_names,
+            )
+        for slot, index in enumerate(indices):
+            self.forced[k].indices[:, slot].fill_(index)
+        return self.forced[k]
+
+    def _launch(self, chosen: Mapping[int, list[int] | None]) -> None:
+        """Run each expert on its rows; None stands for the whole lane, in order."""
+        padded = {}
+        for expert, rows in chosen.items():
+            fitting = [group for group in self.groups if rows is not None and group >= len(rows)]
+            padded[expert] = min(fitting, default=self.batch)
+        if any(group < self.batch for group in padded.values()):
+            # As one table, since the device idles until it has it.
+            table = [[[0], [self.batch]]] * len(self.names)
+            for expert, rows in chosen.items():
+                table[expert] = [rows + rows[:1], [*rows, self.batch]]
+            wide = self.batch
+            table = [[(row + row[-1:] * wide)[:wide] for row in pair] for pair in table]
+            # Nobody still reads the host's copy: since the last one the device was waited for.
+            self.host_rows.copy_(torch.tensor(table))
+            self.rows.copy_(self.host_rows, non_blocking=True)
+        if self.joined:
+            route = list(padded)
+            names = [self.names[expert] for expert in route]
+            self._piece(" + ".join(names), lambda: self._side_by_side(route))
+            return
+        for expert, group in padded.items():
+            name = self.names[expert]
+            self._piece(name, lambda e=expert, g=group: self._expert(e, g), group)
+
+    def _side_by_side(self, route: Sequence[int]) -> None:
+        works = [lambda e=expert: self._expert(e, self.batch) for expert in route]
+        run_beside(works, self.prepare.streams("route", len(works) - 1))
+
+    def _expert(self, expert: int, group: int) -> None:
+        parts, name = self.parts, self.names[expert]
+        images, pyramid, target = self.images, self.pyramid, slice(0, self.batch)
+        if group < self.batch:
+            source, target = self.rows[expert, 0, :group], self.rows[expert, 1, :group]
+            images = images[source]
+            pyramid = [parts.cast(level[source]) for level in pyramid]
+        bank = PyramidBank(images, pyramid, parts.pyramid, parts.size_divisor)
+        pyramids = dict.fromkeys(parts.scales[name])
+
+        def fill(scale: float) -> None:
+            pyramids[scale] = bank.get(scale, None)
+
+        further = [lambda s=scale: fill(s) for scale in pyramids if scale != 1.0]
+        streams = self.prepare.streams(name, len(further) - 1) if parts.overlap else []
+        run_beside(further, streams)
+        if 1.0 in pyramids:
+            fill(1.0)
+        output = parts.experts[name](parts.cast(images), list(pyramids.values()))
+        results = [(self.maps, output.logits)]
+        if self.confidence is not None and output.confidence is not None:
+            results.append((self.confidence, output.confidence))
+        for planes, value in results:
+            planes[expert][target] = resize_to(value.float(), self.size)[:, 0]
+
+    def _combine(self, decision: RoutingDecision, key: tuple[int, bool]) -> None:
+        combiner, pick = self.parts.combiner, (decision.indices, self.every_row)
+        confidence = None if self.confidence is None else self.confidence[pick]
+        mixed = self.parts.combine(self.maps[pick], decision, confidence)
+        if combiner.log_temperature is not None:
+            mixed = mixed * (-combiner.log_temperature).exp()
+        old = [self.mixed[key]] if key in self.mixed else None
+        self.mixed[key] = _stored(old, [mixed])[0]
+
+
+def runs_in_lanes(combiner: Combiner) -> bool:
+    """Whether a combiner only has a :meth:`Combiner.combine` of its own."""
+    return type(combiner).forward is Combiner.forward
+
+
+def _by_expert(choice: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    rows: dict[int, list[int]] = {}
+    for row, picked in enumerate(choice):
+        for expert in picked:
+            rows.setdefault(expert, []).append(row)
+    return dict(sorted(rows.items()))
+
+
+def _stored(buffers: Sequence[Tensor] | None, values: Sequence[Tensor]) -> list[Tensor]:
+    """Copies values into buffers, which are made like the values the first time."""
+    if buffers is None:
+        return [value.clone() for value in values]
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
+    return list(buffers)
+
+
+def _first(decision: RoutingDecision, count: int) -> RoutingDecision:
+    fields = (decision.logits, decision.probabilities, decision.indices, decision.weights)
+    return RoutingDecision(*(field[:count] for field in fields), decision.expert_names)

@@ -1,0 +1,255 @@
+"""Work of fixed shapes, run as it is, compiled, or captured once in a CUDA graph and replayed."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+Work = Callable[[], None]
+"""Reads tensors that stay where they are, and writes others."""
+
+BACKENDS = ("auto", "eager", "cudagraph", "inductor")
+WARM_UP = 3
+
+
+@dataclass
+class Piece:
+    """How one piece of work runs.
+
+    Args:
+        name: Part, and the sizes it runs at.
+        how: ``"CUDA graph"``, ``"inductor"``, ``"inductor, CUDA graph"`` or ``"eager"``.
+        seconds: What the preparation took.
+        reason: Why it does not run as it was asked to; empty if it does.
+    """
+
+    name: str
+    how: str
+    seconds: float
+    reason: str = ""
+
+    def __str__(self) -> str:
+        because = f" ({self.reason})" if self.reason else ""
+        return f"{self.name}: {self.how}, prepared in {self.seconds:.1f} s{because}"
+
+
+def settle_backend(backend: str, device: torch.device) -> tuple[str, str]:
+    """The backend to use and, where it is not the one asked for, why.
+
+    Raises:
+        ValueError: There is no such backend.
+    """
+    if backend not in BACKENDS:
+        choices = ", ".join(map(repr, BACKENDS))
+        raise ValueError(f"backend={backend!r} is unknown; use one of {choices}")
+    if device.type == "cuda":
+        return ("cudagraph" if backend == "auto" else backend), ""
+    if backend in ("auto", "cudagraph"):
+        return "eager", f"CUDA graphs need a GPU, and the model is on {device.type}"
+    return backend, ""
+
+
+class Preparer:
+    """Makes pieces of work ready to run again and again.
+
+    All graphs allocate from one pool of memory: what one computes on the way lies where another
+    does, so no graph may leave a result there. Work writes its results to tensors of its own that
+    it allocates when it first runs, which is never under capture.
+
+    Args:
+        device: Where the work is done.
+        backend: ``"eager"``, ``"cudagraph"`` or ``"inductor"`` (on a GPU captured as well).
+    """
+
+    def __init__(self, device: torch.device, backend: str):
+        self.device, self.backend = device, backend
+        self.captures = backend != "eager" and device.type == "cuda"
+        self.pieces: list[Piece] = []
+        self._reasons: dict[str, str] = {}
+        # With a graph goes the memory in which cuBLAS works on its stream, and with that what the
+        # graphs captured there before compute in (engine/capture_streams.py): a broken one stays.
+        self._broken: list[torch.cuda.CUDAGraph] = []
+        if self.captures:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """A pool and a stream, also after a broken capture, which may hold on to its own."""
+        self.pool = torch.cuda.graph_pool_handle()
+        self._streams: dict[str, list[torch.cuda.Stream]] = {}
+        # One for all: cuBLAS keeps a workspace for each stream it ran on.
+        self.stream = torch.cuda.Stream(self.device)
+
+    def streams(self, owner: str, count: int) -> list[torch.cuda.Stream]:
+        """``count`` streams that are ``owner``'s alone; none where nothing is captured."""
+        if self.device.type != "cuda" or not self.captures:
+            return []
+        streams = self._streams.setdefault(owner, [])
+        while len(streams) < count:
+            streams.append(torch.cuda.Stream(self.device))
+        return streams
+
+    def compiled(self, name: str, function: Callable) -> Callable:
+        """``function``, compiled if the backend compiles; uncompiled for good after a failure."""
+        if self.backend != "inductor":
+            return function
+        fast = torch.compile(function, dynamic=False)
+
+        def call(*args, **kwargs):
+            if name in self._reasons:
+                return function(*args, **kwargs)
+            try:
+                return fast(*args, **kwargs)
+            except Exception as error:
+                if self.captures and torch.cuda.is_current_stream_capturing():
+                    raise  # that is the capture's failure
+                self._reasons[name] = f"not compilable: {reason_of(error)}"
+                return function(*args, **kwargs)
+
+        return call
+
+    def __call__(self, name: str, work: Work) -> Work:
+        """Run ``work`` once, and prepare it.
+
+        Args:
+            name: ``"part, sizes"``.
+            work: What to prepare.
+
+        Returns:
+            What to call from now on.
+        """
+        started = time.perf_counter()
+        with _many_shapes(self.backend == "inductor"):
+            work()  # allocates its results, compiles
+            run, failure = (work, "")
+            if self.captures:
+                try:
+                    run = self._captured(work)
+                except Exception as error:  # out of memory, or the work waits for the device
+                    # The end of a broken capture fails, too; the first error says more.
+                    failure = f"not capturable: {reason_of(error.__context__ or error)}"
+                    self._begin_anew()
+        parts = name.split(",")[0].split(" + ")
+        failures = [r for p, r in self._reasons.items() if p.removeprefix("experts.") in parts]
+        how = ["inductor"] if self.backend == "inductor" and not failures else []
+        how += ["CUDA graph"] if run is not work else []
+        reason = "; ".join(filter(None, [*failures, failure]))
+        seconds = time.perf_counter() - started
+        self.pieces.append(Piece(name, ", ".join(how) or "eager", seconds, reason))
+        return run
+
+    def _captured(self, work: Work) -> Work:
+        benchmark = torch.backends.cudnn.benchmark
+        # Shapes are fixed: the fastest algorithm of each convolution is found here, once.
+        torch.backends.cudnn.benchmark = True
+        try:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self.stream):
+                for _ in range(WARM_UP):
+                    work()
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+            graph = torch.cuda.CUDAGraph()
+            self._broken.append(graph)
+            # Other threads, which load pictures, may go on as they like.
+            options = dict(pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, **options):
+                work()
+            self._broken.pop()
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+            torch.cuda.synchronize(self.device)  # after a failure, too, nothing is under way
+        return graph.replay
+
+
+def run_beside(works: Sequence[Work], streams: Sequence[torch.cuda.Stream]) -> None:
+    """Run independent works at once: the first on the current stream, each other on one of
+    ``streams``; what follows on the current stream waits for all. Without enough streams, in turn.
+
+    A stream reuses its freed memory at its next use, which waits for the current stream of then. So
+    that nobody still reads that memory, ``streams`` must be those of one owner, who always calls
+    from the same stream or from one that has waited for it. Under capture they are branches of the
+    one graph.
+    """
+    if len(works) < 2 or len(streams) < len(works) - 1:
+        for work in works:
+            work()
+        return
+    main = torch.cuda.current_stream(streams[0].device)
+    for stream, work in zip(streams, works[1:], strict=False):
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            work()
+    works[0]()
+    for stream in streams[: len(works) - 1]:
+        main.wait_stream(stream)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+@contextmanager
+def _many_shapes(compiles: bool):
+    """Beyond a number of shapes torch would run uncompiled, and say so only in a warning."""
+    if not compiles:
+        yield
+        return
+    config = torch._dynamo.config
+    limits = ("recompile_limit", "accumulated_recompile_limit")
+    with config.patch({limit: 1024 for limit in limits if hasattr(config, limit)}):
+        yield
+
+
+STREAMS = 32
+"""That torch has on a GPU, and gives out in turn."""
+
+_held: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+# Handles of streams on which a capture broke off, and may still be under way.
+_broken: set[int] = set()
+
+
+class NoStreamLeft(RuntimeError):
+    """Every stream has a graph, or a capture that broke off."""
+
+
+def take(owner: Any) -> torch.cuda.Stream:
+    """A stream that is nobody else's as long as ``owner`` lives.
+
+    Raises:
+        NoStreamLeft: All are taken.
+    """
+    taken = _broken | set(_held.values())
+    for _ in range(STREAMS):
+        stream = torch.cuda.Stream()
+        if stream.cuda_stream not in taken:
+            _held[owner] = stream.cuda_stream
+            return stream
+    raise NoStreamLeft(f"each of torch's {STREAMS} streams has a CUDA graph or a broken capture")
+
+
+@contextmanager
+def capturing_on(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Has ``torch.cuda.graph`` capture on ``stream``.
+
+    Other threads, which pin batches, may go on; the stream of a broken capture is left alone.
+    """
+    graph = torch.cuda.graph
+    torch.cuda.graph = partial(graph, stream=stream, capture_error_mode="thread_local")
+    try:
+        with torch.cuda.stream(torch.cuda.current_stream()):
+            yield
+    except Exception:
+        _broken.add(stream.cuda_stream)
+        raise
+    finally:
+        torch.cuda.graph = graph

@@ -1,0 +1,214 @@
+"""A model's parts as the engine runs them: copies that follow the model's weights."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+import torch
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from codmoe.compiled.buffers import Parts
+from codmoe.compiled.graphs import Preparer
+from codmoe.compiled.layout import FORMATS
+from codmoe.models.layers import BatchNorm
+from codmoe.models.moe import ModelLevelMoE
+from codmoe.registry import suggest
+
+DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
+
+
+class FrozenModel:
+    """Copies of all parts, batch norm folded; backbone and experts in ``dtype``, router and
+    combiner in float32, but for the router's convolutions.
+
+    Args:
+        model: The model; it is left as it is.
+        dtype: Name of a precision, or ``"auto"``; see :class:`CompiledMoE`.
+        memory_format: Name of a layout, or ``"auto"``.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+
+    def __init__(self, model: ModelLevelMoE, dtype: str, memory_format: str):
+        self.model, self.device = model, next(model.parameters()).device
+        gpu = self.device.type == "cuda"
+        if dtype == "auto":
+            dtype = ("bf16" if torch.cuda.is_bf16_supported(False) else "fp16") if gpu else "fp32"
+        if memory_format == "auto":
+            memory_format = "channels_last" if gpu else "contiguous"
+        for key, value, known in (
+            ("dtype", dtype, DTYPES),
+            ("memory_format", memory_format, FORMATS),
+        ):
+            if value not in known:
+                raise ValueError(f"{key}={value!r} is unknown; {suggest(str(value), known)}")
+        self.dtype, self.memory_format = dtype, memory_format
+        self.sources = _parts_of(model)
+        self.copies = {name: self._copy(name, part) for name, part in self.sources.items()}
+        self.watch = ChangeWatch(*self.sources.values())
+        reads_confidence = self.copies["combiner"].reads_confidence
+        for expert in model.experts:
+            self.copies[f"experts.{expert}"].gives_confidence = reads_confidence
+
+    def parts(self, prepare: Preparer, overlap: bool) -> Parts:
+        """What a lane calls, compiled if ``prepare`` compiles."""
+        model, combiner = self.model, self.copies["combiner"]
+        compiled = {name: prepare.compiled(name, part) for name, part in self.copies.items()}
+        return Parts(
+            backbone=compiled["backbone"],
+            router=compiled["router"],
+            experts={name: compiled[f"experts.{name}"] for name in model.experts},
+            scales={name: tuple(e.input_scales) for name, e in model.experts.items()},
+            combine=prepare.compiled("combiner", combiner.combine),
+            combiner=combiner,
+            size_divisor=model.backbone.size_divisor,
+            dtype=DTYPES[self.dtype],
+            memory_format=FORMATS[self.memory_format],
+            overlap=overlap,
+            top_k=model.router.top_k,
+        )
+
+    def refresh(self) -> None:
+        """Take over the model's weights as they are now."""
+        self.watch.changed()
+        for name, part in self.sources.items():
+            overwrite(self.copies[name], self._copy(name, part))
+
+    def check(self) -> None:
+        """Raises:
+        ValueError: A part was replaced, or ``top_k`` changed.
+        """
+        parts = _parts_of(self.model)
+        same = parts.keys() == self.sources.keys() and all(
+            part is self.sources[name] for name, part in parts.items()
+        )
+        if not same or self.model.router.top_k != self.copies["router"].top_k:
+            raise ValueError(
+                "parts of the model, or its top_k, were replaced since the engine was built; build "
+                "another one"
+            )
+
+    def _copy(self, name: str, part: nn.Module) -> nn.Module:
+        exact = name in ("router", "combiner")
+        form: dict[str, Any] = dict(device=self.device, memory_format=FORMATS[self.memory_format])
+        copy = frozen_copy(part, dtype=torch.float32 if exact else DTYPES[self.dtype], **form)
+        if hasattr(copy, "convolution_dtype") and DTYPES[self.dtype] != torch.float32:
+            copy.convolution_dtype = DTYPES[self.dtype]
+        return copy
+
+
+def _parts_of(model: ModelLevelMoE) -> dict[str, nn.Module]:
+    experts = {f"experts.{name}": expert for name, expert in model.experts.items()}
+    return dict(backbone=model.backbone, router=model.router, combiner=model.combiner, **experts)
+
+
+PLAIN_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNorm)
+"""Batch norms that only normalise; timm's, for one, has an activation inside."""
+
+
+def fold_batch_norm(module: nn.Module) -> int:
+    """Multiply batch norms into the convolutions before them, in place.
+
+    Where it is sure that one follows the other: in mmcv's ``ConvModule``, and side by side in
+    ``nn.Sequential``. Others stay as they are.
+
+    Args:
+        module: In evaluation mode.
+
+    Returns:
+        How many were folded.
+    """
+    folded = 0
+    for parent in list(module.modules()):
+        if isinstance(parent, ConvModule) and parent.with_norm:
+            pairs = [("conv", parent.norm_name)] if parent.order[:2] == ("conv", "norm") else []
+        elif isinstance(parent, nn.Sequential):
+            names = list(parent._modules)
+            pairs = list(pairwise(names))
+        else:
+            continue
+        for conv_name, norm_name in pairs:
+            conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+            if _foldable(conv, norm):
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+                folded += 1
+    return folded
+
+
+def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    return (
+        type(conv) is nn.Conv2d
+        and type(norm) in PLAIN_NORMS
+        and norm.running_mean is not None
+        and not conv._forward_hooks
+        and not norm._forward_hooks
+    )
+
+
+def frozen_copy(
+    part: nn.Module,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> nn.Module:
+    """A copy of a part that evaluates, without gradients, in ``dtype``, batch norm folded.
+
+    Submodules with a method ``evaluation_form()`` are replaced by what it returns: a module that
+    computes the same, faster. All that is done in float32, or float64 where the part has it, before
+    rounding to ``dtype``.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        copy = deepcopy(part).eval().requires_grad_(False)
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in copy.parameters()):
+            copy.float()
+        fold_batch_norm(copy)
+        for parent in list(copy.modules()):
+            for name, child in list(parent.named_children()):
+                if hasattr(child, "evaluation_form"):
+                    setattr(parent, name, child.evaluation_form())
+        return copy.to(device=device, dtype=dtype).to(memory_format=memory_format)
+
+
+def tensors_of(*modules: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of modules, in order."""
+    return [t for m in modules for t in (*m.parameters(), *m.buffers())]
+
+
+def overwrite(copy: nn.Module, newer: nn.Module) -> None:
+    """Give ``copy`` the values of another copy of the same part; its tensors stay where they are,
+    so that what was captured with them reads the new values.
+    """
+    with torch.no_grad():
+        for old, new in zip(tensors_of(copy), tensors_of(newer), strict=True):
+            old.copy_(new)
+
+
+class ChangeWatch:
+    """Tells whether tensors of modules were written since it last looked.
+
+    By torch's version counter, and by the address of each module's first tensor: moving a module
+    moves them all. What is written through ``.data`` counts as nothing, there as in autograd.
+    """
+
+    def __init__(self, *modules: nn.Module):
+        self.tensors = [t for t in tensors_of(*modules) if not t.is_inference()]
+        self.firsts = [tensors[0] for m in modules if (tensors := tensors_of(m))]
+        self.seen = self._now()
+
+    def _now(self) -> tuple[list[int], list[int]]:
+        return [t._version for t in self.tensors], [t.data_ptr() for t in self.firsts]
+
+    def changed(self) -> bool:
+        """Whether anything was written since the last call that said so."""
+        now = self._now()
+        if now == self.seen:
+            return False
+        self.seen = now
+        return True

@@ -1,0 +1,280 @@
+"""The whole model prepared for evaluation: fixed shapes, captured or compiled, routing between."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codmoe.compiled.buffers import Lane, runs_in_lanes
+from codmoe.compiled.graphs import Piece, Preparer, settle_backend
+from codmoe.compiled.pieces import DTYPES, FrozenModel
+from codmoe.models.dispatch import padded_to
+from codmoe.models.moe import ModelLevelMoE
+from codmoe.registry import suggest
+from codmoe.structures import ExpertOutput, RoutingDecision
+
+BATCHES = (1, 2, 4, 8, 16)
+GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+
+
+class CompiledMoE:
+    """Evaluates a model in pieces that are prepared once: ``engine(images)`` → logits.
+
+    Backbone, router, every expert (with the backbone passes at its further image scales) and the
+    combiner are pieces of fixed shapes. Between router and experts the host reads the choice, its
+    one wait in a batch, and launches the chosen experts alone, each on its images, padded to the
+    next of ``groups``. A piece is prepared when it is first needed, which takes seconds;
+    :meth:`warm_up` does it beforehand. What cannot be captured or compiled runs eagerly, and
+    :attr:`pieces` says why.
+
+    Backbone and experts hold their weights in ``dtype``, router and combiner in float32, but for
+    the router's convolutions, which are computed in ``dtype``; batch norm is folded into
+    convolutions. Weights are copies: they follow the model's when these are written
+    (load_state_dict, an optimiser's step; not what is written through ``.data``: then call
+    :meth:`refresh`). Use it from one thread and one CUDA stream.
+
+    Args:
+        model: The model; it is left as it is.
+        dtype: ``"bf16"``, ``"fp16"``, ``"fp32"``. ``"auto"``: on a GPU bf16 where it has it, else
+            fp16; fp32 on the CPU.
+        backend: ``"cudagraph"`` captures eager code, ``"inductor"`` compiles and, on a GPU,
+            captures; ``"eager"`` does neither. ``"auto"``: cudagraph on a GPU, eager on the CPU.
+        batches: Batch sizes that are prepared; others are padded, larger ones cut.
+        groups: Sizes of groups that are prepared; the batch size itself always is.
+        memory_format: ``"channels_last"`` or ``"contiguous"``. ``"auto"``: channels_last on a GPU.
+        max_sizes: Image sizes that are prepared. Images of further ones run through the model.
+        overlap: On a GPU, work that does not depend on each other runs on streams side by side: the
+            experts of a single image, and the image scales of one expert.
+
+    Raises:
+        ValueError: An argument is unknown.
+    """
+
+    def __init__(
+        self,
+        model: ModelLevelMoE,
+        *,
+        dtype: str = "auto",
+        backend: str = "auto",
+        batches: Sequence[int] = BATCHES,
+        groups: Sequence[int] = GROUPS,
+        memory_format: str = "auto",
+        max_sizes: int = 4,
+        overlap: bool = True,
+    ):
+        if not batches or min(*batches, *groups, 1) < 1:
+            raise ValueError(f"batches={batches}, groups={groups}: give sizes of 1 or more")
+        self.model, self.max_sizes = model, max_sizes
+        self.frozen = FrozenModel(model, dtype, memory_format)
+        self.device = self.frozen.device
+        self.backend, self.reason = settle_backend(backend, self.device)
+        self.usable = runs_in_lanes(model.combiner)
+        if not self.usable:
+            self.reason = (
+                f"{type(model.combiner).__name__} has a forward of its own, and reads more than "
+                "maps at full size: the model runs as it is"
+            )
+        self.batches, self.groups = sorted(set(batches)), sorted(set(groups))
+        self.prepare = Preparer(self.device, self.backend)
+        self.lanes: dict[tuple[int, int, int], Lane] = {}
+        self.parts = self.frozen.parts(self.prepare, overlap)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What was prepared so far, and how it runs."""
+        return self.prepare.pieces
+
+    @property
+    def report(self) -> str:
+        """How the engine runs, and what does not run as it was asked to; one line each."""
+        hows = [piece.how for piece in self.pieces]
+        counts = ", ".join(f"{hows.count(how)} × {how}" for how in dict.fromkeys(hows))
+        seconds = sum(piece.seconds for piece in self.pieces)
+        lines = [
+            f"engine: {self.backend}, {self.frozen.dtype}, {self.frozen.memory_format}, "
+            f"{self.device}; pieces: {counts or 'none yet'}, prepared in {seconds:.1f} s"
+        ]
+        lines += [self.reason] if self.reason else []
+        return "\n".join(lines + [str(piece) for piece in self.pieces if piece.reason])
+
+    def __call__(self, images: Tensor, *, names: Sequence[str] | None = None) -> Tensor:
+        """Normalised images (N, 3, H, W) → logits (N, 1, H, W), float32; see :meth:`mixture`."""
+        return self.mixture(images, names=names)[0]
+
+    def mixture(
+        self, images: Tensor, *, dense: bool = False, names: Sequence[str] | None = None
+    ) -> tuple[Tensor, RoutingDecision, dict[str, ExpertOutput]]:
+        """Like :meth:`ModelLevelMoE.mixture`, without gradients.
+
+        Args:
+            images: Normalised images, (N, 3, H, W), on the engine's device.
+            dense: Run every expert on every image. Their maps are returned in the size of the
+                images, padded to a multiple of the backbone's ``size_divisor``.
+            names: These experts on every image, with equal weights, instead of the router's
+                choice; for measurements.
+
+        Returns:
+            Logits (N, 1, H, W), decision, and outputs of the experts where ``dense``, else none.
+
+        Raises:
+            ValueError: The images are none, lie elsewhere, or parts of the model were replaced.
+        """
+        self._check(images, names)
+        height, width = images.shape[-2:]
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            padded = padded_to(images, self.model.backbone.size_divisor)
+            if not self._prepares(padded):
+                return self._as_it_is(images, dense, names)
+            results = []
+            for chunk in padded.split(self.batches[-1]):
+                lane = self._lane(chunk)
+                lane.start(chunk)
+                # While the device is at work, which hides what looking costs.
+                if self.frozen.watch.changed():
+                    self.refresh()
+                    lane.start(chunk)
+                logits, decision = lane.finish(len(chunk), dense=dense, names=names)
+                maps = lane.maps[:, : len(chunk)].transpose(0, 1) if dense else logits[:, :0]
+                fields = (decision.logits, decision.probabilities)
+                fields += (decision.indices, decision.weights, logits, maps)
+                results.append(_clones(fields))
+        with torch.no_grad():
+            whole = results[0]
+            if len(results) > 1:
+                whole = [torch.cat(pieces) for pieces in zip(*results, strict=True)]
+            *fields, logits, maps = whole
+            names = self.model.experts if dense else ()
+            outputs = {n: ExpertOutput(logits=maps[:, i : i + 1]) for i, n in enumerate(names)}
+            decision = RoutingDecision(*fields, decision.expert_names)
+            return logits[..., :height, :width], decision, outputs
+
+    def warm_up(
+        self,
+        batches: Sequence[int] | None = None,
+        size: int | tuple[int, int] = 448,
+        *,
+        routes: Sequence[Sequence[str]] = (),
+    ) -> CompiledMoE:
+        """Prepare all pieces for these numbers of images (default: ``batches``) of one size.
+
+        Args:
+            batches: Numbers of images.
+            size: Side, or height and width, in pixels.
+            routes: Experts to prepare also as ``names`` of :meth:`mixture`.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        for count in batches or self.batches:
+            images = torch.zeros(count, 3, height, width, device=self.device)
+            self.mixture(images)
+            for route in routes:
+                self.mixture(images, names=route)
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+                padded = padded_to(images, self.model.backbone.size_divisor)
+                if self._prepares(padded):
+                    self._lane(padded).prepare_groups(count)
+        return self
+
+    def refresh(self) -> None:
+        """Take over the model's weights as they are now; nothing has to be prepared anew."""
+        self.frozen.refresh()
+
+    def attach(self) -> CompiledMoE:
+        """Have the model evaluate through this engine (``predict``, ``forward``) where it records
+        no gradients; :meth:`detach` ends it.
+        """
+        self.model.engine = self
+        return self
+
+    def detach(self) -> None:
+        """Have the model run by itself again."""
+        self.model.engine = None
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copy of the model has no engine."""
+
+    def __reduce__(self):
+        """Nor has a pickled one."""
+        return type(None), ()
+
+    def _prepares(self, padded: Tensor) -> bool:
+        size = tuple(padded.shape[-2:])
+        known = {lane[1:] for lane in self.lanes}
+        return self.usable and (size in known or len(known) < self.max_sizes)
+
+    def _lane(self, images: Tensor) -> Lane:
+        batch = next(batch for batch in self.batches if batch >= len(images))
+        key = (batch, *images.shape[-2:])
+        if key not in self.lanes:
+            self.lanes[key] = Lane(
+                self.parts, self.prepare, batch, key[1:], self.groups, self.device
+            )
+        return self.lanes[key]
+
+    def _as_it_is(self, images: Tensor, dense: bool, names: Sequence[str] | None):
+        if names is not None:
+            raise ValueError(f"names={names} needs the engine's own pieces: {self.report}")
+        model, engine, training = self.model, self.model.engine, self.model.training
+        dtype = DTYPES[self.frozen.dtype]
+        model.engine = None
+        try:
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                return model.eval().mixture(images, dense=dense)
+        finally:
+            model.engine = engine
+            model.train(training)
+
+    def _check(self, images: Tensor, names: Sequence[str] | None) -> None:
+        if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+            raise ValueError(f"images of shape {tuple(images.shape)} are not (N, 3, H, W), N ≥ 1")
+        if images.device.type != self.device.type:
+            raise ValueError(f"images on {images.device}, the engine on {self.device}: move them")
+        self.frozen.check()
+        for name in names or ():
+            if name not in self.model.experts:
+                raise ValueError(f"names: no expert {name!r}; {suggest(name, self.model.experts)}")
+
+
+def build_engine(model: ModelLevelMoE, **options: Any) -> CompiledMoE:
+    """Images → logits of a model, prepared; ``options`` are those of :class:`CompiledMoE`."""
+    return CompiledMoE(model, **options)
+
+
+def attach_engine(
+    model: ModelLevelMoE,
+    compile: bool | str | Mapping[str, Any] = True,
+    batch_size: int | None = None,
+) -> CompiledMoE:
+    """Have a model evaluate through a new engine.
+
+    Args:
+        model: The model, where it is to run.
+        compile: True, a backend, or a dict of arguments of :class:`CompiledMoE`.
+        batch_size: Most images that will come at a time, if that is known.
+
+    Raises:
+        ValueError: ``compile`` is none of these, or names an argument that is not there.
+    """
+    options = dict(backend=compile) if isinstance(compile, str) else compile
+    options = {} if options is True else options
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"compile={compile!r}: give True, a backend such as 'cudagraph', or a dict"
+        )
+    known = list(inspect.signature(CompiledMoE).parameters)[1:]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"compile: no key {key!r}; {suggest(key, known)}")
+    if batch_size is not None:
+        smaller = [batch for batch in BATCHES if batch < batch_size]
+        options = {"batches": (*smaller, batch_size), **options}
+    return CompiledMoE(model, **options).attach()
+
+
+def _clones(fields: Sequence[Tensor]) -> list[Tensor]:
+    """Ordinary tensors of their own: the buffers are written again in the next batch."""
+    with torch.inference_mode(False), torch.no_grad():
+        return [field.clone() for field in fields]

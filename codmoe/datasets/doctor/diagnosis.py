@@ -1,0 +1,228 @@
+"""Examines data sets before a GPU-hour is spent on them: ``tools/data/doctor.py``."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from codmoe.datasets.doctor.findings import Examined, Finding, all_findings
+from codmoe.datasets.doctor.pairing import Listing, list_part
+from codmoe.datasets.doctor.records import inspect, start_worker
+from codmoe.datasets.layouts import Folders, Part, recognise, require_folder, resolve_root
+from codmoe.machine import available_cores
+
+_CHUNK = 8
+
+
+@dataclass
+class Report:
+    """What :func:`examine` found.
+
+    Args:
+        root: Folder that was examined.
+        layout: Names of the layouts recognised.
+        sets: ``name``, ``role``, ``images``, ``expected`` and folders of each set.
+        findings: The worst first.
+        images: Number of images looked at.
+        seconds: Time that took.
+    """
+
+    root: str
+    layout: str
+    sets: list[dict]
+    findings: list[Finding]
+    images: int
+    seconds: float
+
+    @property
+    def errors(self) -> int:
+        """Number of findings that must be mended."""
+        return sum(finding.level == "error" for finding in self.findings)
+
+    def payload(self) -> dict:
+        """As plain values, with every path of every finding."""
+        return {**asdict(self), "errors": self.errors}
+
+
+def examine(
+    root: str | os.PathLike,
+    *,
+    image_dir: str | None = None,
+    mask_dir: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Read every image and mask below ``root`` as training would, and list what is wrong.
+
+    Args:
+        root: Folder of one data set or of several, in any known layout.
+        image_dir: With ``mask_dir``: a pair of folders below ``root`` in no known layout.
+        mask_dir: Folder of masks.
+        workers: Processes; all cores by default.
+        progress: Draw a bar on stderr.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no known layout in it.
+        ValueError: Folders fit more than one layout, or only one of two folders is given.
+    """
+    started = time.time()
+    root = resolve_root(root)
+    parts = _parts(root, image_dir, mask_dir)
+    listings = [list_part(part, parts) for part in parts]
+    jobs = [job for listing in listings for job in listing.jobs]
+    records = _inspect_all(jobs, workers or available_cores(), progress)
+    examined, start = [], 0
+    for listing in listings:
+        stop = start + len(listing.jobs)
+        examined.append(Examined(listing.part, records[start:stop]))
+        start = stop
+    findings = [finding for listing in listings for finding in listing.findings]
+    findings = all_findings(examined, findings)
+    return Report(
+        root=str(root),
+        layout=", ".join(dict.fromkeys(part.layout for part in parts)),
+        sets=[_set(listing) for listing in listings],
+        findings=findings,
+        images=sum(listing.images for listing in listings),
+        seconds=round(time.time() - started, 1),
+    )
+
+
+def _parts(root: Path, image_dir: str | None, mask_dir: str | None) -> tuple[Part, ...]:
+    if (image_dir is None) != (mask_dir is None):
+        raise ValueError("give both --image-dir and --mask-dir, or neither")
+    if image_dir is None:
+        return recognise(root).parts
+    require_folder(root, "ROOT")
+    image = require_folder(root / image_dir, "--image-dir")
+    mask = require_folder(root / mask_dir, "--mask-dir")
+    layout = f"{image_dir}+{mask_dir}"
+    return (Part(root.resolve().name, "", Folders(image, mask), layout),)
+
+
+def _set(listing: Listing) -> dict:
+    part = listing.part
+    return {
+        "name": part.name,
+        "role": part.role,
+        "layout": part.layout,
+        "images": listing.images,
+        "expected": part.expected,
+        "left_out": listing.left_out,
+        "image_dir": str(part.folders.image),
+        "mask_dir": str(part.folders.mask),
+    }
+
+
+def _inspect_all(jobs: Sequence[tuple], workers: int, progress: bool) -> list[tuple]:
+    # Forked where that exists: a fresh interpreter takes seconds to import torch.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    context = multiprocessing.get_context(method)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[speed]}"),
+    )
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)  # a fork of a process with OpenCV's threads hangs
+    with ProcessPoolExecutor(workers, context, start_worker) as pool:
+        # All processes are forked here, before the bar's thread starts.
+        results = pool.map(inspect, jobs, chunksize=_CHUNK)
+        cv2.setNumThreads(threads)
+        records, started = [], time.time()
+        with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+            task = bar.add_task("reading", total=len(jobs), speed="")
+            try:
+                for record in results:
+                    records.append(record)
+                    speed = f"{len(records) / max(time.time() - started, 1e-3):.0f} a second"
+                    bar.update(task, advance=1, speed=speed)
+            except BrokenProcessPool as error:
+                where = jobs[min(len(records), len(jobs) - 1)]
+                raise ValueError(
+                    "a process died while reading, out of memory or in a decoder, at or soon "
+                    f"after {where[0] or where[1]}; move that file away, or try fewer --workers"
+                ) from error
+    return records
+
+
+SHOWN = 3
+COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """The sets and, below them, every finding with its first files and what to do."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:  # a log file, for which rich assumes 80 columns
+            console.width = 120
+    sets = Table(title=f"{report.root}: {report.layout}", title_justify="left")
+    for name in ("set", "images", "protocol", "left out", "folder of images"):
+        right = name in ("images", "protocol", "left out")
+        sets.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in report.sets:
+        expected, images = row["expected"], row["images"]
+        colour = "" if expected in (None, images) else "[red]"
+        sets.add_row(
+            escape(f"{row['name']} {row['role']}".strip()),
+            f"{colour}{images:,}",
+            f"{expected:,}" if expected else "-",
+            f"{row['left_out']:,}" if row["left_out"] else "",
+            escape(row["image_dir"]),
+        )
+    console.print(sets)
+    if report.findings:
+        table = Table(show_lines=True, expand=True)
+        table.add_column("", no_wrap=True)
+        table.add_column("found", overflow="fold", ratio=2)
+        table.add_column("what to do", ratio=1)
+        for finding in report.findings:
+            level = f"[{COLOURS[finding.level]}]{finding.level}[/]"
+            table.add_row(level, _found(finding, report.root), escape(finding.advice))
+        console.print(table)
+    counts = {level: sum(f.level == level for f in report.findings) for level in COLOURS}
+    kinds = ", ".join(
+        f"{count} kind{'s' * (count != 1)} of {level}" for level, count in counts.items()
+    )
+    speed = report.images / max(report.seconds, 0.1)
+    console.print(
+        f"{report.images:,} images in {report.seconds:.0f} s ({speed:.0f} a second): {kinds}. "
+        + ("Mend the errors before training." if report.errors else "Ready to train on.")
+    )
+
+
+def _found(finding: Finding, root: str) -> str:
+    rows = [_few([_relative(path, root) for path in row]) for row in finding.files[:SHOWN]]
+    more = len(finding.files) - SHOWN
+    if more > 0:
+        rows.append(f"and {more:,} more")
+    count = f"{len(finding.files):,}"
+    if len(finding.files[0]) > 1:
+        count += " group of" if len(finding.files) == 1 else " groups of"
+    head = (
+        f"{escape(finding.where)}: [bold]{count} {escape(finding.check)}[/], {escape(finding.what)}"
+    )
+    return "\n".join([head, *(f"[dim]{escape(row)}[/]" for row in rows)])
+
+
+def _few(paths: list[str]) -> str:
+    rest = [f"{len(paths) - SHOWN} more"] if len(paths) > SHOWN else []
+    return "  =  ".join([*paths[:SHOWN], *rest])
+
+
+def _relative(path: str, root: str) -> str:
+    return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path

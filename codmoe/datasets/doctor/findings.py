@@ -1,0 +1,223 @@
+"""What the doctor makes of the files it read: findings, each with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from codmoe.datasets.doctor.records import ImageRecord, MaskRecord
+from codmoe.datasets.doctor.similarity import groups, look_alikes
+from codmoe.datasets.layouts import Part
+
+LEVELS = ("error", "warning", "note")
+# More than this share of pixels neither dark nor bright: not the rim of an object, but a soft mask.
+SOFT = 0.02
+
+
+@dataclass
+class Finding:
+    """One thing that is wrong, with every file it is wrong with.
+
+    Args:
+        level: ``"error"`` must be mended, ``"warning"`` looked at, ``"note"`` known.
+        check: What was looked for, in a few words.
+        where: The set, or the two sets.
+        what: What that means.
+        advice: What to do.
+        files: One row per case: a file, or several that belong together.
+    """
+
+    level: str
+    check: str
+    where: str
+    what: str
+    advice: str
+    files: list[tuple[str, ...]]
+
+
+class Examined(NamedTuple):
+    """A part and the records of its pairs."""
+
+    part: Part
+    records: Sequence[tuple[ImageRecord | None, MaskRecord | None]]
+
+
+# Of images and of masks: level, check, what it means, what to do, and which records.
+_Rule = tuple[str, str, str, str, Callable]
+IMAGE_RULES: tuple[_Rule, ...] = (
+    ("warning", "damaged images", "the decoder made up a part of the picture",
+     "look at them; download them again", lambda r: r.damage),
+    ("warning", "images with EXIF rotation",
+     "viewers turn them, training does not: it reads the pixels as stored, and so must the mask be",
+     "where the mask fits the turned picture, store the image turned (mogrify -auto-orient)",
+     lambda r: "exif" in r.traits),
+    ("warning", "images with transparent pixels", "transparency is dropped; what is under it shows",
+     "flatten them onto the background that is meant", lambda r: "alpha_used" in r.traits),
+    ("note", "images with an alpha channel", "it is opaque everywhere, and dropped", "nothing",
+     lambda r: "alpha" in r.traits and "alpha_used" not in r.traits),
+    ("note", "images with a palette", "converted to RGB when read", "nothing",
+     lambda r: "palette" in r.traits),
+    ("note", "images of 16 bits", "scaled to 8 bits when read; dark ones lose their shades",
+     "if they look black, stretch their values and store 8 bits", lambda r: "16bit" in r.traits),
+    ("warning", "CMYK images", "converted to RGB without their colour profile, so colours are off",
+     "convert them to RGB with their profile", lambda r: "cmyk" in r.traits),
+)  # fmt: skip
+MASK_RULES: tuple[_Rule, ...] = (
+    ("warning", "damaged masks", "the decoder made up a part of the mask",
+     "look at them; download them again", lambda r: r.damage),
+    ("warning", "empty masks", "no pixel is object: IoU is undefined or 0, and nothing is learnt",
+     "if the image has an object, mend the mask; else leave the image out", lambda r: r.area == 0),
+    ("warning", "all-white masks", "every pixel is object", "mend the mask, or leave the image out",
+     lambda r: r.area == 1),
+    ("note", "masks of 0 and 1", "read as they are meant here, but black in viewers, and empty for "
+     "PySODMetrics and others", "multiply by 255 to use them elsewhere",
+     lambda r: "zero_one" in r.traits and r.area > 0),
+    ("warning", "soft masks", f"over {SOFT:.0%} of the pixels are neither black nor white; "
+     "above 128 is object", "if that is not what is meant, threshold them",
+     lambda r: r.soft > SOFT),
+    ("warning", "coloured masks", "object is where any channel is 128 or above",
+     "if colours are classes, make one mask of 0 and 255", lambda r: "colour" in r.traits),
+    ("note", "masks with a palette", "object is where any channel of the colour is 128 or above",
+     "if colours are classes, make one mask of 0 and 255", lambda r: "palette" in r.traits),
+    ("warning", "masks with EXIF rotation", "it is not applied", "store the mask turned",
+     lambda r: "exif" in r.traits),
+)  # fmt: skip
+
+
+def all_findings(examined: Sequence[Examined], earlier: Sequence[Finding]) -> list[Finding]:
+    """Everything wrong with the files read, after ``earlier`` ones, the worst first."""
+    findings = list(earlier)
+    for part in examined:
+        findings += _of_files(part)
+    findings += _of_likeness(examined)
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def _of_files(examined: Examined) -> Iterator[Finding]:
+    where = examined.part.label
+    images = [image for image, _ in examined.records if image]
+    masks = [mask for _, mask in examined.records if mask]
+    for kind, records in (("images", images), ("masks", masks)):
+        bad: dict[str, list[tuple[str, ...]]] = {}
+        for record in records:
+            if record.error:
+                bad.setdefault(record.error, []).append((record.path,))
+        for reason, files in bad.items():
+            yield Finding(
+                "error",
+                f"unusable {kind}",
+                where,
+                reason,
+                "download them again, or leave them out",
+                files,
+            )
+    yield from _sizes(examined)
+    for rules, records in ((IMAGE_RULES, images), (MASK_RULES, masks)):
+        for level, check, what, advice, fits in rules:
+            files = [(r.path,) for r in records if not r.error and fits(r)]
+            if files:
+                yield Finding(level, check, where, what, advice, files)
+
+
+def _sizes(examined: Examined) -> Iterator[Finding]:
+    turned, other = [], []
+    example = ""
+    for image, mask in examined.records:
+        if not image or not mask or image.error or mask.error or image.size == mask.size:
+            continue
+        if image.orientation >= 5 and image.size == mask.size[::-1]:
+            turned.append((image.path, mask.path))
+        else:
+            other.append((image.path, mask.path))
+            (w, h), (mw, mh) = image.size, mask.size
+            example = example or f"the first is {mw}x{mh}, its image {w}x{h}"
+    where = examined.part.label
+    if turned:
+        yield Finding(
+            "error",
+            "masks of the turned image",
+            where,
+            "they fit the image as its EXIF rotation shows it, not as it is stored",
+            "store the image turned (mogrify -auto-orient)",
+            turned,
+        )
+    if other:
+        yield Finding(
+            "error",
+            "masks of another size",
+            where,
+            example,
+            "get image and mask from one source; only if they show the same section, "
+            "resize the mask, nearest neighbour",
+            other,
+        )
+
+
+def _of_likeness(examined: Sequence[Examined]) -> Iterator[Finding]:
+    """Equal images and look-alikes, within a set and between sets."""
+    records, owner = [], []
+    for number, part in enumerate(examined):
+        for image, _ in part.records:
+            if image and not image.error:
+                records.append(image)
+                owner.append(number)
+    if len(records) < 2:
+        return
+    same: dict[bytes, list[int]] = {}
+    for index, record in enumerate(records):
+        same.setdefault(record.digest, []).append(index)
+    equal = [(g[0], other) for g in same.values() for other in g[1:]]
+    # Over several sets each of a group is compared with each: an image may be in three.
+    equal += [(a, b) for g in same.values() for i, a in enumerate(g[1:8]) for b in g[i + 2 : 8]]
+    codes = np.array([record.code for record in records], np.uint64)
+    alike = look_alikes(codes, np.stack([record.thumbnail for record in records]))
+    alike = [(a, b) for a, b in alike.tolist() if records[a].digest != records[b].digest]
+    for pairs, is_equal in ((equal, True), (alike, False)):
+        between: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for a, b in pairs:
+            between.setdefault(tuple(sorted((owner[a], owner[b]))), []).append((a, b))
+        for (first, second), some in sorted(between.items()):
+            files = [
+                tuple(records[i].path for i in group) for group in groups(np.array(sorted(some)))
+            ]
+            yield _likeness(examined[first].part, examined[second].part, files, is_equal)
+
+
+def _likeness(a: Part, b: Part, files: list[tuple[str, ...]], is_equal: bool) -> Finding:
+    where = a.label if a is b else f"{a.label} and {b.label}"
+    leak = ("train" in (a.role, b.role)) and a.role != b.role and a is not b
+    if is_equal:
+        check = "the same images" if a is not b else "images that are there twice"
+        what = "equal in every pixel"
+        if leak:
+            return Finding(
+                "error",
+                f"{check} in training and test",
+                where,
+                f"{what}: the test measures memory",
+                "take them out of the training set",
+                files,
+            )
+        advice = "keep one of each" if a is b else "know that the sets overlap"
+        return Finding("warning", check, where, what, advice, files)
+    check = "images that look alike"
+    what = "the same picture at another size or quality, or frames of one scene"
+    if leak:
+        return Finding(
+            "warning",
+            f"{check} in training and test",
+            where,
+            what,
+            "look at them: take copies out of the training set; frames of one scene "
+            "belong to one side",
+            files,
+        )
+    advice = (
+        "look at them: copies weigh twice, and a held-out split may tear them apart"
+        if a is b
+        else "look at them"
+    )
+    return Finding("warning", check, where, what, advice, files)

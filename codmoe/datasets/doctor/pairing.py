@@ -1,0 +1,178 @@
+"""The doctor's look at file names: what pairs, what does not, and how many there are."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from codmoe.datasets.doctor.findings import Finding
+from codmoe.datasets.layouts import IMAGE_EXTENSIONS, Part, outsiders
+
+
+@dataclass
+class Listing:
+    """The files of one part.
+
+    Args:
+        part: The part.
+        jobs: Image and mask, either of which may be None.
+        images: Number of images.
+        left_out: Images in the folder that the part does not use.
+        findings: What the names alone tell.
+    """
+
+    part: Part
+    jobs: list[tuple[str | None, str | None]] = field(default_factory=list)
+    images: int = 0
+    left_out: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+
+def list_part(part: Part, parts: Sequence[Part]) -> Listing:
+    """Pair the files of a part by stem, and tell all that is wrong with their names."""
+    listing = Listing(part)
+    images, left_out = _by_stem(part.folders.image, part.prefix)
+    masks, _ = _by_stem(part.folders.mask, part.prefix)
+    listing.left_out = left_out
+
+    def say(level: str, check: str, items, what: str, advice: str) -> None:
+        if items:
+            rows = [
+                tuple(map(str, row)) if isinstance(row, tuple) else (str(row),) for row in items
+            ]
+            listing.findings.append(Finding(level, check, part.label, what, advice, rows))
+
+    for kind, files in (("images", images), ("masks", masks)):
+        twice = [tuple(paths) for paths in files.values() if len(paths) > 1]
+        say(
+            "error",
+            f"two {kind} of one stem",
+            twice,
+            "of several files it is not known which is meant",
+            "keep one file for each stem",
+        )
+        by_case: dict[str, list[str]] = {}
+        for stem in files:
+            by_case.setdefault(stem.lower(), []).append(stem)
+        alike = [tuple(files[s][0] for s in stems) for stems in by_case.values() if len(stems) > 1]
+        say(
+            "warning",
+            f"{kind} whose names differ by case alone",
+            alike,
+            "Windows and macOS keep one of them only",
+            "rename them",
+        )
+    no_mask, no_image = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
+    lower = {stem.lower(): stem for stem in no_image}
+    other_case = [s for s in no_mask if s.lower() in lower]
+    say(
+        "error",
+        "stems of image and mask differ by case",
+        [(images[s][0], masks[lower[s.lower()]][0]) for s in other_case],
+        "they do not pair",
+        "rename one of the two",
+    )
+    taken = {lower[s.lower()] for s in other_case}
+    no_mask = [s for s in no_mask if s not in other_case]
+    no_image = [s for s in no_image if s not in taken]
+    say(
+        "error",
+        "images without mask",
+        [images[s][0] for s in no_mask],
+        f"no file of the same stem in {part.folders.mask}",
+        _mask_advice(no_mask, no_image),
+    )
+    if not part.folders.shared_masks:
+        say(
+            "error",
+            "masks without image",
+            [masks[s][0] for s in no_image],
+            f"no file of the same stem in {part.folders.image}",
+            "download the images again, or remove the masks",
+        )
+    listing.images = len(images)
+    stray = outsiders(part, parts)
+    # Reported once, by the first of the parts that share the folder.
+    first = next(p for p in parts if p.folders.image == part.folders.image)
+    if stray and part is first and part.layout != "COD10K-v3":
+        say(
+            "warning",
+            "images of neither set",
+            [part.folders.image / name for name in stray],
+            "their names start with none of the known prefixes, so they are not used",
+            "if they are to be trained on, name the folders by image_dir and mask_dir",
+        )
+    _count(listing, say)
+    listing.jobs = _jobs(images, masks, part.folders.shared_masks)
+    return listing
+
+
+def _by_stem(folder: Path, prefix: str | None) -> tuple[dict[str, list[Path]], int]:
+    """Image files by stem, and how many there are besides that do not start with ``prefix``."""
+    found: dict[str, list[Path]] = {}
+    left_out = 0
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries)
+    for name in names:
+        path = folder / name
+        if name.startswith(".") or path.suffix.lower() not in IMAGE_EXTENSIONS:
+            continue
+        if prefix and not name.startswith(prefix):
+            left_out += 1
+        else:
+            found.setdefault(path.stem, []).append(path)
+    return found, left_out
+
+
+def _jobs(images, masks, shared_masks: bool) -> list[tuple[str | None, str | None]]:
+    stems = sorted(images if shared_masks else images.keys() | masks.keys())
+    rows = []
+    for stem in stems:
+        image, mask = images.get(stem, [None])[0], masks.get(stem, [None])[0]
+        rows.append((image and str(image), mask and str(mask)))
+    return rows
+
+
+def _mask_advice(no_mask: Sequence[str], no_image: Sequence[str]) -> str:
+    """Says so if the masks' names are the images' with something appended."""
+    endings = Counter(
+        other[len(stem) :] for stem in no_mask[:50] for other in no_image if other.startswith(stem)
+    )
+    if endings:
+        ending, count = endings.most_common(1)[0]
+        if count > len(no_mask[:50]) / 2:
+            return f"the masks end in {ending!r}: rename them to the names of the images"
+    return "download the masks again, or remove the images"
+
+
+def _count(listing: Listing, say) -> None:
+    part, found, expected = listing.part, listing.images, listing.part.expected
+    if not found:
+        say(
+            "error",
+            "no images",
+            [part.folders.image],
+            "the folder holds none that is used",
+            "unpack the data set again",
+        )
+    elif expected and found < expected:
+        say(
+            "error",
+            "number of images",
+            [part.folders.image],
+            f"{found:,} of the protocol's {expected:,}: numbers would not compare with published "
+            "ones",
+            "download the data set again, whole",
+        )
+    elif expected and found > expected:
+        say(
+            "warning",
+            "number of images",
+            [part.folders.image],
+            f"{found:,} where the protocol has {expected:,}: numbers will not compare with "
+            "published ones",
+            "find out what was added",
+        )

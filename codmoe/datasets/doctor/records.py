@@ -1,0 +1,182 @@
+"""What the doctor looks at in one file: read as training reads it, and once more by its header."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from codmoe.datasets.doctor.similarity import THUMBNAIL, perceptual_hash
+from codmoe.datasets.transforms import read_image, read_mask
+
+ORIENTATION = 0x0112
+# What decoders print about data they could not decode and made up. Extra bytes between markers or
+# an odd colour profile, of which they print too, do no harm.
+DAMAGE = re.compile(
+    r"(premature end|bad Huffman|CRC error|incorrect data check|Not enough data|invalid distance"
+    r"|bad adaptive filter|Unsupported marker|found marker)"
+)
+# A pixel of these values is neither object nor background.
+SOFT_LOW, SOFT_HIGH = 16, 239
+
+_printed = None
+
+
+@dataclass
+class ImageRecord:
+    """One image file.
+
+    Args:
+        path: The file.
+        error: Why it cannot be read, or None; all else is then unset.
+        size: Width and height in pixels, as stored.
+        traits: Of ``exif``, ``alpha``, ``alpha_used``, ``palette``, ``cmyk``, ``16bit``, ``grey``.
+        orientation: EXIF orientation, 1 to 8.
+        damage: What the decoder complained of.
+        digest: Equal for equal pixels.
+        code: Perceptual hash, 64 bits.
+        thumbnail: Grey, (32, 32) uint8.
+    """
+
+    path: str
+    error: str | None = None
+    size: tuple[int, int] = (0, 0)
+    traits: tuple[str, ...] = ()
+    orientation: int = 1
+    damage: str = ""
+    digest: bytes = b""
+    code: int = 0
+    thumbnail: np.ndarray | None = None
+
+
+@dataclass
+class MaskRecord:
+    """One mask file.
+
+    Args:
+        path: The file.
+        error: Why it cannot be read, or None; all else is then unset.
+        size: Width and height in pixels.
+        traits: Of ``palette``, ``colour``, ``16bit``, ``zero_one``, ``exif``, ``cmyk``, ``alpha``.
+        area: Share of object pixels.
+        soft: Share of pixels that are neither dark nor bright.
+        damage: What the decoder complained of.
+    """
+
+    path: str
+    error: str | None = None
+    size: tuple[int, int] = (0, 0)
+    traits: tuple[str, ...] = ()
+    area: float = 0.0
+    soft: float = 0.0
+    damage: str = ""
+
+
+def start_worker() -> None:
+    """Catch what the decoders' C code prints; one thread, as every core has its own process."""
+    global _printed
+    cv2.setNumThreads(0)
+    warnings.simplefilter("ignore")
+    _printed = tempfile.TemporaryFile()  # noqa: SIM115
+    sys.stderr.flush()
+    os.dup2(_printed.fileno(), 2)
+
+
+def _damage() -> str:
+    """What decoders printed since the last call about damage, one line."""
+    if _printed is None:
+        return ""
+    _printed.seek(0)
+    text = _printed.read().decode(errors="replace")
+    _printed.seek(0)
+    _printed.truncate()
+    lines = [line.strip() for line in text.splitlines() if DAMAGE.search(line)]
+    return "; ".join(dict.fromkeys(lines))[:200]
+
+
+def inspect(job: tuple[str | None, str | None]) -> tuple[ImageRecord | None, MaskRecord | None]:
+    """Look at an image and its mask, either of which may be missing."""
+    image, mask = job
+    return inspect_image(image) if image else None, inspect_mask(mask) if mask else None
+
+
+def inspect_image(path: str) -> ImageRecord:
+    """Decode and measure one image."""
+    _damage()
+    try:
+        pixels = read_image(path)
+    except ValueError as error:
+        return ImageRecord(path, error=_without_path(error, path))
+    record = ImageRecord(path, size=(pixels.shape[1], pixels.shape[0]), damage=_damage())
+    record.orientation, record.traits = _header(path)
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    record.thumbnail = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    record.code = perceptual_hash(record.thumbnail)
+    shape = np.array(pixels.shape, np.int64).tobytes()
+    record.digest = hashlib.blake2b(pixels.data, digest_size=16, key=shape).digest()
+    return record
+
+
+def inspect_mask(path: str) -> MaskRecord:
+    """Decode and measure one mask."""
+    _damage()
+    try:
+        mask = read_mask(path)
+    except ValueError as error:
+        return MaskRecord(path, error=_without_path(error, path))
+    record = MaskRecord(path, size=(mask.shape[1], mask.shape[0]), damage=_damage())
+    record.area = float(mask.mean())
+    traits = [t for t in _header(path)[1] if t not in ("grey", "alpha_used")]
+    raw = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if raw.ndim == 3:
+        channels = raw[..., :3]
+        if "palette" not in traits and (channels != channels[..., :1]).any():
+            traits.append("colour")
+        raw = channels.max(axis=2)
+    if raw.max() == 1:
+        traits.append("zero_one")
+    if raw.dtype == np.uint8 and not {"colour", "palette"} & set(traits):
+        record.soft = float(((raw > SOFT_LOW) & (raw < SOFT_HIGH)).mean())
+    record.traits = tuple(traits)
+    return record
+
+
+def _header(path: str) -> tuple[int, tuple[str, ...]]:
+    """EXIF orientation, and how the pixels are stored."""
+    traits = []
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            mode, sixteen = image.mode, _is_16bit(image)
+            transparent = mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+            if transparent:
+                alpha = np.asarray(image.convert("RGBA"))[..., 3]
+                traits += ["alpha", "alpha_used"] if alpha.min() < 255 else ["alpha"]
+    except Exception:  # Pillow reads the pixels' metadata more strictly than OpenCV the pixels
+        return 1, ()
+    orientation = orientation if orientation in range(1, 9) else 1
+    traits += ["exif"] * (orientation != 1) + ["16bit"] * sixteen
+    traits += {"P": ["palette"], "CMYK": ["cmyk"], "L": ["grey"], "1": ["grey"]}.get(mode, [])
+    return orientation, tuple(traits)
+
+
+def _is_16bit(image: Image.Image) -> bool:
+    if image.mode.startswith("I"):
+        return True
+    # Pillow opens 16-bit colour PNG as RGB; the depth stands in its first chunk.
+    if image.format == "PNG":
+        with open(image.filename, "rb") as file:
+            return file.read(25)[24:] == b"\x10"
+    return False
+
+
+def _without_path(error: Exception, path: str) -> str:
+    return str(error).removeprefix(path).strip()

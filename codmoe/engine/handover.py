@@ -1,0 +1,591 @@
+"""What a stage starts from: one file, or a backbone and heads from several runs."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dist import barrier, is_main_process
+from mmengine.runner import ValLoop
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor, nn
+
+from codmoe.engine.checkpoints import load_parts, load_state, meta_of, read_weights, stored_config
+from codmoe.engine.hooks.progress import bare_model
+from codmoe.evaluation.tables import save_json
+from codmoe.models.build import DEFAULT_EXPERTS
+from codmoe.registry import MODELS, suggest
+
+INIT_KEYS = ("file", "parts", "backbone", "experts", "command")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files behind ``cfg.init_from``.
+
+    Args:
+        file: One file for all ``parts``, or None.
+        parts: Parts that are loaded from ``file``; None for all.
+        backbone: Files of the backbone; several are averaged. Empty if it is not loaded.
+        experts: File of each expert's head; empty with ``file``, or if the heads start anew.
+        command: What makes the files, named in errors.
+    """
+
+    file: Path | None = None
+    parts: tuple[str, ...] | None = None
+    backbone: tuple[Path, ...] = ()
+    experts: Mapping[str, Path] = field(default_factory=dict)
+    command: str | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file once."""
+        single = [] if self.file is None else [self.file]
+        return list(dict.fromkeys([*single, *self.backbone, *self.experts.values()]))
+
+    @property
+    def policy(self) -> str:
+        """``"one file"`` (the joint run, or the stage before), ``"one backbone"`` or ``"soup"``."""
+        if self.file is not None:
+            return "one file"
+        return "soup" if len(self.backbone) > 1 else "one backbone"
+
+    def expert_files(self, names: Iterable[str]) -> dict[str, Path]:
+        """The file of each of these experts whose head is loaded."""
+        if self.file is None:
+            return {name: self.experts[name] for name in names if name in self.experts}
+        loaded = self.parts is None or "experts" in self.parts
+        return dict.fromkeys(names, self.file) if loaded else {}
+
+    def backbone_files(self) -> tuple[Path, ...]:
+        """The file of the backbone, all of them for a soup, none if it is not loaded."""
+        if self.file is None:
+            return self.backbone
+        return (self.file,) if self.parts is None or "backbone" in self.parts else ()
+
+
+def read_sources(cfg: Config) -> Sources | None:
+    """The files that ``cfg.init_from`` names; None for a stage that starts from nothing.
+
+    One file: ``dict(file="experts_joint_best.pth", parts=("backbone", "experts"), command=...)``.
+    Several: ``dict(backbone="expert_sinet_best.pth", experts=dict(sinet="expert_sinet_best.pth",
+    ...), command=...)``, where ``backbone=dict(average=[...])`` is the mean of several files'.
+    A name without a folder lies in ``cfg.checkpoint_dir``.
+    """
+    init = cfg.get("init_from")
+    if not init:
+        return None
+    backbone = init.get("backbone") or ()
+    if isinstance(backbone, Mapping):
+        backbone = backbone["average"]
+    files = [backbone] if isinstance(backbone, (str, Path)) else backbone
+    experts = init.get("experts") or {}
+    parts = init.get("parts")
+    return Sources(
+        file=_path(cfg, init["file"]) if init.get("file") else None,
+        parts=None if parts is None else tuple(parts),
+        backbone=tuple(_path(cfg, file) for file in files),
+        experts={name: _path(cfg, file) for name, file in experts.items() if file is not None},
+        command=init.get("command"),
+    )
+
+
+def _path(cfg: Config, file: str | Path) -> Path:
+    path = Path(file).expanduser()
+    if path.parent != Path("."):
+        return path
+    return Path(cfg.get("checkpoint_dir", "checkpoints_moe")) / path
+
+
+def init_faults(cfg: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the keys of ``cfg.init_from``, one sentence each."""
+    init = cfg.get("init_from") or {}
+    faults = [
+        f"init_from: no key {key!r}; {suggest(key, INIT_KEYS)}"
+        for key in init
+        if key not in INIT_KEYS
+    ]
+    several = [key for key in ("backbone", "experts") if init.get(key)]
+    if init.get("file") and several:
+        faults.append(
+            f"init_from: file and {several[0]} exclude each other; a config that inherits one and "
+            "wants the other begins with init_from=dict(_delete_=True, ...)"
+        )
+    elif init and not faults and not init.get("file") and not several:
+        faults.append("init_from: names no weights; give file=, or backbone= and experts=")
+    if several and init.get("parts"):
+        faults.append("init_from: parts belongs to file; with backbone and experts leave it out")
+    backbone, experts = init.get("backbone"), init.get("experts")
+    if isinstance(backbone, Mapping):
+        files = backbone.get("average")
+        listed = isinstance(files, (list, tuple)) and len(files) > 1
+        if not listed or set(backbone) != {"average"}:
+            faults.append(
+                f"init_from.backbone={dict(backbone)}: give a file, or dict(average=[...]) with "
+                "two files or more"
+            )
+    elif backbone and not isinstance(backbone, (str, Path)):
+        faults.append(f"init_from.backbone={backbone!r}: give a file, or dict(average=[...])")
+    if experts and not isinstance(experts, Mapping):
+        faults.append(f"init_from.experts={experts!r}: give dict(NAME='FILE.pth', ...)")
+    elif experts:
+        named = (cfg.get("model") or {}).get("experts") or {}
+        needed = [name for name, expert in named.items() if expert is not None]
+        faults += _without_file(needed, [n for n, file in experts.items() if file is not None])
+    return faults
+
+
+def _without_file(needed: Iterable[str], given: Sequence[str]) -> list[str]:
+    missing = [name for name in needed if name not in given]
+    if not missing:
+        return []
+    return [
+        f"init_from.experts names no file for {', '.join(missing)}; it has {', '.join(given)}: add "
+        f"{missing[0]}='expert_{missing[0]}_best.pth', or model.experts.{missing[0]}=None"
+    ]
+
+
+def require_files(sources: Sources) -> None:
+    """Tell all files that are missing, and what makes them.
+
+    Raises:
+        FileNotFoundError: One is not there.
+    """
+    missing = [str(path) for path in sources.paths if not path.is_file()]
+    if missing:
+        what = "which does not exist; make it" if len(missing) == 1 else "which do not exist; make"
+        them = "" if len(missing) == 1 else " them"
+        raise FileNotFoundError(
+            f"this stage starts from {', '.join(missing)}, {what}{them} with: "
+            f"{sources.command or '(the stage before)'}"
+        )
+
+
+def load_sources(model: nn.Module, sources: Sources) -> list[str]:
+    """Load what :func:`read_sources` found, each part strictly, its buffers included.
+
+    Returns:
+        Lines for the log.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file holds no such expert, or does not fit the model.
+    """
+    require_files(sources)
+    hint = f"; make it with: {sources.command}" if sources.command else ""
+    if sources.file is not None:
+        keys = load_parts(model, sources.file, sources.parts, sources.command)
+        return [f"loaded {len(keys)} tensors from {sources.file}"]
+    lines = []
+    if sources.backbone:
+        listed = ", ".join(map(str, sources.backbone))
+        averaged = len(sources.backbone) > 1
+        state = average_weights(sources.backbone) if averaged else read_weights(listed)
+        source = f"the average of {listed}" if averaged else f"checkpoint {listed}"
+        keys = load_state(model, state, ("backbone",), source, hint)
+        lines.append(f"loaded {len(keys)} tensors of the backbone from {source}")
+    if sources.experts:
+        names = [name for name, _ in model.get_submodule("experts").named_children()]
+        for fault in _without_file(names, list(sources.experts)):
+            raise ValueError(fault)
+        for name, path in sources.expert_files(names).items():
+            state = read_weights(path)
+            held = sorted({k.split(".")[1] for k in state if k.startswith("experts.")})
+            if name not in held:
+                raise ValueError(
+                    f"init_from.experts.{name}={str(path)!r} holds no expert {name!r}, but "
+                    f"{', '.join(held) or 'none'}; give the file that its training left{hint}"
+                )
+            keys = load_state(model, state, (f"experts.{name}",), f"checkpoint {path}", hint)
+            lines.append(f"loaded {len(keys)} tensors of expert {name} from {path}")
+    return lines
+
+
+def average_weights(paths: Sequence[Path], part: str = "backbone") -> dict[str, Tensor]:
+    """The mean of one part's floating-point tensors over several files (Wortsman et al., Model
+    soups: averaging weights of multiple fine-tuned models, ICML 2022).
+
+    Only runs that began with the same pretrained weights have a mean that is of use. Integer
+    buffers are the first file's.
+
+    Args:
+        paths: Weights files.
+        part: First component of the keys.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file does not hold the part, or with other keys or shapes than the first.
+    """
+    states = []
+    for path in paths:
+        state = {k: v for k, v in read_weights(path).items() if k.startswith(f"{part}.")}
+        if not state:
+            raise ValueError(f"checkpoint {path} holds no {part}, so it cannot be averaged")
+        first = states[0] if states else state
+        other = [
+            key for key in first.keys() | state.keys() if _shape(first, key) != _shape(state, key)
+        ]
+        if other:
+            raise ValueError(
+                f"the {part}s of {paths[0]} and {path} cannot be averaged: they differ in "
+                f"{len(other)} keys or shapes, e.g. {min(other)}; average runs of one backbone"
+            )
+        states.append(state)
+    mean = dict(states[0])
+    for key, value in mean.items():
+        if value.is_floating_point():
+            # In float64 the mean of equal numbers is that number, to the last bit.
+            total = sum(state[key].double() for state in states)
+            # What is read from half precision need not be rounded to it.
+            mean[key] = (total / len(states)).to(torch.promote_types(value.dtype, torch.float32))
+    return mean
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None
+
+
+def skip_pretrained(cfg: Config) -> None:
+    """Neither download nor read backbone weights that a checkpoint replaces at once."""
+    backbone = cfg.model.backbone
+    if isinstance(backbone, dict):
+        # Only what is there: a backbone of somebody else's need not know these arguments.
+        skipped = dict(pretrained=False, checkpoint=None)
+        backbone.update({key: value for key, value in skipped.items() if key in backbone})
+
+
+ASSEMBLY_KEYS = ("max_drop",)
+MAX_DROP = 0.01
+
+
+def assembly_faults(cfg: Mapping[str, Any]) -> list[str]:
+    """What is wrong with ``cfg.assembly`` = ``dict(max_drop=0.01)``, one sentence each.
+
+    ``max_drop`` is the IoU an expert may lose by being assembled; None measures and never stops.
+    ``assembly=None`` measures nothing.
+    """
+    settings = cfg.get("assembly", {})
+    if settings is None:
+        return []
+    if not isinstance(settings, Mapping) or set(settings) - set(ASSEMBLY_KEYS):
+        return [f"assembly={settings!r}: give dict(max_drop=0.01), or None to measure nothing"]
+    drop = settings.get("max_drop", MAX_DROP)
+    if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float))):
+        return [f"assembly.max_drop={drop!r} is not a number; it is an IoU, e.g. 0.01, or None"]
+    if drop is not None and not 0 <= drop <= 1:
+        return [f"assembly.max_drop={drop!r} is not in [0, 1]; one point of IoU is 0.01"]
+    return []
+
+
+def check_assembly(runner, cfg: Config) -> dict[str, Any] | None:
+    """Measure what :func:`load_sources` loaded, on the stage's validation
+    data; every process takes part. Nothing is trained, and no random state is changed.
+
+    Args:
+        runner: The Runner, its model loaded; ``cfg`` is its config.
+        cfg: ``cfg.assembly`` as :func:`assembly_faults` describes it.
+
+    Returns:
+        The payload of ``<work_dir>/assembly.json``; None where nothing is measured.
+
+    Raises:
+        ValueError: An expert lost more than ``max_drop``, or there is no validation data.
+    """
+    sources, settings = read_sources(cfg), cfg.get("assembly", {})
+    if sources is None or settings is None or cfg.get("resume"):
+        return None
+    model = bare_model(runner)
+    files = sources.expert_files(model.expert_names)
+    if not files:
+        return None
+    if runner.val_loop is None:
+        raise ValueError(
+            "the experts that this stage starts from cannot be measured without validation data; "
+            "give val_dataloader, val_cfg and val_evaluator, or set assembly=None"
+        )
+    started = time.time()
+    runner.logger.info(f"measuring {len(files)} expert(s) before the first step")
+    with _same_random_numbers():
+        inside = measure_experts(runner, model)
+        experts = {}
+        for path in dict.fromkeys(files.values()):
+            names = [name for name, file in files.items() if file == path]
+            experts |= _of_file(runner, cfg, model, path, names, inside)
+    limit = settings.get("max_drop", MAX_DROP)
+    for expert in experts.values():
+        expert["passed"] = limit is None or expert["drop"] <= limit
+    payload = dict(
+        config=str(cfg.get("config_file")),
+        policy=sources.policy,
+        max_drop=limit,
+        passed=all(expert["passed"] for expert in experts.values()),
+        images=len(runner.val_loop.dataloader.dataset),
+        backbone=[str(path) for path in sources.backbone_files()],
+        experts={name: experts[name] for name in model.expert_names if name in experts},
+        uniform=inside["uniform"],
+        oracle=inside["oracle"],
+        seconds=round(time.time() - started, 1),
+    )
+    if is_main_process():
+        path = save_json(Path(cfg.work_dir) / "assembly.json", payload)
+        print_assembly(payload, runner.logger, path)
+    # Goes into the weights that this run leaves, for the table of the stage after.
+    began = {n: dict(checkpoint=e["checkpoint"], IoU=e["own"]) for n, e in experts.items()}
+    runner.message_hub.update_info("codmoe_started_from", began)
+    barrier()  # a process that fails first has its launcher end the one that writes
+    if not payload["passed"]:
+        raise ValueError(failure(payload, Path(cfg.work_dir) / "assembly.json"))
+    return payload
+
+
+def measure_experts(runner, model: nn.Module) -> dict[str, float]:
+    """IoU of each expert of ``model``, of their uniform mixture and of the oracle, on the Runner's
+    validation data: mmengine's loop over the Runner's own loader, without its hooks.
+
+    Args:
+        runner: A Runner with a validation loop.
+        model: A :class:`ModelLevelMoE` on the Runner's device.
+    """
+    loop = runner.val_loop
+    kept = runner.model, runner._hooks, model.evaluate_all_experts, model.training
+    # Hooks take a validation for one of training: they log it, keep its weights, swap averages in.
+    runner.model, runner._hooks, model.evaluate_all_experts = model, [], True
+    try:
+        evaluator = runner.build_evaluator([_routing_metric(runner.cfg)])
+        metrics = ValLoop(runner, loop.dataloader, evaluator, getattr(loop, "fp16", False)).run()
+    finally:
+        runner.model, runner._hooks, model.evaluate_all_experts, training = kept
+        model.train(training)
+    return {k.removeprefix("IoU_"): float(v) for k, v in metrics.items() if k.startswith("IoU_")}
+
+
+def _routing_metric(cfg: Config) -> dict[str, Any]:
+    """The config's own, for it may gather over the network; no other measure is needed."""
+    given = cfg.get("val_evaluator") or []
+    for metric in [given] if isinstance(given, Mapping) else given:
+        if isinstance(metric, Mapping) and metric.get("type") == "RoutingMetric":
+            return {key: value for key, value in metric.items() if key != "prefix"}
+    return dict(type="RoutingMetric")
+
+
+def _of_file(
+    runner,
+    cfg: Config,
+    model: nn.Module,
+    path: Path,
+    names: list[str],
+    inside: Mapping[str, float],
+) -> dict[str, dict[str, Any]]:
+    """The experts that come from one file: measured there, unless it is the assembled model."""
+    own_cfg, meta, state = stored_config(path), meta_of(path), read_weights(path)
+    differs = {name: _differences(cfg, own_cfg, model, state, name) for name in names}
+    if any(differs.values()):
+        own = own_model(cfg if own_cfg is None else own_cfg, path, names)
+        alone = measure_experts(runner, own.to(next(model.parameters()).device))
+        del own
+        gc.collect()
+    else:
+        alone = inside
+    trained_by = {k: meta.get(k) for k in ("stage", "config_file", "epoch", "run_id")}
+    return {
+        name: dict(
+            checkpoint=str(path),
+            trained_by={key: value for key, value in trained_by.items() if value is not None},
+            config_in_checkpoint=own_cfg is not None,
+            # What the run that made the file had itself begun with, on its validation data.
+            before=(meta.get("started_from") or {}).get(name),
+            own=alone[name],
+            assembled=inside[name],
+            drop=alone[name] - inside[name],
+            measured_once=alone is inside,
+            differs=differs[name],
+        )
+        for name in names
+    }
+
+
+def own_model(cfg: Config, path: Path, names: list[str]) -> nn.Module:
+    """The model that a head was trained in: backbone and heads of one file, built as its config
+    says.
+
+    Args:
+        cfg: The config that made the file.
+        path: Weights file.
+        names: The experts that are wanted.
+
+    Raises:
+        ValueError: The weights do not fit that config.
+    """
+    cfg = Config(dict(model=cfg.model.to_dict(), data_preprocessor=cfg.get("data_preprocessor")))
+    skip_pretrained(cfg)
+    section = cfg.model.to_dict()
+    if section.get("data_preprocessor") is None:
+        section["data_preprocessor"] = cfg.data_preprocessor
+    experts = section.get("experts") or DEFAULT_EXPERTS
+    changes = dict(
+        experts={name: experts[name] for name in names},
+        # Whatever mixes them: each expert is measured alone.
+        router=dict(type="UniformRouter"),
+        routing_losses=None,
+        num_experts=None,
+        top_k=None,
+        frozen=(),
+    )
+    model = MODELS.build({"type": "ModelLevelMoE", **section, **changes})
+    load_parts(model, path, ("backbone", *(f"experts.{name}" for name in names)))
+    return model
+
+
+def _differences(
+    cfg: Config, own: Config | None, model: nn.Module, state: Mapping[str, Tensor], name: str
+) -> list[str]:
+    """In what an expert's own checkpoint is not what was assembled: weights, to the last bit, or
+    config.
+    """
+    here = model.state_dict()
+    found = []
+    for part in ("backbone", f"experts.{name}"):
+        keys = {k for k in state.keys() | here.keys() if k.startswith(f"{part}.")}
+        same = all(
+            # Files in half precision are read into float32 without loss.
+            k in state and k in here and torch.equal(state[k].to(here[k].dtype), here[k].cpu())
+            for k in sorted(keys)
+        )
+        found += [] if same else [f"weights of {part}"]
+    if own is not None:
+        mine, theirs = _sections(cfg, name), _sections(own, name)
+        found += [f"config of {key}" for key in mine if mine[key] != theirs[key]]
+    return found
+
+
+def _sections(cfg: Config, name: str) -> dict[str, str]:
+    """What decides how one expert predicts, in a form that can be compared."""
+    section = cfg.model.to_dict()
+    backbone = section.get("backbone")
+    if isinstance(backbone, dict):
+        backbone = {k: v for k, v in backbone.items() if k not in ("pretrained", "checkpoint")}
+    expert = (section.get("experts") or DEFAULT_EXPERTS).get(name)
+    preprocessor = section.get("data_preprocessor") or cfg.get("data_preprocessor")
+    sections = {"backbone": backbone, f"experts.{name}": expert, "data_preprocessor": preprocessor}
+    return {k: json.dumps(v, sort_keys=True, default=str) for k, v in sections.items()}
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Training goes on from the random state that it would have had without the measuring."""
+    states = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+STALE = "weights of backbone"
+REFIT = {
+    "one file": "configs/experts/refit.py",
+    "one backbone": "configs/experts/refit_one_backbone.py",
+    "soup": "configs/experts/refit_soup.py",
+}
+
+
+def print_assembly(payload: Mapping[str, Any], logger, path: Path) -> None:
+    """Log the payload of ``assembly.json`` as a table, on the terminal and in the log file."""
+    table = Table(
+        title=f"experts before the first step, validation IoU over {payload['images']} images",
+        title_justify="left",
+    )
+    experts = payload["experts"]
+    before = any(expert["before"] for expert in experts.values())
+    columns = ["expert", *(["before that run"] if before else []), "own checkpoint"]
+    for column in (*columns, "IoU there", "assembled", "drop", ""):
+        number = column in ("IoU there", "assembled", "drop")
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for name, expert in experts.items():
+        figures = (f"{expert[key]:.4f}" for key in ("own", "assembled"))
+        row = [expert["checkpoint"], *figures, f"{expert['drop']:+.4f}", _note(expert)]
+        row = [name, *([_before(expert)] if before else []), *row]
+        table.add_row(*map(escape, row), style=None if expert["passed"] else "red")
+    text = io.StringIO()
+    console = Console(file=text, width=10_000)
+    console.print(table)
+    lines = "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+    backbone = ", ".join(payload["backbone"]) or "not loaded"
+    kind = "average of " if len(payload["backbone"]) > 1 else ""
+    logger.info(f"assembled ({payload['policy']}), backbone: {kind}{backbone}\n{lines}\n{path}")
+
+
+def _before(expert: Mapping[str, Any]) -> str:
+    start = expert["before"]
+    return f"{start['IoU']:.4f} {Path(start['checkpoint']).name}" if start else "-"
+
+
+def _note(expert: Mapping[str, Any]) -> str:
+    if expert["measured_once"]:
+        note = "measured once: bit-identical to its checkpoint"
+        known = expert["config_in_checkpoint"]
+        return note if known else f"{note}, which holds no config"
+    return "differs: " + ", ".join(expert["differs"])
+
+
+def failure(payload: Mapping[str, Any], path: Path) -> str:
+    """What is wrong with an assembled model, expert by expert, and what would be right."""
+    backbone = payload["backbone"]
+    here = "the backbone here was not loaded from any run"
+    if len(backbone) == 1:
+        here = f"the backbone here is that of {backbone[0]}"
+    elif backbone:
+        here = f"the backbone here is the average of {', '.join(backbone)}"
+    lines = [
+        f"expert {name!r} has IoU {expert['own']:.4f} on its own checkpoint and "
+        f"{expert['assembled']:.4f} in the assembled model, a drop of {expert['drop']:.4f} where "
+        f"assembly.max_drop={payload['max_drop']} is allowed: {_cause(name, expert, here)}"
+        for name, expert in payload["experts"].items()
+        if not expert["passed"]
+    ]
+    failed = [expert for expert in payload["experts"].values() if not expert["passed"]]
+    stale = any(STALE in expert["differs"] for expert in failed)
+    fix = f" {_fix(payload)}" if stale else ""
+    return "\n".join([*lines, f"No step was made.{fix} The table: {path}"])
+
+
+def _fix(payload: Mapping[str, Any]) -> str:
+    if not payload["backbone"]:
+        one_file = payload["policy"] == "one file"
+        key = "parts=('backbone', 'experts')" if one_file else "backbone='FILE.pth'"
+        return f"Load the backbone that belongs to the heads: init_from.{key}."
+    return (
+        "Start from the joint run (init_from=dict(file='experts_joint_best.pth', parts=('backbone',"
+        " 'experts'))), or refit the heads on this backbone first "
+        f"({REFIT[payload['policy']]}) and start from what that leaves."
+    )
+
+
+def _cause(name: str, expert: Mapping[str, Any], here: str) -> str:
+    by = expert["trained_by"]
+    run = [str(by["stage"])] if "stage" in by else []
+    run += [str(by["config_file"])] if by.get("config_file") else []
+    run += [f"epoch {by['epoch']}"] if "epoch" in by else []
+    run += [f"run {str(by['run_id'])[:8]}"] if "run_id" in by else []
+    trained = expert["checkpoint"] + (f" ({', '.join(run)})" if run else "")
+    if STALE in expert["differs"]:
+        return f"its head was trained on the backbone of {trained}, and {here}"
+    return (
+        f"its head and backbone are those of {trained}, but the {', '.join(expert['differs'])} "
+        "differs here; make both configs agree"
+    )

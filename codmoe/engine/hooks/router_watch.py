@@ -1,0 +1,239 @@
+"""Says when a router ignores the images or uses one expert, and what to change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from mmengine.hooks import Hook
+
+from codmoe.engine.hooks.progress import bare_model
+from codmoe.registry import HOOKS
+
+
+@dataclass(frozen=True)
+class RoutingFigures:
+    """What a validation says about the router; the IoUs are None where not all experts were run."""
+
+    information: float
+    first_share: float
+    shares: dict[str, float]
+    experts: dict[str, float] | None = None
+    oracle: float | None = None
+    mixture: float | None = None
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float], names: tuple[str, ...]) -> RoutingFigures | None:
+        """From RoutingMetric's scalars; None if there are none."""
+        if "mutual_information" not in metrics:
+            return None
+        figures = dict(
+            information=float(metrics["mutual_information"]),
+            first_share=float(metrics["top1_max_share"]),
+            shares={name: float(metrics[f"share_{name}"]) for name in names},
+        )
+        if "IoU_oracle" in metrics:
+            figures["experts"] = {name: float(metrics[f"IoU_{name}"]) for name in names}
+            figures["oracle"] = float(metrics["IoU_oracle"])
+            figures["mixture"] = figures["oracle"] - float(metrics["regret"])
+        return cls(**figures)
+
+    @property
+    def best_expert(self) -> str:
+        """The expert with the largest mean IoU."""
+        return max(self.experts, key=self.experts.get)
+
+    @property
+    def gap(self) -> float | None:
+        """IoU of the oracle above the best single expert."""
+        return None if self.experts is None else self.oracle - self.experts[self.best_expert]
+
+    def summary(self) -> dict[str, float | str]:
+        """For ``finished.json``: what there was to win, and what of it was won."""
+        best = self.experts[self.best_expert]
+        return dict(
+            best_expert=self.best_expert,
+            IoU_best_expert=best,
+            IoU_mixture=self.mixture,
+            IoU_oracle=self.oracle,
+            regret=self.oracle - self.mixture,
+            gap_closed=(self.mixture - best) / self.gap if self.gap > 0 else None,
+            mutual_information=self.information,
+        )
+
+
+@HOOKS.register_module()
+class RouterWatchHook(Hook):
+    """Looks at the router after each validation.
+
+    A router is *blind* if the mutual information of image and expert is under ``floor``, and
+    *collapsed* if one expert has more than ``max_share`` of all weight or of the first choices.
+    What lasts for ``patience`` validations is said once, with the config keys to change; or that
+    there is nothing to route, where the oracle is no better than the best single expert. At the end
+    the regret, and how much of the way from the best expert to the oracle was gone, of the weights
+    that are kept.
+
+    Args:
+        floor: Least mutual information in nats; ln E is the most.
+        patience: Validations in a row.
+        max_share: Share from which an expert is the only one, in (0, 1].
+        min_gap: Least IoU of the oracle above the best expert that is worth a router.
+    """
+
+    # After BestWeightsHook, which says whether the epoch is the best.
+    priority = "NORMAL"
+
+    def __init__(
+        self,
+        floor: float = 0.03,
+        patience: int = 3,
+        max_share: float = 0.9,
+        min_gap: float = 0.005,
+    ):
+        if patience < 1 or not 0 < max_share <= 1:
+            raise ValueError(
+                f"default_hooks.router_watch: patience={patience} must be 1 or more and "
+                f"max_share={max_share} lie in (0, 1]"
+            )
+        self.floor, self.patience = floor, patience
+        self.max_share, self.min_gap = max_share, min_gap
+        self._state, self._count = "", 0
+        self._said: set[str] = set()
+
+    def state_of(self, figures: RoutingFigures) -> str:
+        """``"blind"``, ``"collapsed"``, ``"nothing to route"``, or "" for a router that routes."""
+        blind = figures.information < self.floor
+        # A blind router has the same first choice everywhere, whatever its weights are.
+        share = max(figures.shares.values())
+        share = share if blind else max(share, figures.first_share)
+        if not blind and share <= self.max_share:
+            return ""
+        if figures.gap is not None and figures.gap < self.min_gap:
+            return "nothing to route"
+        return "collapsed" if share > self.max_share else "blind"
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        model = bare_model(runner)
+        if isinstance(runner._train_loop, dict) or not metrics or not _learns(model):
+            return
+        figures = RoutingFigures.of(metrics, model.expert_names)
+        if figures is None:
+            return
+        hub = runner.message_hub
+        if figures.experts and hub.get_info("codmoe_best_epoch") == runner.epoch:
+            hub.update_info("codmoe_routing", dict(figures.summary(), epoch=runner.epoch))
+        state = self.state_of(figures)
+        self._count = self._count + 1 if state == self._state else 1
+        self._state = state
+        if not state and self._said:
+            self._said.clear()
+            runner.logger.info(
+                f"router: routes again, mutual information {figures.information:.3f} nats"
+            )
+        elif state and state not in self._said and self._count >= self.patience:
+            self._said.add(state)
+            runner.logger.warning(self.message(state, figures, model))
+
+    def after_train(self, runner) -> None:
+        told = routing_of_best(runner)
+        if told is None:
+            return
+        share = told["gap_closed"]
+        closed = "no gap to close" if share is None else f"{share:.0%} of the gap closed"
+        runner.logger.info(
+            f"router on validation (epoch {told['epoch']}): mixture IoU {told['IoU_mixture']:.4f}, "
+            f"best expert {told['best_expert']} {told['IoU_best_expert']:.4f}, oracle "
+            f"{told['IoU_oracle']:.4f}; {closed}, regret {told['regret']:.4f}, mutual information "
+            f"{told['mutual_information']:.3f} nats"
+        )
+
+    def message(self, state: str, figures: RoutingFigures, model) -> str:
+        """What was seen and what to change."""
+        most = math.log(len(figures.shares))
+        seen = f"mutual information {figures.information:.3f} of at most {most:.3f} nats"
+        favourite = max(figures.shares, key=figures.shares.get)
+        if state == "nothing to route":
+            best = figures.best_expert
+            return (
+                f"router: nothing to route: the oracle's IoU on validation is "
+                f"{figures.oracle:.4f}, the best expert's ({best}) {figures.experts[best]:.4f}. A "
+                f"gap of {figures.gap:.4f} (router_watch.min_gap={self.min_gap:g}) is no fault of "
+                f"the router ({seen}). Make experts that differ (stage 1 for longer, other "
+                f"widths, seeds or input_scales), or use {best} alone"
+            )
+        if state == "collapsed":
+            what = (
+                f"{favourite} has {figures.shares[favourite]:.0%} of the weight, and "
+                f"{figures.first_share:.0%} of the first choices are of one expert"
+            )
+            fixes = _against_collapse(model)
+        else:
+            what, fixes = "it says nearly the same of every image", _against_blindness(model)
+        if figures.gap is not None:
+            seen += f"; the oracle's IoU is {figures.gap:.4f} above the best expert's"
+        return (
+            f"router: {state} for {self._count} validations: {what} ({seen}). "
+            f"Try, one at a time: {'; '.join(fixes)}"
+        )
+
+
+def routing_of_best(runner) -> dict | None:
+    """What the validation of the weights that are kept said of the router, or None."""
+    hub = runner.message_hub
+    told = hub.get_info("codmoe_routing")
+    # After an interruption the best may be of a validation that the checkpoint does not know.
+    if told is None or told["epoch"] != hub.get_info("codmoe_best_epoch"):
+        return None
+    return dict(told)
+
+
+def _learns(model) -> bool:
+    router = getattr(model, "router", None)
+    return router is not None and any(p.requires_grad for p in router.parameters())
+
+
+def _loss(model, attribute: str) -> Iterator[tuple[str, float]]:
+    for name, loss in model.routing_losses.items():
+        value = getattr(loss, attribute, None)
+        if value is not None:
+            yield f"model.routing_losses.{name}.{attribute}", value
+
+
+def _balance(model) -> Iterator[str]:
+    for name, loss in model.routing_losses.items():
+        if "Balance" in type(loss).__name__:
+            yield f"model.routing_losses.{name}.weight={loss.weight:g}"
+
+
+def _against_blindness(model) -> Iterator[str]:
+    taught = [
+        name
+        for name, loss in model.routing_losses.items()
+        if getattr(loss, "needs_all_experts", False)
+    ]
+    if not taught:
+        yield "add model.routing_losses.distill=dict(type='ExpertIoUDistillation')"
+    for key, value in _loss(model, "tau"):
+        yield f"lower {key}={value:g} (a flat target teaches nothing)"
+    for key in _balance(model):
+        yield f"lower {key} (it pulls towards equal shares)"
+    noise = getattr(model.router, "noise", 0)
+    if noise:
+        yield f"lower model.router.noise={noise:g}"
+    branches = getattr(model.router, "branches", None)
+    if branches is not None and len(branches) < 4:
+        yield f"switch more of model.router.branches on (now {', '.join(branches)})"
+    yield "give the router more held-out images (train_dataloader.dataset.split.fractions)"
+
+
+def _against_collapse(model) -> Iterator[str]:
+    balance = list(_balance(model))
+    for key in balance:
+        yield f"raise {key}"
+    if not balance:
+        yield "add model.routing_losses.balance=dict(type='LoadBalanceLoss', weight=0.01)"
+    for key, value in _loss(model, "tau"):
+        yield f"raise {key}={value:g}"
+    yield f"raise model.router.noise={getattr(model.router, 'noise', 0):g}"
+    yield "lower optim_wrapper.optimizer.lr"

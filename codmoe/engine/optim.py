@@ -1,0 +1,137 @@
+"""Parameter groups of the optimiser, and its steps without waiting for the device."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from mmengine import registry as root
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
+from torch import nn
+from torch.optim import Optimizer
+
+
+# In mmengine's own registry: the Runner looks there.
+@root.OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's constructor, with one group for all parameters of equal settings.
+
+    mmengine makes a group of every parameter, over a thousand of them, and an optimiser launches
+    its kernels group by group. The result is the same; a checkpoint of one cannot be resumed with
+    the other. The shipped configs have it; ``optim_wrapper.constructor =
+    "DefaultOptimWrapperConstructor"`` is mmengine's.
+    """
+
+    def add_params(
+        self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs
+    ) -> None:
+        """Fills ``params`` with the groups of ``module``; merged once the whole model is in."""
+        super().add_params(params, module, prefix=prefix, **kwargs)
+        if prefix:
+            return
+        merged: dict[tuple, dict[str, Any]] = {}
+        for group in params:
+            settings = tuple(sorted((k, v) for k, v in group.items() if k != "params"))
+            if settings in merged:
+                merged[settings]["params"] += group["params"]
+            else:
+                merged[settings] = dict(group, params=list(group["params"]))
+        params[:] = merged.values()
+
+
+class _GradientNorm:
+    """Clips as mmengine does, and leaves the norm on the device for the log to fetch."""
+
+    def _clip_grad(self) -> None:
+        params = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
+        norm = self.clip_func(params, **self.clip_grad_kwargs) if params else None
+        if norm is not None:  # clipping by value gives none
+            self.message_hub.update_scalar(f"train/{self.grad_name}", norm)
+
+
+@root.OPTIM_WRAPPERS.register_module()
+class CODOptimWrapper(_GradientNorm, OptimWrapper):
+    """mmengine's OptimWrapper, which the engine chooses for full precision."""
+
+
+@root.OPTIM_WRAPPERS.register_module()
+class CODAmpOptimWrapper(_GradientNorm, AmpOptimWrapper):
+    """mmengine's AmpOptimWrapper, which the engine chooses for mixed precision."""
+
+
+def lay_out_state(optimizer: Optimizer) -> None:
+    """Give the state of every parameter its memory format, which a checkpoint need not share.
+
+    A fused step reads parameter, gradient and state in the order they lie in memory and refuses
+    those that differ.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                laid_out = torch.empty_like(parameter, dtype=value.dtype, device=value.device)
+                state[key] = laid_out.copy_(value)
+
+
+AMP = (True, False, None, "fp16", "bf16")
+
+
+def check_amp(amp: bool | str) -> None:
+    """Raises:
+    ValueError: ``amp`` is no choice of precision.
+    """
+    if amp not in AMP:
+        raise ValueError(
+            f"amp={amp!r} is unknown; use True (bf16 or fp16, by the GPU), 'fp16', 'bf16' or False"
+        )
+
+
+def settle_amp(cfg: Config) -> str:
+    """Choose the precision of training, in this one place.
+
+    ``cfg.amp`` (default True) asks for mixed precision; what it means depends on the machine: bf16
+    where the GPU has it, fp16 with a dynamic loss scale on others (T4), none on the CPU. ``"fp16"``
+    takes fp16 on any GPU, ``"bf16"`` only where there is bf16, False neither.
+
+    Returns:
+        The choice, for the log.
+
+    Raises:
+        ValueError: ``cfg.amp`` is none of these, or the GPU has no bf16 and it was asked for.
+    """
+    wrapper, amp = cfg.optim_wrapper, cfg.get("amp", True)
+    for key in ("dtype", "loss_scale"):
+        wrapper.pop(key, None)
+    check_amp(amp)
+    if not amp or not torch.cuda.is_available():
+        wrapper.type = "CODOptimWrapper"
+        return "float32"
+    wrapper.type = "CODAmpOptimWrapper"
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if amp == "bf16" and not has_bf16:
+        raise ValueError(
+            f"amp='bf16': {torch.cuda.get_device_name()} has no bf16; use amp='fp16' or amp=True"
+        )
+    if has_bf16 and amp != "fp16":
+        # bf16 has float32's range and needs no loss scale.
+        wrapper.update(dtype="bfloat16", loss_scale=1.0)
+        return "bfloat16 autocast"
+    wrapper.update(dtype="float16", loss_scale="dynamic")
+    return "float16 autocast, dynamic loss scale"
+
+
+def settle_fused(cfg: Config) -> None:
+    """Let the optimiser update all parameters of a group in one kernel, where it can.
+
+    On GPUs, for the optimisers of torch that know ``fused`` (AdamW, Adam, SGD), unless the config
+    says ``optim_wrapper.optimizer.fused`` or ``foreach`` itself. With a loss scale it also spares
+    the wait for whether a gradient overflowed.
+    """
+    optimizer = cfg.optim_wrapper.get("optimizer") or {}
+    if not torch.cuda.is_available() or {"fused", "foreach"} & set(optimizer):
+        return
+    kind = optimizer.get("type")
+    kind = root.OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+    if kind is not None and "fused" in inspect.signature(kind).parameters:
+        optimizer["fused"] = True

@@ -1,0 +1,1 @@
+"""The measures of camouflaged object detection, exact and batched."""

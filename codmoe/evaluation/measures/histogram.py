@@ -1,0 +1,326 @@
+"""Every measure that follows from how often each 8-bit value occurs in each region of the image.
+
+PySODMetrics rounds a map to 8 bits, min-max normalises it and looks at each of its pixels again for
+each measure. All pixels of one value and region are alike, so counting them once is enough, and
+exact. Two of its answers hang on how numpy rounds the mean of all pixels: in these rare cases
+:meth:`HostMeasures.finish` asks numpy itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codmoe.evaluation.measures.truth import GroundTruth
+
+LEVELS = 256
+S_ALPHA = 0.5
+# By numpy: dividing a CUDA tensor by a number multiplies by its inverse, which rounds differently.
+_UNIT = torch.from_numpy(np.arange(LEVELS) / 255)
+_ADAPTIVE = ("adpEm", "adpFm", "adpIoU", "adpDice")
+
+
+@dataclass
+class HistogramMeasures:
+    """Results of N maps on their device, float64.
+
+    Args:
+        values: Value of the (normalised) map at each level, (N, 256).
+        mae: (N, 1).
+        curves: :func:`threshold_curves`, (N, 6, 256), or None.
+        adaptive: Measures at the adaptive threshold, and with the pixels exactly at it left out,
+            (N, 2, 4); only :meth:`HostMeasures.finish` knows which holds where that differs.
+        tie: Level exactly at the adaptive threshold, or -1, (N, 1).
+        objects: Object-aware part of the S-measure, (N, 1).
+        regions: Similarity of each quadrant, (N, 4).
+        shares: Share of each quadrant in the image's area, (N, 4).
+        flat: Level that fills a quadrant on which the truth is constant too, or -1, (N, 4).
+        whole: S-measure of an image whose truth is empty or full; NaN for others, (N, 1).
+    """
+
+    values: Tensor
+    mae: Tensor
+    curves: Tensor | None = None
+    adaptive: Tensor | None = None
+    tie: Tensor | None = None
+    objects: Tensor | None = None
+    regions: Tensor | None = None
+    shares: Tensor | None = None
+    flat: Tensor | None = None
+    whole: Tensor | None = None
+
+    def to_host(self) -> HostMeasures:
+        """One copy to the host of everything but the curves, and one of these."""
+        parts = (self.adaptive.flatten(1), self.tie, self.objects, self.regions, self.shares)
+        table = torch.cat([*parts, self.flat, self.whole], dim=1).cpu().numpy()
+        return HostMeasures(table, self.curves.float().cpu().numpy(), self.values)
+
+
+@dataclass
+class HostMeasures:
+    """What :class:`HistogramMeasures` holds, as numpy arrays."""
+
+    table: np.ndarray
+    curves: np.ndarray
+    values: Tensor
+
+    def finish(self, index: int, levels: Tensor, truth: GroundTruth) -> dict[str, Any]:
+        """Measures of one map.
+
+        Args:
+            index: Which.
+            levels: Its 8-bit values on their canvas, uint8; read only where numpy's rounding
+                decides.
+            truth: Its ground truth.
+        """
+        row = self.table[index]
+        adaptive, tie, objects = row[:8].reshape(2, 4), int(row[8]), row[9]
+        regions, shares, flat, whole = row[10:14].copy(), row[14:18], row[18:22], row[22]
+        values = self.values[index].cpu().numpy() if tie >= 0 or (flat >= 0).any() else None
+        out = 0
+        if tie >= 0:
+            height, width = truth.shape
+            pixels = values[levels.cpu().numpy()[:height, :width].copy()]
+            out = int(values[tie] < min(2 * pixels.mean(), 1))
+        result: dict[str, Any] = dict(zip(_ADAPTIVE, adaptive[out].tolist(), strict=True))
+        for quadrant in (flat >= 0).nonzero()[0]:
+            level = values[int(flat[quadrant])]
+            regions[quadrant] = _flat_similarity(level, quadrant, truth)
+        region = float((regions * shares).sum())
+        mixed = max(0.0, S_ALPHA * objects + (1 - S_ALPHA) * region)
+        result["Sm"] = float(whole) if np.isfinite(whole) else float(mixed)
+        result["curves"] = self.curves[index]
+        return result
+
+
+def _flat_similarity(value: float, quadrant: int, truth: GroundTruth) -> float:
+    """1 or 0 for a quadrant on which both map and truth are constant.
+
+    They are equal in structure: 1. PySODMetrics says 0 where the mean of equal numbers, as numpy
+    rounds it, is not that number; so the same sum is made here.
+    """
+    row, column = truth.split
+    rows = slice(0, row) if quadrant < 2 else slice(row, None)
+    columns = slice(0, column) if quadrant % 2 == 0 else slice(column, None)
+    region = np.full(truth.shape, value)[rows, columns]
+    return float(np.sum((region - np.mean(region)) ** 2) == 0)
+
+
+def histogram_measures(histogram: Tensor, normalise: bool, full: bool) -> HistogramMeasures:
+    """Measures of N maps from their counts.
+
+    Args:
+        histogram: Pixels by quadrant (in rows from the top left), truth (background, object) and
+            level, (N, 4, 2, 256) int64.
+        normalise: Min-max normalise each map.
+        full: False gives ``values`` and ``mae`` only.
+    """
+    by_truth = histogram.sum(1)
+    level = by_truth.sum(1)
+    values, low, span = level_values(level, normalise)
+    size = level.sum(1, keepdim=True).double()
+    background, foreground = by_truth.double().unbind(1)
+    error = (background * values + foreground * (values - 1).abs()).sum(1, keepdim=True)
+    measures = HistogramMeasures(values, error / size)
+    if not full:
+        return measures
+    area = foreground.sum(1, keepdim=True)
+    measures.curves = _curves(by_truth, values, area, size)
+    measures.adaptive, measures.tie = _adaptive(by_truth, level, low, span, area, size)
+    measures.objects = _objects(background, foreground, values, area, size)
+    measures.regions, measures.flat = _regions(histogram.double(), values)
+    measures.shares = histogram.sum((2, 3)).double() / size
+    mean = (level * values).sum(1, keepdim=True) / size
+    nan = torch.full_like(mean, torch.nan)
+    measures.whole = torch.where(area == 0, 1 - mean, torch.where(area == size, mean, nan))
+    return measures
+
+
+def level_values(level: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Value of the map at each level (N, 256), its lowest level and its range of levels (N, 1).
+
+    A constant map is not normalised; then lowest level and range are 0 and 255.
+    """
+    unit = _UNIT.to(level.device)
+    present = level > 0
+    low = present.int().argmax(1, keepdim=True)
+    high = LEVELS - 1 - present.flip(1).int().argmax(1, keepdim=True)
+    keep = (high == low) | (not normalise)
+    low, span = torch.where(keep, 0, low), torch.where(keep, 255, high - low)
+    # In PySODMetrics' order of operations, so that rounding is the same.
+    values = torch.where(keep, unit, (unit - unit[low]) / (unit[high] - unit[low]))
+    return values.clamp(0, 1), low, span
+
+
+def _curves(by_truth: Tensor, values: Tensor, area: Tensor, size: Tensor) -> Tensor:
+    # Truncated, not rounded, as PySODMetrics does.
+    bins = (values * 255).long()[:, None].expand_as(by_truth)
+    binned = torch.zeros_like(by_truth).scatter_add_(2, bins, by_truth)
+    fp, tp = binned.flip(2).cumsum(2).double().unbind(1)
+    return threshold_curves(tp, fp, area, size)
+
+
+def _adaptive(
+    by_truth: Tensor, level: Tensor, low: Tensor, span: Tensor, area: Tensor, size: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Measures of the pixels at or above twice the map's mean, and of those above, (N, 2, 4).
+
+    Compared in whole levels, where nothing is rounded: level - low >= 2·sum(level - low)/size.
+    """
+    steps = torch.arange(LEVELS, device=level.device) - low
+    count = size.long()
+    twice = 2 * (level * steps).sum(1, keepdim=True)
+    capped = twice >= count * span
+    least = low + torch.where(capped, span, (twice + count - 1) // count)
+    # A pixel at the cap has the value 1 and at zero the value 0, in any rounding.
+    exact = ~capped & (twice % count == 0) & (twice > 0) & (level.gather(1, least) > 0)
+    starts = torch.cat([least, (least + 1).clamp(max=LEVELS)], dim=1)
+    above = torch.cat([by_truth.flip(2).cumsum(2).flip(2), torch.zeros_like(by_truth[..., :1])], 2)
+    fp, tp = above.gather(2, starts[:, None].expand(-1, 2, -1)).double().unbind(1)
+    precision, recall = divide(tp, tp + fp), divide(tp, area)
+    measures = (
+        e_measure(tp, fp, area, size),
+        f_measure(precision, recall),
+        divide(tp, area + fp),
+        divide(2 * tp, area + tp + fp),
+    )
+    return torch.stack(measures, dim=2), torch.where(exact, least, -1).double()
+
+
+def _mean_and_spread(counts: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number, mean and sum of squared deviations of the pixels counted, each (..., 1)."""
+    number = counts.sum(-1, keepdim=True)
+    mean = divide((counts * values).sum(-1, keepdim=True), number)
+    return number, mean, (counts * (values - mean) ** 2).sum(-1, keepdim=True)
+
+
+def _objects(
+    background: Tensor, foreground: Tensor, values: Tensor, area: Tensor, size: Tensor
+) -> Tensor:
+    """Object-aware similarity of the S-measure, (N, 1)."""
+    score = torch.zeros_like(area)
+    share = area / size
+    for counts, value, part in ((foreground, values, share), (background, 1 - values, 1 - share)):
+        number, mean, squares = _mean_and_spread(counts, value)
+        # One pixel has no standard deviation; PySODMetrics takes 0.
+        deviation = divide(squares, (number - 1).clamp(min=0)).sqrt()
+        score = score + part * (2 * mean / (mean**2 + 1 + deviation + EPS))
+    return score
+
+
+def _regions(histogram: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Structural similarity of each quadrant (N, 4), 0 for one without pixels, and flat levels.
+
+    An empty quadrant has no share in the image. PySODMetrics makes NaN of it, and of the image.
+    """
+    values = values[:, None]
+    background, foreground = histogram.unbind(2)
+    counts = background + foreground
+    number, mean, squares = _mean_and_spread(counts, values)
+    objects = foreground.sum(-1, keepdim=True)
+    truth = divide(objects, number)
+    less_one = number - 1 + EPS
+    deviation = values - mean
+    covariance = (foreground * deviation).sum(-1, keepdim=True) * (1 - truth)
+    covariance = covariance - (background * deviation).sum(-1, keepdim=True) * truth
+    truth_squares = objects * (1 - truth) ** 2 + (number - objects) * truth**2
+    one_level = ((counts > 0).sum(-1, keepdim=True) == 1) & (number > 0)
+    # Of one value there is no deviation, whatever the mean was rounded to.
+    squares, covariance = (torch.where(one_level, 0.0, x) for x in (squares, covariance))
+    alpha = 4 * mean * truth * covariance / less_one
+    beta = (mean**2 + truth**2) * (squares + truth_squares) / less_one
+    score = torch.where(alpha != 0, alpha / (beta + EPS), (beta == 0).double())
+    score = torch.where(number > 0, score, 0.0)
+    level = counts.argmax(-1, keepdim=True)
+    value = values.expand_as(counts).gather(-1, level)
+    flat = one_level & (truth_squares == 0) & (value > 0) & (value < 1)
+    return score.squeeze(-1), torch.where(flat, level, -1).squeeze(-1).double()
+
+
+EPS = float(torch.finfo(torch.float64).eps)
+F_BETA2 = 0.3
+CURVES = ("Precision", "Recall", "Fm", "Em", "IoU", "Dice")
+"""Order of the curves in a stacked tensor."""
+
+
+def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, 0 where the denominator is 0."""
+    empty = denominator == 0
+    return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, denominator))
+
+
+def f_measure(precision: Tensor, recall: Tensor, beta2: float = F_BETA2) -> Tensor:
+    """F = (1 + β²) P R / (β² P + R); Achanta et al., CVPR 2009, use β² = 0.3."""
+    return divide((1 + beta2) * precision * recall, beta2 * precision + recall)
+
+
+def e_measure(tp: Tensor, fp: Tensor, area: Tensor, size: Tensor) -> Tensor:
+    """Enhanced-alignment measure of a binary map; Fan et al., IJCAI 2018.
+
+    Args:
+        tp: Object pixels in the map.
+        fp: Background pixels in the map.
+        area: Object pixels.
+        size: All pixels.
+    """
+    chosen = tp + fp
+    map_mean, truth_mean = chosen / size, area / size
+    total = torch.zeros_like(chosen)
+    # Four kinds of pixels, in each of which map and truth are constant.
+    for count, a, b in (
+        (tp, 1 - map_mean, 1 - truth_mean),
+        (fp, 1 - map_mean, -truth_mean),
+        (area - tp, -map_mean, 1 - truth_mean),
+        (size - chosen - (area - tp), -map_mean, -truth_mean),
+    ):
+        alignment = 2 * (a * b) / (a * a + b * b + EPS)
+        total = total + (alignment + 1) ** 2 / 4 * count
+    total = torch.where(area == 0, size - chosen, torch.where(area == size, chosen, total))
+    return total / (size - 1 + EPS)
+
+
+def threshold_curves(tp: Tensor, fp: Tensor, area: Tensor, size: Tensor) -> Tensor:
+    """The measures of :data:`CURVES` for each given count, stacked along a new dimension 1.
+
+    Args:
+        tp: Object pixels at or above each threshold, (N, T).
+        fp: Background pixels likewise, (N, T).
+        area: Object pixels, (N, 1).
+        size: All pixels, (N, 1).
+
+    Returns:
+        (N, 6, T).
+    """
+    precision, recall = divide(tp, tp + fp), divide(tp, area)
+    values: Mapping[str, Tensor] = {
+        "Precision": precision,
+        "Recall": recall,
+        "Fm": f_measure(precision, recall),
+        "Em": e_measure(tp, fp, area, size),
+        "IoU": divide(tp, area + fp),
+        "Dice": divide(2 * tp, area + tp + fp),
+    }
+    return torch.stack([values[name] for name in CURVES], dim=1)
+
+
+def binary_measures(tp: Tensor, fp: Tensor, area: Tensor, size: Tensor) -> dict[str, Tensor]:
+    """Measures of one binary map from its counts, of any equal shape.
+
+    ``IoU`` and ``Dice`` are 1 where map and truth are both empty: nothing was there and nothing was
+    found. ``FBIoU`` is the mean of the foreground's and the background's IoU (mmsegmentation's mIoU
+    of two classes), ``BER`` the balanced error rate 1 - (TPR + TNR)/2, in which the rate of a class
+    that the truth does not have counts as 0, as in PySODMetrics.
+    """
+    both_empty = (area + fp) == 0
+    no_background = (size - tp) == 0
+    iou = torch.where(both_empty, 1.0, divide(tp, area + fp))
+    dice = torch.where(both_empty, 1.0, divide(2 * tp, area + tp + fp))
+    true_negative = size - area - fp
+    background = torch.where(no_background, 1.0, divide(true_negative, size - tp))
+    rates = divide(tp, area) + divide(true_negative, size - area)
+    return {"IoU": iou, "Dice": dice, "FBIoU": (iou + background) / 2, "BER": 1 - rates / 2}

@@ -1,0 +1,258 @@
+"""Scores saved maps of any method against masks, so that published maps can be compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import track
+
+from codmoe.datasets.layouts import files_by_stem
+from codmoe.datasets.transforms import read_mask
+from codmoe.evaluation.conventions import CONVENTIONS
+from codmoe.evaluation.measures.per_image import (
+    aggregate,
+    batch_measures,
+    image_scalars,
+    mean_curves,
+)
+from codmoe.evaluation.tables import print_table, result_rows, save_json
+from codmoe.machine import available_cores, check_device
+from codmoe.version import __version__
+
+BATCH = 8
+SHOWN = 5
+# The test folder of COD10K-v3 holds masks of images without camouflaged object too.
+NOT_CAMOUFLAGED = "COD10K-NonCAM-"
+# Folder names that say nothing about the data set; the folder above does.
+_GENERIC = {"gt", "gt_object", "masks", "mask", "maps", "pred", "preds", "predictions", "test"}
+
+
+class MapPair(NamedTuple):
+    """A saved map and the mask of the same stem."""
+
+    stem: str
+    map: Path
+    mask: Path
+
+
+def match_maps(pred: Path, gt: Path) -> list[MapPair]:
+    """Maps and masks of equal stem, sorted by stem; maps without mask are reported and left out.
+
+    Raises:
+        FileNotFoundError: A folder does not exist.
+        ValueError: A folder holds no images, or a mask has no map.
+    """
+    maps, masks = files_by_stem(pred, "--pred"), files_by_stem(gt, "--gt")
+    if not masks:
+        raise ValueError(f"--gt: no image files in {gt}; give the folder of the masks themselves")
+    missing = sorted(masks.keys() - maps.keys())
+    others = [stem for stem in missing if stem.startswith(NOT_CAMOUFLAGED)]
+    if others and not any(stem.startswith(NOT_CAMOUFLAGED) for stem in maps):
+        print(f"{gt}: {len(others):,} masks {NOT_CAMOUFLAGED}* left out, as the protocol of COD10K")
+        masks = {stem: path for stem, path in masks.items() if stem not in others}
+        missing = [stem for stem in missing if stem in masks]
+    if missing:
+        held = f"maps named {_listed(sorted(maps))}" if maps else "no image files"
+        raise ValueError(
+            f"{len(missing):,} of {len(masks):,} masks in {gt} have no map in {pred}: "
+            f"{_listed(missing)}; maps are matched to masks by stem, every mask needs one, and "
+            f"the folder holds {held}"
+        )
+    if extra := len(maps.keys() - masks.keys()):
+        print(f"{pred}: {extra:,} of {len(maps):,} maps have no mask in {gt} and are left out")
+    return [MapPair(stem, maps[stem], masks[stem]) for stem in sorted(masks)]
+
+
+def _listed(stems: Sequence[str]) -> str:
+    more = f" and {len(stems) - SHOWN:,} more" if len(stems) > SHOWN else ""
+    return ", ".join(stems[:SHOWN]) + more
+
+
+def read_map(path: Path) -> np.ndarray:
+    """A saved map as probabilities, (H, W) float32: its values over 255 (over 65535 for 16 bits).
+
+    Raises:
+        ValueError: The file is unreadable, or is a picture in colour.
+    """
+    data = np.fromfile(path, np.uint8)
+    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path} is unreadable as an image of 8 or 16 bits; save it again")
+    if pixels.ndim == 3:
+        if pixels.shape[2] > 2 and (np.ptp(pixels[..., :3], axis=2) > 0).any():
+            raise ValueError(f"{path} is in colour; a map is grey, 0 to 255")
+        pixels = pixels[..., 0]
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def score_maps(
+    pred: str | os.PathLike,
+    gt: str | os.PathLike,
+    *,
+    resize: bool = False,
+    device: str = "cpu",
+    workers: int | None = None,
+    backend: str = "torch",
+) -> dict[str, Any]:
+    """All measures of the maps in one folder.
+
+    Args:
+        pred: Folder of maps, 8 or 16 bits.
+        gt: Folder of masks, each with a map of the same stem.
+        resize: Bring maps of another size to the mask's, bilinearly, instead of refusing them.
+        device: Where to compute, e.g. ``"cuda"``.
+        workers: Threads that read files; on the CPU they compute as well.
+        backend: ``"torch"`` or ``"pysodmetrics"``.
+
+    Returns:
+        A row of :func:`aggregate` with ``images``, ``curves`` and
+        ``resized``, the number of maps that were not of their mask's size.
+
+    Raises:
+        FileNotFoundError: A folder does not exist.
+        ValueError: Maps are missing, unreadable or of another size.
+    """
+    check_device(device)
+    pairs = match_maps(Path(pred), Path(gt))
+    batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
+
+    def run(batch: Sequence[MapPair]) -> tuple[list[dict[str, Any]], int]:
+        loaded = [_load(pair, resize) for pair in batch]
+        probs = [torch.from_numpy(prob).to(device) for prob, _, _ in loaded]
+        masks = [mask for _, mask, _ in loaded]
+        measures = batch_measures(probs, masks, backend=backend)
+        for image, (prob, _, _) in zip(measures, loaded, strict=True):
+            image["top"] = round(float(prob.max()) * 255)
+        return measures, sum(was_resized for _, _, was_resized in loaded)
+
+    images: list[dict[str, Any]] = []
+    resized = 0
+    with _one_thread_each(), ThreadPoolExecutor(workers or available_cores()) as pool:
+        done = track(pool.map(run, batches), str(pred), len(batches), transient=True)
+        for measures, count in done:
+            images += measures
+            resized += count
+    if max(image.pop("top") for image in images) <= 1:
+        print(f"{pred}: no map exceeds 1 of 255; masks must be saved as 0 and 255, or IoU is 0")
+    if resized:
+        print(f"{pred}: {resized:,} of {len(pairs):,} maps were brought to their masks' size")
+    row: dict[str, Any] = aggregate(images)
+    scalars = map(image_scalars, images)
+    row["images"] = {pair.stem: s for pair, s in zip(pairs, scalars, strict=True)}
+    return row | {"curves": mean_curves(images), "resized": resized}
+
+
+def score_folders(
+    preds: Sequence[str],
+    gts: Sequence[str],
+    *,
+    json_file: str | None = None,
+    method: str | None = None,
+    datasets: Sequence[str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Scores one method's maps on one or more data sets, prints the table and writes the JSON.
+
+    Args:
+        preds: Folders of maps.
+        gts: Folder of masks of each.
+        json_file: Result file; an earlier one is kept under a dated name.
+        method: Name of the method; by default the folder of its maps.
+        datasets: Name of each data set; by default the folder of its masks.
+        options: As of :func:`score_maps`.
+
+    Returns:
+        The payload of the file. For one data set it is the row itself (``IoU``, ``Sm``, ...,
+        ``images``, ``curves``) with ``method`` and ``dataset``; for several it holds
+        ``table[dataset][method]``, as ``tools/test.py`` writes it.
+
+    Raises:
+        ValueError: There are not as many folders of masks as of maps, or two data sets of one
+            name; otherwise as :func:`score_maps`.
+    """
+    if len(preds) != len(gts):
+        raise ValueError(f"--pred names {len(preds)} folder(s) and --gt {len(gts)}; give one each")
+    names = list(datasets or [folder_name(gt) for gt in gts])
+    if len(names) != len(gts):
+        raise ValueError(f"--datasets gives {len(names)} name(s) for {len(gts)} data set(s)")
+    if len(set(names)) != len(names):
+        raise ValueError(f"data sets {names} share a name; name each with --datasets")
+    method = method or _method_name(preds, names)
+    for pred, gt in zip(preds, gts, strict=True):
+        match_maps(Path(pred), Path(gt))  # all of them before the first is measured
+    rows = [score_maps(pred, gt, **options) for pred, gt in zip(preds, gts, strict=True)]
+    table = {name: {method: row} for name, row in zip(names, rows, strict=True)}
+    print_table(result_rows(table), title=method)
+    payload: dict[str, Any] = {
+        "pred": [str(pred) for pred in preds],
+        "gt": [str(gt) for gt in gts],
+        "versions": {"codmoe": __version__, "torch": torch.__version__},
+        "conventions": CONVENTIONS,
+    }
+    one = {"method": method, "dataset": names[0], **rows[0]}
+    payload = (one if len(rows) == 1 else {"table": table}) | payload
+    if json_file:
+        print(f"json: {save_json(json_file, payload)}")
+    return payload
+
+
+def folder_name(folder: str | os.PathLike, but: Sequence[str] = ()) -> str:
+    """The last part of a path that says something: of ``CAMO/GT`` it is CAMO.
+
+    Args:
+        folder: The path.
+        but: Names of data sets, which are passed over: of ``SINet/COD10K`` it is SINet, also
+            where the set is called COD10K-v3.
+    """
+
+    def telling(part: str) -> bool:
+        part = part.lower()
+        sets = [name.lower() for name in but]
+        return part not in _GENERIC and not any(s.startswith(part) for s in sets)
+
+    parts = Path(folder).resolve().parts
+    return next((part for part in reversed(parts) if telling(part)), parts[-1])
+
+
+def _method_name(preds: Sequence[str], datasets: Sequence[str]) -> str:
+    names = {folder_name(pred, but=datasets) for pred in preds}
+    if len(names) > 1:
+        raise ValueError(
+            f"--pred names folders of {', '.join(sorted(names))}; score one method at a time, or "
+            "name it with --method"
+        )
+    return names.pop()
+
+
+def _load(pair: MapPair, resize: bool) -> tuple[np.ndarray, np.ndarray, bool]:
+    prob, mask = read_map(pair.map), read_mask(str(pair.mask))
+    if prob.shape == mask.shape:
+        return prob, mask, False
+    (h, w), (mh, mw) = prob.shape, mask.shape
+    if not resize:
+        raise ValueError(
+            f"{pair.map} is {w}x{h} and its mask {mw}x{mh}; --resize brings maps to the size of "
+            "their masks (bilinear)"
+        )
+    return cv2.resize(prob, (mw, mh), interpolation=cv2.INTER_LINEAR), mask, True
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """torch and OpenCV with one thread, since every worker is one."""
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])

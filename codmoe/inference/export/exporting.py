@@ -1,0 +1,234 @@
+"""A trained model → a folder that other programs run, compared with the model it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codmoe.datasets.synthetic.camouflage import KINDS, generate
+from codmoe.datasets.transforms import read_image
+from codmoe.engine.config import list_configs
+from codmoe.inference.export import onnx_files as export_onnx
+from codmoe.inference.export import onnx_runner
+from codmoe.inference.export.check import compare
+from codmoe.inference.export.cut import WholeGraph
+from codmoe.inference.export.replacements import for_onnx
+from codmoe.inference.inferencer import collect, size_of, to_input
+from codmoe.inference.zoo import create_model, is_ready, ready_weights
+from codmoe.models.hub import WEIGHTS
+from codmoe.models.moe import ModelLevelMoE
+from codmoe.models.routers.evidence import EvidenceRouter
+from codmoe.version import __version__
+
+FORMATS = ("onnx", "onnx-sparse", "torch-export", "safetensors")
+PROGRAM = "model.pt2"
+IMAGES = 5
+
+
+def export(
+    model: ModelLevelMoE,
+    out: str | Path,
+    *,
+    format: str,
+    size: int | tuple[int, int] | None = None,
+    check: bool = True,
+    images: Any = None,
+) -> dict[str, float]:
+    """Write a model in another format, whole and compared, or not at all.
+
+    Args:
+        model: Stays as it is.
+        out: Folder; is made, and must not hold anything yet.
+        format: ``"onnx"``, ``"onnx-sparse"``, ``"torch-export"`` or ``"safetensors"``.
+        size: Side, or height and width, of the images that the graphs take; a multiple of the
+            backbone's divisor. Default: what the model's config tests at, or 448. Of no meaning for
+            ``"safetensors"``, whose model takes any size, but for the comparison.
+        check: Whether to load what was written, and compare it with the model on ``images``.
+        images: What :class:`Inferencer` takes; None for five synthetic images.
+
+    Returns:
+        Largest differences of the comparison by name (see :func:`compare`); empty without it.
+
+    Raises:
+        ValueError: An argument is wrong, ``out`` holds something, a package is missing, or what was
+            written computes something else.
+        FileNotFoundError: An image does not exist.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is unknown; use one of {', '.join(FORMATS)}")
+    height, width = _size(model, size)
+    if format.startswith("onnx"):
+        export_onnx.require_onnx()
+    batch = _batch(images, (height, width)) if check else None
+    with _new_folder(Path(out).expanduser().resolve()) as folder:
+        found = _WRITERS[format](model, (height, width), folder)
+        if format != "safetensors":
+            _write_manifest(folder, dict(found, format=format, size=[height, width]), model)
+        if batch is None:
+            return {}
+        return compare(model, load_exported(folder), batch)
+
+
+def load_exported(folder: str | Path) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    """What :func:`export` wrote, as a function: uint8 images (N, 3, H, W) → named tensors.
+
+    Raises:
+        FileNotFoundError: The folder lacks a file.
+        ValueError: A file is not the one that was exported.
+    """
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        return _named(WholeGraph(ModelLevelMoE.from_pretrained(folder)))
+    manifest = onnx_runner.read_manifest(folder)
+    if manifest["format"] == "torch-export":
+        return _named(torch.export.load(folder / PROGRAM).module())
+    runner = onnx_runner.OnnxRunner(folder)
+    return lambda images: {k: torch.from_numpy(v) for k, v in runner(images.numpy()).items()}
+
+
+def model_for_export(source: str | Path, config: str | Path | None = None) -> ModelLevelMoE:
+    """A model from a checkpoint, the name of one that ships trained, or a config without weights.
+
+    A config's model has random weights: its speed is right, its masks are not.
+
+    Raises:
+        FileNotFoundError: No such checkpoint or config.
+        ValueError: The checkpoint holds no config, or does not fit.
+    """
+    if is_ready(source):
+        source = ready_weights(source)
+    if not (str(source) in list_configs() or Path(source).suffix == ".py"):
+        return create_model(config, checkpoint=source)
+    model = create_model(source)
+    _make_ordinary(model)
+    return model
+
+
+@torch.no_grad()
+def _make_ordinary(model: ModelLevelMoE) -> None:
+    """Gives random weights values of ordinary size, for a comparison of what rounding leaves of
+    logits in the millions would say nothing.
+    """
+    if isinstance(model.router, EvidenceRouter):
+        # It starts with equal scores, among which every program chooses other experts.
+        nn.init.normal_(model.router.fuse[-1].weight)
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    calls = dict.fromkeys(norms, 0)
+
+    def take_plain_mean(norm: nn.BatchNorm2d, _: Any) -> None:
+        # Not momentum=None: the norms of experts and router do not count their batches.
+        calls[norm] += 1
+        norm.momentum = 1 / calls[norm]
+
+    hooks = [norm.register_forward_pre_hook(take_plain_mean) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+    images = _batch(None, (128, 128))
+    model.mixture(model.data_preprocessor(dict(inputs=images))["inputs"], dense=True)
+    for norm, momentum, hook in zip(norms, before, hooks, strict=True):
+        hook.remove()
+        norm.momentum = momentum
+        norm.running_var.clamp_(min=0.1)  # channels that were silent on these few images
+    model.eval()
+
+
+def _write_program(model: ModelLevelMoE, size: tuple[int, int], folder: Path) -> dict[str, Any]:
+    graph = WholeGraph(for_onnx(model, size)).eval()
+    shapes = ({0: torch.export.Dim("batch")},)
+    example = torch.zeros(2, 3, *size, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.export.export(graph, (example,), dynamic_shapes=shapes, strict=False)
+    torch.export.save(program, folder / PROGRAM)
+    entry = dict(file=PROGRAM, inputs=list(graph.inputs), outputs=list(graph.outputs))
+    return dict(files=dict(model=entry))
+
+
+def _write_pretrained(model: ModelLevelMoE, size: tuple[int, int], folder: Path) -> dict[str, Any]:
+    model.save_pretrained(folder)
+    return {}
+
+
+_WRITERS = {
+    "onnx": export_onnx.write_dense,
+    "onnx-sparse": export_onnx.write_sparse,
+    "torch-export": _write_program,
+    "safetensors": _write_pretrained,
+}
+
+
+def _write_manifest(folder: Path, found: dict[str, Any], model: ModelLevelMoE) -> None:
+    for entry in found["files"].values():
+        entry["sha256"] = hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest()
+    before = model.data_preprocessor
+    manifest = dict(
+        format=found["format"],
+        codmoe=__version__,
+        torch=torch.__version__,
+        size=found["size"],
+        input="uint8 RGB, (N, 3, H, W); resized bilinearly, normalised inside",
+        mean=before.mean.flatten().tolist(),
+        std=before.std.flatten().tolist(),
+        expert_names=list(model.expert_names),
+        top_k=model.router.top_k,
+        files=found["files"],
+    )
+    path = folder / onnx_runner.MANIFEST
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    if found["format"].startswith("onnx"):
+        shutil.copyfile(onnx_runner.__file__, folder / "onnx_runner.py")
+
+
+def _size(model: ModelLevelMoE, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    if size is None:
+        width, height = size_of(getattr(model, "cfg", None))
+    else:
+        height, width = (size, size) if isinstance(size, int) else size
+    divisor = model.backbone.size_divisor
+    if height < 1 or width < 1 or height % divisor or width % divisor:
+        near = " × ".join(str(max(round(s / divisor), 1) * divisor) for s in (height, width))
+        raise ValueError(
+            f"size={height} × {width}: the backbone needs multiples of {divisor}; use {near}"
+        )
+    return height, width
+
+
+def _batch(images: Any, size: tuple[int, int]) -> Tensor:
+    if images is None:
+        side = max(*size, 64)
+        images = [generate(i, KINDS[i % len(KINDS)], side, 0.7)[0] for i in range(IMAGES)]
+    pictures = [read_image(str(p)) if isinstance(p, Path) else p for p in collect(images)]
+    return torch.stack([to_input(picture, size[::-1]) for picture in pictures])
+
+
+def _named(graph: Callable) -> Callable[[Tensor], dict[str, Tensor]]:
+    def run(images: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return dict(zip(WholeGraph.outputs, graph(images), strict=True))
+
+    return run
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``out`` when the block ends well."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists already and is not touched; give another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(out)  # onto an empty folder, too; onto one that was filled since: an error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,379 @@
+"""How the experts are run in training, and what of their losses reaches the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+from codmoe.models.build import check_choice
+from codmoe.models.dispatch import PyramidBank
+from codmoe.models.experts.base import Expert
+from codmoe.structures import ExpertOutput
+
+EXECUTIONS = ("together", "sequential", "checkpoint")
+NORMALIZATIONS = (None, "maps", "gradient")
+
+
+class ExpertTraining(nn.Module):
+    """Runs every chosen expert with its own loss.
+
+    Args:
+        names: Experts.
+        execution: ``"together"`` keeps the activations of all experts until the backward pass;
+            ``"sequential"`` finishes an expert's backward pass before the next one begins, at no
+            cost, where no loss compares or mixes experts; ``"checkpoint"`` computes each expert a
+            second time in the backward pass.
+        normalization: None; ``"maps"`` divides an expert's losses by the number of maps it
+            supervises, 1 + its side maps; ``"gradient"`` is :class:`GradientBalance`.
+        weight: Factor on every loss.
+
+    Raises:
+        ValueError: ``execution`` or ``normalization`` is unknown.
+    """
+
+    def __init__(
+        self, names: Sequence[str], *, execution: str, normalization: str | None, weight: float
+    ):
+        super().__init__()
+        check_choice("expert_execution", execution, EXECUTIONS)
+        check_choice("expert_loss_normalization", normalization, NORMALIZATIONS)
+        self.execution = execution
+        self.normalization = normalization
+        self.weight = weight
+        self.balance = GradientBalance(names) if normalization == "gradient" else None
+        self.scale_loss: Callable[[Tensor], Tensor] | None = None
+        """``GradScaler.scale`` of the optimiser, which a hook of the engine gives."""
+
+    def forward(
+        self,
+        experts: Mapping[str, Expert],
+        bank: PyramidBank,
+        rows: Mapping[str, Tensor | None],
+        targets: Tensor,
+        progress: float,
+    ) -> tuple[dict[str, ExpertOutput], dict[str, Tensor]]:
+        """Run and judge the experts.
+
+        Args:
+            experts: All experts by name.
+            bank: Images and pyramids of the batch.
+            rows: As of :func:`run_experts`.
+            targets: Ground truth in {0, 1}, (N, 1, H, W).
+            progress: Share of training done, in [0, 1].
+
+        Returns:
+            Outputs by expert, without gradient for ``"sequential"``, and losses by
+            ``<expert>.loss_<part>``.
+        """
+        if self.balance is not None and self.training:
+            self.balance.update()
+        outputs, losses = {}, {}
+        # Pyramids of further scales are not made before those who read them run.
+        for name in sorted(rows, key=lambda name: len(experts[name].input_scales)):
+            outputs[name], losses[name] = self._run(
+                name, experts[name], bank, rows[name], targets, progress
+            )
+        merged = {key: value for name in rows for key, value in losses[name].items()}
+        return {name: outputs[name] for name in rows}, merged
+
+    def monitors(self) -> dict[str, Tensor]:
+        """Scalars for the log, none of them minimised."""
+        return self.balance.monitors() if self.balance is not None else {}
+
+    def _run(
+        self,
+        name: str,
+        expert: Expert,
+        bank: PyramidBank,
+        index: Tensor | None,
+        targets: Tensor,
+        progress: float,
+    ) -> tuple[ExpertOutput, dict[str, Tensor]]:
+        images = bank.images if index is None else bank.images[index]
+        target = targets if index is None else targets[index]
+        scales = len(expert.input_scales)
+        levels = [level for scale in expert.input_scales for level in bank.get(scale, index)]
+        if self.balance is not None:
+            levels = self.balance.enter(name, levels)
+
+        def run(levels: Sequence[Tensor]) -> tuple[ExpertOutput, dict[str, Tensor]]:
+            per_scale = len(levels) // scales
+            pyramids = [levels[i * per_scale : (i + 1) * per_scale] for i in range(scales)]
+            output = expert(images, pyramids)
+            output.rows = index
+            # An expert's loss is a mean over its own images; every image of the batch counts alike.
+            factor = self.weight * (len(target) / len(targets))
+            if self.normalization == "maps":
+                factor /= 1 + len(output.side_logits)
+            parts = expert.loss(output, target, progress)
+            return output, {f"{name}.loss_{part}": factor * v for part, v in parts.items()}
+
+        if self.execution == "checkpoint":
+            return checkpointed(run, levels, module=expert)
+        if self.execution == "sequential":
+            output, losses = forward_backward(
+                run, levels, list(expert.parameters()), self.scale_loss
+            )
+            return _prediction_of(output), losses
+        return run(levels)
+
+
+def _prediction_of(output: ExpertOutput) -> ExpertOutput:
+    """The map alone, without graph: all that monitors read."""
+    return ExpertOutput(logits=output.logits.detach(), rows=output.rows)
+
+
+class _Entrance(torch.autograd.Function):
+    """Identity on one expert's pyramids; measures and scales the gradient on its way out."""
+
+    @staticmethod
+    def forward(ctx, balance: GradientBalance, index: int, *levels: Tensor):
+        ctx.balance, ctx.index = balance, index
+        ctx.set_materialize_grads(False)
+        return tuple(level.view_as(level) for level in levels)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor | None):
+        return None, None, *ctx.balance.pass_on(ctx.index, gradients)
+
+
+class GradientBalance(nn.Module):
+    """Scales the gradient that each expert sends into the pyramid to the mean norm over experts.
+
+    SINet and PraNet supervise four maps and send several times the gradient of ZoomNet: unbalanced,
+    the backbone learns for them. The norm of each expert, over all levels and image scales it
+    reads, is divided by the mean over experts of the same step, so that a loss scale cancels out; a
+    running mean of that ratio is the divisor of the steps to come. Nothing else changes: the
+    gradients of the experts' own parameters stay as they are, and so does the mean of the norms.
+    GradNorm (Chen et al., ICML 2018) has the same aim and also weighs tasks by how fast they learn,
+    with weights that are learnt; this does neither.
+
+    Norms of a step are taken in at the next one, averaged over ranks (one small all-reduce), so
+    that all ranks divide by the same. The running mean is kept in training checkpoints by
+    :class:`TrainingProgressHook`, and not in weights.
+
+    Args:
+        names: Experts.
+        momentum: Share of the past in the running mean.
+        limit: No gradient is multiplied or divided by more than this.
+    """
+
+    def __init__(self, names: Sequence[str], *, momentum: float = 0.9, limit: float = 20.0):
+        super().__init__()
+        self.names = tuple(names)
+        self.momentum = momentum
+        self.limit = limit
+        missing = torch.full((len(names),), torch.nan)
+        self.register_buffer("ratio", missing.clone(), persistent=False)
+        """Running norm of each expert over the mean of all; NaN until the first was seen."""
+        self.register_buffer("norms", missing.clone(), persistent=False)
+        """Norms of the last step on this rank; NaN for experts that sent nothing."""
+
+    def enter(self, name: str, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The levels as expert ``name`` is to see them."""
+        if not (torch.is_grad_enabled() and any(level.requires_grad for level in levels)):
+            return list(levels)
+        return list(_Entrance.apply(self, self.names.index(name), *levels))
+
+    @torch.no_grad()
+    def pass_on(self, index: int, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Note the norm of the gradients that expert ``index`` sends, and scale them."""
+        there = [g for g in gradients if g is not None]
+        if not there:
+            return list(gradients)
+        # A sum of squares in half precision overflows.
+        wide = [torch.promote_types(g.dtype, torch.float32) for g in there]
+        of_levels = [
+            torch.linalg.vector_norm(g, dtype=dtype).to(self.norms.dtype)
+            for g, dtype in zip(there, wide, strict=True)
+        ]
+        self.norms[index] = torch.linalg.vector_norm(torch.stack(of_levels))
+        factor = self.factors()[index]
+        return [None if g is None else g * factor.to(g.dtype) for g in gradients]
+
+    def factors(self) -> Tensor:
+        """What the gradient of each expert is multiplied with, (E,)."""
+        factor = torch.nan_to_num(self.ratio, nan=1.0).reciprocal()
+        return factor.clamp(1 / self.limit, self.limit)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the norms of the last step. Called by every rank once a training step."""
+        seen = self.norms.isfinite() & (self.norms > 0)
+        sums = torch.stack([torch.where(seen, self.norms, 0.0), seen.float()])
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        norms, seen = sums[0] / sums[1].clamp(min=1), sums[1] > 0
+        known = torch.nan_to_num(self.ratio, nan=1.0)
+        # Where some experts were not seen, the others stand for their own share of the mean.
+        unit = (norms * seen).sum() / (known * seen).sum().clamp(min=1e-12)
+        latest = norms / unit.clamp(min=1e-30)
+        mixed = torch.lerp(latest, known, self.momentum)
+        mixed = torch.where(self.ratio.isnan(), latest, mixed)
+        self.ratio.copy_(torch.where(seen, mixed, self.ratio))
+        self.norms.fill_(torch.nan)
+
+    def monitors(self) -> dict[str, Tensor]:
+        """``grad_<name>``: running norm of each expert's gradient over the mean; 1 where unseen."""
+        ratio = torch.nan_to_num(self.ratio, nan=1.0)
+        return {f"grad_{name}": value for name, value in zip(self.names, ratio, strict=True)}
+
+
+FP16_SCALE = 2.0**10
+"""Loss scale of the inner backward pass under fp16 autocast, where nobody gives the optimiser's."""
+
+
+class _Carrier(torch.autograd.Function):
+    """Zero, with gradients that are known already.
+
+    Parameters and pyramid levels are its inputs, so that DDP, the loss scaler, clipping and
+    gradient accumulation see an ordinary backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, gradients: list[Tensor | None], scale: Tensor | None, total: Tensor, *inputs):
+        ctx.gradients, ctx.scale = gradients, scale
+        ctx.dtypes = [x.dtype for x in inputs]
+        return torch.zeros_like(total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor):
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError(
+                "backward through a sequentially run expert a second time: its gradients were "
+                "handed on in the first; use expert_execution='together' for retain_graph"
+            )
+        factor = grad_output if ctx.scale is None else grad_output / ctx.scale
+        there = [i for i, g in enumerate(gradients) if g is not None]
+        # Half-precision ones as float32: with the loss scale still in them they may be large.
+        wide = [g.float() if g.dtype.itemsize < 4 else g for g in (gradients[i] for i in there)]
+        for i, scaled in zip(there, torch._foreach_mul(wide, factor), strict=True):
+            gradients[i] = scaled.to(ctx.dtypes[i])
+        return None, None, None, *gradients
+
+
+def forward_backward(
+    run: Callable[[list[Tensor]], tuple[Any, dict[str, Tensor]]],
+    levels: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    scale_loss: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Any, dict[str, Tensor]]:
+    """Runs an expert forward and backward; nothing of its graph is left.
+
+    Args:
+        run: Levels → (output, named losses); gradients flow to levels and parameters alone.
+        levels: Pyramid levels that the expert reads; ``run`` gets them cut from their graph.
+        parameters: The expert's parameters.
+        scale_loss: Multiplies a loss with the optimiser's loss scale (``GradScaler.scale``). The
+            inner backward pass then has the same range as an ordinary one: what overflows reaches
+            the scaler as inf or NaN, and it skips the step and lowers the scale of both. Without
+            it, fp16 autocast takes ``FP16_SCALE``, other precisions none.
+
+    Returns:
+        What ``run`` returned; of the losses, the first carries the gradient of their sum, and the
+        others none. Only their sum with equal weights may be minimised, as mmengine does.
+    """
+    leaves = [level.detach().requires_grad_(level.requires_grad) for level in levels]
+    inputs = [(outer, inner) for outer, inner in zip(levels, leaves, strict=True)]
+    inputs = [pair for pair in inputs if pair[0].requires_grad]
+    inputs += [(p, p) for p in parameters if p.requires_grad]
+    if not inputs or not torch.is_grad_enabled():
+        return run(list(levels))
+    output, losses = run(leaves)
+    total = sum(losses.values())
+    device = total.device.type
+    scale = None
+    if scale_loss is None and _is_fp16(device):
+        scale = torch.full_like(total, FP16_SCALE)
+    elif scale_loss is not None:
+        scale = scale_loss(torch.ones_like(total))
+    # As an ordinary backward pass, which mmengine starts outside of autocast.
+    with torch.autocast(device, enabled=False):
+        gradients = torch.autograd.grad(
+            total if scale is None else total * scale,
+            [inner for _, inner in inputs],
+            allow_unused=True,
+        )
+    carrier = _Carrier.apply(list(gradients), scale, total.detach(), *(o for o, _ in inputs))
+    losses = {name: value.detach() for name, value in losses.items()}
+    first = next(iter(losses))
+    losses[first] = losses[first] + carrier
+    return output, losses
+
+
+def _is_fp16(device: str) -> bool:
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+
+
+@contextmanager
+def statistics_untouched(module: nn.Module) -> Iterator[None]:
+    """What runs in here updates copies of the batch-norm statistics of ``module``, not its own.
+
+    Copies, because batch norm without statistics would save other tensors for its backward pass
+    than the first time, which torch's checkpointing refuses.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.training]
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        copies = {k: None if b is None else b.clone() for k, b in norm._buffers.items()}
+        norm._buffers.update(copies)
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
+
+
+def checkpointed(function: Callable[..., Any], *args, module: nn.Module) -> Any:
+    """``function(*args)`` without keeping its activations; they are computed again in the backward
+    pass, with the same random numbers.
+
+    Args:
+        function: Runs ``module``; may return anything that holds tensors.
+        *args: Passed on.
+        module: Whose batch-norm statistics the second computation must leave alone.
+    """
+
+    def contexts():
+        return nullcontext(), statistics_untouched(module)
+
+    return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
+
+
+def backbone_pass(backbone: nn.Module, images: Tensor) -> list[Tensor]:
+    """The pyramid of images (N, 3, H, W), of whose activations little is kept.
+
+    Block by block where timm's model offers that (PVT, Swin, ConvNeXt, ViT) and has no batch norm,
+    whose statistics timm would update twice; otherwise the whole pass at once, which needs in the
+    backward pass the memory that it saved in the forward pass, but for this pass alone.
+    """
+    if not torch.is_grad_enabled() or not any(p.requires_grad for p in backbone.parameters()):
+        return backbone(images)
+    switches = _block_switches(backbone)
+    if not switches:
+        return checkpointed(backbone, images, module=backbone)
+    for module in switches:
+        module.grad_checkpointing = True
+    try:
+        return backbone(images)
+    finally:
+        for module in switches:
+            module.grad_checkpointing = False
+
+
+def _block_switches(backbone: nn.Module) -> list[nn.Module]:
+    """timm's modules that checkpoint their blocks when told to, the innermost ones."""
+    if any(isinstance(module, _NormBase) for module in backbone.modules()):
+        return []
+    found = [m for m in backbone.modules() if getattr(m, "grad_checkpointing", None) is False]
+    return [m for m in found if not any(inner in found for inner in m.modules() if inner is not m)]

@@ -1,0 +1,171 @@
+"""Curves of a training as SVG that takes its ink from the page, so that it reads light and dark."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from codmoe.visualization.report.data import Training
+
+# Stands for the text colour of the page, whatever that is.
+_INK = "#010203"
+# Each tells from the others, from white and from near black.
+_COLOURS = ("#3b8bd1", "#e07b39", "#3fa66b", "#a873c9", "#c9a227", "#d1587c", "#4fb3bf", "#8d6e63")
+_LOSS_STYLES = dict(mixture="--", router=":")
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+_SIZE = (4.1, 2.9)
+
+
+@dataclass
+class Line:
+    """One line of a panel: values ``y`` over ``x``."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str = _INK
+    style: str = "-"
+    width: float = 1.4
+    marker: str = ""
+    alpha: float = 1.0
+
+
+def colours(experts: Sequence[str]) -> dict[str, str]:
+    """One colour per expert, the same in all plots."""
+    return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(experts)}
+
+
+def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4) -> str:
+    """One plot as an ``<svg>`` element."""
+    ink = dict.fromkeys(_INKED, _INK)
+    with matplotlib.rc_context({**ink, "svg.fonttype": "none", "font.size": 8}):
+        # A legend of many rows adds its height, so that the axes keep theirs.
+        rows = math.ceil(sum(bool(line.label) for line in lines) / columns)
+        size = (_SIZE[0], _SIZE[1] + 0.15 * max(0, rows - 2))
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        for line in lines:
+            axes.plot(
+                line.x, line.y, line.style, color=line.colour, lw=line.width, marker=line.marker,
+                markersize=3, alpha=line.alpha,
+            )  # fmt: skip
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.set_title(title, size=9, loc="left", parse_math=False)
+        axes.set(xlabel=x, ylabel=y)
+        axes.grid(color=_INK, alpha=0.12, lw=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        # matplotlib leaves out labels that begin with an underscore.
+        named = [(h, f" {t.label}") for h, t in zip(axes.get_lines(), lines, strict=True)]
+        named = [pair for pair in named if pair[1].strip()]
+        if len(named) > 1:
+            legend = figure.legend(
+                *zip(*named, strict=True), loc="outside lower center", ncols=columns, fontsize=7.5,
+                frameon=False, handlelength=1.6, columnspacing=1.2,
+            )  # fmt: skip
+            for label in legend.get_texts():
+                label.set_parse_math(False)
+        buffer = io.StringIO()
+        empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
+    return svg.replace(_INK, "currentColor").strip()
+
+
+def learning_curves(training: Training, experts: Sequence[str]) -> list[str]:
+    """Losses, IoU on the validation set and learning rate; a panel without values is left out."""
+    shade, unit = colours(experts), training.unit
+    found = []
+    losses = [Line("total", *_series(training.train, "loss"), width=1.8)]
+    for part, keys in _loss_parts(training.train).items():
+        style = dict(colour=shade.get(part, _INK), style=_LOSS_STYLES.get(part, "-"), width=1.1)
+        losses.append(Line(part, *_sum(training.train, keys), **style))
+    losses = [_relative(line) for line in losses if len(line.x)]
+    if losses:
+        y = "loss, relative to the first"
+        found.append(panel("training loss (first → last)", losses, x=unit, y=y, columns=2))
+    kinds = dict(IoU=("mixture", _INK, "-", 1.8), IoU_uniform=("uniform", _INK, ":", 1.1))
+    kinds["IoU_oracle"] = ("oracle", _INK, "--", 1.0)
+    kinds |= {f"IoU_{name}": (name, shade[name], "-", 1.2) for name in experts}
+    scores = [
+        Line(label, *_series(training.val, key), colour, style, width=w, marker=_dot(style))
+        for key, (label, colour, style, w) in kinds.items()
+    ]
+    scores = [line for line in scores if len(line.x)]
+    if scores:
+        found.append(panel("IoU on the validation set", scores, x=unit, y="IoU"))
+    rates = [Line("learning rate", *_series(training.train, "base_lr"))]
+    if not len(rates[0].x):
+        rates = [Line("learning rate", *_series(training.train, "lr"))]
+    if len(rates[0].x):
+        found.append(panel("learning rate", rates, x=unit, y="base learning rate"))
+    return found
+
+
+def routing_curves(training: Training, experts: Sequence[str]) -> list[str]:
+    """Shares of the experts and mutual information; nothing where the router has no choice."""
+    information = _series(training.train, "mutual_information")
+    seen = _series(training.val, "mutual_information")
+    if not any(abs(value) > 1e-12 for value in (*information[1], *seen[1])):
+        return []
+    shade, unit, shares = colours(experts), training.unit, []
+    for name in experts:
+        x, y = _series(training.train, f"share_{name}")
+        vx, vy = _series(training.val, f"share_{name}")
+        if len(x):
+            style = dict(width=0.9, alpha=0.45) if len(vx) else {}
+            shares.append(Line("" if len(vx) else name, x, y, colour=shade[name], **style))
+        if len(vx):
+            shares.append(Line(name, vx, vy, colour=shade[name], marker="o", width=1.5))
+    found = [panel("share of each expert", shares, x=unit, y="mean weight")] if shares else []
+    curves = [
+        Line("training", *information, width=0.9, alpha=0.5),
+        Line("validation", *seen, marker="o"),
+    ]
+    curves = [line for line in curves if len(line.x)]
+    title = "mutual information of image and expert"
+    return [*found, panel(title, curves, x=unit, y="nats")]
+
+
+def _relative(line: Line) -> Line:
+    """The losses of the parts differ by orders of magnitude, and by a few per cent over a run."""
+    first, last = line.y[0], line.y[-1]
+    scale = first if first and math.isfinite(first) else 1.0
+    label = f"{line.label} {first:.3g} → {last:.3g}"
+    return replace(line, label=label, y=[value / scale for value in line.y])
+
+
+def _dot(style: str) -> str:
+    return "o" if style == "-" else ""
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    pairs = [(row["x"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _loss_parts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Keys of the losses by the part of the model they belong to (``sinet.loss_structure``)."""
+    parts: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        part, dot, rest = key.partition(".")
+        if dot and "loss" in rest:
+            parts.setdefault(part, []).append(key)
+    return parts
+
+
+def _sum(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[list, list]:
+    # A sparse step may lack an expert's losses; a part of them would look like a dip.
+    whole = [row for row in rows if all(isinstance(row.get(key), (int, float)) for key in keys)]
+    return [row["x"] for row in whole], [sum(row[key] for key in keys) for row in whole]

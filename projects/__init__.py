@@ -1,0 +1,1 @@
+"""Experiments with their own configs, runners and results; not in the wheel."""

@@ -1,0 +1,1 @@
+"""The small ensemble that ships with the package."""

@@ -1,0 +1,1 @@
+"""The study on photographs of five domains and on polyps."""
