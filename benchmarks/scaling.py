@@ -24,7 +24,7 @@ from codmoe.engine.ddp import leave_cpu_process_group
 from codmoe.engine.stages import child_environment
 from codmoe.evaluation.tables import save_json
 from codmoe.files import keep_old
-from codmoe.registry import suggest
+from codmoe.messages import suggest
 
 
 def expert_load(loads: Sequence[Sequence[Sequence[int]]], names: Sequence[str]) -> dict[str, Any]:

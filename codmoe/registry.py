@@ -6,7 +6,6 @@ unknown ``type=`` and a misspelt argument are answered with the nearest valid na
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable
 
@@ -14,22 +13,9 @@ from mmengine import registry as root
 from mmengine.registry import Registry as MMRegistry
 from mmengine.registry import build_from_cfg, build_model_from_cfg
 
+from codmoe.messages import nearest, suggest
+
 SCOPE = "codmoe"
-
-
-def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
-    """Valid names that look like ``name``, the most alike first; upper and lower case are equal."""
-    by_lower = {choice.lower(): choice for choice in valid}
-    return [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, count, 0.6)]
-
-
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """``"did you mean 'a' or 'b'?"``, or the list of all valid names when none is near."""
-    valid = list(valid)
-    close = nearest(name, valid)
-    if close:
-        return "did you mean " + " or ".join(repr(choice) for choice in close) + "?"
-    return "valid names: " + ", ".join(sorted(valid))
 
 
 def argument_faults(cls: type, given: Iterable[str]) -> list[str]:

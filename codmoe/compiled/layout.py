@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from timm.layers import fast_norm
 from torch import nn
 
-from codmoe.registry import suggest
+from codmoe.messages import suggest
 
 FORMATS = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_format)
 PARTS = ("backbone", "experts", "router", "combiner")

@@ -14,9 +14,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from codmoe.compiled.buffers import Parts
 from codmoe.compiled.graphs import Preparer
 from codmoe.compiled.layout import FORMATS
+from codmoe.messages import suggest
 from codmoe.models.layers import BatchNorm
 from codmoe.models.moe import ModelLevelMoE
-from codmoe.registry import suggest
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from codmoe.compiled.buffers import Lane, runs_in_lanes
 from codmoe.compiled.graphs import Piece, Preparer, settle_backend
 from codmoe.compiled.pieces import DTYPES, FrozenModel
+from codmoe.messages import suggest
 from codmoe.models.dispatch import padded_to
 from codmoe.models.moe import ModelLevelMoE
-from codmoe.registry import suggest
 from codmoe.structures import ExpertOutput, RoutingDecision
 
 BATCHES = (1, 2, 4, 8, 16)

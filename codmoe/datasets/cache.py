@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from codmoe.datasets.transforms.loading import pair_results, read_pair
-from codmoe.registry import suggest
+from codmoe.messages import suggest
 
 try:
     import fcntl

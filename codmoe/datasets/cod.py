@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from torch.utils.data import ConcatDataset, Dataset
 
 from codmoe.datasets.cache import SampleCache
-from codmoe.datasets.integrity import SHOWN, UnreadableFile
+from codmoe.datasets.integrity import UnreadableFile
 from codmoe.datasets.layouts import (
     CAMOUFLAGED,
     Folders,
@@ -30,10 +30,10 @@ from codmoe.datasets.layouts import (
     recognise,
     require_folder,
     resolve_root,
-    shown_names,
 )
 from codmoe.datasets.splits import chosen_indices, complete_split
 from codmoe.datasets.transforms import read_pair
+from codmoe.messages import listed
 from codmoe.registry import DATASETS, TRANSFORMS
 
 
@@ -166,8 +166,8 @@ class CODDataset(BaseDataset):
         if absent:
             # A misspelt stem would leave the duplicate in.
             raise ValueError(
-                f"{self.name}: exclude names {shown_names(sorted(absent))}, which the data set "
-                "does not hold; give stems, without suffix"
+                f"{self.name}: exclude names {listed(sorted(absent), show=repr)}, which the "
+                "data set does not hold; give stems, without suffix"
             )
         return [pair for pair in pairs if pair.stem not in self.exclude]
 
@@ -499,10 +499,10 @@ class TolerantDataset(Dataset):
         bad = self.unreadable()
         if len(bad) <= self.allowed:
             return None
-        reasons = "; ".join(self.reason(index) for index in bad[:SHOWN])
-        more = f"; and {len(bad) - SHOWN:,} more, all in the log" if len(bad) > SHOWN else ""
+        reasons = listed(bad, separator="; ", show=self.reason)
         return (
             f"{len(bad):,} of {len(self):,} training samples are unreadable, and "
-            f"max_unreadable={self.max_share:g} allows {self.allowed:,}: {reasons}{more}. "
+            f"max_unreadable={self.max_share:g} allows {self.allowed:,}: {reasons} "
+            "(all are in the log). "
             "Mend or remove them, or raise max_unreadable"
         )

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from codmoe.messages import listed
+
 if TYPE_CHECKING:
     from codmoe.datasets.layouts import Pair
-
-SHOWN = 5
 
 
 class UnreadableFile(ValueError):
@@ -130,10 +130,8 @@ def check_pairs(pairs: Iterable[Pair], workers: int = 8) -> None:
     with ThreadPoolExecutor(workers) as pool:
         faults = [fault for fault in pool.map(_fault, pairs) if fault]
     if faults:
-        more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
         raise ValueError(
             f"{len(faults):,} of {len(pairs):,} image/mask pairs cannot be used: "
-            + "; ".join(faults[:SHOWN])
-            + more
+            + listed(faults, separator="; ")
             + "; mend, replace or remove them (python tools/data/doctor.py ROOT says what is wrong)"
         )

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from mmengine.logging import print_log
 
-from codmoe.datasets.integrity import SHOWN
 from codmoe.datasets.integrity import check_pairs as check_pairs
 from codmoe.datasets.integrity import is_complete as is_complete
+from codmoe.messages import listed
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 ROOT_VARIABLE = "CODMOE_DATA_ROOT"
@@ -104,15 +104,10 @@ def contents(folder: Path) -> str:
         parent = folder.absolute().parent
         while not parent.exists():
             parent = parent.parent
-        return f"{parent} holds {shown_names(sorted(p.name for p in parent.iterdir()))}"
+        return f"{parent} holds {listed(sorted(p.name for p in parent.iterdir()), show=repr)}"
     if not folder.is_dir():
         return f"{folder} is a file"
-    return f"{folder} holds {shown_names(sorted(p.name for p in folder.iterdir()))}"
-
-
-def shown_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return (", ".join(map(repr, names[:SHOWN])) or "nothing") + more
+    return f"{folder} holds {listed(sorted(p.name for p in folder.iterdir()), show=repr)}"
 
 
 def require_folder(folder: Path, key: str) -> Path:
@@ -234,12 +229,12 @@ def find_pairs(
     faults = []
     if lonely := sorted(images.keys() - masks.keys()):
         faults.append(
-            f"{len(lonely):,} of {len(images):,} images have no mask: {shown_names(lonely)}"
+            f"{len(lonely):,} of {len(images):,} images have no mask: {listed(lonely, show=repr)}"
         )
     lonely = [] if shared_masks else sorted(masks.keys() - images.keys())
     if lonely:
         faults.append(
-            f"{len(lonely):,} of {len(masks):,} masks have no image: {shown_names(lonely)}"
+            f"{len(lonely):,} of {len(masks):,} masks have no image: {listed(lonely, show=repr)}"
         )
     if faults:
         raise ValueError(

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codmoe.datasets.layouts import shown_names
-from codmoe.registry import suggest
+from codmoe.messages import listed, suggest
 
 
 def split_indices(
@@ -221,7 +220,7 @@ def _remembered(
         raise ValueError(f"split.file {path}: {name} was split with {differences}{advice}")
     known, given = set().union(*entry["parts"].values()), set(stems)
     faults = [
-        f"{len(odd):,} images {what} ({shown_names(sorted(odd))})"
+        f"{len(odd):,} images {what} ({listed(sorted(odd), show=repr)})"
         for odd, what in (
             (given - known, "of the data are not in it"),
             (known - given, "in it are not in the data"),

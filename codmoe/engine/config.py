@@ -15,7 +15,8 @@ from codmoe import registry
 from codmoe.compiled.layout import speed_faults
 from codmoe.engine.handover import assembly_faults, init_faults
 from codmoe.engine.optim import check_amp
-from codmoe.registry import argument_faults, suggest
+from codmoe.messages import suggest
+from codmoe.registry import argument_faults
 
 RUNNER_KEYS = (
     "model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg "

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from codmoe.engine.checkpoints import load_parts, load_state, meta_of, read_weights, stored_config
 from codmoe.engine.hooks.progress import bare_model
 from codmoe.evaluation.tables import save_json
+from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS
-from codmoe.registry import MODELS, suggest
+from codmoe.registry import MODELS
 
 INIT_KEYS = ("file", "parts", "backbone", "experts", "command")
 

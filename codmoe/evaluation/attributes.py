@@ -20,7 +20,8 @@ from codmoe.evaluation.cod_metric import (
 )
 from codmoe.evaluation.conventions import COMBINED
 from codmoe.evaluation.measures.per_image import as_array
-from codmoe.registry import METRICS, suggest
+from codmoe.messages import suggest
+from codmoe.registry import METRICS
 
 SPECK = 1e-4  # of the image: 20 pixels at 448 x 448
 RING = 0.05  # of sqrt(H W): 22 pixels at 448 x 448

@@ -21,7 +21,8 @@ from codmoe.evaluation.measures.per_image import (
     uniform_probability,
 )
 from codmoe.evaluation.measures.truth import TRUTHS
-from codmoe.registry import METRICS, suggest
+from codmoe.messages import suggest
+from codmoe.registry import METRICS
 
 NO_MASK = "load masks in the test pipeline (LoadCODPair, PackCODInputs(keep_original=True))"
 

@@ -21,7 +21,7 @@ from codmoe.evaluation.conventions import LOWER_IS_BETTER
 from codmoe.evaluation.result_files import ORACLE, Method
 from codmoe.evaluation.tables import DEFAULT_METRICS, format_value
 from codmoe.files import replacing
-from codmoe.registry import suggest
+from codmoe.messages import suggest
 
 FEW = 30
 _NOT_A_MEAN = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codmoe.registry import suggest
+from codmoe.messages import suggest
 
 MIXTURE, ORACLE, ALL = "mixture", "oracle", "all"
 

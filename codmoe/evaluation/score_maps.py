@@ -25,10 +25,10 @@ from codmoe.evaluation.measures.per_image import (
 )
 from codmoe.evaluation.tables import print_table, result_rows, save_json
 from codmoe.machine import available_cores, check_device
+from codmoe.messages import listed
 from codmoe.version import __version__
 
 BATCH = 8
-SHOWN = 5
 # The test folder of COD10K-v3 holds masks of images without camouflaged object too.
 NOT_CAMOUFLAGED = "COD10K-NonCAM-"
 # Folder names that say nothing about the data set; the folder above does.
@@ -60,20 +60,15 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
         masks = {stem: path for stem, path in masks.items() if stem not in others}
         missing = [stem for stem in missing if stem in masks]
     if missing:
-        held = f"maps named {_listed(sorted(maps))}" if maps else "no image files"
+        held = f"maps named {listed(sorted(maps))}" if maps else "no image files"
         raise ValueError(
             f"{len(missing):,} of {len(masks):,} masks in {gt} have no map in {pred}: "
-            f"{_listed(missing)}; maps are matched to masks by stem, every mask needs one, and "
+            f"{listed(missing)}; maps are matched to masks by stem, every mask needs one, and "
             f"the folder holds {held}"
         )
     if extra := len(maps.keys() - masks.keys()):
         print(f"{pred}: {extra:,} of {len(maps):,} maps have no mask in {gt} and are left out")
     return [MapPair(stem, maps[stem], masks[stem]) for stem in sorted(masks)]
-
-
-def _listed(stems: Sequence[str]) -> str:
-    more = f" and {len(stems) - SHOWN:,} more" if len(stems) > SHOWN else ""
-    return ", ".join(stems[:SHOWN]) + more
 
 
 def read_map(path: Path) -> np.ndarray:

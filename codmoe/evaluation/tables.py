@@ -17,7 +17,7 @@ from torch import Tensor
 
 from codmoe.evaluation.conventions import AGGREGATE_KEYS, CONVENTIONS, LOWER_IS_BETTER
 from codmoe.files import replacing
-from codmoe.registry import suggest
+from codmoe.messages import suggest
 
 DEFAULT_METRICS = ("IoU", "Dice", "Sm", "wFm", "meanEm", "meanFm", "MAE", "mIoU", "mDice")
 _UNRANKED = "oracle"

@@ -43,11 +43,12 @@ from codmoe.inference.timing import (
     working_memory,
 )
 from codmoe.machine import check_device
+from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS
 from codmoe.models.dispatch import PyramidBank, run_experts
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.models.routers import FixedRouter
-from codmoe.registry import MODELS, suggest
+from codmoe.registry import MODELS
 
 EXECUTIONS = ("eager", "compiled", "cudagraph", "engine")
 

@@ -23,6 +23,7 @@ from codmoe.datasets.layouts import IMAGE_EXTENSIONS
 from codmoe.datasets.transforms import read_image
 from codmoe.files import replacing
 from codmoe.inference.zoo import create_model, load_whole, weights_to_use
+from codmoe.messages import listed
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.structures import CODDataSample
 
@@ -291,10 +292,8 @@ def collect(inputs: Picture | Sequence[Picture]) -> list[Path | np.ndarray]:
             path for path, good in zip(files, pool.map(_readable, files), strict=True) if not good
         ]
     if faulty:
-        more = f" and {len(faulty) - 5:,} more" if len(faulty) > 5 else ""
-        names = ", ".join(map(str, faulty[:5]))
         raise ValueError(
-            f"unreadable (empty, truncated or not an image): {names}{more}; save them again, or "
+            f"unreadable (empty, truncated or not an image): {listed(faulty)}; save them again, or "
             "take them out of what is given"
         )
     return pictures

@@ -13,9 +13,10 @@ from mmengine.config import Config
 
 from codmoe.engine.checkpoints import load_parts, meta_of, stored_config
 from codmoe.engine.config import list_configs, load_config
+from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS, PLAIN_VITS
 from codmoe.models.moe import ModelLevelMoE
-from codmoe.registry import MODELS, suggest
+from codmoe.registry import MODELS
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from codmoe.messages import suggest
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.combiners import Combiner
 from codmoe.models.experts.base import Expert
 from codmoe.models.routers.base import Router
-from codmoe.registry import MODELS, suggest
+from codmoe.registry import MODELS
 
 DEFAULT_EXPERTS = dict(
     sinet=dict(type="SINetExpert"),

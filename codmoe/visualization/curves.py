@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from codmoe.files import replacing
-from codmoe.registry import suggest
+from codmoe.messages import suggest
 
 # kind: (x, y) as keys of a result's `curves`, with the names of the axes.
 CURVES = {

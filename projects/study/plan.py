@@ -15,7 +15,8 @@ from mmengine.config import Config
 
 from codmoe.engine.config import find_config, list_configs, load_config, parse_options
 from codmoe.engine.stages import Stage
-from codmoe.registry import MODELS, suggest
+from codmoe.messages import suggest
+from codmoe.registry import MODELS
 
 FOLDER = "study/"
 DATASETS = ("polyp", "mix")

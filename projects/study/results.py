@@ -84,7 +84,7 @@ def load_results(folder: str | os.PathLike) -> dict[str, dict[int, dict[str, Any
                 raise KeyError("images")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} is no result of a study ({error!r}); give the --out of projects/study/run.py"
+                f"{path} is no result of a study ({error!r}); give the --out of run.py"
             ) from None
         found.setdefault(row, {})[int(seed)] = result
     return found

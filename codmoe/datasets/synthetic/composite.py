@@ -23,7 +23,8 @@ from codmoe.datasets.synthetic.scene import (
 )
 from codmoe.datasets.synthetic.textures import make_texture, uniform
 from codmoe.datasets.transforms import read_image
-from codmoe.registry import DATASETS, suggest
+from codmoe.messages import suggest
+from codmoe.registry import DATASETS
 
 FILLS = ("photo", "synthetic")
 BLENDS = ("feather", "poisson")

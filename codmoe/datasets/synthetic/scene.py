@@ -14,7 +14,7 @@ from codmoe.datasets.synthetic.textures import (
     smooth_noise,
     uniform,
 )
-from codmoe.registry import suggest
+from codmoe.messages import suggest
 
 # An occluder leaves at least so much of the object.
 KEPT_BY_OCCLUDERS = 0.6

@@ -13,7 +13,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 
 from codmoe.engine.checkpoints import read_meta, save_weights
-from codmoe.registry import HOOKS, suggest
+from codmoe.messages import suggest
+from codmoe.registry import HOOKS
 from codmoe.version import __version__
 
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from codmoe.registry import nearest, suggest
+from codmoe.messages import nearest, suggest
 
 STRIDES = (4, 8, 16, 32)
 

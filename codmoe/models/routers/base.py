@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from codmoe.registry import suggest
+from codmoe.messages import suggest
 from codmoe.structures import RoutingDecision
 
 

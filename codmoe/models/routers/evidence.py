@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codmoe.messages import suggest
 from codmoe.models.layers import BatchNorm, conv_bn, resize_to
 from codmoe.models.routers.base import Router
-from codmoe.registry import MODELS, suggest
+from codmoe.registry import MODELS
 
 LUMA = (0.299, 0.587, 0.114)
 
