@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from codmoe.compat import declare_torchvision_ops
 
 declare_torchvision_ops()  # before anything imports timm or the mmengine Runner
 
-if TYPE_CHECKING:
-    from codmoe.inference.inferencer import Inferencer
-    from codmoe.inference.zoo import create_model, list_models
-    from codmoe.models.moe import ModelLevelMoE
-    from codmoe.version import __version__
+__version__ = "0.1.0"
 
-# Imported when first asked for: `import codmoe` stays light, and no module of the package can meet
-# itself half imported by way of this file.
+# Public names and their modules, imported when first asked for: `import codmoe` stays light, and no
+# module of the package can meet itself half imported by way of this file. Type checkers read the
+# same names in __init__.pyi.
 _HOMES = {
     "Inferencer": "codmoe.inference.inferencer",
     "ModelLevelMoE": "codmoe.models.moe",
-    "__version__": "codmoe.version",
     "create_model": "codmoe.inference.zoo",
     "list_models": "codmoe.inference.zoo",
 }

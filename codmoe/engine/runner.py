@@ -12,11 +12,11 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
+from codmoe import __version__
 from codmoe.compiled.layout import compile_parts, set_fast_norm, set_memory_format
 from codmoe.compiled.train_graphs import graph_parts
 from codmoe.engine.ddp import every_expert_runs, idle_parameters
 from codmoe.engine.optim import lay_out_state
-from codmoe.version import __version__
 
 
 class CODRunner(Runner):

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from codmoe import __version__
 from codmoe.compiled.prepared import attach_engine
 from codmoe.engine.hooks.progress import bare_model
 from codmoe.engine.hooks.results import save_extremes
@@ -29,7 +30,6 @@ from codmoe.evaluation.tables import (
     to_markdown,
 )
 from codmoe.files import replacing
-from codmoe.version import __version__
 
 
 def test(

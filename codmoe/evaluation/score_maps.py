@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from codmoe import __version__
 from codmoe.datasets.layouts import files_by_stem
 from codmoe.datasets.transforms import read_mask
 from codmoe.evaluation.conventions import CONVENTIONS
@@ -26,7 +27,6 @@ from codmoe.evaluation.measures.per_image import (
 from codmoe.evaluation.tables import print_table, result_rows, save_json
 from codmoe.machine import available_cores, check_device
 from codmoe.messages import listed
-from codmoe.version import __version__
 
 BATCH = 8
 # The test folder of COD10K-v3 holds masks of images without camouflaged object too.

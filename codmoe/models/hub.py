@@ -12,8 +12,8 @@ from mmengine.config import Config
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from codmoe import __version__
 from codmoe.files import keep_old, replacing
-from codmoe.version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Parts of a training config by which an Inferencer finds the size of the images.

@@ -12,10 +12,10 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 
+from codmoe import __version__
 from codmoe.engine.checkpoints import read_meta, save_weights
 from codmoe.messages import suggest
 from codmoe.registry import HOOKS
-from codmoe.version import __version__
 
 
 def bare_model(runner):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codmoe import __version__
 from codmoe.datasets.synthetic.camouflage import KINDS, generate
 from codmoe.datasets.transforms import read_image
 from codmoe.engine.config import list_configs
@@ -27,7 +28,6 @@ from codmoe.inference.zoo import create_model, is_ready, ready_weights
 from codmoe.models.hub import WEIGHTS
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.models.routers.evidence import EvidenceRouter
-from codmoe.version import __version__
 
 FORMATS = ("onnx", "onnx-sparse", "torch-export", "safetensors")
 PROGRAM = "model.pt2"
