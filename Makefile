@@ -1,10 +1,14 @@
-# Two commands: `make quickstart` and `make test`. Both make .venv and install pinned versions first.
+# `make quickstart`, `make test`, `make lint`. Each makes .venv and installs pinned versions first.
 PYTHON ?= python3
 BIN := .venv/bin
 PINS := requirements/constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c $(PINS)
 STAGES := quickstart/stage1 quickstart/stage2 quickstart/stage3
 # Overrides for a shorter run, e.g. OPTIONS="train_cfg.max_epochs=2"
 OPTIONS ?=
+# opencv-python needs libGL of the system. Where it is missing, the headless build takes its place.
+CV2 := $(BIN)/python -c 'import cv2' 2>/dev/null || \
+  $(PIP) --quiet --force-reinstall --no-deps opencv-python-headless
 
 .PHONY: quickstart test lint clean
 
@@ -12,14 +16,13 @@ OPTIONS ?=
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: codmoe needs Python 3.10 or newer; run: make $(MAKECMDGOALS) PYTHON=python3.x")'
 	@echo "making .venv and installing pinned versions: one to three minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e .
-	# Two wheels write one cv2/; the headless one, last, needs no libGL of the system.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) \
-	  --force-reinstall --no-deps opencv-python-headless
+	$(PIP) -e .
+	$(CV2)
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(BIN)/python -m pip install --disable-pip-version-check -c $(PINS) -e ".[test,export]"
+	$(PIP) -e ".[test,export]"
+	$(CV2)
 	@touch $@
 
 quickstart: .venv/.installed
@@ -29,9 +32,12 @@ quickstart: .venv/.installed
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layout.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --cov=codmoe --cov-report=term
 
 clean:
 	rm -rf .venv
