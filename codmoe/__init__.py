@@ -8,7 +8,7 @@ from codmoe.compat import declare_torchvision_ops
 
 declare_torchvision_ops()  # before anything imports timm or the mmengine Runner
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public names and their modules, imported when first asked for: `import codmoe` stays light, and no
 # module of the package can meet itself half imported by way of this file. Type checkers read the
