@@ -1,5 +1,6 @@
 """Trainings of seconds: configs that inherit the quickstart's, with a handful of small images."""
 
+import importlib
 import itertools
 import runpy
 import sys
@@ -100,11 +101,14 @@ def log_of(work_dir):
 
 
 def call(monkeypatch, tool, *arguments):
-    """Runs ``tools/<tool>.py`` in this process; what it would exit with, or None."""
+    """Runs ``tools/<tool>.py`` or a module's ``main``; what it would exit with, or None."""
     path = str(ROOT / "tools" / f"{tool}.py")
     monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
     try:
-        runpy.run_path(path, run_name="__main__")
+        if "." in tool:
+            importlib.import_module(tool).main()
+        else:
+            runpy.run_path(path, run_name="__main__")
     except SystemExit as leave:
         return leave.code
     return None

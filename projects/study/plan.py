@@ -13,12 +13,12 @@ from typing import Any
 
 from mmengine.config import Config
 
-from codmoe.engine.config import find_config, list_configs, load_config, parse_options
+from codmoe.engine.config import load_config, parse_options
 from codmoe.engine.stages import Stage
 from codmoe.messages import suggest
 from codmoe.registry import MODELS
 
-FOLDER = "study/"
+CONFIGS = Path(__file__).parent / "configs"
 DATASETS = ("polyp", "mix")
 # What is wanted first: the chain to the ensemble is long, so it starts first.
 PRIORITY = (
@@ -114,34 +114,34 @@ class Run(Stage):
         return int(self.cfg.train_cfg.max_epochs)
 
 
-def study_rows(patterns: Sequence[str] = ()) -> list[str]:
-    """Config names of the rows that are asked for, in that order.
+def study_rows(patterns: Sequence[str] = (), folder: Path = CONFIGS) -> list[str]:
+    """Config files of the rows that are asked for, in that order.
 
     Args:
         patterns: Rows (``polyp_fpn``), patterns of them (``mix_router_*``) or config files; without
-            any, all shipped rows, the most wanted first.
+            any, all rows of the folder, the most wanted first.
+        folder: Holds one config a row; what begins with ``_`` is none.
 
     Raises:
-        FileNotFoundError: There is no such row; the message names the nearest.
+        FileNotFoundError: There is no such row, the message names the nearest; or no such folder.
     """
-    shipped = sorted((name for name in list_configs() if name.startswith(FOLDER)), key=_priority)
-    if not patterns:
-        return shipped
-    found = []
+    rows = {path.stem: str(path) for path in folder.glob("*.py") if path.stem[0] != "_"}
+    if not rows:
+        raise FileNotFoundError(f"{folder} holds no config; give the folder of a project's rows")
+    found = [] if patterns else [rows[row] for row in sorted(rows, key=_priority)]
     for pattern in patterns:
-        stem = pattern.removeprefix("configs/").removeprefix(FOLDER).removesuffix(".py")
-        matching = [name for name in shipped if fnmatchcase(name.removeprefix(FOLDER), stem)]
-        if not matching and Path(pattern).is_file():
-            matching = [pattern]
-        if not matching:
-            known = [name.removeprefix(FOLDER) for name in shipped]
-            raise FileNotFoundError(f"the study has no row {pattern!r}; {suggest(stem, known)}")
-        found += matching
+        matching = [row for row in sorted(rows, key=_priority) if fnmatchcase(row, pattern)]
+        if matching:
+            found += [rows[row] for row in matching]
+        elif Path(pattern).is_file():
+            found.append(pattern)
+        else:
+            raise FileNotFoundError(f"{folder} has no row {pattern!r}; {suggest(pattern, rows)}")
     return list(dict.fromkeys(found))
 
 
 def _priority(name: str) -> tuple:
-    dataset, _, row = name.removeprefix(FOLDER).partition("_")
+    dataset, _, row = name.partition("_")
     rank = PRIORITY.index(row) if row in PRIORITY else len(PRIORITY)
     place = DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS)
     return rank, place, name
@@ -192,8 +192,7 @@ def plan_study(
             own = [f"checkpoint_dir={weights}", f"randomness.seed={seed}"]
             cfg = copy.deepcopy(loaded)
             cfg.merge_from_dict(parse_options(own))
-            path = str(find_config(name))
-            run = Run(path, cfg, work_dir / f"{row}_seed{seed}", row, seed)
+            run = Run(name, cfg, work_dir / f"{row}_seed{seed}", row, seed)
             run.options = [*row_options(row, options), *own]
             runs.append(run)
     _link(runs)
@@ -201,10 +200,11 @@ def plan_study(
 
 
 def _check_patterns(rows: Sequence[str], options: Sequence[str]) -> None:
-    known = list(dict.fromkeys(Path(name).stem for name in [*rows, *study_rows()]))
+    # An override for a row that is not asked for today is no mistake.
+    beside = {file.stem for row in rows for file in Path(row).parent.glob("*.py")}
+    known = sorted(beside | {Path(row).stem for row in rows})
     for option in options:
         pattern, colon, _ = option.partition("=")[0].partition(":")
-        # One for a shipped row that is not asked for today is no mistake.
         if colon and not any(fnmatchcase(row, pattern) for row in known):
             raise ValueError(
                 f"--cfg-options {option}: no row is called {pattern!r}; {suggest(pattern, known)}"

@@ -22,6 +22,7 @@ from projects.study.tables import (
     summary_table,
 )
 
+MAKE = "projects.study.make_tables"
 METRICS = ("mDice", "mIoU", "IoU", "Sm", "wFm", "MAE")
 EXPERTS = ("pranet", "sinet", "ujsc", "zoomnet")
 
@@ -199,7 +200,7 @@ def test_results_become_small_and_come_back(tmp_path, monkeypatch, capsys):
     assert sorted(by_dataset(loaded)["polyp"]) == ["fpn", "fpn_frozen", "stage3"]
     assert loaded["polyp_stage3"][2] == json.loads(to_text(STAGE3))
     out = tmp_path / "study.md"
-    assert call(monkeypatch, "analysis/study", tmp_path, "--out", out, "--samples", 100) is None
+    assert call(monkeypatch, MAKE, tmp_path, "--out", out, "--samples", 100) is None
     text = out.read_text()
     assert text.index("| fpn |") < text.index("| stage3 |") and "## polyp" in text
     assert "| stage3 | set0 | 0.2500 | 0.2500 | 0.2500 | 0.2500 | 0.5000 | 0.7500 |" in text
@@ -207,7 +208,7 @@ def test_results_become_small_and_come_back(tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_without_results_is_told(tmp_path, monkeypatch):
-    assert "holds no results" in call(monkeypatch, "analysis/study", tmp_path)
+    assert "holds no results" in call(monkeypatch, MAKE, tmp_path)
     (tmp_path / "polyp_fpn_seed0.json").write_text("{}")
     with pytest.raises(ValueError, match=r"polyp_fpn_seed0\.json is no result of a study"):
         load_results(tmp_path)

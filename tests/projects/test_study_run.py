@@ -11,8 +11,8 @@ import pytest
 from miniature import ONE_EXPERT, ROOT, TWO_EXPERTS, write_config
 
 from projects.study.jobs import Job, estimate, publish
-from projects.study.plan import SOURCES, plan_study, row_options, study_rows
-from projects.study.runs import Study, run_study
+from projects.study.plan import CONFIGS, SOURCES, plan_study, row_options, study_rows
+from projects.study.run import Study, run_study
 
 SETTINGS = dict(gpus=0, per_gpu=2)
 
@@ -119,7 +119,7 @@ def test_what_has_to_run_again(finished):
 def test_it_stops_and_goes_on(tmp_path):
     rows = write_rows(tmp_path, epochs=500)
     work = tmp_path / "work"
-    tool = [sys.executable, str(ROOT / "projects/study/run.py"), rows["alone"], rows["joint"]]
+    tool = [sys.executable, "-m", "projects.study.run", rows["alone"], rows["joint"]]
     command = [*tool, "--gpus", "0", "--per-gpu", "2", "--work-dir", str(work)]
     process = subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=str(ROOT)))
     last = [work / f"toy_{row}_seed0" / "last_checkpoint" for row in ("alone", "joint")]
@@ -199,9 +199,9 @@ def test_only_a_whole_training_tells_how_long_one_takes(tmp_path, monkeypatch, l
         run.work_dir.mkdir(parents=True)
         (run.work_dir / left).write_text("epoch_1.pth")
         run.mark.write_text(run.fingerprint)
-    monkeypatch.setattr("projects.study.runs.Job.launch", lambda *args: None)
-    monkeypatch.setattr("projects.study.runs.Job.poll", lambda job: 0)
-    monkeypatch.setattr("projects.study.runs.record", lambda run, out: None)
+    monkeypatch.setattr("projects.study.run.Job.launch", lambda *args: None)
+    monkeypatch.setattr("projects.study.run.Job.poll", lambda job: 0)
+    monkeypatch.setattr("projects.study.run.record", lambda run, out: None)
     study._start(run, 0)
     study.jobs[0].phase = "test"
     study._collect()
@@ -246,7 +246,7 @@ def test_gpus_are_shared_out_evenly(tmp_path, monkeypatch):
     def launch(job, phase, command, environment):
         launched.append(environment["CUDA_VISIBLE_DEVICES"])
 
-    monkeypatch.setattr("projects.study.runs.Job.launch", launch)
+    monkeypatch.setattr("projects.study.run.Job.launch", launch)
     study._fill()
     # Joint, alone, joint, alone, not a third joint, alone: two trainings of several experts at
     # batch 24 do not fit beside each other.
@@ -340,8 +340,7 @@ def test_what_a_process_died_of(tmp_path, printed, expected):
 
 def test_what_needs_much_memory(tmp_path):
     rows = ["joint", "zoomnet", "ujsc", "fpn4", "router_top2", "stage3", "refit"]
-    names = [f"study/mix_{row}" for row in rows]
-    names.append("study/mix_warm")
+    names = [str(CONFIGS / f"mix_{row}.py") for row in [*rows, "warm"]]
 
     def heavy(*options):
         runs = plan_study(names, seeds=[0], work_dir=tmp_path, options=options)
@@ -412,20 +411,25 @@ def test_plans_that_cannot_be(tmp_path):
         study_rows(["polyp_fnp"])
 
 
-def test_rows_by_pattern():
-    assert study_rows(["mix_router_top*", "mix_router_top1", "polyp_fpn"]) == [
-        "study/mix_router_top2",
-        "study/mix_router_top4",
-        "study/mix_router_top1",
-        "study/polyp_fpn",
+def test_rows_by_pattern(tmp_path):
+    found = study_rows(["mix_router_top*", "mix_router_top1", "polyp_fpn"])
+    assert found == [
+        str(CONFIGS / f"{row}.py")
+        for row in ("mix_router_top2", "mix_router_top4", "mix_router_top1", "polyp_fpn")
     ]
+    other = tmp_path / "fold0.py"
+    other.touch()
+    assert study_rows(folder=tmp_path) == study_rows(["f*"], tmp_path) == [str(other)]
+    assert study_rows([str(other)]) == [str(other)]
+    with pytest.raises(FileNotFoundError, match="holds no config"):
+        study_rows(folder=tmp_path / "absent")
     assert row_options("mix_fpn", ["a=1", "mix_*:b=2:3", "polyp_*:c=3"]) == ["a=1", "b=2:3"]
 
 
 def test_an_override_for_no_row_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"no row is called 'poylp_fpn'; .*polyp_fpn"):
         plan_study(
-            ["study/polyp_fpn"], seeds=[0], work_dir=tmp_path, options=["poylp_fpn:amp=None"]
+            study_rows(["polyp_fpn"]), seeds=[0], work_dir=tmp_path, options=["poylp_fpn:amp=None"]
         )
 
 
@@ -444,4 +448,4 @@ def test_the_shipped_rows_chain(tmp_path):
 def test_gpus_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"gpus=2, but this machine has 1 GPU\(s\); use gpus=1"):
-        run_study(["polyp_fpn"], gpus=2, work_dir=str(tmp_path))
+        run_study(study_rows(["polyp_fpn"]), gpus=2, work_dir=str(tmp_path))

@@ -7,6 +7,7 @@ from miniature import call
 
 from projects.small_ensemble.card import BEGIN, END, fill_card
 
+CARD = "projects.small_ensemble.card"
 METRICS = dict(Dice=0.5, Sm=0.6, wFm=0.4, MAE=0.1, n=8)
 
 
@@ -28,7 +29,7 @@ def test_numbers_replace_what_stood_there(tmp_path, monkeypatch):
     maps = dict(METRICS, IoU=0.125, n=1, images=dict(a=dict(IoU=0.125)))
     other = tmp_path / "b.json"  # as tools/eval_maps.py writes it
     other.write_text(json.dumps(dict(maps, method="small", dataset="Kvasir")))
-    assert call(monkeypatch, "analysis/fill_card", card, held_out, "--zero-shot", other) is None
+    assert call(monkeypatch, CARD, card, held_out, "--zero-shot", other) is None
     text = card.read_text()
     assert text.startswith("# Card\n") and text.endswith("The end.\n")
     assert "not measured yet" not in text
@@ -59,7 +60,7 @@ def test_mistakes(tmp_path, monkeypatch):
     held_out = result(tmp_path / "a.json", Hidden=0.25)
     with pytest.raises(ValueError, match="must hold the marks"):
         fill_card(card, held_out)
-    code = call(monkeypatch, "analysis/fill_card", card, tmp_path / "absent.json")
+    code = call(monkeypatch, CARD, card, tmp_path / "absent.json")
     assert code.startswith("error: ") and "marks" in code
     card.write_text(f"{BEGIN}{END}")
     with pytest.raises(FileNotFoundError, match=r"absent\.json does not exist"):
