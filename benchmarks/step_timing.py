@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
-from codmoe.engine.hooks.progress import bare_model
+from codmoe.engine.ddp import bare_model
 from codmoe.engine.launch import (
     build_runner,
     prepare,

@@ -1,14 +1,19 @@
+"""Running a stage: configs, launch, hooks, checkpoints; importing it registers its parts."""
+
 from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.ddp import CODDistributedDataParallel
-from codmoe.engine.hooks.experts_after import ExpertsAfterHook
-from codmoe.engine.hooks.finite_loss import FiniteLossHook
 from codmoe.engine.hooks.frozen_features import FrozenCacheHook
-from codmoe.engine.hooks.progress import AverageBuffersHook, BestWeightsHook, TrainingProgressHook
-from codmoe.engine.hooks.results import GridHook, SaveMapsHook, TestProgressHook
-from codmoe.engine.hooks.router_watch import RouterWatchHook
-from codmoe.engine.hooks.unreadable import UnreadableFilesHook
-from codmoe.engine.hooks.warmup import BackboneWarmupHook
+from codmoe.engine.hooks.mixture import ExpertsAfterHook, RouterWatchHook
+from codmoe.engine.hooks.training import (
+    AverageBuffersHook,
+    BackboneWarmupHook,
+    BestWeightsHook,
+    FiniteLossHook,
+    TrainingProgressHook,
+    UnreadableFilesHook,
+)
 from codmoe.engine.optim import MergedGroupsConstructor
+from codmoe.engine.testing import GridHook, SaveMapsHook, TestProgressHook
 
 __all__ = [
     "AtomicBackend",

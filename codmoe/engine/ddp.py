@@ -74,6 +74,11 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
         )
 
 
+def bare_model(runner):
+    """The model of a Runner without its DDP wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
 def every_expert_runs(model: Mapping[str, Any]) -> bool:
     """Whether training runs every expert on every image: told to, or because all are chosen."""
     experts = [e for e in (model.get("experts") or {}).values() if e is not None]

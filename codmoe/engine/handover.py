@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from codmoe.engine.checkpoints import load_parts, load_state, meta_of, read_weights, stored_config
-from codmoe.engine.hooks.progress import bare_model
+from codmoe.engine.ddp import bare_model
 from codmoe.evaluation.tables import save_json
 from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS

@@ -13,7 +13,7 @@ from mmengine.runner.utils import set_random_seed
 
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import config_root
-from codmoe.engine.ddp import every_expert_runs, init_cpu_process_group
+from codmoe.engine.ddp import bare_model, every_expert_runs, init_cpu_process_group
 from codmoe.engine.handover import (
     check_assembly,
     load_sources,
@@ -22,8 +22,7 @@ from codmoe.engine.handover import (
     skip_pretrained,
 )
 from codmoe.engine.hooks.frozen_features import settle_frozen_cache
-from codmoe.engine.hooks.progress import bare_model
-from codmoe.engine.hooks.router_watch import routing_of_best
+from codmoe.engine.hooks.mixture import routing_of_best
 from codmoe.engine.optim import settle_amp, settle_fused
 from codmoe.engine.runner import CODRunner
 from codmoe.evaluation.tables import save_json

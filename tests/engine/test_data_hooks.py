@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from codmoe.datasets import CODDataset, TolerantDataset
-from codmoe.engine.hooks.unreadable import UnreadableFilesHook
+from codmoe.engine.hooks.training import UnreadableFilesHook
 
 sys.path.insert(0, str(ROOT / "tests" / "datasets"))
 from folders import add

@@ -27,7 +27,7 @@ from torch import nn
 
 from codmoe.engine.checkpoints import read_weights, save_weights
 from codmoe.engine.ddp import CODDistributedDataParallel, init_cpu_process_group
-from codmoe.engine.hooks.progress import TrainingProgressHook
+from codmoe.engine.hooks.training import TrainingProgressHook
 from codmoe.engine.launch import train
 from codmoe.engine.testing import test as run_test
 from codmoe.models import ModelLevelMoE

@@ -5,8 +5,8 @@ import torch
 from miniature import STOP, TWO_EXPERTS, build, log_of, prepared, weights, write_config
 
 from codmoe.engine.checkpoints import save_weights
-from codmoe.engine.hooks.experts_after import summary, table
-from codmoe.engine.hooks.progress import BestWeightsHook
+from codmoe.engine.hooks.mixture import summary, table
+from codmoe.engine.hooks.training import BestWeightsHook
 from codmoe.engine.launch import train
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from miniature import TWO_EXPERTS, build, images, prepared, write_config
 
+from codmoe.engine import testing as extremes
 from codmoe.engine.checkpoints import save_weights
-from codmoe.engine.hooks import results as extremes
-from codmoe.engine.hooks.results import pick
+from codmoe.engine.testing import pick
 from codmoe.engine.testing import test as run_test
 from codmoe.evaluation.measures.per_image import iou_and_dice
 

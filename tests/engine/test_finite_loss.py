@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from codmoe.engine.hooks.finite_loss import FiniteLossHook
+from codmoe.engine.hooks.training import FiniteLossHook
 from codmoe.engine.runner import DeferredMessageHub
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from codmoe.engine import stages
 from codmoe.engine.checkpoints import load_parts, save_weights
 from codmoe.engine.config import load_config
-from codmoe.engine.hooks.progress import AverageBuffersHook
+from codmoe.engine.hooks.training import AverageBuffersHook
 from codmoe.engine.launch import train
 from codmoe.engine.stages import plan, run_stages
 

@@ -6,7 +6,7 @@ import torch
 from miniature import TWO_EXPERTS, build, log_of, merged, prepared, write_config
 
 from codmoe.engine.checkpoints import save_weights
-from codmoe.engine.hooks.router_watch import RouterWatchHook, RoutingFigures
+from codmoe.engine.hooks.mixture import RouterWatchHook, RoutingFigures
 from codmoe.engine.launch import train
 from codmoe.models.routers import EvidenceRouter
 

@@ -9,7 +9,7 @@ from miniature import ONE_EXPERT, TWO_EXPERTS, build, log_of, prepared, weights,
 
 from codmoe.datasets.synthetic.camouflage import SyntheticCamouflage
 from codmoe.engine.checkpoints import read_weights, save_weights
-from codmoe.engine.hooks.progress import BestWeightsHook, TrainingProgressHook
+from codmoe.engine.hooks.training import BestWeightsHook, TrainingProgressHook
 from codmoe.engine.launch import check_launch, settle_amp, train
 from codmoe.models import ModelLevelMoE
 

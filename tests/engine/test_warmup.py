@@ -6,7 +6,7 @@ from miniature import ROOT, SIZE, STOP, TWO_EXPERTS, build, log_of, prepared, we
 from test_ddp import bash
 
 from codmoe.engine.config import load_config
-from codmoe.engine.hooks.progress import TrainingProgressHook
+from codmoe.engine.hooks.training import TrainingProgressHook
 from codmoe.engine.launch import build_runner, train
 
 HELD = dict(default_hooks=dict(warmup=dict(epochs=1)), model=dict(experts=dict(pranet=None)))

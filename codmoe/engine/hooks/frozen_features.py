@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
 from codmoe.datasets.views import FixedViews
-from codmoe.engine.hooks.progress import bare_model
+from codmoe.engine.ddp import bare_model
 from codmoe.machine import available_memory
 from codmoe.models.frozen_cache import GB, FrozenCache
 from codmoe.registry import HOOKS

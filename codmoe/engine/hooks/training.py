@@ -1,26 +1,26 @@
-"""What mmengine's hooks do not do: tell the model its progress and keep the best weights."""
+"""Hooks of every training: progress, statistics, the best weights, and what ends a run early."""
 
 from __future__ import annotations
 
 import math
 import uuid
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from mmengine.dist import all_reduce_params, get_world_size, is_main_process
+from mmengine.dist import all_reduce, all_reduce_params, get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.logging import MessageHub
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch import nn
 
 from codmoe import __version__
+from codmoe.datasets.cod import TolerantDataset
 from codmoe.engine.checkpoints import read_meta, save_weights
+from codmoe.engine.ddp import bare_model, wrap_again
 from codmoe.messages import suggest
 from codmoe.registry import HOOKS
-
-
-def bare_model(runner):
-    """The model of a Runner without its DDP wrapper."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 @HOOKS.register_module()
@@ -183,3 +183,176 @@ class BestWeightsHook(Hook):
             runner.logger.info(f"kept the earlier {self.path.name} as {kept.name}")
         shown = "" if score is None else f" ({self.monitor} {score:.4f}, epoch {runner.epoch})"
         runner.logger.info(f"wrote {self.path}{shown}")
+
+
+# Kept by the optimiser's wrapper where it clips.
+_NORM = "train/grad_norm"
+# A loss scaler that begins at 65,536 has found its scale long before.
+_UPDATES = 30
+_WAY_OUT = (
+    "nothing is learnt any more; train with amp=False or amp='bf16' if it is fp16 that overflows, "
+    "or lower optim_wrapper.optimizer.lr, and go on from a checkpoint before it"
+)
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Stops when the loss is NaN or infinite each time it is looked at, or the norm of the gradient
+    in each of the last 30 updates.
+
+    A loss scaler, which mixed precision has in bf16, too, passes over such an update. So a forward
+    pass that overflows every time, or a backward pass that does, would train nothing for hours, of
+    which only ``loss: nan`` or ``grad_norm: nan`` in the log tells.
+
+    Args:
+        interval: Steps between two looks; each waits for the device once.
+        patience: Looks in a row that may find a loss that is no number.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, interval: int = 50, patience: int = 3):
+        self.interval = interval
+        self.patience = patience
+        self.found = 0
+
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch=None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        self._look_at_gradient(runner.message_hub)
+        loss = (outputs or {}).get("loss")
+        if loss is None or bool(torch.isfinite(loss).all()):
+            self.found = 0
+            return
+        self.found += 1
+        runner.logger.warning(f"the loss is {float(loss)} at step {runner.iter + 1}")
+        if self.found >= self.patience:
+            times = f"the last {self.found} times it was looked at, every {self.interval} steps"
+            raise ValueError(f"the loss was no number {times}: {_WAY_OUT}")
+
+    def _look_at_gradient(self, hub: MessageHub) -> None:
+        if _NORM not in hub.log_scalars:  # nothing is clipped
+            return
+        norms = hub.get_scalar(_NORM).data[0][-_UPDATES:]
+        if len(norms) == _UPDATES and not np.isfinite(norms).any():
+            raise ValueError(
+                f"the gradient was no number in each of the last {_UPDATES} updates: {_WAY_OUT}"
+            )
+
+
+@HOOKS.register_module()
+class UnreadableFilesHook(Hook):
+    """Reports what :class:`TolerantDataset` replaced; stops at too much.
+
+    Args:
+        interval: Steps after which several processes tell each other what they found; one process
+            alone looks after every step.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, interval: int = 50) -> None:
+        self.interval = interval
+        self._told: set[int] = set()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if get_world_size() == 1 or self.every_n_train_iters(runner, self.interval):
+            self._look(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        self._look(runner)
+
+    def _look(self, runner) -> None:
+        dataset = runner.train_dataloader.dataset
+        if not isinstance(dataset, TolerantDataset):
+            return
+        if get_world_size() > 1:
+            # On the device that the backend speaks to; all processes then hold the union, report
+            # the same and stop at the same step.
+            device = next(runner.model.parameters()).device
+            flags = dataset.flags.to(device, copy=True)
+            all_reduce(flags, op="max")
+            # Only ever set: a worker may set another one meanwhile.
+            dataset.flags[flags.cpu().bool()] = 1
+        new = [index for index in dataset.unreadable() if index not in self._told]
+        self._told.update(new)
+        for index in new:
+            runner.logger.warning(f"replaced by another sample: {dataset.reason(index)}")
+        complaint = dataset.complaint() if new else None
+        if complaint:
+            raise ValueError(complaint)
+
+
+@HOOKS.register_module()
+class BackboneWarmupHook(Hook):
+    """For the first epochs ``backbone.body`` gets no gradient and stays in evaluation mode.
+
+    Random heads send it large gradients that mean nothing. What is new in a backbone, as the
+    pyramid of a plain ViT, learns from the start. The state follows from the epoch alone, so that a
+    run resumes in the middle of it.
+
+    DDP wraps the model anew when the body is held and when it is released: it would wait for the
+    body's gradients for ever, or search the graph for what has none in every step to come.
+
+    Args:
+        epochs: Epochs without it; 0 for none.
+    """
+
+    def __init__(self, epochs: int = 1):
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
+            raise ValueError(
+                f"default_hooks.warmup.epochs={epochs!r} must be a whole number, 0 or more"
+            )
+        self.epochs = epochs
+        self._held: list[nn.Parameter] = []
+
+    def before_train(self, runner) -> None:
+        if self.epochs and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            # mmengine's loop by iterations is one epoch without end: it would be held for ever.
+            raise ValueError(
+                f"default_hooks.warmup.epochs={self.epochs} counts epochs, and "
+                f"{type(runner.train_loop).__name__} has none; set "
+                "train_cfg.type='EpochBasedTrainLoop' or default_hooks.warmup=None"
+            )
+
+    def before_train_epoch(self, runner) -> None:
+        body = _body(bare_model(runner))
+        if runner.epoch >= self.epochs:
+            if self._held:
+                self._release()
+                wrap_again(runner)
+                runner.logger.info("warm-up is over: the backbone learns, too")
+            return
+        if body is None:
+            raise ValueError(
+                f"default_hooks.warmup: {type(bare_model(runner).backbone).__name__} has no 'body' "
+                "for its pretrained part; set default_hooks.warmup=None"
+            )
+        held = [p for p in body.parameters() if p.requires_grad]
+        for parameter in held:
+            parameter.requires_grad_(False)
+        self._held += held
+        if held:
+            wrap_again(runner)
+            runner.logger.info(f"warm-up: backbone.body is held until epoch {self.epochs} is over")
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        # The training loop sets the whole model to training after before_train_epoch.
+        if self._held:
+            body = _body(bare_model(runner))
+            if body.training:
+                body.eval()
+
+    def after_train(self, runner) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        for parameter in self._held:
+            parameter.requires_grad_(True)
+        self._held = []
+
+
+def _body(model: nn.Module) -> nn.Module | None:
+    return getattr(model.backbone, "body", None)
