@@ -25,12 +25,15 @@ def main() -> None:
         help="compare with the model; on by default",
     )
     parser.add_argument("--images", help="image or folder to compare on; synthetic by default")
+    parser.add_argument(
+        "--trust-code", action="store_true", help="import what the checkpoint's config asks for"
+    )
     args = parser.parse_args()
     size = args.size
     if size and len(size) > 2:
         sys.exit(f"error: --size takes a side, or height and width, not {len(size)} numbers")
     try:
-        model = model_for_export(args.model, args.config)
+        model = model_for_export(args.model, args.config, trust_code=args.trust_code)
         found = export(
             model,
             args.out,

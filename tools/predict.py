@@ -30,6 +30,9 @@ def main() -> None:
     parser.add_argument(
         "--compile", nargs="*", metavar="KEY=VALUE", help="faster: CUDA graphs; e.g. dtype=fp16"
     )
+    parser.add_argument(
+        "--trust-code", action="store_true", help="import what the checkpoint's config asks for"
+    )
     args = parser.parse_args()
     try:
         inferencer = Inferencer(
@@ -38,6 +41,7 @@ def main() -> None:
             image_size=args.size,
             device=args.device,
             batch_size=args.batch_size,
+            trust_code=args.trust_code,
             compile=args.compile is not None and parse_options(args.compile),
         )
         inputs = args.inputs[0] if len(args.inputs) == 1 else args.inputs

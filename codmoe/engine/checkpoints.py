@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import logging
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +12,13 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.logging import print_log
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from codmoe.files import keep_old, replacing
+from codmoe.registry import MODELS
+from codmoe.trust import check_received, import_custom, read_literals, read_pickle
 
 SAFE = ".safetensors"
 
@@ -122,7 +121,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file holds no weights.
+        ValueError: The file holds no weights, or more than weights and a training's history.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -132,19 +131,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         except Exception as error:
             raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        # Training checkpoints carry mmengine objects; torch names no type to allow for all of them.
-        message = (
-            f"{path} is not weights only: reading it runs code from it; trust where it is from"
-        )
-        print_log(message, logger="current", level=logging.WARNING)
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=False)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"checkpoint {path} cannot be read: {reason}") from error
+    content = read_pickle(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"checkpoint {path} holds no state_dict")
@@ -238,19 +225,31 @@ def _some(keys: Iterable[str], count: int = 3) -> str:
     return ", ".join(keys[:count]) + (", …" if len(keys) > count else "")
 
 
-def stored_config(checkpoint: str | Path) -> Config | None:
+def stored_config(checkpoint: str | Path, *, trust_code: bool = False) -> Config | None:
     """The config that made a weights file, or None if the file does not hold it.
+
+    It is read as literals and never run, and may build registered parts of this project alone.
+
+    Args:
+        checkpoint: The file.
+        trust_code: Import the modules in its ``custom_imports``.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The config is more than plain values.
+        ValueError: The config is more than literals, names a type that is none of this project's,
+            or would import code without ``trust_code``.
     """
     meta = meta_of(checkpoint)
     text = meta.get("config") or meta.get("cfg")
     if not isinstance(text, str):
         return None
-    _require_plain(text, checkpoint)
-    return Config.fromstring(text, ".py")
+    source = f"checkpoint {checkpoint}"
+    config = read_literals(text, source)
+    import_custom(config, source, trust_code=trust_code)
+    MODELS.import_from_location()
+    for key in ("model", "data_preprocessor"):
+        check_received(config.get(key), MODELS.module_dict, source, key=key)
+    return Config(config)
 
 
 def meta_of(checkpoint: str | Path) -> dict[str, Any]:
@@ -265,40 +264,5 @@ def meta_of(checkpoint: str | Path) -> dict[str, Any]:
     meta = read_meta(path)
     if meta or path.suffix == SAFE:
         return meta
-    # mmengine's training checkpoints hold objects of its own; load_parts reads them so, too.
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=False).get("meta") or {})
-    except Exception:
-        return {}
-
-
-_PLAIN = (
-    ast.Module,
-    ast.Assign,
-    ast.Name,
-    ast.expr_context,
-    ast.Constant,
-    ast.Dict,
-    ast.List,
-    ast.Tuple,
-    ast.Set,
-    ast.keyword,
-    ast.UnaryOp,
-    ast.unaryop,
-)
-
-
-def _require_plain(text: str, path: str | Path) -> None:
-    """Refuses a config text that would do more than assign values: mmengine executes it."""
-    try:
-        nodes = list(ast.walk(ast.parse(text)))
-    except SyntaxError as error:
-        raise ValueError(f"checkpoint {path}: its config is no Python: {error}") from error
-    for node in nodes:
-        is_dict = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict"
-        is_base = isinstance(node, ast.Name) and node.id == "_base_"
-        if is_base or not (is_dict or isinstance(node, _PLAIN)):
-            raise ValueError(
-                f"checkpoint {path}: line {getattr(node, 'lineno', '?')} of its config is more "
-                "than a plain value and is not run; give the config by name="
-            )
+    content = read_pickle(path)
+    return dict(content.get("meta") or {}) if isinstance(content, Mapping) else {}

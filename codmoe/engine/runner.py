@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import Tensor
 
 from codmoe import __version__
@@ -17,6 +19,7 @@ from codmoe.compiled.layout import compile_parts, set_fast_norm, set_memory_form
 from codmoe.compiled.train_graphs import graph_parts
 from codmoe.engine.ddp import every_expert_runs, idle_parameters
 from codmoe.engine.optim import lay_out_state
+from codmoe.trust import read_pickle
 
 
 class CODRunner(Runner):
@@ -93,6 +96,24 @@ class CODRunner(Runner):
             return super().build_optim_wrapper(optim_wrapper)
         finally:
             self.logger.setLevel(level)
+
+    def load_checkpoint(
+        self, filename: str, map_location="cpu", strict: bool = False, revise_keys=()
+    ) -> dict:
+        """mmengine's ``load_from`` and ``resume``, of local files that hold no code.
+
+        Raises:
+            FileNotFoundError: No such file (addresses are not fetched: download the file first).
+            ValueError: The file holds more than weights and a training's history.
+        """
+        checkpoint = read_pickle(filename)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        names = list(revise_keys) or [(r"^module\.", "")]
+        _load_checkpoint_to_model(model, checkpoint, strict, revise_keys=names)
+        self._has_loaded = True
+        self.logger.info(f"loaded {filename}")
+        return checkpoint
 
     def resume(self, filename: str, *args, **kwargs) -> None:
         """mmengine's; and goes on from the same epoch if this run has other steps an epoch.

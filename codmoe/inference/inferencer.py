@@ -69,6 +69,8 @@ class Inferencer:
             (``"cudagraph"``, ``"inductor"``, ``"eager"``) or a dict of its arguments, e.g.
             ``dict(dtype="fp16")``. The engine is then :attr:`engine`.
 
+        trust_code: Let the checkpoint's config import modules; see :func:`create_model`.
+
     Raises:
         FileNotFoundError: No such config or checkpoint.
         ValueError: No weights are given, or they do not fit; or ``compile`` is none of these.
@@ -83,6 +85,7 @@ class Inferencer:
         device: str | torch.device | None = None,
         batch_size: int = 8,
         compile: bool | str | Mapping[str, Any] = False,
+        trust_code: bool = False,
     ):
         if batch_size < 1 or (image_size is not None and image_size < 1):
             raise ValueError(f"batch_size={batch_size}, image_size={image_size}: give 1 or more")
@@ -91,7 +94,12 @@ class Inferencer:
                 load_whole(model, checkpoint)
         else:
             model, checkpoint = weights_to_use(model, checkpoint)
-            model = create_model(model, checkpoint=checkpoint, evaluate_all_experts=False)
+            model = create_model(
+                model,
+                checkpoint=checkpoint,
+                trust_code=trust_code,
+                evaluate_all_experts=False,
+            )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
         set_memory_format(self.model, (getattr(model, "cfg", None) or {}).get("memory_format"))

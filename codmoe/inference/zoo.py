@@ -39,6 +39,7 @@ def create_model(
     checkpoint: str | Path | None = None,
     pretrained: bool = False,
     device: str | torch.device | None = None,
+    trust_code: bool = False,
     **overrides: Any,
 ) -> ModelLevelMoE:
     """A model in evaluation mode.
@@ -55,6 +56,8 @@ def create_model(
             from the local file that the config names, or else from timm's hub. For a model that
             ships trained: with all its trained weights.
         device: Where the model goes; None leaves it on the CPU.
+        trust_code: Import the modules that the config in ``checkpoint`` names in
+            ``custom_imports``: that runs their code, so only for files whose owner you trust.
         **overrides: Merged into the config's ``model``: ``top_k=1``, ``experts=dict(ujsc=None)``
             (None removes an expert), ``backbone=dict(name="pvt_v2_b0")``. A dict with a ``type`` of
             its own that differs, or with ``_delete_=True``, replaces instead.
@@ -74,7 +77,7 @@ def create_model(
             name, checkpoint = None, ready_weights(name)
         else:
             name = READY[name]
-    cfg = config_of(checkpoint) if name is None else load_config(name)
+    cfg = config_of(checkpoint, trust_code) if name is None else load_config(name)
     if "model" not in cfg:
         raise ValueError(f"{name or checkpoint}: the config has no model=dict(...)")
     section = cfg.model.to_dict()
@@ -176,15 +179,19 @@ def expert_order(checkpoint: str | Path) -> tuple[str, ...]:
     return tuple(meta_of(checkpoint).get("expert_names") or ())
 
 
-def config_of(checkpoint: str | Path) -> Config:
-    """The config that a weights file was made with.
+def config_of(checkpoint: str | Path, trust_code: bool = False) -> Config:
+    """The config that a weights file was made with; it builds parts of this project alone.
+
+    Args:
+        checkpoint: The file.
+        trust_code: See :func:`create_model`.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file holds no config, one that is more than plain values, or one that leaves
-            the order of the experts open.
+        ValueError: The file holds no config, one that is more than literals, builds what is no part
+            of this project, or leaves the order of the experts open.
     """
-    cfg = stored_config(checkpoint)
+    cfg = stored_config(checkpoint, trust_code=trust_code)
     if cfg is None:
         raise ValueError(
             f"checkpoint {checkpoint} does not say which config made it; give name=, one of "

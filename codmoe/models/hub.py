@@ -14,6 +14,8 @@ from torch import Tensor
 
 from codmoe import __version__
 from codmoe.files import keep_old, replacing
+from codmoe.registry import MODELS
+from codmoe.trust import check_received
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Parts of a training config by which an Inferencer finds the size of the images.
@@ -56,7 +58,8 @@ class HubModel(
 
         Raises:
             FileNotFoundError: There is no such folder, or it lacks a file.
-            ValueError: The weights do not fit the config.
+            ValueError: The weights do not fit the config, or it names types that are no part of
+                this project.
         """
         folder = Path(source).expanduser()
         if folder.is_dir():
@@ -105,6 +108,8 @@ class HubModel(
                 local_files_only=local_files_only,
                 token=token,
             )
+        MODELS.import_from_location()
+        check_received(config, MODELS.module_dict, str(Path(model_id) / CONFIG), key="config")
         model = cls(**model_kwargs)
         try:
             model.load_state_dict(load_file(path))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 
 import codmoe
 from codmoe.engine.checkpoints import save_weights
@@ -135,7 +136,7 @@ def test_an_mmengine_training_checkpoint(tmp_path):
     """It has the config, sorted, and nothing that tells the order of the experts."""
     config = write_config(tmp_path)
     path = tmp_path / "epoch_1.pth"
-    hub = dict(message_hub=Config(dict(a=1)))  # an object, as the real ones carry
+    hub = dict(message_hub=HistoryBuffer([1.0], [1]))  # an object, as the real ones carry
     for without in ({}, dict(pranet=None)):
         first = create_model(config, experts=without)
         text = Config(dict(model=dict(MINIATURE, experts=first.cfg.model.experts))).pretty_text

@@ -95,10 +95,13 @@ def load_exported(folder: str | Path) -> Callable[[Tensor], Mapping[str, Tensor]
     return lambda images: {k: torch.from_numpy(v) for k, v in runner(images.numpy()).items()}
 
 
-def model_for_export(source: str | Path, config: str | Path | None = None) -> ModelLevelMoE:
+def model_for_export(
+    source: str | Path, config: str | Path | None = None, *, trust_code: bool = False
+) -> ModelLevelMoE:
     """A model from a checkpoint, the name of one that ships trained, or a config without weights.
 
-    A config's model has random weights: its speed is right, its masks are not.
+    A config's model has random weights: its speed is right, its masks are not. ``trust_code``: see
+    :func:`create_model`.
 
     Raises:
         FileNotFoundError: No such checkpoint or config.
@@ -107,7 +110,7 @@ def model_for_export(source: str | Path, config: str | Path | None = None) -> Mo
     if is_ready(source):
         source = ready_weights(source)
     if not (str(source) in list_configs() or Path(source).suffix == ".py"):
-        return create_model(config, checkpoint=source)
+        return create_model(config, checkpoint=source, trust_code=trust_code)
     model = create_model(source)
     _make_ordinary(model)
     return model

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codmoe.messages import nearest, suggest
+from codmoe.trust import read_pickle
 
 STRIDES = (4, 8, 16, 32)
 
@@ -65,6 +66,8 @@ def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs
         path = Path(checkpoint).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"backbone.checkpoint={checkpoint!r} does not exist")
+        if path.suffix != ".safetensors":
+            read_pickle(path)  # timm would run what a pickle says
         kwargs["pretrained_cfg_overlay"] = dict(file=str(path), source="file")
         pretrained = True
     try:

@@ -15,6 +15,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from codmoe.trust import read_literals
+
 _LINE = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - \S+ - ([A-Z]+) - (.*)")
 _OPENING = re.compile(
     r"codmoe (?P<codmoe>\S+), torch (?P<torch>\S+), Python (?P<python>\S+), "
@@ -58,8 +60,11 @@ class Training:
             path = folder / "vis_data/config.py"
             if (folder / "vis_data/scalars.json").is_file() and path.is_file():
                 try:
-                    return Config.fromfile(path, import_custom_modules=False)
-                except Exception:  # an edited or half-written dump says nothing about the results
+                    return Config(read_literals(path.read_text(encoding="utf-8"), str(path)))
+                except (
+                    OSError,
+                    ValueError,
+                ):  # an edited or half-written dump says nothing about the results
                     return None
         return None
 

@@ -1,0 +1,244 @@
+"""Reads files that may come from strangers: none of them can run code.
+
+Every weights file, training checkpoint, stored config and ``config.json`` passes through here.
+Values are literals, types are parts of this project, pickles hold tensors and what mmengine writes
+beside them. ``docs/security.md`` says what is trusted and what is not.
+"""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from codmoe.messages import listed, suggest
+
+LONGEST = 2_000_000
+"""Characters of a config text beyond which it is refused unread."""
+
+
+REFUSED = ("_scope_", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Keys of a received config that would lead mmengine or timm to other packages and files."""
+
+
+def read_literals(text: str, source: str) -> dict[str, Any]:
+    """The assignments of a Python text whose values are literals; nothing is executed.
+
+    ``name = value`` with numbers, strings, None, booleans, lists, tuples, sets, dicts and
+    ``dict(key=value)``, as mmengine writes configs. ``{{...}}`` in a string stays as it is.
+
+    Args:
+        text: The text.
+        source: Where it is from, for errors.
+
+    Raises:
+        ValueError: The text is no Python, is too long, or does more than assign literals.
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"{source}: a config of {len(text):,} characters is not read")
+    try:
+        statements = ast.parse(text).body
+        values: dict[str, Any] = {}
+        for statement in statements:
+            name = _target(statement)
+            if name is None:
+                raise _NotLiteral(statement)
+            values[name] = _literal(statement.value)  # type: ignore[attr-defined]
+    except _NotLiteral as error:
+        raise ValueError(
+            f"{source}: line {getattr(error.node, 'lineno', '?')} of the config is more than a "
+            "literal value and is not run; if you trust its owner, give the config by name or path"
+        ) from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError, TypeError) as error:
+        raise ValueError(f"{source}: the config is no plain Python text: {error}") from None
+    return values
+
+
+class _NotLiteral(Exception):
+    def __init__(self, node: ast.AST):
+        super().__init__()
+        self.node = node
+
+
+def _target(statement: ast.stmt) -> str | None:
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0]
+        # `_base_` would make mmengine read further files.
+        if isinstance(target, ast.Name) and target.id != "_base_":
+            return target.id
+    return None
+
+
+def _literal(node: ast.AST) -> Any:
+    if isinstance(node, ast.Call):
+        plain = isinstance(node.func, ast.Name) and node.func.id == "dict"
+        # mmengine writes dict({...}) where a key is no name.
+        braced = not node.args or (len(node.args) == 1 and isinstance(node.args[0], ast.Dict))
+        if not plain or not braced or any(word.arg is None for word in node.keywords):
+            raise _NotLiteral(node)
+        values = _literal(node.args[0]) if node.args else {}
+        return {**values, **{word.arg: _literal(word.value) for word in node.keywords}}
+    if isinstance(node, ast.Dict):
+        if any(key is None for key in node.keys):
+            raise _NotLiteral(node)
+        keys = [_literal(key) for key in node.keys if key is not None]
+        return dict(zip(keys, map(_literal, node.values), strict=True))
+    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
+        kind = {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)]
+        return kind(map(_literal, node.elts))
+    try:
+        return ast.literal_eval(node)  # type: ignore[arg-type]
+    except ValueError:
+        raise _NotLiteral(node) from None
+
+
+def check_received(
+    config: Any, registered: Mapping[str, Any], source: str, *, key: str = "model"
+) -> None:
+    """Checks that a received config builds parts of this project and reads no other file.
+
+    mmengine's registries import any dotted ``type`` and follow ``_scope_`` into other packages;
+    timm loads what its own arguments name.
+
+    Args:
+        config: Plain values.
+        registered: Types that are allowed, by name.
+        source: Where the config is from, for errors.
+        key: Where in it ``config`` stands, for errors.
+
+    Raises:
+        ValueError: A ``type`` is not registered by name, or a key of :data:`REFUSED` is given.
+    """
+    for path, kind in _types(config, key):
+        if path.rpartition(".")[2] in REFUSED:
+            raise ValueError(
+                f"{source}: {path}={kind!r} would read from outside this project and is refused"
+            )
+        if not isinstance(kind, str) or kind not in registered:
+            hint = suggest(kind, registered) if isinstance(kind, str) else "types are names"
+            raise ValueError(
+                f"{source}: {path}={kind!r} is no part of this project and is not looked up; "
+                f"{hint}. Import the module that registers it first, or allow the file's own "
+                "custom_imports with trust_code=True (--trust-code) if you trust its owner"
+            )
+
+
+def _types(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            if name == "type" or name in REFUSED:
+                yield f"{path}.{name}", value
+            yield from _types(value, f"{path}.{name}")
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from _types(value, f"{path}[{i}]")
+
+
+def import_custom(config: Mapping[str, Any], source: str, *, trust_code: bool = False) -> None:
+    """Imports what a received config lists in ``custom_imports``, if that is allowed.
+
+    Modules that are imported already are passed over: they run no code.
+
+    Args:
+        config: The config, plain values.
+        source: Where it is from, for errors.
+        trust_code: Whether the caller trusts the owner of the file.
+
+    Raises:
+        ValueError: Modules would be imported, and ``trust_code`` is not set; or they are not found.
+    """
+    wanted = (config.get("custom_imports") or {}).get("imports") or ()
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    new = [name for name in names if not isinstance(name, str) or name not in sys.modules]
+    if not new:
+        return
+    if not trust_code:
+        raise ValueError(
+            f"{source} asks to import {listed(new, show=repr)}, which runs code; give "
+            "trust_code=True (--trust-code) if you trust its owner, or import it yourself first"
+        )
+    from importlib import import_module
+
+    for name in new:
+        try:
+            import_module(str(name))
+        except ImportError as error:
+            raise ValueError(f"{source}: custom_imports {name!r}: {error}") from error
+
+
+def read_pickle(path: str | Path) -> Any:
+    """What a ``.pth`` file holds, on the CPU; only tensors, plain values and training histories.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is damaged, or holds objects whose reading could run code.
+    """
+    import torch
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = _object_in(str(error))
+        if reason is None:
+            raise ValueError(f"checkpoint {path} cannot be read: it is no whole pickle") from None
+        raise ValueError(
+            f"checkpoint {path} holds more than weights ({reason}); reading it could run code, so "
+            "it is refused. If you trust its owner, keep its weights alone: python -c "
+            "\"import torch; s = torch.load('IN.pth', 'cpu', weights_only=False); "
+            "torch.save(s.get('state_dict', s), 'OUT.pth')\""
+        ) from None
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"checkpoint {path} cannot be read: {first}") from error
+
+
+def _object_in(text: str) -> str | None:
+    """The object at which torch stopped, out of its explanation; None for a damaged file."""
+    for line in text.splitlines():
+        if any(word in line for word in ("GLOBAL", "class", "function", _NOT_ALLOWED)):
+            line = (
+                line.strip().removeprefix("WeightsUnpickler error: ").removeprefix("Unsupported ")
+            )
+            return line.partition(" was not an allowed")[0].rstrip(".")
+    return None
+
+
+_NOT_ALLOWED = "is not allowed"
+
+
+def _allowed() -> list[Callable | tuple[Callable, str]]:
+    """Types in mmengine's training checkpoints: scalar histories, and the numpy values in them."""
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    dtypes = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdg"}
+    allowed: list[Callable | tuple[Callable, str]] = [HistoryBuffer, np.dtype, *dtypes]
+    for module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # numpy 2 and 1
+        allowed += [(core.scalar, f"{module}.scalar"), (_numbers, f"{module}._reconstruct")]
+    # A history pickles its methods by getattr: only those, and nothing else through that door.
+    return [*allowed, (np.ndarray, "numpy.ndarray"), (_statistic, "builtins.getattr")]
+
+
+def _numbers(kind: type, shape: tuple, code: bytes) -> Any:
+    """numpy's ``_reconstruct``, of plain arrays alone."""
+    import numpy as np
+
+    if kind is not np.ndarray:
+        raise pickle.UnpicklingError(f"an array of {kind!r} {_NOT_ALLOWED}")
+    return np.ndarray.__new__(np.ndarray, (0,), "b")
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"attribute {name!r} of {owner!r} {_NOT_ALLOWED}")
+    return getattr(owner, name)
