@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from codmoe.evaluation.tables import save_json
+from codmoe.console import TextTable
+from codmoe.files import save_json
 from codmoe.inference.export.cut import WholeGraph
 from codmoe.inference.export.exporting import export, model_for_export
 from codmoe.inference.export.onnx_runner import OnnxRunner
@@ -105,7 +105,7 @@ def latency(
     finally:
         torch.set_num_threads(before)
     load = os.getloadavg()[0]
-    _print(rows, console, f"{source}; one image, {threads} threads; load average {load:.1f}")
+    _print(rows, f"{source}; one image, {threads} threads; load average {load:.1f}")
     if json_file is not None:
         meta = dict(source=str(source), threads=threads, runs=runs, load=load)
         save_json(json_file, dict(meta, torch=torch.__version__, rows=rows))
@@ -187,17 +187,14 @@ def _time(
     return found
 
 
-def _print(rows: Sequence[Mapping[str, Any]], console: Console, title: str) -> None:
-    table = Table(title=title)
-    table.add_column("program")
-    for column in ("px", "median route (ms)", "slowest route (ms)"):
-        table.add_column(column, justify="right")
-    table.add_column("which")
+def _print(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    cells = []
     for row in rows:
         times = (f"{row['median']:.0f}", f"{row['slowest']:.0f}")
         which = "every expert" if row["program"] == "onnx" else row["slowest_route"]
-        table.add_row(row["program"], str(row["size"]), *times, which)
-    console.print(table)
+        cells.append([row["program"], str(row["size"]), *times, which])
+    heads = ["program", "px", "median route (ms)", "slowest route (ms)", "which"]
+    TextTable(heads, cells, (0, -1), title).print()
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from mmengine.runner import Runner
 from rich.console import Console
-from rich.table import Table
 
+from codmoe.console import TextTable
 from codmoe.engine.config import load_config, parse_options
 from codmoe.engine.launch import set_data_root
-from codmoe.evaluation.tables import save_json
+from codmoe.files import save_json
 from codmoe.machine import available_cores
 from codmoe.registry import DATASETS, argument_faults
 
@@ -228,7 +228,7 @@ def benchmark_loader(
         name = {None: "as configured", True: "cached", False: "not cached"}[cache]
         console.print(f"{name}: {len(dataset):,} samples, ready after {built:.1f} s", style="bold")
         transforms = time_transforms(dataset)
-        console.print(_transform_table(transforms))
+        _transform_table(transforms).print()
         rates, receiving = {}, {}
         for count in workers:
             rates[count], receiving[count] = measure(dataset, loader, count, seconds)
@@ -260,15 +260,11 @@ def benchmark_loader(
     return report
 
 
-def _transform_table(transforms: Mapping[str, Sequence[float]]) -> Table:
-    table = Table("in one process, per image", "ms", "ms of CPU time", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    rows = dict(transforms, sum=np.sum(list(transforms.values()), axis=0))
-    for name, values in rows.items():
-        table.add_row(name, *[f"{value:.3f}" for value in values])
-    table.add_row("images/s of one core", *[f"{1000 / value:,.0f}" for value in rows["sum"]])
-    return table
+def _transform_table(transforms: Mapping[str, Sequence[float]]) -> TextTable:
+    times = dict(transforms, sum=np.sum(list(transforms.values()), axis=0))
+    rows = [[name, *(f"{value:.3f}" for value in values)] for name, values in times.items()]
+    rows.append(["images/s of one core", *(f"{1000 / value:,.0f}" for value in times["sum"])])
+    return TextTable(["in one process, per image", "ms", "ms of CPU time"], rows)
 
 
 CACHES = dict(config=[None], on=[True], off=[False], both=[False, True])

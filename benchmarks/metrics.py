@@ -14,14 +14,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from codmoe.console import TextTable
 from codmoe.evaluation.measures.batched import measure_maps
 from codmoe.evaluation.measures.per_image import find_truths
 from codmoe.evaluation.measures.reference import reference_measures
 from codmoe.evaluation.measures.truth import GroundTruthCache, ground_truth
-from codmoe.evaluation.tables import save_json
+from codmoe.files import save_json
 from codmoe.machine import available_cores, check_device
 
 Timed = Callable[[], Any]
@@ -180,14 +179,13 @@ def _difference(
 
 def _show(payload: dict[str, Any]) -> None:
     title = f"{payload['images']} maps of {payload['size']} px, torch {payload['torch']}"
-    table = Table(title=title, title_justify="left")
-    for name in ("", "ms/image", "lowest to highest", "times as fast"):
-        table.add_column(name, justify="right" if name else "left")
+    rows = []
     for name, value in payload["ms_per_image"].items():
         low, high = payload["ms_range"][name]
         ratio = f"{payload['ratio'][name]:.1f}"
-        table.add_row(name, f"{value:.3f}", f"{low:.3f} to {high:.3f}", ratio)
-    Console(width=100).print(table)
+        rows.append([name, f"{value:.3f}", f"{low:.3f} to {high:.3f}", ratio])
+    heads = ["", "ms/image", "lowest to highest", "times as fast"]
+    TextTable(heads, rows, title=title).print()
     for device, value in payload["largest_difference"].items():
         print(f"largest difference from PySODMetrics on {device}: {value:.1e}")
 

@@ -28,7 +28,7 @@ from codmoe.compiled.pieces import DTYPES
 from codmoe.compiled.prepared import CompiledMoE
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import parse_options
-from codmoe.evaluation.tables import save_json
+from codmoe.files import save_json
 from codmoe.inference.timing import reserved, side_by_side, synchronise, warmed, working_memory
 from codmoe.inference.zoo import create_model
 from codmoe.models.moe import ModelLevelMoE

@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.step_timing import work
+from codmoe.console import TextTable
 from codmoe.engine.config import config_root, load_config, parse_options
 from codmoe.engine.ddp import leave_cpu_process_group
 from codmoe.engine.stages import child_environment
-from codmoe.evaluation.tables import save_json
-from codmoe.files import keep_old
+from codmoe.files import keep_old, save_json
 from codmoe.messages import suggest
 
 
@@ -205,11 +204,7 @@ def benchmark_scaling(
         _efficiencies(payload["runs"], gpus)
         if json_file:
             _rewrite(Path(json_file), payload)
-    table = _table(payload)
-    # In a log file rich assumes 80 columns and would cut figures.
-    wide = console.options.update(width=10_000)
-    console.width = max(console.width, console.measure(table, options=wide).maximum)
-    console.print(table)
+    _table(payload).print()
     for name in payload["not_run"]:
         console.print(f"not run, the budget was spent: {name}")
     if json_file:
@@ -337,28 +332,25 @@ def _rewrite(path: Path, payload: dict[str, Any]) -> None:
     os.replace(save_json(part, payload), path)
 
 
-def _table(payload: dict[str, Any]) -> Table:
+def _table(payload: dict[str, Any]) -> TextTable:
     title = f"{payload['config']}, {payload['data']} data, torch {payload['torch']}"
-    caption = (
-        "efficiency: images/s over the processes times one process without DDP\n"
-        "step: median, 10th and 90th percentile\n"
-        "load: largest over mean, between experts / between ranks (worst expert)"
-    )
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    table.add_column("variant")
-    heads = "processes,images/s,efficiency,step ms,GiB,loader %,MB sent,load"
-    for name in heads.split(","):
-        table.add_column(name, justify="right")
+    notes = [
+        "efficiency: images/s over the processes times one process without DDP",
+        "step: median, 10th and 90th percentile",
+        "load: largest over mean, between experts / between ranks (worst expert)",
+    ]
+    heads = "variant,processes,images/s,efficiency,step ms,GiB,loader %,MB sent,load".split(",")
+    rows = []
     for run in payload["runs"]:
         processes = f"{run['processes']}{'' if run['launcher'] == 'none' else ' DDP'}"
         if "error" in run:
-            table.add_row(run["variant"], processes, "failed")  # why was printed above
+            rows.append([run["variant"], processes, "failed"])  # why was printed above
             continue
         low, high = (1e3 * t for t in run["step_seconds_p10_p90"])
         peaks = [peak for peak in run["peak_allocated"] if peak]
         sent = (run["ddp"] or {}).get("bytes_per_step")
         load = run["expert_load"]
-        table.add_row(
+        row = [
             run["variant"],
             processes,
             f"{run['images_per_second']:.1f}",
@@ -368,8 +360,9 @@ def _table(payload: dict[str, Any]) -> Table:
             f"{100 * max(run['loader_wait_share']):.1f}",
             f"{sent / 1e6:.0f}" if sent else "-",
             f"{load['between_experts']:.2f} / {max(load['between_ranks'].values()):.2f}",
-        )
-    return table
+        ]
+        rows.append(row)
+    return TextTable(heads, rows, title=title, notes=notes)
 
 
 def main() -> None:

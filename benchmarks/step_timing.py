@@ -35,7 +35,7 @@ from codmoe.engine.launch import (
     stop_workers,
 )
 from codmoe.engine.runner import CODRunner
-from codmoe.evaluation.tables import save_json
+from codmoe.files import save_json
 from codmoe.structures import CODDataSample
 
 PROBES = 4  # steps after the timed ones: three that DDP times itself, one that reports its waits

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 
 def keep_old(path: str | os.PathLike) -> Path | None:
@@ -55,3 +58,39 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_text(path: str | os.PathLike, text: str) -> Path:
+    """Writes a text file in UTF-8; a file that is already there is kept, see :func:`keep_old`.
+
+    Returns:
+        ``path``.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def save_json(path: str | os.PathLike, payload: Any) -> Path:
+    """Writes ``payload`` as JSON; a file that is already there is kept, see :func:`keep_old`.
+
+    Arrays and tensors become lists, paths strings, and NaN and infinities null, which JSON has no
+    number for.
+
+    Returns:
+        ``path``.
+    """
+    text = json.dumps(_plain(payload), indent=2, ensure_ascii=False, allow_nan=False)
+    return save_text(path, text + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # of numpy or torch
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, os.PathLike) else value

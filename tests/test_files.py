@@ -1,8 +1,12 @@
+import json
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from codmoe.files import keep_old, replacing
+from codmoe.files import keep_old, replacing, save_json
 
 
 def test_keep_old_gives_a_dated_name_and_never_the_same_twice(tmp_path):
@@ -43,3 +47,31 @@ def test_a_folder_is_refused(tmp_path):
         pass
     with pytest.raises(ValueError, match="is a folder"):
         keep_old(tmp_path)
+
+
+def test_json_is_never_overwritten(tmp_path):
+    path = tmp_path / "deep" / "results.json"
+    for value in (1, 2):
+        payload = {
+            "a": np.float32(value),
+            "b": torch.ones(2),
+            "c": (Path("x"), float("nan")),
+            "d": {3: 1},
+        }
+        assert save_json(path, payload) == path
+    assert json.loads(path.read_text()) == {
+        "a": 2.0,
+        "b": [1.0, 1.0],
+        "c": ["x", None],
+        "d": {"3": 1},
+    }
+    old = [file for file in path.parent.iterdir() if file != path]
+    assert len(old) == 1 and json.loads(old[0].read_text())["a"] == 1.0
+
+
+def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    save_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        save_json(path, {"a": object()})
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import json
 import random
 import time
@@ -18,14 +17,12 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner import ValLoop
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor, nn
 
+from codmoe.console import TextTable
 from codmoe.engine.checkpoints import load_parts, load_state, meta_of, read_weights, stored_config
 from codmoe.engine.ddp import bare_model
-from codmoe.evaluation.tables import save_json
+from codmoe.files import save_json
 from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS
 from codmoe.registry import MODELS
@@ -507,28 +504,22 @@ REFIT = {
 
 def print_assembly(payload: Mapping[str, Any], logger, path: Path) -> None:
     """Log the payload of ``assembly.json`` as a table, on the terminal and in the log file."""
-    table = Table(
-        title=f"experts before the first step, validation IoU over {payload['images']} images",
-        title_justify="left",
-    )
     experts = payload["experts"]
     before = any(expert["before"] for expert in experts.values())
-    columns = ["expert", *(["before that run"] if before else []), "own checkpoint"]
-    for column in (*columns, "IoU there", "assembled", "drop", ""):
-        number = column in ("IoU there", "assembled", "drop")
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    names = ["expert", *(["before that run"] if before else []), "own checkpoint"]
+    rows = []
     for name, expert in experts.items():
         figures = (f"{expert[key]:.4f}" for key in ("own", "assembled"))
         row = [expert["checkpoint"], *figures, f"{expert['drop']:+.4f}", _note(expert)]
-        row = [name, *([_before(expert)] if before else []), *row]
-        table.add_row(*map(escape, row), style=None if expert["passed"] else "red")
-    text = io.StringIO()
-    console = Console(file=text, width=10_000)
-    console.print(table)
-    lines = "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+        rows.append([name, *([_before(expert)] if before else []), *row])
+    title = f"experts before the first step, validation IoU over {payload['images']} images"
+    heads = [*names, "IoU there", "assembled", "drop", ""]
+    table = TextTable(heads, rows, (*range(len(names)), -1), title)
     backbone = ", ".join(payload["backbone"]) or "not loaded"
     kind = "average of " if len(payload["backbone"]) > 1 else ""
-    logger.info(f"assembled ({payload['policy']}), backbone: {kind}{backbone}\n{lines}\n{path}")
+    logger.info(
+        f"assembled ({payload['policy']}), backbone: {kind}{backbone}\n{table.text()}\n{path}"
+    )
 
 
 def _before(expert: Mapping[str, Any]) -> str:

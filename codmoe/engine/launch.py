@@ -25,7 +25,7 @@ from codmoe.engine.hooks.frozen_features import settle_frozen_cache
 from codmoe.engine.hooks.mixture import routing_of_best
 from codmoe.engine.optim import settle_amp, settle_fused
 from codmoe.engine.runner import CODRunner
-from codmoe.evaluation.tables import save_json
+from codmoe.files import save_json
 from codmoe.registry import SCOPE
 
 MMENGINE_HOOKS = (

@@ -21,14 +21,8 @@ from mmengine.config import Config
 from codmoe.engine.config import config_root, load_config, parse_options
 from codmoe.engine.handover import read_sources
 from codmoe.engine.launch import set_aside, set_data_root
-from codmoe.evaluation.tables import (
-    print_breakdown,
-    print_table,
-    result_rows,
-    save_json,
-    to_markdown,
-)
-from codmoe.files import replacing
+from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
+from codmoe.files import save_json, save_text
 from codmoe.registry import DATASETS
 from codmoe.visualization.report.page import write_report
 
@@ -284,8 +278,9 @@ def write_results(
             oracle=rows["oracle"],
             ensemble=ensemble["table"][dataset]["mixture"],
         )
-    rows = result_rows(table)
-    print_table(rows, title="stage 1 experts, their mixtures (stage 2) and the ensemble (stage 3)")
+    title = "stage 1 experts, their mixtures (stage 2) and the ensemble (stage 3)"
+    shown = result_table(result_rows(table), title)
+    shown.print()
     by_kind = {
         name: _print_kinds(name, result)
         for name, result in zip(("stage 2", "stage 3"), results, strict=True)
@@ -301,9 +296,7 @@ def write_results(
         by_kind=by_kind,
     )
     save_json(folder / "table.json", payload)
-    with replacing(folder / "table.md") as temporary:
-        temporary.write_text(to_markdown(rows) + "\n")
-    print(f"table: {folder / 'table.md'}")
+    print(f"table: {save_text(folder / 'table.md', shown.markdown())}")
     picture = folder / f"{stages[-1].cfg.default_hooks.best.name}.png"
     if picture.is_file():
         print(f"pictures: {picture}")
@@ -329,5 +322,5 @@ def _print_kinds(stage: str, result: Mapping[str, Any]) -> dict[str, list[dict]]
         kinds = [row for row in rows if row["attribute"] == "kind"]
         if kinds:
             found[dataset] = kinds
-            print_breakdown(kinds, title=f"{dataset} after {stage}: IoU by kind of image")
+            breakdown_table(kinds, f"{dataset} after {stage}: IoU by kind of image").print()
     return found

@@ -25,15 +25,8 @@ from codmoe.evaluation.attributes import AttributeMetric, breakdown
 from codmoe.evaluation.cod_metric import CODMetric, unique_stems
 from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.routing_metric import RoutingMetric
-from codmoe.evaluation.tables import (
-    breakdown_to_markdown,
-    print_breakdown,
-    print_table,
-    result_rows,
-    save_json,
-    to_markdown,
-)
-from codmoe.files import replacing
+from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
+from codmoe.files import replacing, save_json, save_text
 from codmoe.registry import HOOKS
 from codmoe.structures import CODDataSample
 from codmoe.visualization.grid import GridRow, save_grid
@@ -109,10 +102,14 @@ def test(
     breakdowns = {name: _breakdown(table[name], attributes[name]) for name in attributes}
     if breakdowns:
         payload |= dict(attributes=attributes, breakdown=breakdowns)
-    rows = result_rows(table)
-    print_table(rows, title=f"{checkpoint}")
-    for name, breakdown_rows in breakdowns.items():
-        print_breakdown(breakdown_rows, title=f"{name}: IoU by attribute")
+    shown = result_table(result_rows(table), f"{checkpoint}")
+    shown.print()
+    by_attribute = {
+        name: breakdown_table(rows, f"{name}: IoU by attribute")
+        for name, rows in breakdowns.items()
+    }
+    for each in by_attribute.values():
+        each.print()
     path = Path(json_file or Path(cfg.work_dir) / "test.json")
     if extremes:
         try:
@@ -123,10 +120,10 @@ def test(
             print(f"no pictures in {extremes} ({type(error).__name__}: {error})")
             extremes = None
     save_json(path, payload)
-    _write(path.with_suffix(".md"), to_markdown(rows))
-    if breakdowns:
-        text = "\n".join(f"## {k}\n\n{breakdown_to_markdown(v)}" for k, v in breakdowns.items())
-        _write(path.with_name(f"{path.stem}_attributes.md"), text)
+    save_text(path.with_suffix(".md"), shown.markdown())
+    if by_attribute:
+        text = "\n".join(f"## {name}\n\n{each.markdown()}" for name, each in by_attribute.items())
+        save_text(path.with_name(f"{path.stem}_attributes.md"), text)
     for what, where in (("json", path), ("maps", out_dir), ("grid", grid), ("extremes", extremes)):
         if where:
             print(f"{what}: {where}")
@@ -155,11 +152,6 @@ def _breakdown(rows: Mapping[str, Mapping[str, Any]], attributes: Mapping[str, A
         for source, row in rows.items()
     }
     return breakdown(ious, attributes)
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _set_sources(cfg: Config, maps: bool, attributes: bool) -> None:

@@ -20,7 +20,7 @@ from codmoe.evaluation.cod_metric import (
 )
 from codmoe.evaluation.conventions import COMBINED
 from codmoe.evaluation.measures.per_image import as_array
-from codmoe.messages import suggest
+from codmoe.messages import listed, suggest
 from codmoe.registry import METRICS
 
 SPECK = 1e-4  # of the image: 20 pixels at 448 x 448
@@ -256,11 +256,11 @@ def _common_stems(
         if differing:
             raise ValueError(
                 f"Sources {first!r} and {other!r} do not cover the same images; "
-                f"{listed(differing)} of one only."
+                f"{_images(differing)} of one only."
             )
     missing = [stem for stem in stems if stem not in attributes]
     if missing:
-        raise ValueError(f"There are no attributes for {listed(missing)}.")
+        raise ValueError(f"There are no attributes for {_images(missing)}.")
     return stems
 
 
@@ -268,7 +268,9 @@ def _names(stems: Sequence[str], attributes: Mapping[str, Mapping[str, Any]]) ->
     names = list(attributes[stems[0]])
     odd = [stem for stem in stems if list(attributes[stem]) != names]
     if odd:
-        raise ValueError(f"{listed(odd)}: not the attributes of {stems[0]!r} ({', '.join(names)}).")
+        raise ValueError(
+            f"{_images(odd)}: not the attributes of {stems[0]!r} ({', '.join(names)})."
+        )
     return names
 
 
@@ -284,10 +286,8 @@ def _winners(means: Mapping[str, float]) -> list[str]:
     return [name for name, value in ranked.items() if value == max(ranked.values())]
 
 
-def listed(stems: Sequence[str], shown: int = 5) -> str:
-    """``"7 image(s) (a, b, c, d, e, ...)"``."""
-    names = ", ".join(map(str, stems[:shown])) + (", ..." if len(stems) > shown else "")
-    return f"{len(stems)} image(s) ({names})"
+def _images(stems: Sequence[str]) -> str:
+    return f"{len(stems)} image(s) ({listed(stems)})"
 
 
 @METRICS.register_module()

@@ -1,28 +1,38 @@
-"""Several methods side by side, and how sure their differences are."""
+"""Reads result files, puts methods side by side and says how sure their differences are."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from codmoe.evaluation.attributes import listed
+from codmoe.console import Bold, TextTable, grouped
 from codmoe.evaluation.bootstrap import paired_intervals
-from codmoe.evaluation.conventions import LOWER_IS_BETTER
-from codmoe.evaluation.result_files import ORACLE, Method
-from codmoe.evaluation.tables import DEFAULT_METRICS, format_value
-from codmoe.files import replacing
-from codmoe.messages import suggest
+from codmoe.evaluation.conventions import LOWER_IS_BETTER, MIXTURE
+from codmoe.evaluation.tables import (
+    DEFAULT_METRICS,
+    Ranks,
+    best_in_bold,
+    chosen,
+    convention_notes,
+    format_value,
+    oracle_notes,
+    ranks,
+)
+from codmoe.files import save_text
+from codmoe.messages import listed, suggest
 
+ALL = "all"
 FEW = 30
 _NOT_A_MEAN = (
     "a maximum over thresholds of the mean curve, or pooled over pixels: a number of the whole "
@@ -31,6 +41,164 @@ _NOT_A_MEAN = (
 )
 _NO_MEAN = "its values per image do not average to its number for the data set"
 _ABSENT = "a result file does not have it"
+
+
+@dataclass
+class Method:
+    """One source of one result file.
+
+    Args:
+        name: What tables call it.
+        source: Its name in the file: ``"mixture"``, an expert, ``"oracle"``, a published method.
+        path: The file.
+        rows: ``{dataset: ROW}``; a row has its numbers, ``images`` ({stem: {metric: value}}) and,
+            unless an older version wrote it, ``curves``.
+        conventions: ``{metric: text}`` of the file.
+    """
+
+    name: str
+    source: str
+    path: Path
+    rows: dict[str, dict[str, Any]]
+    conventions: dict[str, str] = field(default_factory=dict)
+
+
+def load_methods(
+    paths: Sequence[str | os.PathLike],
+    *,
+    names: Sequence[str] | None = None,
+    sources: Sequence[str] | None = None,
+) -> list[Method]:
+    """The methods of some result files, in their order.
+
+    Args:
+        paths: JSON files.
+        names: One per file; by default the stem of its checkpoint, or the method it names, or the
+            file's stem, made unique. Of several sources of a file each adds ``/<source>``.
+        sources: Sources to take from each file; ``"all"`` takes every one, None the mixture. A file
+            of one method that is no mixture (saved maps) is taken whatever this says.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: A file is no result file or lacks a source; names do not fit the files.
+    """
+    if not paths:
+        raise ValueError("There is no result file to compare; name at least one.")
+    if names is not None and (len(names) != len(paths) or len(set(names)) != len(names)):
+        raise ValueError(
+            f"{len(names)} name(s) for {len(paths)} file(s): {', '.join(names)}; give each file "
+            "one name of its own."
+        )
+    methods = []
+    files = [Path(path) for path in paths]
+    loaded = [_read(path) for path in files]
+    bases = list(names) if names else _unique([base for base, _, _ in loaded], files)
+    for path, base, (_, table, conventions) in zip(files, bases, loaded, strict=True):
+        taken = _sources(path, table, sources)
+        for source in taken:
+            rows = {dataset: found[source] for dataset, found in table.items() if source in found}
+            name = base if len(taken) == 1 else f"{base}/{source}"
+            methods.append(Method(name, source, path, rows, conventions))
+    return methods
+
+
+def _read(path: Path) -> tuple[str, dict[str, dict[str, dict]], dict[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The result file {path} does not exist; make it with --json of tools/test.py or "
+            "tools/eval_maps.py."
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON file ({error}); give what --json of tools/test.py or "
+            "tools/eval_maps.py wrote"
+        ) from None
+    fault = (
+        f"{path} is no result file: it has neither a `table` ({{data set: {{source: row}}}}) nor a "
+        "row with `images`; give what tools/test.py or tools/eval_maps.py wrote."
+    )
+    if not isinstance(data, Mapping):
+        raise ValueError(fault)
+    if "table" in data:
+        table = data["table"]
+        checkpoint = data.get("checkpoint")
+        base = str(data.get("method") or (Path(checkpoint).stem if checkpoint else path.stem))
+    elif "images" in data:
+        base = str(data.get("method") or path.stem)
+        table = {str(data.get("dataset") or "data"): {base: data}}
+    else:
+        raise ValueError(fault)
+    if not isinstance(table, Mapping) or not table:
+        raise ValueError(fault)
+    if not all(isinstance(rows, Mapping) and rows for rows in table.values()):
+        raise ValueError(fault)
+    kinds = {source for rows in table.values() for source in rows}
+    if "checkpoint" not in data and len(kinds) == 1:
+        base = kinds.pop()
+    cleaned = {
+        dataset: {source: _checked(path, dataset, source, row) for source, row in rows.items()}
+        for dataset, rows in table.items()
+    }
+    return base, cleaned, dict(data.get("conventions") or {})
+
+
+def _checked(path: Path, dataset: str, source: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    where = f"{path}: {source!r} on {dataset!r}"
+    images = row.get("images") if isinstance(row, Mapping) else None
+    if not images:
+        raise ValueError(
+            f"{where} has no values per image (`images`), so nothing can be paired; write the file "
+            "again with tools/test.py or tools/eval_maps.py."
+        )
+    numbers = {key: _number(value) for key, value in row.items() if _is_number(value)}
+    if numbers.get("n", len(images)) != len(images):
+        raise ValueError(f"{where} says n = {row['n']} and lists {len(images)} images.")
+    cleaned: dict[str, Any] = {**numbers, "n": len(images)}
+    cleaned["images"] = {
+        stem: {key: _number(value) for key, value in values.items()}
+        for stem, values in images.items()
+    }
+    if row.get("curves"):
+        curves = row["curves"]
+        cleaned["curves"] = {key: [_number(v) for v in values] for key, values in curves.items()}
+    return cleaned
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _number(value: float | None) -> float:
+    # JSON has no NaN; `save_json` writes null for it.
+    return math.nan if value is None else value
+
+
+def _sources(
+    path: Path, table: Mapping[str, Mapping[str, Any]], wanted: Sequence[str] | None
+) -> list[str]:
+    known = list(dict.fromkeys(source for rows in table.values() for source in rows))
+    if len(known) == 1 and known[0] != MIXTURE:
+        return known
+    taken = []
+    for source in wanted or [MIXTURE]:
+        if source != ALL and source not in known:
+            raise ValueError(f"{path} has no source {source!r}; {suggest(source, [*known, ALL])}")
+        taken += known if source == ALL else [source]
+    return list(dict.fromkeys(taken))
+
+
+def _unique(bases: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Names told apart by what tells their files apart: file stem, then folder, then number."""
+    names = list(bases)
+    for detail in ("{0.stem}", "{0.parent.name}/{0.stem}", "{1}"):
+        counts = Counter(names)
+        names = [
+            name if counts[name] == 1 else f"{base} ({detail.format(path, index + 1)})"
+            for index, (name, base, path) in enumerate(zip(names, bases, paths, strict=True))
+        ]
+    return names
 
 
 @dataclass
@@ -55,7 +223,7 @@ class Comparison:
 
     metrics: list[str]
     rows: list[dict[str, Any]]
-    ranks: dict[tuple[int, str], int]
+    ranks: Ranks
     baseline: str
     differences: list[dict[str, Any]]
     notes: list[str]
@@ -91,7 +259,7 @@ def compare(
     if len(set(names)) < len(names):
         raise ValueError(f"Methods need names of their own, but they are {', '.join(names)}.")
     known = list(dict.fromkeys(dataset for method in methods for dataset in method.rows))
-    datasets = _chosen("data set", datasets, known)
+    datasets = chosen("data set", datasets, known)
     for dataset in datasets:
         _check_images(dataset, [method for method in methods if dataset in method.rows])
     there = list(
@@ -105,12 +273,12 @@ def compare(
     )
     if metrics is None:
         metrics = [key for key in DEFAULT_METRICS if key in there] or there
-    metrics = _chosen("metric", metrics, there)
-    reference = methods[names.index(_chosen("baseline", [baseline or names[0]], names)[0])]
+    metrics = chosen("metric", metrics, there)
+    reference = methods[names.index(chosen("baseline", [baseline or names[0]], names)[0])]
     rows = [_row(method, dataset, metrics) for dataset in datasets for method in methods]
     rows = [row for row in rows if row["n"]]
-    differences, without = [], {}
-    # {(reason, metric): data sets}
+    differences: list[dict[str, Any]] = []
+    without: dict[tuple[str, str], dict[str, None]] = {}  # {(reason, metric): data sets}
     for dataset in datasets:
         for method in methods:
             if method is not reference and dataset in method.rows and dataset in reference.rows:
@@ -132,7 +300,7 @@ def compare(
     return Comparison(
         metrics=metrics,
         rows=rows,
-        ranks=_ranks(rows, metrics),
+        ranks=ranks(rows, metrics),
         baseline=reference.name,
         differences=differences,
         notes=_notes(methods, metrics),
@@ -142,20 +310,12 @@ def compare(
     )
 
 
-def _chosen(kind: str, wanted: Sequence[str] | None, there: Sequence[str]) -> list[str]:
-    wanted = list(dict.fromkeys(there if wanted is None else wanted))
-    for name in wanted:
-        if name not in there:
-            raise ValueError(f"The results have no {kind} {name!r}; {suggest(name, there)}")
-    return wanted
-
-
 def _check_images(dataset: str, methods: Sequence[Method]) -> None:
     first = methods[0].rows[dataset]["images"]
     for other in methods[1:]:
         images = other.rows[dataset]["images"]
         faults = [
-            f"{listed(stems)} of {method.name!r} only"
+            f"{len(stems)} image(s) ({listed(stems)}) of {method.name!r} only"
             for method, stems in (
                 (methods[0], [stem for stem in first if stem not in images]),
                 (other, [stem for stem in images if stem not in first]),
@@ -174,25 +334,6 @@ def _row(method: Method, dataset: str, metrics: Sequence[str]) -> dict[str, Any]
     values = method.rows.get(dataset, {})
     row = dict(dataset=dataset, method=method.name, source=method.source, file=str(method.path))
     return row | {"n": values.get("n", 0)} | {key: values.get(key, math.nan) for key in metrics}
-
-
-def _ranks(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict:
-    groups: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        # The oracle reads the ground truth and would always win.
-        if row["source"] != ORACLE:
-            groups.setdefault(row["dataset"], []).append(index)
-    ranks = {}
-    for key in metrics:
-        for group in groups.values():
-            # Compared as printed, so that equal figures are marked alike.
-            values = {i: round(rows[i][key], 4) for i in group if math.isfinite(rows[i][key])}
-            if len(values) > 1:
-                order = sorted(set(values.values()), reverse=key not in LOWER_IS_BETTER)
-                # Of two, the second is merely the other.
-                order = order[: 2 if len(values) > 2 else 1]
-                ranks |= {(i, key): order.index(v) + 1 for i, v in values.items() if v in order}
-    return ranks
 
 
 def _differences(
@@ -239,8 +380,7 @@ def _differences(
 
 
 def _notes(methods: Sequence[Method], metrics: Sequence[str]) -> list[str]:
-    groups: dict[str, list[str]] = {}
-    differing = []
+    differing, agreed = [], {}
     for key in metrics:
         said: dict[str, list[str]] = {}
         for method in methods:
@@ -251,15 +391,10 @@ def _notes(methods: Sequence[Method], metrics: Sequence[str]) -> list[str]:
             differing.append(
                 f"{key}: the files state different conventions, compare with care: {each}"
             )
-            continue
-        own, _, shared = (texts[0] if texts else "").partition("; ")
-        if not texts:
-            shared, own = "convention not stated in the files", ""
-        groups.setdefault(shared or own, []).append(f"{key} ({own})" if shared and own else key)
-    notes = differing + [f"{', '.join(keys)}: {text}" for text, keys in groups.items()]
-    if any(method.source == ORACLE for method in methods):
-        notes.append("oracle: best expert of each image by the ground truth, a bound, not ranked")
-    return notes
+        else:
+            agreed[key] = texts[0] if texts else "convention not stated in the files"
+    sources = [method.source for method in methods]
+    return differing + convention_notes(agreed) + oracle_notes(sources)
 
 
 def _caveats(
@@ -315,25 +450,30 @@ def latex_escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def to_markdown(comparison: Comparison) -> str:
+def comparison_table(comparison: Comparison) -> TextTable:
     """The table with its conventions; the best of each data set is bold."""
-    bold = _marks("**{}**", "{}")
-    cells = _cells(comparison, bold)
-    table = _markdown(["data set", "method", "n", *_headings(comparison)], cells, 2)
-    return table + _list(["bold: best of the data set as printed", *comparison.notes])
+    cells = [
+        [row["dataset"], row["method"], str(row["n"])]
+        + [best_in_bold(row[k], comparison.ranks.get((i, k))) for k in comparison.metrics]
+        for i, row in enumerate(comparison.rows)
+    ]
+    arrows = [f"{key} {'↓' if key in LOWER_IS_BETTER else '↑'}" for key in comparison.metrics]
+    notes = ["bold: best of the data set as printed", *comparison.notes]
+    heads = ["data set", "method", "n", *arrows]
+    return TextTable(heads, grouped(cells), words=(0, 1), notes=notes)
 
 
-def differences_to_markdown(comparison: Comparison) -> str:
+def difference_table(comparison: Comparison) -> TextTable:
     """Differences to the baseline with their intervals; those that exclude zero are bold."""
     cells = []
     for row in comparison.differences:
+        names = [row[key] for key in ("dataset", "method", "metric")]
         text = f"{row['difference']:+.4f}"
-        text = text if row["verdict"] == "undecided" else f"**{text}**"
-        names = [_pipe(row[key]) for key in ("dataset", "method", "metric")]
-        cells.append([*names, str(row["n"]), text, _interval(row), row["verdict"]])
+        text = text if row["verdict"] == "undecided" else Bold(text)
+        ends = "-" if math.isnan(row["low"]) else f"[{row['low']:+.4f}, {row['high']:+.4f}]"
+        cells.append([*names, str(row["n"]), text, ends, row["verdict"]])
     heads = ["data set", "method", "metric", "n", "difference", "95 % interval", "verdict"]
-    table = _markdown(heads, cells, 3) if cells else "No differences.\n\n"
-    return table + _list(comparison.caveats)
+    return TextTable(heads, grouped(cells), words=(0, 1, 2, -1), notes=comparison.caveats)
 
 
 def to_latex(comparison: Comparison) -> str:
@@ -345,9 +485,12 @@ def to_latex(comparison: Comparison) -> str:
     metrics, rows = comparison.metrics, comparison.rows
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    cells = _cells(comparison, _marks(r"\textbf{{{}}}", r"\underline{{{}}}"))
+    marks = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}", None: "{}"}
     found = {
-        (row["dataset"], row["method"]): cell[3:] for row, cell in zip(rows, cells, strict=True)
+        (row["dataset"], row["method"]): [
+            marks[comparison.ranks.get((i, k))].format(format_value(row[k])) for k in metrics
+        ]
+        for i, row in enumerate(rows)
     }
     counts = {row["dataset"]: row["n"] for row in rows}
     k = len(metrics)
@@ -396,95 +539,21 @@ def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Writes compare.md, .tex and .csv and differences.md and .csv; old ones keep a dated name."""
     columns = ["dataset", "method", "source", "file", "n", *comparison.metrics]
+    differences = "No differences.\n\n" + "".join(f"- {note}\n" for note in comparison.caveats)
+    if comparison.differences:
+        differences = difference_table(comparison).markdown()
     texts = {
-        "compare.md": to_markdown(comparison),
+        "compare.md": comparison_table(comparison).markdown(),
         "compare.tex": to_latex(comparison),
         "compare.csv": to_csv(comparison.rows, columns),
-        "differences.md": differences_to_markdown(comparison),
+        "differences.md": differences,
         "differences.csv": to_csv(comparison.differences, [*_DIFFERENCE, "verdict"]),
     }
-    for name, text in texts.items():
-        with replacing(Path(folder) / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return [Path(folder) / name for name in texts]
+    return [save_text(Path(folder) / name, text) for name, text in texts.items()]
 
 
 def print_comparison(comparison: Comparison, *, console: Console | None = None) -> None:
     """Prints the table and the differences."""
-    bold = _marks("[bold]{}[/bold]", "{}")
-    heads = ["data set", "method", "n", *map(escape, _headings(comparison))]
-    cells = [[*map(escape, row[:2]), *row[2:]] for row in _cells(comparison, bold, str)]
-    _print(heads, cells, 2, comparison.notes, console)
+    comparison_table(comparison).print(console)
     if comparison.differences:
-        cells = []
-        for row in comparison.differences:
-            names = [escape(row[key]) for key in ("dataset", "method", "metric")]
-            interval = escape(_interval(row))
-            verdict = row["verdict"]
-            verdict = verdict if verdict == "undecided" else f"[bold]{verdict}[/bold]"
-            cells.append([*names, str(row["n"]), f"{row['difference']:+.4f}", interval, verdict])
-        heads = ["data set", "method", "metric", "n", "difference", "95 % interval", "verdict"]
-        _print(heads, cells, 3, comparison.caveats, console)
-
-
-def _print(
-    heads: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    names: int,
-    notes: Sequence[str],
-    console: Console | None,
-) -> None:
-    table = Table()
-    for index, head in enumerate(heads):
-        justify = "left" if index < names or head == "verdict" else "right"
-        table.add_column(head, justify=justify, no_wrap=True)
-    for index, row in enumerate(cells):
-        last = index + 1 == len(cells) or cells[index + 1][0] != row[0]
-        table.add_row(*row, end_section=last)
-    if console is None:
-        console = Console()
-        # In a log file rich assumes 80 columns and would cut figures to "0.7…".
-        wide = console.options.update(width=10_000)
-        console.width = max(console.width, console.measure(table, options=wide).maximum)
-    console.print(table)
-    for note in notes:
-        console.print(note, style="dim", markup=False, highlight=False)
-
-
-def _marks(first: str, second: str) -> dict[int | None, str]:
-    return {1: first, 2: second, None: "{}"}
-
-
-def _pipe(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _headings(comparison: Comparison) -> list[str]:
-    return [f"{key} {'↓' if key in LOWER_IS_BETTER else '↑'}" for key in comparison.metrics]
-
-
-def _cells(comparison: Comparison, marks: Mapping, name=_pipe) -> list[list[str]]:
-    return [
-        [name(row["dataset"]), name(row["method"]), str(row["n"])]
-        + [
-            marks[comparison.ranks.get((index, key))].format(format_value(row[key]))
-            for key in comparison.metrics
-        ]
-        for index, row in enumerate(comparison.rows)
-    ]
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if math.isnan(row["low"]):
-        return "-"
-    return f"[{row['low']:+.4f}, {row['high']:+.4f}]"
-
-
-def _markdown(heads: Sequence[str], cells: Sequence[Sequence[str]], names: int) -> str:
-    aligned = [" :--- "] * names + [" ---: "] * (len(heads) - names)
-    rows = ["| " + " | ".join(row) + " |" for row in (heads, *cells)]
-    return "\n".join([rows[0], f"|{'|'.join(aligned)}|", *rows[1:]]) + "\n\n"
-
-
-def _list(notes: Sequence[str]) -> str:
-    return "".join(f"- {note}\n" for note in notes)
+        difference_table(comparison).print(console)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-# Sources that combine experts; any other name in a result is an expert's.
-COMBINED = ("uniform", "oracle", "mixture")
+MIXTURE, UNIFORM, ORACLE = "mixture", "uniform", "oracle"
+COMBINED = (UNIFORM, ORACLE, MIXTURE)
+"""Sources that combine experts; any other name in a result is an expert's."""
 FAST_KEYS = ("IoU", "Dice", "MAE")
 AGGREGATE_KEYS = (
     *("Sm", "wFm", "meanEm", "adpEm", "maxEm", "meanFm", "adpFm", "maxFm", "MAE"),

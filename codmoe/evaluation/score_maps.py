@@ -24,7 +24,8 @@ from codmoe.evaluation.measures.per_image import (
     image_scalars,
     mean_curves,
 )
-from codmoe.evaluation.tables import print_table, result_rows, save_json
+from codmoe.evaluation.tables import result_rows, result_table
+from codmoe.files import save_json
 from codmoe.machine import available_cores, check_device
 from codmoe.messages import listed
 
@@ -185,7 +186,7 @@ def score_folders(
         match_maps(Path(pred), Path(gt))  # all of them before the first is measured
     rows = [score_maps(pred, gt, **options) for pred, gt in zip(preds, gts, strict=True)]
     table = {name: {method: row} for name, row in zip(names, rows, strict=True)}
-    print_table(result_rows(table), title=method)
+    result_table(result_rows(table), method).print()
     payload: dict[str, Any] = {
         "pred": [str(pred) for pred in preds],
         "gt": [str(gt) for gt in gts],

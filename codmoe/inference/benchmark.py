@@ -18,19 +18,18 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from codmoe.compiled.layout import FORMATS, compile_parts, set_memory_format
 from codmoe.compiled.prepared import CompiledMoE
+from codmoe.console import TextTable
 from codmoe.engine import runner as message_hub
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
 from codmoe.engine.ddp import every_expert_runs
 from codmoe.engine.launch import skip_pretrained
 from codmoe.engine.optim import settle_fused
-from codmoe.evaluation.tables import save_json
-from codmoe.files import replacing
+from codmoe.files import replacing, save_json
 from codmoe.inference.summary import UNIT, summarise
 from codmoe.inference.timing import (
     Call,
@@ -107,12 +106,9 @@ def benchmark(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_device(str(device))
     _check(cfg, locals())
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a file has no edge
 
     def say(text: str) -> None:
-        console.print(f"  {text}", style="dim")
+        Console().print(f"  {text}", style="dim", soft_wrap=True)
 
     rows: list[dict[str, Any]] = []
     measure = dict(repeats=repeats, warmup=warmup, say=say)
@@ -150,11 +146,11 @@ def benchmark(
         notes=list(NOTES),
         rows=rows,
     )
-    console.print(table_of(result))
+    benchmark_table(result).print()
     if plot is not None:
-        console.print(f"wrote {save_plot(rows, plot)}")
+        print(f"wrote {save_plot(rows, plot)}")
     if json_file is not None:
-        console.print(f"wrote {save_json(json_file, result)}")
+        print(f"wrote {save_json(json_file, result)}")
     return result
 
 
@@ -592,7 +588,7 @@ _SHOWN = dict(
 _NAMING = ("experts", "top_k", "size", "batch", "layout", "precision", "execution")
 
 
-def table_of(result: Mapping[str, Any]) -> Table:
+def benchmark_table(result: Mapping[str, Any]) -> TextTable:
     """The rows of a benchmark for the terminal; what is the same in all stands in the title."""
     rows = result["rows"]
     varied = [key for key in _NAMING if len({row[key] for row in rows}) > 1]
@@ -603,14 +599,9 @@ def table_of(result: Mapping[str, Any]) -> Table:
         f"{row['execution']}: {error}"
         for error, row in errors.items()
     ]
-    table = Table(
-        title=f"{result['device']}, {', '.join(same)}; {result['unit']}",
-        caption="\n".join([*failed, *result["notes"]]),
-    )
-    for title in ("what", "route or part", *varied):
-        table.add_column(title, no_wrap=True)
-    for title, _ in (*_SHOWN.values(), ("active (M)", ""), ("n", "")):
-        table.add_column(title, justify="right", no_wrap=True)
+    names = ["what", "route or part", *varied]
+    heads = [*names, *(title for title, _ in _SHOWN.values()), "active (M)", "n"]
+    shown = []
     for row in rows:
         name = row["route"] if row["part"] == "whole" else f"  {row['part']}"
         cells = [row["what"], name, *(str(row[key]) for key in varied)]
@@ -619,8 +610,10 @@ def table_of(result: Mapping[str, Any]) -> Table:
         ]
         active = row["active_parameters"]
         millions = "-" if not active else f"{active / 1e6:.2f}"
-        table.add_row(*cells, *figures, millions, str(row["n"]))
-    return table
+        shown.append([*cells, *figures, millions, str(row["n"])])
+    title = f"{result['device']}, {', '.join(same)}; {result['unit']}"
+    notes = [*failed, *result["notes"]]
+    return TextTable(heads, shown, range(len(names)), title, notes)
 
 
 def save_plot(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Path:

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from codmoe.console import TextTable
 from codmoe.engine.config import load_config
-from codmoe.evaluation.tables import save_json
+from codmoe.files import save_json
 from codmoe.inference.zoo import create_model
 from codmoe.models.dispatch import PyramidBank
 from codmoe.models.moe import ModelLevelMoE
@@ -187,32 +187,24 @@ def _range(routes: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
     )
 
 
-def table_of(summary: dict[str, Any]) -> Table:
+def summary_table(summary: dict[str, Any]) -> TextTable:
     """A summary for the terminal: millions of parameters, billions of operations."""
     size, top_k = summary["size"], summary["top_k"]
-    table = Table(
-        title=f"one image of {size} × {size}; {summary['unit']}",
-        caption="\n".join(summary["notes"]),
-    )
-    table.add_column("part")
-    table.add_column("parameters (M)", justify="right")
-    table.add_column("GFLOPs", justify="right")
+    rows: list[list[str] | None] = []
     for row in summary["parts"]:
         parameters = f"{row['parameters'] / 1e6:.2f}" if row["parameters"] else "-"
-        table.add_row(row["part"], parameters, f"{row['flops'] / 1e9:.1f}")
-    table.add_section()
+        rows.append([row["part"], parameters, f"{row['flops'] / 1e9:.1f}"])
     total = summary["total"]
-    table.add_row(
-        "total, every expert run", f"{total['parameters'] / 1e6:.2f}", f"{total['flops'] / 1e9:.1f}"
-    )
+    figures = [f"{total['parameters'] / 1e6:.2f}", f"{total['flops'] / 1e9:.1f}"]
+    rows += [None, ["total, every expert run", *figures]]
     active, route = summary["active_parameters"], summary["route_flops"]
     for which in ("min", "max", "mean"):
-        table.add_row(
-            f"top-{top_k} route, {which}",
-            f"{active[which] / 1e6:.2f}" + _who(active, which),
-            f"{route[which] / 1e9:.1f}" + _who(route, which),
-        )
-    return table
+        parameters = f"{active[which] / 1e6:.2f}" + _who(active, which)
+        flops = f"{route[which] / 1e9:.1f}" + _who(route, which)
+        rows.append([f"top-{top_k} route, {which}", parameters, flops])
+    title = f"one image of {size} × {size}; {summary['unit']}"
+    heads = ["part", "parameters (M)", "GFLOPs"]
+    return TextTable(heads, rows, title=title, notes=summary["notes"])
 
 
 def _who(values: dict[str, Any], which: str) -> str:
@@ -233,7 +225,7 @@ def report(config: str | Path, size: int = 448, json_file: str | Path | None = N
     model = create_model(path)
     summary = summarise(model, size, say=lambda text: console.print(f"  {text}", style="dim"))
     summary = dict(config=str(config), torch=torch.__version__, **summary)
-    console.print(table_of(summary))
+    summary_table(summary).print()
     if json_file is not None:
-        console.print(f"wrote {save_json(json_file, summary)}")
+        print(f"wrote {save_json(json_file, summary)}")
     return summary

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codmoe.evaluation.result_files import load_methods
-from codmoe.evaluation.tables import format_value, result_rows, to_markdown
-from codmoe.files import replacing
+from codmoe.console import TextTable
+from codmoe.evaluation.compare import load_methods
+from codmoe.evaluation.tables import format_value, result_rows, result_table
+from codmoe.files import save_text
 
 BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
 METRICS = ("IoU", "Dice", "Sm", "wFm", "MAE")
@@ -40,11 +41,10 @@ def fill_card(card: str | Path, result: str | Path, zero_shot: Sequence[str | Pa
     if others:
         parts.append("### Real photographs, without training on any")
         tables = {name: {"ensemble": row} for other in others for name, row in other.rows.items()}
-        parts.append(to_markdown(result_rows(tables, metrics=METRICS)))
+        parts.append(result_table(result_rows(tables, metrics=METRICS)).markdown())
     head, rest = text.split(BEGIN)
     filled = head + BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + END + rest.split(END)[1]
-    with replacing(card) as temporary:
-        temporary.write_text(filled, encoding="utf-8")
+    save_text(card, filled)
 
 
 def _read(path: Path) -> str:
@@ -88,10 +88,8 @@ def _kinds(result: Mapping[str, Any]) -> str:
 
 
 def _markdown(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    lines = ["| " + " | ".join([corner, *columns]) + " |"]
-    lines.append("| :-- |" + " --: |" * len(columns))
-    lines += ["| " + " | ".join([name, *values]) + " |" for name, values in rows.items()]
-    return "\n".join(lines)
+    cells = [[name, *values] for name, values in rows.items()]
+    return TextTable([corner, *columns], cells).markdown().rstrip()
 
 
 def main() -> None:

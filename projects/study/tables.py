@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from codmoe.console import TextTable
 from codmoe.evaluation.bootstrap import Interval, bootstrap_means, paired_intervals
 from codmoe.evaluation.conventions import LOWER_IS_BETTER
 from projects.study.results import COMBINED, METRICS, experts_of
@@ -284,7 +285,4 @@ def markdown(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its first column to the left; a line that says so where it is empty."""
     if not cells:
         return "(no row of the study is there for this table)\n"
-    lines = ["| " + " | ".join(headers) + " |"]
-    lines.append("|" + "|".join([" :--- ", *[" ---: "] * (len(headers) - 1)]) + "|")
-    lines += ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join(lines) + "\n"
+    return TextTable(headers, cells).markdown()

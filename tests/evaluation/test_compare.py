@@ -1,11 +1,118 @@
+import csv
+import io
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from codmoe.evaluation.compare import compare
-from codmoe.evaluation.result_files import Method
+from codmoe.evaluation.compare import (
+    Comparison,
+    Method,
+    compare,
+    difference_table,
+    latex_escape,
+    load_methods,
+    print_comparison,
+    to_latex,
+    write_comparison,
+)
+from codmoe.files import save_json
+
+NAN = float("nan")
+
+
+def row(iou=0.5, **extra):
+    return {"IoU": iou, "MAE": math.nan, "n": 1, "images": {"a": {"IoU": iou, "MAE": None}}} | extra
+
+
+def run(path, sources=("mixture", "sinet"), **extra):
+    table = {"CAMO": {source: row() for source in sources}}
+    return save_json(path, {"conventions": {"IoU": "at 0.5"}, "table": table} | extra)
+
+
+def test_a_run_a_map_folder_and_several(tmp_path):
+    curves = {"threshold": [1, 0], "Fm": [None, 0.5]}
+    files = [
+        run(tmp_path / "test.json", checkpoint="out/ensemble_best.pth"),
+        save_json(tmp_path / "b.json", row(0.7, method="PVT-v2.1", dataset="NC4K", curves=curves)),
+        run(tmp_path / "c.json", sources=("ZoomNeXt",)),
+    ]
+    mixture, maps, several = load_methods(files)
+    assert (mixture.name, mixture.source) == ("ensemble_best", "mixture")
+    assert mixture.conventions == {"IoU": "at 0.5"} and mixture.path == files[0]
+    assert mixture.rows["CAMO"]["IoU"] == 0.5 and math.isnan(mixture.rows["CAMO"]["MAE"])
+    assert math.isnan(mixture.rows["CAMO"]["images"]["a"]["MAE"])
+    assert (maps.name, list(maps.rows)) == ("PVT-v2.1", ["NC4K"])
+    assert math.isnan(maps.rows["NC4K"]["curves"]["Fm"][0])
+    assert (several.name, several.source) == ("ZoomNeXt", "ZoomNeXt")
+
+
+def test_sources(tmp_path):
+    files = [
+        run(tmp_path / "test.json", checkpoint="best.pth"),
+        save_json(tmp_path / "b.json", row(method="paper", dataset="CAMO")),
+    ]
+
+    def names(*sources):
+        return [method.name for method in load_methods(files, sources=sources)]
+
+    assert names("all") == ["best/mixture", "best/sinet", "paper"]
+    assert names("sinet") == ["best", "paper"]
+    with pytest.raises(ValueError, match="no source 'sinnet'; did you mean 'sinet'"):
+        names("sinnet")
+    lone = run(tmp_path / "d.json", sources=("mixture",), checkpoint="best.pth")
+    with pytest.raises(ValueError, match="no source 'sinet'; valid names: all, mixture"):
+        load_methods([lone], sources=["sinet"])
+
+
+def test_names_are_made_unique(tmp_path):
+    files = [
+        run(tmp_path / "one" / "test.json", checkpoint="best.pth"),
+        run(tmp_path / "one" / "other.json", checkpoint="best.pth"),
+        run(tmp_path / "two" / "test.json", checkpoint="best.pth"),
+        run(tmp_path / "d.json", checkpoint="last.pth"),
+    ]
+    names = [method.name for method in load_methods(files)]
+    assert names == ["best (one/test)", "best (other)", "best (two/test)", "last"]
+    again = [method.name for method in load_methods([files[0], files[0]])]
+    assert again == ["best (1)", "best (2)"]
+    assert [m.name for m in load_methods(files[:2], names=["A", "B"])] == ["A", "B"]
+    for wrong in (["A"], ["A", "A"]):
+        with pytest.raises(ValueError, match="one name of its own"):
+            load_methods(files[:2], names=wrong)
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        ("{", "no JSON file"),
+        ([1], "no result file"),
+        ({"IoU": 0.5}, "neither a `table`"),
+        ({"table": {}}, "neither a `table`"),
+        ({"table": {"CAMO": {}}}, "neither a `table`"),
+        ({"table": {"CAMO": 1}}, "neither a `table`"),
+        ({"table": {"CAMO": {"mixture": {"IoU": 1, "n": 3}}}}, "'mixture' on 'CAMO' has no values"),
+        (row(n=4), "says n = 4 and lists 1 images"),
+    ],
+)
+def test_other_files_are_named(tmp_path, payload, words):
+    path = tmp_path / "x.json"
+    if isinstance(payload, str):
+        path.write_text(payload)
+    else:
+        save_json(path, payload)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_methods([path])
+    assert str(path) in str(caught.value)
+
+
+def test_absent_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json does not exist"):
+        load_methods([tmp_path / "nowhere.json"])
+    with pytest.raises(ValueError, match="no result file to compare"):
+        load_methods([])
 
 
 def method(name, datasets, source="mixture", conventions=None, **extra):
@@ -60,12 +167,12 @@ def test_an_interval_over_zero_decides_nothing():
     assert row["difference"] == pytest.approx(0.001)
 
 
-def test_ranks_are_of_the_figures_as_printed():
-    values = {"a": 0.50001, "b": 0.50002, "c": 0.4, "d": 0.3}
+def test_the_oracle_is_not_ranked():
+    values = {"a": 0.5, "b": 0.4, "c": 0.3}
     methods = [method(name, {"x": {"IoU": [v]}}) for name, v in values.items()]
     methods.append(method("best", {"x": {"IoU": [0.9]}}, source="oracle"))
     found = compare(methods)
-    assert found.ranks == {(0, "IoU"): 1, (1, "IoU"): 1, (2, "IoU"): 2}
+    assert found.ranks == {(0, "IoU"): 1, (1, "IoU"): 2}
     assert found.notes[-1].startswith("oracle: ")
 
 
@@ -76,7 +183,7 @@ def test_other_image_sets_are_an_error_that_lists_stems():
         compare(pair)
     text = str(caught.value)
     assert "'a' and 'b' were not scored on the same images of CAMO" in text
-    assert "7 image(s) (03, 04, 05, 06, 07, ...) of 'b' only" in text
+    assert "7 image(s) (03, 04, 05, 06, 07 and 2 more) of 'b' only" in text
     renamed = method("c", {"CAMO": {"IoU": [0.1] * 3}})
     renamed.rows["CAMO"]["images"]["x"] = renamed.rows["CAMO"]["images"].pop("02")
     with pytest.raises(ValueError, match=r"\(02\) of 'a' only; 1 image\(s\) \(x\) of 'c' only"):
@@ -158,3 +265,106 @@ def test_mistakes_are_named(given, words):
 def test_methods_need_names_of_their_own():
     with pytest.raises(ValueError, match="names of their own, but they are a, a"):
         compare([method("a", {"CAMO": LOW}), method("a", {"CAMO": HIGH})])
+
+
+@pytest.fixture
+def comparison():
+    def row(dataset, method, iou, mae):
+        names = {
+            "dataset": dataset,
+            "method": method,
+            "source": "mixture",
+            "file": f"{method}.json",
+        }
+        return names | {"n": 40, "IoU": iou, "MAE": mae}
+
+    def difference(metric, value, low, high, verdict):
+        names = {"dataset": "CAMO", "method": "b|c", "baseline": "a_1", "metric": metric, "n": 40}
+        return names | {"difference": value, "low": low, "high": high, "verdict": verdict}
+
+    return Comparison(
+        metrics=["IoU", "MAE"],
+        rows=[
+            row("CAMO", "a_1", 0.5, 0.125),
+            row("CAMO", "b|c", 0.75, 0.25),
+            row("CAMO", "[d] & co", 1 / 3, NAN),
+            row("NC4K", "a_1", 0.5, 0.125),
+        ],
+        ranks={(1, "IoU"): 1, (0, "IoU"): 2, (0, "MAE"): 1, (1, "MAE"): 2},
+        baseline="a_1",
+        differences=[
+            difference("IoU", 0.25, 0.2, 0.3, "better"),
+            difference("MAE", 0.125, -0.01, 0.2, "undecided"),
+        ],
+        notes=["IoU (β² 0.3, 100 % > 50 %): per image"],
+        caveats=["no interval for maxFm"],
+        curves={},
+        without_curves=[],
+    )
+
+
+def test_markdown(comparison, tmp_path):
+    files = write_comparison(comparison, tmp_path / "new")
+    lines = files[0].read_text().splitlines()
+    assert lines[0] == "| data set | method | n | IoU ↑ | MAE ↓ |"
+    assert lines[2] == "| CAMO | a_1 | 40 | 0.5000 | **0.1250** |"
+    assert lines[3] == "| CAMO | b\\|c | 40 | **0.7500** | 0.2500 |"
+    assert lines[4] == "| CAMO | [d] & co | 40 | 0.3333 | - |"
+    assert lines[-1] == "- IoU (β² 0.3, 100 % > 50 %): per image"
+    text = files[3].read_text()
+    assert "| b\\|c | IoU | 40 | **+0.2500** | [+0.2000, +0.3000] | better |" in text
+    assert "| b\\|c | MAE | 40 | +0.1250 | [-0.0100, +0.2000] | undecided |" in text
+    assert text.endswith("- no interval for maxFm\n")
+    comparison.differences[0] |= {"low": NAN, "high": NAN, "verdict": "undecided"}
+    assert "| +0.2500 | - | undecided |" in difference_table(comparison).markdown()
+    comparison.differences.clear()
+    said = write_comparison(comparison, tmp_path / "none")[3].read_text()
+    assert said == "No differences.\n\n- no interval for maxFm\n"
+
+
+def test_latex(comparison):
+    lines = to_latex(comparison).splitlines()
+    assert r"\begin{tabular}{lrrrr}" in lines
+    assert r" & \multicolumn{2}{c}{CAMO ($n=40$)} & \multicolumn{2}{c}{NC4K ($n=40$)} \\" in lines
+    assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in lines
+    assert r"a\_1 & \underline{0.5000} & \textbf{0.1250} & 0.5000 & 0.1250 \\" in lines
+    assert r"b$|$c & \textbf{0.7500} & \underline{0.2500} & - & - \\" in lines
+    assert r"[d] \& co & 0.3333 & - & - & - \\" in lines
+    assert r"IoU ($\beta$$^2$ 0.3, 100 \% $>$ 50 \%): per image." in lines
+    body = "\n".join(line for line in lines if not line.startswith("%"))
+    assert body.count("{") == body.count("}") and body.isascii()
+    for number in range(lines.index(r"\midrule") + 1, lines.index(r"\bottomrule")):
+        assert lines[number].replace(r"\&", "").count("&") == 4
+
+
+def test_latex_escapes_every_special_character():
+    assert latex_escape("50 % of a_b & {c} #1 $x$") == r"50 \% of a\_b \& \{c\} \#1 \$x\$"
+    assert latex_escape("~^\\") == r"\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    assert latex_escape("α·β² ≥ “x”") == r"$\alpha$$\cdot$$\beta$$^2$ $\geq$ ``x''"
+
+
+def test_files_are_whole_and_old_ones_kept(comparison, tmp_path):
+    for _ in range(2):
+        files = write_comparison(comparison, tmp_path / "new")
+    names = [file.name for file in files]
+    assert names == [
+        "compare.md",
+        "compare.tex",
+        "compare.csv",
+        "differences.md",
+        "differences.csv",
+    ]
+    assert len(list((tmp_path / "new").iterdir())) == 10
+    rows = list(csv.DictReader(io.StringIO(files[2].read_text())))
+    assert rows[2]["method"] == "[d] & co" and rows[2]["MAE"] == ""
+    assert float(rows[2]["IoU"]) == 1 / 3 and rows[0]["file"] == "a_1.json"
+    rows = list(csv.DictReader(io.StringIO(files[4].read_text())))
+    assert rows[1]["verdict"] == "undecided" and float(rows[1]["low"]) == -0.01
+
+
+def test_terminal(comparison):
+    console = Console(file=io.StringIO(), width=200)
+    print_comparison(comparison, console=console)
+    text = console.file.getvalue()
+    assert "[d] & co" in text and "0.3333" in text and "[+0.2000, +0.3000]" in text
+    assert "no interval for maxFm" in text

@@ -1,13 +1,10 @@
 import io
-import json
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
-from codmoe.evaluation.tables import print_table, result_rows, save_json, to_markdown
+from codmoe.evaluation.attributes import breakdown
+from codmoe.evaluation.tables import breakdown_table, ranks, result_rows, result_table
 
 TABLE = {
     "CAMO": {
@@ -17,6 +14,16 @@ TABLE = {
     },
     "NC4K": {"mixture": {"Sm": 0.85, "MAE": float("nan"), "IoU": 0.6, "n": 4121, "images": {}}},
 }
+
+
+@pytest.fixture
+def by_area():
+    ious = {
+        "sinet": {"a": 0.5, "b": 0.25},
+        "pranet": {"a": 0.5, "b": 0.75},
+        "mixture": {"a": 0.9, "b": 0.9},
+    }
+    return breakdown(ious, {"a": {"area": 0.001}, "b": {"area": 0.5}})
 
 
 def test_rows():
@@ -39,9 +46,17 @@ def test_mistakes_are_named(given, words):
         result_rows(TABLE, **given)
 
 
+def test_there_must_be_rows_of_the_same_columns():
+    with pytest.raises(ValueError, match="the table has no rows"):
+        result_table([])
+    with pytest.raises(ValueError, match="the same columns; name them with `metrics=`"):
+        result_table([*result_rows(TABLE, ["IoU"]), *result_rows(TABLE, ["MAE"])])
+    with pytest.raises(ValueError, match="it has no rows"):
+        breakdown_table([])
+
+
 def test_markdown():
-    text = to_markdown(result_rows(TABLE, ["Sm", "MAE", "IoU"]))
-    lines = text.splitlines()
+    lines = result_table(result_rows(TABLE, ["Sm", "MAE", "IoU"])).markdown().splitlines()
     assert lines[0] == "| data set | source | n | Sm | MAE | IoU |"
     assert lines[2] == "| CAMO | sinet | 250 | 0.8000 | 0.0500 | **0.7000** |"
     assert lines[3] == "| CAMO | mixture | 250 | **0.9000** | **0.0400** | **0.7000** |"
@@ -52,48 +67,34 @@ def test_markdown():
     assert len(notes) == 3 and notes[2].startswith("- oracle: ")
     assert notes[0].startswith("- Sm (S-measure") and "MAE (mean absolute error" in notes[0]
     assert notes[1].startswith("- IoU (") and "> 0.5, not normalised" in notes[1]
-    with pytest.raises(ValueError, match="no rows"):
-        to_markdown([])
 
 
-def test_terminal():
+def test_markdown_of_a_breakdown(by_area):
+    lines = breakdown_table(by_area).markdown().splitlines()
+    assert lines[0] == "| attribute | bin | n | sinet | pranet | mixture | best expert |"
+    assert lines[2] == (
+        "| area | tiny (< 1 %) | 1 | **0.5000** | **0.5000** | 0.9000 | sinet = pranet |"
+    )
+    assert lines[3] == "| area | large (≥ 15 %) | 1 | 0.2500 | **0.7500** | 0.9000 | pranet |"
+    assert lines[5].startswith("- mean IoU")
+
+
+def test_terminal(by_area):
     console = Console(file=io.StringIO(), width=200)
-    print_table(result_rows(TABLE, ["IoU"]), title="results", console=console)
+    result_table(result_rows(TABLE, ["IoU"]), "runs of [v2]").print(console)
+    breakdown_table(by_area, "who wins").print(console)
     text = console.file.getvalue()
-    assert "0.8000" in text and "4121" in text
+    assert "runs of [v2]" in text and "│ 0.8000 │" in text and "│ 4121 │" in text
     note = next(line for line in text.splitlines() if line.startswith("IoU ("))
     assert "probability > 0.5, not normalised" in note
+    assert "who wins" in text and "│ sinet = pranet │" in text and "mean IoU" in text
 
 
-def test_figures_are_whole_in_a_log_file(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    print_table(result_rows(TABLE))
-    assert "│ CAMO     │ oracle  │  250 │ 0.8000 │ 0.9500 │ 0.0300 │" in capsys.readouterr().out
-
-
-def test_json_is_never_overwritten(tmp_path):
-    path = tmp_path / "deep" / "results.json"
-    for value in (1, 2):
-        payload = {
-            "a": np.float32(value),
-            "b": torch.ones(2),
-            "c": (Path("x"), float("nan")),
-            "d": {3: 1},
-        }
-        assert save_json(path, payload) == path
-    assert json.loads(path.read_text()) == {
-        "a": 2.0,
-        "b": [1.0, 1.0],
-        "c": ["x", None],
-        "d": {"3": 1},
-    }
-    old = [file for file in path.parent.iterdir() if file != path]
-    assert len(old) == 1 and json.loads(old[0].read_text())["a"] == 1.0
-
-
-def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
-    path = tmp_path / "results.json"
-    save_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        save_json(path, {"a": object()})
-    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+def test_ranks_are_of_the_figures_as_printed():
+    values = {"a": 0.50001, "b": 0.50002, "c": 0.4, "d": 0.3}
+    rows = [{"dataset": "x", "source": name, "IoU": value} for name, value in values.items()]
+    rows.append({"dataset": "x", "source": "oracle", "IoU": 0.9})
+    rows.append({"dataset": "y", "source": "a", "IoU": 0.9})
+    assert ranks(rows, ["IoU"]) == {(0, "IoU"): 1, (1, "IoU"): 1, (2, "IoU"): 2}
+    rows[0]["IoU"] = float("nan")
+    assert ranks(rows[:2], ["IoU"]) == {}

@@ -7,7 +7,7 @@ import pytest
 from miniature import call
 
 from codmoe.evaluation import CONVENTIONS, CODMetric
-from codmoe.evaluation.tables import save_json
+from codmoe.files import save_json
 
 
 def result(path, noise, stems="abcdef", curves=True):

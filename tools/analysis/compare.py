@@ -6,8 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from codmoe.evaluation.compare import compare, print_comparison, write_comparison
-from codmoe.evaluation.result_files import load_methods
+from codmoe.evaluation.compare import compare, load_methods, print_comparison, write_comparison
 from codmoe.visualization.curves import CURVES, save_curves
 
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from codmoe.datasets.doctor.diagnosis import examine, print_report
-from codmoe.evaluation.tables import save_json
+from codmoe.files import save_json
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from codmoe.engine.ddp import bare_model
 from codmoe.engine.hooks.training import BestWeightsHook
 from codmoe.evaluation.measures.per_image import THRESHOLD
 from codmoe.evaluation.routing_metric import ious_at
-from codmoe.evaluation.tables import save_json
+from codmoe.files import save_json
 from codmoe.registry import HOOKS
 
 

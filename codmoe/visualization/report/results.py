@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codmoe.evaluation.tables import best_cells, format_value, result_rows, table_notes
+from codmoe.evaluation.tables import format_value, ranks, result_rows, table_notes
 from codmoe.visualization.report.data import RunRecord, number
 from codmoe.visualization.report.markup import Markup, figures, heading, notes, table
 from codmoe.visualization.report.plots import routing_curves
@@ -28,12 +28,12 @@ def result_section(run: RunRecord) -> Markup:
         rows = result_rows(run.table, datasets=[dataset], sources=sources)
         rows = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
         metrics = list(rows[0])[3:]
-        best = best_cells(rows, metrics)
+        best = ranks(rows, metrics)
         body = [
             [
                 LABELS.get(row["source"], f"{row['source']}, stage 1"),
                 row["n"],
-                *[_figure(row[key], (index, key) in best) for key in metrics],
+                *[_figure(row[key], best.get((index, key)) == 1) for key in metrics],
             ]
             for index, row in enumerate(rows)
         ]
