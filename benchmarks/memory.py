@@ -117,7 +117,7 @@ def saved_by_part(model: ModelLevelMoE, images: Tensor, targets: Tensor) -> dict
     for name, expert in model.experts.items():
         with SavedBytes(model) as saved:
             output = expert(images, [pyramids[scale] for scale in expert.input_scales])
-            losses = expert.loss(output, targets, model.progress)
+            losses = expert.loss(output, targets, model.run_state.progress)
         kept[name] = saved.peak
         del output, losses
     return kept

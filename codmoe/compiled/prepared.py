@@ -186,12 +186,12 @@ class CompiledMoE:
         """Have the model evaluate through this engine (``predict``, ``forward``) where it records
         no gradients; :meth:`detach` ends it.
         """
-        self.model.engine = self
+        self.model.run_state.prepared = self
         return self
 
     def detach(self) -> None:
         """Have the model run by itself again."""
-        self.model.engine = None
+        self.model.run_state.prepared = None
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copy of the model has no engine."""
@@ -217,14 +217,14 @@ class CompiledMoE:
     def _as_it_is(self, images: Tensor, dense: bool, names: Sequence[str] | None):
         if names is not None:
             raise ValueError(f"names={names} needs the engine's own pieces: {self.report}")
-        model, engine, training = self.model, self.model.engine, self.model.training
-        dtype = DTYPES[self.frozen.dtype]
-        model.engine = None
+        model, state, training = self.model, self.model.run_state, self.model.training
+        attached, dtype = state.prepared, DTYPES[self.frozen.dtype]
+        state.prepared = None
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 return model.eval().mixture(images, dense=dense)
         finally:
-            model.engine = engine
+            state.prepared = attached
             model.train(training)
 
     def _check(self, images: Tensor, names: Sequence[str] | None) -> None:
@@ -238,17 +238,12 @@ class CompiledMoE:
                 raise ValueError(f"names: no expert {name!r}; {suggest(name, self.model.experts)}")
 
 
-def build_engine(model: ModelLevelMoE, **options: Any) -> CompiledMoE:
-    """Images → logits of a model, prepared; ``options`` are those of :class:`CompiledMoE`."""
-    return CompiledMoE(model, **options)
-
-
-def attach_engine(
+def attach_prepared(
     model: ModelLevelMoE,
     compile: bool | str | Mapping[str, Any] = True,
     batch_size: int | None = None,
 ) -> CompiledMoE:
-    """Have a model evaluate through a new engine.
+    """Prepare a model and have it evaluate through what was prepared.
 
     Args:
         model: The model, where it is to run.

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from codmoe import __version__
-from codmoe.compiled.prepared import attach_engine
+from codmoe.compiled.prepared import attach_prepared
 from codmoe.engine.ddp import bare_model
 from codmoe.engine.launch import test_runner
 from codmoe.evaluation.attributes import AttributeMetric, breakdown
@@ -74,23 +74,23 @@ def test(
         hooks.append(dict(type="GridHook", path=grid, rows=grid_rows))
     cfg.custom_hooks = hooks
     runner = test_runner(cfg, checkpoint)
-    engine = None
+    prepared = None
     if compile is not False:
         size = cfg.test_dataloader.get("batch_size")
-        engine = attach_engine(bare_model(runner), compile, size)
+        prepared = attach_prepared(bare_model(runner), compile, size)
     started = time.time()
     scalars = runner.test()
     if not is_main_process():
         return {}
     metrics = runner.test_evaluator.metrics
     table = next((m.table for m in metrics if isinstance(m, CODMetric)), {})
-    if engine is not None:
-        print(engine.report)
+    if prepared is not None:
+        print(prepared.report)
     payload = dict(
         config=str(cfg.get("config_file")),
         checkpoint=str(checkpoint),
         seconds=round(time.time() - started, 1),
-        engine=engine and engine.report.splitlines(),
+        engine=prepared and prepared.report.splitlines(),
         versions=dict(codmoe=__version__, torch=torch.__version__),
         conventions=CONVENTIONS,
         routing={k: v for k, v in scalars.items() if "/" not in k and _is_routing(k)},

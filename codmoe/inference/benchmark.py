@@ -351,7 +351,7 @@ def training_step(
         settle_fused(cfg)
     optimiser = build_optim_wrapper(model.train(), wrapper)
     if amp:  # as TrainingProgressHook does
-        model.expert_training.scale_loss = optimiser.loss_scaler.scale
+        model.run_state.scale_loss = optimiser.loss_scaler.scale
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
     coarse = torch.randn(batch, 1, 8, 8, generator=generator)

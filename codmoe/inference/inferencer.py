@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from codmoe.compiled.layout import set_memory_format
-from codmoe.compiled.prepared import CompiledMoE, attach_engine
+from codmoe.compiled.prepared import CompiledMoE, attach_prepared
 from codmoe.datasets.integrity import is_complete
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS
 from codmoe.datasets.transforms import read_image
@@ -67,7 +67,7 @@ class Inferencer:
         batch_size: Images at a time.
         compile: Prepare the model for speed (:class:`CompiledMoE`): True, a backend
             (``"cudagraph"``, ``"inductor"``, ``"eager"``) or a dict of its arguments, e.g.
-            ``dict(dtype="fp16")``. The engine is then :attr:`engine`.
+            ``dict(dtype="fp16")``. It is then :attr:`prepared`.
 
         trust_code: Let the checkpoint's config import modules; see :func:`create_model`.
 
@@ -102,13 +102,20 @@ class Inferencer:
             )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        set_memory_format(self.model, (getattr(model, "cfg", None) or {}).get("memory_format"))
-        size = (image_size,) * 2 if image_size else size_of(getattr(model, "cfg", None))
+        set_memory_format(self.model, (model.cfg or {}).get("memory_format"))
+        size = (image_size,) * 2 if image_size else size_of(model.cfg)
         self.size: tuple[int, int] = size
         self.batch_size = batch_size
-        self.engine: CompiledMoE | None = None
+        self.prepared: CompiledMoE | None = None
         if compile is not False:
-            self.engine = attach_engine(self.model, compile, batch_size)
+            self.prepared = attach_prepared(self.model, compile, batch_size)
+
+    @property
+    def engine(self) -> None:
+        """Raises:
+        AttributeError: Always; it has another name now.
+        """
+        raise AttributeError("Inferencer.engine is now called Inferencer.prepared")
 
     def __call__(
         self,

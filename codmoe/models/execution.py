@@ -49,8 +49,6 @@ class ExpertTraining(nn.Module):
         self.normalization = normalization
         self.weight = weight
         self.balance = GradientBalance(names) if normalization == "gradient" else None
-        self.scale_loss: Callable[[Tensor], Tensor] | None = None
-        """``GradScaler.scale`` of the optimiser, which a hook of the engine gives."""
 
     def forward(
         self,
@@ -59,6 +57,7 @@ class ExpertTraining(nn.Module):
         rows: Mapping[str, Tensor | None],
         targets: Tensor,
         progress: float,
+        scale_loss: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[dict[str, ExpertOutput], dict[str, Tensor]]:
         """Run and judge the experts.
 
@@ -68,6 +67,7 @@ class ExpertTraining(nn.Module):
             rows: As of :func:`run_experts`.
             targets: Ground truth in {0, 1}, (N, 1, H, W).
             progress: Share of training done, in [0, 1].
+            scale_loss: See :func:`forward_backward`.
 
         Returns:
             Outputs by expert, without gradient for ``"sequential"``, and losses by
@@ -79,7 +79,7 @@ class ExpertTraining(nn.Module):
         # Pyramids of further scales are not made before those who read them run.
         for name in sorted(rows, key=lambda name: len(experts[name].input_scales)):
             outputs[name], losses[name] = self._run(
-                name, experts[name], bank, rows[name], targets, progress
+                name, experts[name], bank, rows[name], targets, progress, scale_loss
             )
         merged = {key: value for name in rows for key, value in losses[name].items()}
         return {name: outputs[name] for name in rows}, merged
@@ -96,6 +96,7 @@ class ExpertTraining(nn.Module):
         index: Tensor | None,
         targets: Tensor,
         progress: float,
+        scale_loss: Callable[[Tensor], Tensor] | None,
     ) -> tuple[ExpertOutput, dict[str, Tensor]]:
         images = bank.images if index is None else bank.images[index]
         target = targets if index is None else targets[index]
@@ -119,9 +120,7 @@ class ExpertTraining(nn.Module):
         if self.execution == "checkpoint":
             return checkpointed(run, levels, module=expert)
         if self.execution == "sequential":
-            output, losses = forward_backward(
-                run, levels, list(expert.parameters()), self.scale_loss
-            )
+            output, losses = forward_backward(run, levels, list(expert.parameters()), scale_loss)
             return _prediction_of(output), losses
         return run(levels)
 

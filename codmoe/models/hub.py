@@ -32,6 +32,10 @@ class HubModel(
     ``create_model(checkpoint=...)`` and ``tools/predict.py --checkpoint`` take it.
     """
 
+    cfg: Config | None = None
+    """The whole config that the model is from; :func:`create_model` and :meth:`from_pretrained`
+    set it."""
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write the folder; files already in it are kept under dated names.
 
@@ -124,7 +128,7 @@ class HubModel(
     def _plain_config(self) -> dict[str, Any]:
         """What the model was built with, without its backbone's pretrained weights."""
         config = dict(self._hub_mixin_config or {})
-        cfg = getattr(self, "cfg", None) or {}
+        cfg = self.cfg or {}
         sizes = {key: _sizes_in(cfg.get(key)) for key in SIZES}
         config.update({key: found for key, found in sizes.items() if found})
         config = _plain(config, "")

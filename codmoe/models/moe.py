@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,36 @@ from codmoe.models.losses.segmentation import iou_per_image
 from codmoe.models.routers.base import Router
 from codmoe.registry import MODELS
 from codmoe.structures import CODDataSample, ExpertOutput, RoutingDecision
+
+Mixture = tuple[Tensor, RoutingDecision, dict[str, ExpertOutput]]
+"""Logits (N, 1, H, W), the router's decision, and the outputs of the experts that ran."""
+
+
+class Evaluator(Protocol):
+    """Evaluates in place of a model, as :class:`CompiledMoE` does."""
+
+    def mixture(self, images: Tensor, *, dense: bool = False) -> Mixture:
+        """See :meth:`ModelLevelMoE.mixture`."""
+
+
+@dataclass
+class RunState:
+    """Everything that others write into a model while they train or run it.
+
+    Args:
+        progress: Share of training done, in [0, 1]; anneals noise and ramps losses.
+            :class:`TrainingProgressHook` keeps it.
+        scale_loss: ``GradScaler.scale`` of the optimiser, which experts that run one after another
+            need for their own backward passes. :class:`TrainingProgressHook` gives it.
+        frozen_cache: Keeps the results of frozen parts. :class:`FrozenCacheHook` gives it.
+        prepared: Evaluates in place of the model's own :meth:`ModelLevelMoE.mixture`.
+            :meth:`CompiledMoE.attach` sets it.
+    """
+
+    progress: float = 1.0
+    scale_loss: Callable[[Tensor], Tensor] | None = None
+    frozen_cache: FrozenCache | None = None
+    prepared: Evaluator | None = None
 
 
 @MODELS.register_module()
@@ -124,13 +156,8 @@ class ModelLevelMoE(BaseModel, HubModel):
         self.checkpoint_backbone = checkpoint_backbone
         self.train_dispatch = train_dispatch
         self.evaluate_all_experts = evaluate_all_experts
-        self.progress = 1.0
-        """Share of training done, in [0, 1]; a hook of the engine keeps it."""
-        self.engine = None
-        """What evaluates in place of :meth:`mixture`, if :meth:`CompiledMoE.attach` was called."""
         self.frozen = tuple(frozen)
-        self.frozen_cache: FrozenCache | None = None
-        """Where a hook of the engine lets the results of frozen parts be kept."""
+        self.run_state = RunState()
         build.freeze(self, self.frozen)
         # Built to be used; whoever trains it calls train(), as mmengine's Runner does.
         self.eval()
@@ -154,7 +181,7 @@ class ModelLevelMoE(BaseModel, HubModel):
             inputs: Images, RGB, normalised with ImageNet's mean and standard deviation,
                 (N, 3, H, W). Sides that the backbone cannot divide are padded, and the result is
                 cropped.
-            data_samples: Annotations, for ``"predict"``; any ``cache_key`` is for ``frozen_cache``.
+            data_samples: Annotations, for ``"predict"``; any ``cache_key`` is for the frozen cache.
             targets: Ground truth in {0, 1}, (N, 1, H, W), for ``"loss"``.
             mode: ``"tensor"`` returns logits; ``"predict"`` data samples with probabilities at the
                 original resolution; ``"loss"`` named scalars, of which those with "loss" in their
@@ -185,7 +212,7 @@ class ModelLevelMoE(BaseModel, HubModel):
         *,
         dense: bool = False,
         data_samples: list[CODDataSample] | None = None,
-    ) -> tuple[Tensor, RoutingDecision, dict[str, ExpertOutput]]:
+    ) -> Mixture:
         """Images (N, 3, H, W) → mixture logits (N, 1, H, W), decision, outputs of the experts run.
 
         Args:
@@ -193,8 +220,9 @@ class ModelLevelMoE(BaseModel, HubModel):
             dense: Run every expert on every image; the mixture does not change.
             data_samples: Annotations with the ``cache_key`` of each image, where there are any.
         """
-        if self.engine is not None and not self.training and not torch.is_grad_enabled():
-            return self.engine.mixture(images, dense=dense)
+        prepared = self.run_state.prepared
+        if prepared is not None and not self.training and not torch.is_grad_enabled():
+            return prepared.mixture(images, dense=dense)
         size = tuple(images.shape[-2:])
         padded = padded_to(images, self.backbone.size_divisor)
         decision, outputs, _ = self._run(padded, dense, None, data_samples)
@@ -267,10 +295,11 @@ class ModelLevelMoE(BaseModel, HubModel):
     ) -> tuple[RoutingDecision, dict[str, ExpertOutput], dict[str, Tensor]]:
         """Decision, outputs and, with ``targets``, the experts' own losses."""
         keys = [sample.get("cache_key") for sample in data_samples or ()]
-        if self.frozen_cache is not None and dense and keys and None not in keys:
+        state = self.run_state
+        if state.frozen_cache is not None and dense and keys and None not in keys:
             compute = partial(run_everything, self.backbone, self.experts)
-            pyramid, outputs = self.frozen_cache.through(keys, images, compute)
-            return self.router(images, pyramid, self.progress), outputs, {}
+            pyramid, outputs = state.frozen_cache.through(keys, images, compute)
+            return self.router(images, pyramid, state.progress), outputs, {}
         no_backbone_grad = "backbone" in self.frozen
         no_expert_grad = no_backbone_grad and "experts" in self.frozen
         lean = partial(backbone_pass, self.backbone)
@@ -278,7 +307,7 @@ class ModelLevelMoE(BaseModel, HubModel):
         further = self.backbone if self.checkpoint_backbone is None else lean
         with torch.no_grad() if no_backbone_grad else nullcontext():
             pyramid = full(images)
-        decision = self.router(images, pyramid, self.progress)
+        decision = self.router(images, pyramid, state.progress)
         bank = PyramidBank(images, pyramid, further, self.backbone.size_divisor)
         if dense or decision.indices.shape[1] == len(self.experts):
             rows = dict.fromkeys(self.experts)
@@ -287,8 +316,10 @@ class ModelLevelMoE(BaseModel, HubModel):
         with torch.no_grad() if no_expert_grad else nullcontext():
             if targets is None or not self.expert_training.weight > 0:
                 return decision, run_experts(self.experts, bank, rows), {}
-            step = self.expert_training(self.experts, bank, rows, targets, self.progress)
-            return decision, *step
+            outputs, losses = self.expert_training(
+                self.experts, bank, rows, targets, state.progress, state.scale_loss
+            )
+            return decision, outputs, losses
 
 
 def fill_samples(

@@ -209,7 +209,7 @@ def test_two_processes_train_and_one_goes_on(tmp_path, monkeypatch):
 
     def before(self, runner, *args, **kwargs):
         real(self, runner, *args, **kwargs)
-        seen.append(runner.model.progress)
+        seen.append(runner.model.run_state.progress)
         if not first:
             first.update({k: v.clone() for k, v in runner.model.state_dict().items()})
 

@@ -76,12 +76,12 @@ def test_one_training_from_end_to_end(tmp_path):
 
     def before(self, runner, *args, **kwargs):
         real(self, runner, *args, **kwargs)
-        seen.append(runner.model.progress)
+        seen.append(runner.model.run_state.progress)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingProgressHook, "before_train_iter", before)
         runner = train(prepared(config, work_dir))
-    assert seen == [0, 0.5] and runner.model.progress == 1
+    assert seen == [0, 0.5] and runner.model.run_state.progress == 1
 
     finished = json.loads((work_dir / "finished.json").read_text())
     assert finished["epochs"] == 1 and finished["iterations"] == 2

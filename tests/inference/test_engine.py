@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from codmoe.compiled import prepared as engine_module
 from codmoe.compiled.graphs import Preparer
 from codmoe.compiled.pieces import fold_batch_norm
-from codmoe.compiled.prepared import build_engine
+from codmoe.compiled.prepared import CompiledMoE
 from codmoe.models.combiners import ProbabilityCombiner
 from codmoe.models.routers import FixedRouter
 from codmoe.models.routers.base import Router
@@ -89,7 +89,7 @@ def difference(a, b):
 
 def test_mixed_routes_padded_groups_and_larger_batches_give_the_eager_result(model, preparer):
     images = torch.randn(7, 3, 70, 64)
-    engine = build_engine(model, **SMALL)
+    engine = CompiledMoE(model, **SMALL)
     expected, decision, _ = eager(model, images)
     assert len({tuple(sorted(pair)) for pair in decision.indices.tolist()}) > 2
     for _ in range(2):  # prepared, and again with another order of what was prepared
@@ -107,7 +107,7 @@ def test_mixed_routes_padded_groups_and_larger_batches_give_the_eager_result(mod
 def test_every_route_gives_the_eager_result(model, preparer):
     routes = [pair for k in (1, 2) for pair in combinations(NAMES, k)]
     images, copy = torch.randn(1, 3, 64, 64), deepcopy(model)
-    engine = build_engine(model, **SMALL)
+    engine = CompiledMoE(model, **SMALL)
     for route in routes:
         copy.router = FixedRouter(
             in_channels=model.backbone.channels,
@@ -128,11 +128,11 @@ def test_a_combiner_that_learns_and_reads_confidence(combiner, preparer):
     if combiner == "PixelCombiner":
         torch.nn.init.normal_(model.combiner.outer[-1].weight)
     images = torch.randn(3, 3, 64, 64)
-    assert difference(build_engine(model, **SMALL)(images), eager(model, images)[0]) < TOLERANCE
+    assert difference(CompiledMoE(model, **SMALL)(images), eager(model, images)[0]) < TOLERANCE
 
 
 def test_cost_follows_the_pairs_of_image_and_expert_and_the_host_waits_once(model, monkeypatch):
-    engine = build_engine(model, batches=(8,), groups=range(1, 8))
+    engine = CompiledMoE(model, batches=(8,), groups=range(1, 8))
     images = torch.randn(8, 3, 64, 64)
     engine(images)
     pairs = torch.bincount(engine.mixture(images)[1].indices.flatten(), minlength=4).tolist()
@@ -152,7 +152,7 @@ def test_cost_follows_the_pairs_of_image_and_expert_and_the_host_waits_once(mode
 
 def test_an_engine_follows_the_weights_and_refuses_other_parts(model, preparer):
     model, images = deepcopy(model), torch.randn(2, 3, 64, 64)
-    engine = build_engine(model, **SMALL)
+    engine = CompiledMoE(model, **SMALL)
     before = engine(images)
     with torch.no_grad():
         for parameter in model.experts.parameters():
@@ -170,14 +170,14 @@ def test_an_attached_engine_predicts_for_the_model(model, preparer):
     images = torch.randn(3, 3, 50, 64)
     with torch.no_grad():
         expected = {d: predictions(model, images, d) for d in (False, True)}
-        engine = build_engine(model, **SMALL).attach()
+        engine = CompiledMoE(model, **SMALL).attach()
         for dense, values in expected.items():
             got = predictions(model, images, dense)
             assert got.keys() == values.keys()
             assert all(torch.allclose(got[key], values[key], atol=TOLERANCE) for key in got)
         assert engine.pieces
         count = len(engine.pieces)
-        assert deepcopy(model).engine is None
+        assert deepcopy(model).run_state.prepared is None
         model(torch.randn(1, 3, 96, 64))
         assert len(engine.pieces) > count
         engine.detach()
@@ -203,7 +203,7 @@ def test_what_cannot_be_prepared_runs_as_it_is_and_says_why(model, monkeypatch):
 
     other, images = deepcopy(model), torch.randn(2, 3, 64, 64)
     other.combiner = Own(expert_names=model.expert_names)
-    engine = build_engine(other, **SMALL).attach()
+    engine = CompiledMoE(other, **SMALL).attach()
     assert "Own has a forward of its own" in engine.report
     assert torch.equal(engine(images), eager(model, images)[0] + 1)
 
@@ -214,7 +214,7 @@ def test_what_cannot_be_prepared_runs_as_it_is_and_says_why(model, monkeypatch):
     monkeypatch.setattr(engine_module, "Preparer", lambda *_: RecordingPreparer())
     other = deepcopy(model)
     other.router.__class__ = Asks
-    engine = build_engine(other, **SMALL, max_sizes=1)
+    engine = CompiledMoE(other, **SMALL, max_sizes=1)
     assert difference(engine(images), eager(model, images)[0]) < TOLERANCE
     assert "router, 2 × 64 × 64: eager" in engine.report
     assert "not capturable" in engine.report
@@ -233,10 +233,10 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_why(model, monkeypatch
         return fails if type(function).__name__ == "UJSCExpert" else function
 
     monkeypatch.setattr(torch, "compile", compile)
-    engine, images = build_engine(model, backend="inductor", **SMALL), torch.randn(1, 3, 64, 64)
+    engine, images = CompiledMoE(model, backend="inductor", **SMALL), torch.randn(1, 3, 64, 64)
     for _ in range(2):
         got = engine(images, names=NAMES[1:3])
-    assert difference(got, build_engine(model, **SMALL)(images, names=NAMES[1:3])) < TOLERANCE
+    assert difference(got, CompiledMoE(model, **SMALL)(images, names=NAMES[1:3])) < TOLERANCE
     failed = [piece for piece in engine.pieces if piece.reason]
     assert [piece.how for piece in failed] == ["eager"] and "sinet + ujsc" in failed[0].name
     assert "not compilable: RuntimeError: no compiler" in engine.report
@@ -264,13 +264,13 @@ def test_batch_norm_is_folded_where_it_follows_a_convolution(model):
 )
 def test_unknown_arguments(model, options, fault):
     with pytest.raises(ValueError, match=fault):
-        build_engine(model, **options)
+        CompiledMoE(model, **options)
 
 
 def test_half_precision_stays_near(model):
     images = torch.randn(4, 3, 64, 64)
     expected = eager(model, images)[0]
-    engine = build_engine(model, dtype="bf16", memory_format="channels_last", **SMALL)
+    engine = CompiledMoE(model, dtype="bf16", memory_format="channels_last", **SMALL)
     logits, decision, _ = engine.mixture(images)
     assert logits.dtype == decision.weights.dtype == torch.float32
     assert difference(logits, expected) < 0.1
@@ -304,7 +304,7 @@ def test_no_part_copies_between_host_and_device_when_it_evaluates(model, monkeyp
 def test_cuda_graphs_give_the_eager_result():
     model = build().cuda()
     torch.nn.init.normal_(model.router.fuse[-1].weight, std=3)
-    engine = build_engine(model, dtype="fp32", **SMALL)
+    engine = CompiledMoE(model, dtype="fp32", **SMALL)
     for count in (1, 7, 3, 7):
         images = torch.randn(count, 3, 64, 64, device="cuda")
         expected = eager(model, images)[0]

@@ -214,7 +214,7 @@ def test_compiled_it_predicts_the_same(weights, inferencer, folder):
         # Untrained batch norms leave logits of thousands.
         assert np.abs(one.probability - other.probability).max() < 1e-2
         assert one.weights == pytest.approx(other.weights, abs=1e-4)
-    assert compiled.engine.pieces
+    assert compiled.prepared.pieces
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def stage_2(make_model):
         model = make_model(**SETTINGS).train()
         torch.nn.init.normal_(model.router.fuse[-1].weight)
         if cache:
-            model.frozen_cache = FrozenCache(**cache)
+            model.run_state.frozen_cache = FrozenCache(**cache)
         return model
 
     return make
@@ -51,7 +51,7 @@ def samples(*keys):
 def step(model, images, targets, *keys):
     torch.manual_seed(5)  # the router's noise
     model.zero_grad()
-    model.progress = 0.25
+    model.run_state.progress = 0.25
     losses = model(images, samples(*keys), targets, mode="loss")
     model.parse_losses(losses)[0].backward()
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -110,7 +110,7 @@ def test_prediction_uses_it_too(stage_2, batch, runs):
         count = len(runs)
         again = model(images, samples("a", "b"), mode="predict")
         assert len(runs) == count
-        model.frozen_cache = None
+        model.run_state.frozen_cache = None
         plain = model(images, samples("a", "b"), mode="predict")
     for a, b, c in zip(first, again, plain, strict=True):
         torch.testing.assert_close(a.pred_prob, b.pred_prob, atol=1e-5, rtol=1e-4)
@@ -121,25 +121,25 @@ def test_prediction_uses_it_too(stage_2, batch, runs):
 def test_the_limit_is_respected_and_the_rest_is_computed(stage_2, batch, runs):
     images, targets = batch(3)
     step(model := stage_2(dtype="float32"), images, targets, "a", "b", "c")
-    one = model.frozen_cache.bytes / 3
+    one = model.run_state.frozen_cache.bytes / 3
     small = stage_2(dtype="float32", limit_gb=2.5 * one / 1e9)
     expected = step(small, images, targets, "a", "b", "c")
-    assert len(small.frozen_cache) == 2 and small.frozen_cache.bytes == 2 * one
+    assert len(small.run_state.frozen_cache) == 2 and small.run_state.frozen_cache.bytes == 2 * one
     runs.clear()
     assert_same(step(small, images, targets, "a", "b", "c"), expected, atol=1e-5, rtol=1e-4)
-    assert runs == [1] and len(small.frozen_cache) == 2
-    text = small.frozen_cache.summary(3)
+    assert runs == [1] and len(small.run_state.frozen_cache) == 2
+    text = small.run_state.frozen_cache.summary(3)
     assert "2 of 3 image views" in text and "the limit is reached" in text
-    assert "limit is reached" not in model.frozen_cache.summary(3)
+    assert "limit is reached" not in model.run_state.frozen_cache.summary(3)
 
 
 def test_an_image_twice_in_a_batch_counts_once(stage_2, batch):
     images, targets = batch(2)
     model = stage_2(dtype="float32")
     step(model, images[[0, 0]], targets[[0, 0]], "a", "a")
-    once = model.frozen_cache.bytes
+    once = model.run_state.frozen_cache.bytes
     step(model, images, targets, "a", "b")
-    assert len(model.frozen_cache) == 2 and model.frozen_cache.bytes == 2 * once
+    assert len(model.run_state.frozen_cache) == 2 and model.run_state.frozen_cache.bytes == 2 * once
 
 
 def test_sizes_of_one_view_are_told_apart(stage_2, batch):
@@ -149,13 +149,13 @@ def test_sizes_of_one_view_are_told_apart(stage_2, batch):
         expected = step(stage_2(), images, targets)
         got = step(model, images, targets, "a", "b")
         assert_same(got, expected, atol=1e-5, rtol=1e-4)
-    assert len(model.frozen_cache) == 4
+    assert len(model.run_state.frozen_cache) == 4
 
 
 def test_samples_without_keys_are_not_kept(stage_2, batch):
     model = stage_2(dtype="float32")
     step(model, *batch(2))
-    assert len(model.frozen_cache) == 0
+    assert len(model.run_state.frozen_cache) == 0
 
 
 def test_half_precision_results_come_back_as_they_were(stage_2, batch):
@@ -164,9 +164,9 @@ def test_half_precision_results_come_back_as_they_were(stage_2, batch):
     with torch.autocast("cpu", torch.bfloat16):
         first = step(model, images, targets, "a", "b")
         again = step(model, images, targets, "a", "b")
-        _, outputs = model.frozen_cache.through(["a", "b"], images, None)
+        _, outputs = model.run_state.frozen_cache.through(["a", "b"], images, None)
     assert_same(again, first, atol=2e-2, rtol=5e-2)
-    layout = next(iter(model.frozen_cache._layouts.values()))
+    layout = next(iter(model.run_state.frozen_cache._layouts.values()))
     assert {p.dtype for p in layout if p.group == "logits"} == {
         o.logits.dtype for o in outputs.values()
     }
@@ -176,7 +176,7 @@ def test_training_in_half_precision_does_not_round_validation(stage_2, batch):
     """Both have one size; validation runs without autocast and is to read what it computed."""
     images, targets = batch(2)
     model = stage_2(dtype="float32")
-    cache = model.frozen_cache
+    cache = model.run_state.frozen_cache
 
     def maps():
         with torch.no_grad():
@@ -204,7 +204,7 @@ def test_what_overflows_half_precision_is_computed_again(stage_2, batch, dtype):
     with torch.autocast("cpu", torch.float16):
         first = step(model, images, targets, "a", "b")
         again = step(model, images, targets, "a", "b")
-    assert model.frozen_cache.overflows == 2
+    assert model.run_state.frozen_cache.overflows == 2
     for losses, grads in (first, again):
         assert all(value.isfinite().all() for value in (*losses.values(), *grads.values()))
     assert_same(again, first, atol=2e-2, rtol=5e-2)

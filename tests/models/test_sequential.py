@@ -142,7 +142,7 @@ def test_autocast(make_model, batch, dtype):
         model = joint(make_model, execution, torch.float32, experts=some)
         scale = 1024.0 if dtype == torch.float16 else 1.0
         if execution == "sequential":
-            model.expert_training.scale_loss = lambda loss, scale=scale: loss * scale
+            model.run_state.scale_loss = lambda loss, scale=scale: loss * scale
         with torch.autocast("cpu", dtype):
             losses = model(images, targets=targets, mode="loss")
         (model.parse_losses(losses)[0] * scale).backward()

@@ -60,7 +60,7 @@ class FrozenCacheHook(Hook):
             )
         self._leave_room(runner)
         model = bare_model(runner)
-        model.frozen_cache = self.cache
+        model.run_state.frozen_cache = self.cache
         self._handle = model.register_load_state_dict_post_hook(lambda *_: self.cache.clear())
 
     def _leave_room(self, runner) -> None:
@@ -107,7 +107,7 @@ class FrozenCacheHook(Hook):
         cache.hits = cache.misses = cache.overflows = 0
 
     def after_train(self, runner) -> None:
-        bare_model(runner).frozen_cache = None
+        bare_model(runner).run_state.frozen_cache = None
         if self._handle is not None:
             self._handle.remove()
         self.cache.clear()

@@ -25,7 +25,7 @@ from codmoe.registry import HOOKS
 
 @HOOKS.register_module()
 class TrainingProgressHook(Hook):
-    """Keeps ``model.progress``, the share of training done: it anneals noise, ramps losses.
+    """Keeps the share of training done in the model's ``run_state``: it anneals noise.
 
     Also what experts that run one after another need to know, the optimiser's loss scale; and keeps
     the running norms of :class:`GradientBalance` in training checkpoints.
@@ -33,12 +33,10 @@ class TrainingProgressHook(Hook):
 
     def before_train(self, runner) -> None:
         scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
-        training = getattr(bare_model(runner), "expert_training", None)
-        if training is not None:
-            training.scale_loss = scaler.scale if scaler is not None else None
+        bare_model(runner).run_state.scale_loss = scaler.scale if scaler is not None else None
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        bare_model(runner).progress = runner.iter / max(runner.max_iters, 1)
+        bare_model(runner).run_state.progress = runner.iter / max(runner.max_iters, 1)
 
     def after_train_epoch(self, runner) -> None:
         # The norms of the last step, too, before the checkpoint: a resumed run has no others.
@@ -47,10 +45,8 @@ class TrainingProgressHook(Hook):
             balance.update()
 
     def after_train(self, runner) -> None:
-        bare_model(runner).progress = 1.0
-        training = getattr(bare_model(runner), "expert_training", None)
-        if training is not None:
-            training.scale_loss = None
+        state = bare_model(runner).run_state
+        state.progress, state.scale_loss = 1.0, None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         balance = _balance(runner)

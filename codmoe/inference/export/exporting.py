@@ -194,7 +194,7 @@ def _write_manifest(folder: Path, found: dict[str, Any], model: ModelLevelMoE) -
 
 def _size(model: ModelLevelMoE, size: int | tuple[int, int] | None) -> tuple[int, int]:
     if size is None:
-        width, height = size_of(getattr(model, "cfg", None))
+        width, height = size_of(model.cfg)
     else:
         height, width = (size, size) if isinstance(size, int) else size
     divisor = model.backbone.size_divisor
