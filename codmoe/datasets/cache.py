@@ -1,4 +1,4 @@
-"""Decoded samples in one block of memory that all worker processes share."""
+"""Keeps decoded samples in one block of memory that all worker processes share."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ import numpy as np
 from mmengine.logging import print_log
 from PIL import Image
 
+from codmoe.datasets.layouts import expanded
 from codmoe.datasets.transforms.loading import pair_results, read_pair
+from codmoe.machine import available_cores
 from codmoe.messages import suggest
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes that build at once both build
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 SUFFIX = ".codcache"
 
 
 class _Slot(NamedTuple):
-    """Where a sample lies: image (height, width, 3), mask (height, width), and, if those are
-    reduced, one bit for each pixel of the mask as it was, (full_height, full_width).
+    """Place of a sample: image (height, width, 3), mask (height, width), and, if those are reduced,
+    one bit for each pixel of the mask as it was, (full_height, full_width).
     """
 
     start: int
@@ -79,7 +81,7 @@ class SampleCache:
     def __init__(self, dir: str | os.PathLike | None = None, max_side: int | None = None) -> None:
         if max_side is not None and max_side < 32:
             raise ValueError(f"cache.max_side={max_side} is too small; use 32 or more")
-        self.dir = None if dir is None else Path(os.path.expandvars(os.path.expanduser(dir)))
+        self.dir = None if dir is None else expanded(dir)
         self.max_side = max_side
         self._slots: dict[str, _Slot] = {}
         self._data = np.zeros(0, np.uint8)
@@ -102,46 +104,27 @@ class SampleCache:
         return cls(**cache)
 
     def fill(self, pairs: Sequence[tuple[str, str]], name: str = "cache") -> None:
-        """Decode the pairs (image file, mask file), or open the file that holds them.
+        """Decodes the pairs (image file, mask file), or opens the file that holds them.
 
-        It is called before workers start: what a worker decodes dies with it.
+        To be called before workers start: what a worker decodes dies with it.
 
         Raises:
             ValueError: The file cannot be written.
         """
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            if self.dir is None:
-                self._lay_out(pairs, pool)
-                size = self._size()
-                print_log(
-                    f"{name}: {len(self._slots):,} pairs in RAM, {size / 1e9:.2f} GB", "current"
-                )
-                # Anonymous and shared: forked workers see it, and /dev/shm need not hold it.
-                self._data = np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)
-                self._decode(pairs, pool, self._data)
-                self._data.flags.writeable = False
+        with ThreadPoolExecutor(min(8, available_cores())) as pool:
+            if self.dir is not None:
+                file = self.dir / f"{self._key(pairs)}{SUFFIX}"
+                if not file.is_file():  # it appears whole: no lock is needed to read it
+                    self._build_alone(file, pairs, pool, name)
+                self._open(file, pairs)
                 return
-            self._file = self.dir / f"{self._key(pairs)}{SUFFIX}"
-            if not self._file.is_file():  # it appears whole: no lock is needed to read it
-                self._build_alone(pairs, pool, name)
-            self._open(pairs)
-
-    def _build_alone(
-        self, pairs: Sequence[tuple[str, str]], pool: ThreadPoolExecutor, name: str
-    ) -> None:
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            with _alone(self.dir) as alone:
-                if not self._file.is_file():
-                    if alone:
-                        for left in self.dir.glob(f".{self._file.stem}.*"):
-                            left.unlink()  # of a process that was killed
-                    self._build(pairs, pool, name)
-        except OSError as error:
-            raise ValueError(
-                f"cache.dir {self.dir} cannot be written: {error.strerror or error}; free some "
-                "room, name another folder, or set cache=False"
-            ) from error
+            self._lay_out(pairs, pool)
+            size = self._size()
+            print_log(f"{name}: {len(self._slots):,} pairs in RAM, {size / 1e9:.2f} GB", "current")
+            # Anonymous and shared: forked workers see it, and /dev/shm need not hold it.
+            self._data = np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)
+            self._decode(pairs, pool, self._data)
+            self._data.flags.writeable = False
 
     def results(self, image_path: str) -> dict | None:
         """The keys that transforms work on, as copies, or None if the sample is not held."""
@@ -215,11 +198,30 @@ class SampleCache:
             if bad is not None:
                 del self._slots[bad]
 
-    def _build(self, pairs: Sequence[tuple[str, str]], pool: ThreadPoolExecutor, name: str) -> None:
+    def _build_alone(
+        self, path: Path, pairs: Sequence[tuple[str, str]], pool: ThreadPoolExecutor, name: str
+    ) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(path.parent) as alone:
+                if not path.is_file():
+                    if alone:
+                        for left in path.parent.glob(f".{path.stem}.*"):
+                            left.unlink()  # of a process that was killed
+                    self._build(path, pairs, pool, name)
+        except OSError as error:
+            raise ValueError(
+                f"cache.dir {self.dir} cannot be written: {error.strerror or error}; free some "
+                "room, name another folder, or set cache=False"
+            ) from error
+
+    def _build(
+        self, path: Path, pairs: Sequence[tuple[str, str]], pool: ThreadPoolExecutor, name: str
+    ) -> None:
         self._lay_out(pairs, pool)
         size = max(self._size(), 1)
-        print_log(f"{name}: writing {size / 1e9:.2f} GB to {self._file}", "current")
-        temporary = self.dir / f".{self._file.stem}.{uuid.uuid4().hex[:8]}"
+        print_log(f"{name}: writing {size / 1e9:.2f} GB to {path}", "current")
+        temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}")
         try:
             with open(temporary, "w+b") as file:
                 if hasattr(os, "posix_fallocate"):
@@ -234,30 +236,31 @@ class SampleCache:
                 index = json.dumps([self._slots.get(image) for image, _ in pairs]).encode()
                 file.seek(size)
                 file.write(index + len(index).to_bytes(8, "little"))
-            os.replace(temporary, self._file)
+            os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _open(self, pairs: Sequence[tuple[str, str]]) -> None:
-        self._map()
+    def _open(self, path: Path, pairs: Sequence[tuple[str, str]]) -> None:
+        self._map(path)
         length = int.from_bytes(self._data[-8:].tobytes(), "little")
         rows = json.loads(self._data[-8 - length : -8].tobytes())
         # The order of the pairs is in the file's name.
         self._slots = {
             image: _Slot(*row) for (image, _), row in zip(pairs, rows, strict=True) if row
         }
-        print_log(f"cache: {len(self._slots):,} pairs in {self._file}", "current")
+        print_log(f"cache: {len(self._slots):,} pairs in {path}", "current")
 
-    def _map(self) -> None:
+    def _map(self, path: Path) -> None:
+        self._file = path
         # Without np.memmap's class, whose every slice costs as much as the copy of a small image.
-        self._data = np.asarray(np.memmap(self._file, np.uint8, "r"))
+        self._data = np.asarray(np.memmap(path, np.uint8, "r"))
 
     def __deepcopy__(self, memo: dict) -> SampleCache:
-        """Itself: a subset of the data set reads the same block."""
+        """The cache itself: a subset of the data set reads the same block."""
         return self
 
     def __getstate__(self) -> dict:
-        """Of a file, its name: a spawned worker maps it anew."""
+        """State without the block of a file, which a spawned worker maps anew."""
         state = self.__dict__.copy()
         if self._file is not None:
             del state["_data"]
@@ -266,7 +269,7 @@ class SampleCache:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         if self._file is not None:
-            self._map()
+            self._map(self._file)
 
 
 def _header(path: str) -> tuple[int, int] | None:

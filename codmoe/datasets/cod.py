@@ -1,4 +1,4 @@
-"""A dataset of image/mask pairs in two folders."""
+"""Data sets of image/mask pairs: one, a benchmark's, several in a group, one with bad files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from mmengine.logging import print_log
 from torch.utils.data import ConcatDataset, Dataset
 
 from codmoe.datasets.cache import SampleCache
-from codmoe.datasets.integrity import UnreadableFile
+from codmoe.datasets.integrity import UnreadableFile, check_pairs
 from codmoe.datasets.layouts import (
     CAMOUFLAGED,
     Folders,
     Pair,
     Part,
     candidate_roots,
-    check_pairs,
-    files_by_stem,
     find_folders,
     find_pairs,
+    image_files,
     recognise,
     require_folder,
     resolve_root,
@@ -35,6 +34,9 @@ from codmoe.datasets.splits import chosen_indices, complete_split
 from codmoe.datasets.transforms import read_pair
 from codmoe.messages import listed
 from codmoe.registry import DATASETS, TRANSFORMS
+
+# Samples that are drawn in place of an unreadable one before training gives up.
+TRIES = 100
 
 
 @DATASETS.register_module()
@@ -53,8 +55,7 @@ class CODDataset(BaseDataset):
         split: ``dict(seed=0, fractions=dict(experts=.75, router=.15, val=.10), use=("experts",))``;
             seed and fractions default to these. More keys, among them ``file``:
             :func:`complete_split`. Not of a test set.
-        check_files: Open every file's header before training; see
-            :func:`check_pairs`.
+        check_files: Open every file's header before training; see :func:`check_pairs`.
         cache: Decode all samples once and keep them: True for RAM shared by forked workers, or
             ``dict(dir=..., max_side=...)``; see :class:`SampleCache`.
         pipeline: Transforms or their configs.
@@ -121,7 +122,7 @@ class CODDataset(BaseDataset):
 
     def folders(self) -> Folders:
         """The folders of images and masks, by the config or by a known layout."""
-        if self.image_dir is None:
+        if self.image_dir is None or self.mask_dir is None:
             return find_folders(self.root, self.split_dir)
         require_folder(self.root, "data_root")
         base = self.root
@@ -138,8 +139,7 @@ class CODDataset(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """``dict(img_path, mask_path, stem, dataset)`` of every sample, sorted by stem."""
         folders = self.folders()
-        pairs = self.find_pairs(folders)
-        pairs = self._without_excluded(pairs)
+        pairs = self._without_excluded(self.find_pairs(folders))
         if not pairs:
             which = f" whose names start with {self.prefix!r}" if self.prefix else ""
             raise ValueError(f"{self.name}: no images{which} in {folders.image}")
@@ -152,12 +152,7 @@ class CODDataset(BaseDataset):
                 )
             pairs = [pairs[i] for i in chosen]
         return [
-            {
-                "img_path": str(p.image),
-                "mask_path": str(p.mask),
-                "stem": p.stem,
-                "dataset": self.name,
-            }
+            dict(img_path=str(p.image), mask_path=str(p.mask), stem=p.stem, dataset=self.name)
             for p in pairs
         ]
 
@@ -172,7 +167,7 @@ class CODDataset(BaseDataset):
         return [pair for pair in pairs if pair.stem not in self.exclude]
 
     def full_init(self) -> None:
-        """Find the files, check them, and fill the cache."""
+        """Finds the files, checks them, and fills the cache."""
         if self._fully_initialized:
             return
         super().full_init()
@@ -200,7 +195,7 @@ class CODDataset(BaseDataset):
 
 
 def _say_left_out(what: str, kept: int, folders: Folders, prefix: str | None) -> None:
-    total = len(files_by_stem(folders.image, "image_dir"))
+    total = len(image_files(folders.image))
     print_log(
         f"{what}: {kept:,} of {total:,} images kept, {total - kept:,} left out whose names do not "
         f"start with {prefix!r}; the protocol is 3,040 Train / 2,026 Test",
@@ -265,9 +260,9 @@ class CODBenchmark(CODDataset):
     """One set of the COD papers' protocol, wherever it lies below ``data_root``.
 
     Works on separately downloaded folders (COD10K-v3, CAMO-V.1.0-CVIU2019, CHAMELEON, NC4K) side by
-    side and on the ``TrainDataset`` + ``TestDataset`` tree alike; see
-    :func:`recognise`. Says so where the number of images is not that of the
-    protocol: COD10K 3,040 + 2,026, CAMO 1,000 + 250, CHAMELEON 76, NC4K 4,121.
+    side and on the ``TrainDataset`` + ``TestDataset`` tree alike; see :func:`recognise`. Says so
+    where the number of images is not that of the protocol: COD10K 3,040 + 2,026, CAMO 1,000 + 250,
+    CHAMELEON 76, NC4K 4,121.
 
     Args:
         data_root: Folder to look in, also by ``CODMOE_DATA_ROOT``; see :class:`CODDataset`.
@@ -304,7 +299,7 @@ class CODBenchmark(CODDataset):
             )
         self.benchmark, self.part, self.camouflaged_only = benchmark, part, camouflaged_only
         self._roots = candidate_roots(data_root)
-        self._found: Part | None = None
+        self._found: Part  # as `folders` finds it
         super().__init__(data_root, name=name or benchmark, **kwargs)
 
     def folders(self) -> Folders:
@@ -316,13 +311,12 @@ class CODBenchmark(CODDataset):
         for root in roots:
             try:
                 self._found = recognise(root).find(self.benchmark, self.part)
-                self.root = root
-                break
             except FileNotFoundError as fault:
                 faults.append(str(fault))
-        if self._found is None:
-            raise FileNotFoundError("; and ".join(faults))
-        return self._found.folders
+            else:
+                self.root = root
+                return self._found.folders
+        raise FileNotFoundError("; and ".join(faults))
 
     def find_pairs(self, folders: Folders) -> list[Pair]:
         """All pairs of the set; says what is left out, and if the number is not the protocol's."""
@@ -348,13 +342,15 @@ class CODBenchmark(CODDataset):
 class DatasetGroup(ConcatDataset):
     """Datasets end to end; each sample carries the group's key as the name of its dataset.
 
+    Torch's class and not mmengine's, which takes no wrapped data set (``FixedViews``) and none
+    whose metainfo differs from the first's.
+
     Args:
         datasets: ``{name: dataset or its config}``. A dict and not a list, because dicts merge
             under config inheritance; an entry of None is left out.
         split: Split of every entry that names none of its own, each by itself, so that all parts
             hold the same share of each; see :func:`complete_split`.
-        cache: Cache of every entry that names none of its own; see
-            :class:`CODDataset`.
+        cache: Cache of every entry that names none of its own; see :class:`CODDataset`.
 
     Raises:
         ValueError: No entry is left, or a dataset's own error, with the entry named.
@@ -371,7 +367,7 @@ class DatasetGroup(ConcatDataset):
             raise ValueError(
                 f"datasets is a {type(datasets).__name__}; it must be {{name: config}}"
             )
-        built = {}
+        built: dict[str, Any] = {}
         for key, config in datasets.items():
             if config is None:
                 continue
@@ -395,7 +391,7 @@ class DatasetGroup(ConcatDataset):
 
     @property
     def metainfo(self) -> dict:
-        """Of the first dataset, as mmengine's evaluator asks for it."""
+        """Metainfo of the first data set, as mmengine's evaluator asks for it."""
         return dict(getattr(self.datasets[0], "metainfo", {}))
 
     def _locate(self, idx: int) -> tuple[int, int]:
@@ -406,7 +402,8 @@ class DatasetGroup(ConcatDataset):
     def get_data_info(self, idx: int) -> dict:
         """Paths and names of one sample, without loading it."""
         which, inner = self._locate(idx)
-        return {**self.datasets[which].get_data_info(inner), "dataset": self.names[which]}
+        within: Any = self.datasets[which]
+        return {**within.get_data_info(inner), "dataset": self.names[which]}
 
     def __getitem__(self, idx: int) -> Any:
         if not -len(self) <= idx < len(self):
@@ -421,17 +418,39 @@ class DatasetGroup(ConcatDataset):
         return item
 
 
-TRIES = 100
+class WrappedDataset(Dataset):
+    """A data set around another one, of the same samples under the same indices.
+
+    Args:
+        dataset: The data set within or its config.
+    """
+
+    def __init__(self, dataset: Dataset | Mapping[str, Any]) -> None:
+        self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        if hasattr(self.dataset, "full_init"):
+            self.dataset.full_init()
+
+    @property
+    def metainfo(self) -> dict:
+        """Metainfo of the data set within."""
+        return dict(getattr(self.dataset, "metainfo", {}))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def get_data_info(self, index: int) -> dict:
+        """Paths and names of one sample, without loading it."""
+        return self.dataset.get_data_info(index)
 
 
 @DATASETS.register_module()
-class TolerantDataset(Dataset):
+class TolerantDataset(WrappedDataset):
     """A training set of which an unreadable sample is replaced by another one, drawn at random.
 
-    Which samples were unreadable is kept in shared memory, so that all workers of a loader and the
-    process that started them know; ``codmoe.engine.UnreadableFilesHook`` reports each once, and
-    stops training above ``max_share``. The engine wraps the training set alone: in evaluation an
-    unreadable file is an error.
+    The samples found unreadable are marked in shared memory, so that all workers of a loader and
+    the process that started them know; ``UnreadableFilesHook`` reports each once, and stops
+    training above ``max_share`` (mmengine's ``max_refetch`` draws anew without a word or a bound).
+    The engine wraps the training set alone: in evaluation an unreadable file is an error.
 
     Args:
         dataset: The training set or its config.
@@ -444,29 +463,15 @@ class TolerantDataset(Dataset):
     def __init__(self, dataset: Dataset | Mapping[str, Any], max_share: float = 0.01) -> None:
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_unreadable={max_share}; it is a share and must lie in [0, 1]")
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
-        if hasattr(self.dataset, "full_init"):
-            self.dataset.full_init()
+        super().__init__(dataset)
         self.max_share = max_share
         # One byte a sample; each is only ever set, so that no lock is needed.
         self.flags = torch.zeros(len(self.dataset), dtype=torch.uint8).share_memory_()
 
     @property
-    def metainfo(self) -> dict:
-        """Of the data set within."""
-        return dict(getattr(self.dataset, "metainfo", {}))
-
-    @property
     def allowed(self) -> int:
-        """How many samples may be unreadable: the share, rounded down."""
+        """Number of samples that may be unreadable: the share, rounded down."""
         return int(self.max_share * len(self) + 1e-6)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def get_data_info(self, index: int) -> dict:
-        """Paths and names of one sample, without loading it."""
-        return self.dataset.get_data_info(index)
 
     def __getitem__(self, index: int) -> Any:
         for _ in range(TRIES):
@@ -486,7 +491,7 @@ class TolerantDataset(Dataset):
         return torch.nonzero(self.flags).flatten().tolist()
 
     def reason(self, index: int) -> str:
-        """What is wrong with a sample, by reading it once more."""
+        """Fault of a sample, by reading it once more."""
         try:
             self.dataset[index]
         except UnreadableFile as error:
@@ -503,6 +508,5 @@ class TolerantDataset(Dataset):
         return (
             f"{len(bad):,} of {len(self):,} training samples are unreadable, and "
             f"max_unreadable={self.max_share:g} allows {self.allowed:,}: {reasons} "
-            "(all are in the log). "
-            "Mend or remove them, or raise max_unreadable"
+            "(all are in the log). Mend or remove them, or raise max_unreadable"
         )

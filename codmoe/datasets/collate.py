@@ -1,4 +1,4 @@
-"""From samples to a batch."""
+"""Collates samples into batches, of one size or of a size drawn anew each time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 @FUNCTIONS.register_module()
 def stack_collate(batch: Sequence[dict]) -> dict[str, Any]:
-    """Lay images, and ground truths at network resolution, end to end while still in the worker.
+    """Stacks images, and ground truths at network resolution, while still in the worker.
 
     Every tensor that a worker hands over costs the training process a file descriptor, a connection
     and a mapping; of mmengine's ``pseudo_collate`` there are two for each image, of this two for
@@ -42,7 +42,7 @@ def stack_collate(batch: Sequence[dict]) -> dict[str, Any]:
 def multiscale_collate(
     batch: Sequence[dict], *, sizes: Sequence[int], divisor: int = 32
 ) -> dict[str, Any]:
-    """Bring all images of a batch to one side, drawn anew for every batch.
+    """Resizes all images of a batch to one side, drawn anew for every batch.
 
     ``train_dataloader = dict(collate_fn=dict(type="multiscale_collate", sizes=(352, 448, 544)))``,
     PraNet's 0.75, 1 and 1.25 of 448 in multiples of 32. One side for the whole batch, as a batch is

@@ -1,4 +1,4 @@
-"""Whether image files are whole, and the error of one that is not."""
+"""Checks that image files are whole, without decoding those that end as they should."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from codmoe.datasets.layouts import Pair
 from codmoe.messages import listed
-
-if TYPE_CHECKING:
-    from codmoe.datasets.layouts import Pair
 
 
 class UnreadableFile(ValueError):
@@ -67,7 +64,7 @@ def has_plausible_header(data: bytes | memoryview) -> bool:
             most = 1000 if image.format in ("JPEG", "MPO", "BMP") else 40_000
             return image.width * image.height <= most * len(data)
     except Image.DecompressionBombError:  # more than twice this many pixels
-        return 1000 * len(data) >= 2 * Image.MAX_IMAGE_PIXELS
+        return 1000 * len(data) >= 2 * (Image.MAX_IMAGE_PIXELS or 0)
     except Exception:
         return True  # not for Pillow to tell; decoding will
 
@@ -119,7 +116,7 @@ def _fault(pair: Pair) -> str | None:
 
 
 def check_pairs(pairs: Iterable[Pair], workers: int = 8) -> None:
-    """Open the header of every file, in threads, so that bad data is known before the first step.
+    """Opens the header of every file, so that bad data is known before the first step.
 
     Raises:
         ValueError: Files are unreadable or truncated, or masks are not of their image's size; all

@@ -1,18 +1,16 @@
-"""Where a dataset's images and masks lie, and which of them belong together."""
+"""Finds data sets on disk by their known layouts, and pairs images with masks."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mmengine.logging import print_log
 
-from codmoe.datasets.integrity import check_pairs as check_pairs
-from codmoe.datasets.integrity import is_complete as is_complete
 from codmoe.messages import listed
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -66,16 +64,9 @@ class Folders(NamedTuple):
     shared_masks: bool = False
 
 
-def resolve_root(data_root: str | os.PathLike) -> Path:
-    """``data_root`` with ``~`` and ``$VAR`` expanded.
-
-    A relative path that does not exist in the working directory is looked for in the folder that
-    the environment variable ``CODMOE_DATA_ROOT`` names; see :func:`candidate_roots`.
-    """
-    candidates = candidate_roots(data_root)
-    return next(
-        (root for root in candidates if root.exists()), candidates[min(1, len(candidates) - 1)]
-    )
+def expanded(path: str | os.PathLike) -> Path:
+    """The path with ``~`` and ``$VAR`` filled in."""
+    return Path(os.path.expandvars(os.path.expanduser(os.fspath(path))))
 
 
 def candidate_roots(data_root: str | os.PathLike) -> list[Path]:
@@ -85,11 +76,10 @@ def candidate_roots(data_root: str | os.PathLike) -> list[Path]:
     ``/sets/data/COD10K-v3``, ``/sets/COD10K-v3`` (``data`` is what the variable stands for), and
     ``/sets`` if it is itself the folder, ``COD10K-v3``.
     """
-    root = Path(os.path.expandvars(os.path.expanduser(os.fspath(data_root))))
-    base = os.environ.get(ROOT_VARIABLE)
-    if not base or root.is_absolute():
+    root, variable = expanded(data_root), os.environ.get(ROOT_VARIABLE)
+    if not variable or root.is_absolute():
         return [root]
-    base = Path(os.path.expandvars(os.path.expanduser(base)))
+    base = expanded(variable)
     candidates = [root, base / root]
     if root.parts[:1] == ("data",):
         candidates.append(base.joinpath(*root.parts[1:]))
@@ -98,15 +88,18 @@ def candidate_roots(data_root: str | os.PathLike) -> list[Path]:
     return candidates
 
 
+def resolve_root(data_root: str | os.PathLike) -> Path:
+    """The first of :func:`candidate_roots` that exists, or its place in ``CODMOE_DATA_ROOT``."""
+    candidates = candidate_roots(data_root)
+    return next((root for root in candidates if root.exists()), candidates[:2][-1])
+
+
 def contents(folder: Path) -> str:
-    """What is at ``folder`` instead of the thing looked for, for error messages."""
-    if not folder.exists():
-        parent = folder.absolute().parent
-        while not parent.exists():
-            parent = parent.parent
-        return f"{parent} holds {listed(sorted(p.name for p in parent.iterdir()), show=repr)}"
-    if not folder.is_dir():
+    """Names in ``folder`` or, if there is no such folder, in the nearest above, for messages."""
+    if folder.is_file():
         return f"{folder} is a file"
+    if not folder.exists():
+        folder = next(parent for parent in folder.absolute().parents if parent.exists())
     return f"{folder} holds {listed(sorted(p.name for p in folder.iterdir()), show=repr)}"
 
 
@@ -181,6 +174,18 @@ def find_folders(root: Path, split_dir: str | None = None) -> Folders:
     return found
 
 
+def image_files(folder: Path, prefix: str | None = None) -> list[Path]:
+    """Image files in ``folder``, sorted by name, of those whose names start with ``prefix``."""
+    # Dot files: macOS leaves "._x.png" beside "x.png" in archives.
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_EXTENSIONS
+        and path.name.startswith(prefix or "")
+        and not path.name.startswith(".")
+    ]
+
+
 def files_by_stem(folder: Path, key: str, prefix: str | None = None) -> dict[str, Path]:
     """``{stem: file}`` of the image files in ``folder`` whose names start with ``prefix``.
 
@@ -189,17 +194,11 @@ def files_by_stem(folder: Path, key: str, prefix: str | None = None) -> dict[str
         ValueError: Two files share one stem.
     """
     found: dict[str, Path] = {}
-    for path in sorted(require_folder(folder, key).iterdir()):
-        name = path.name
-        # Dot files: macOS leaves "._x.png" beside "x.png" in archives.
-        if name.startswith(".") or path.suffix.lower() not in IMAGE_EXTENSIONS:
-            continue
-        if prefix and not name.startswith(prefix):
-            continue
+    for path in image_files(require_folder(folder, key), prefix):
         if path.stem in found:
             raise ValueError(
-                f"{key}: {found[path.stem].name!r} and {name!r} in {folder} have the same stem; "
-                "keep one file for each stem"
+                f"{key}: {found[path.stem].name!r} and {path.name!r} in {folder} have the same "
+                "stem; keep one file for each stem"
             )
         found[path.stem] = path
     return found
@@ -254,8 +253,13 @@ PROTOCOL = {
     ("NC4K", "test"): 4121,
 }
 # ... and of PraNet's, which are recognised in its TrainDataset + TestDataset alone.
-POLYPS = {"Kvasir": 100, "CVC-ClinicDB": 62, "CVC-300": 60, "CVC-ColonDB": 380}
-POLYPS["ETIS-LaribPolypDB"] = 196
+POLYPS = {
+    "Kvasir": 100,
+    "CVC-ClinicDB": 62,
+    "CVC-300": 60,
+    "CVC-ColonDB": 380,
+    "ETIS-LaribPolypDB": 196,
+}
 POLYP_TRAIN = 1450
 
 # Starts of file names by which a mixed training folder is told apart; the spelling is CAMO's own.
@@ -269,8 +273,9 @@ FOLDER_NAMES = {
     "NC4K": r"nc4k",
 }
 TEST_ONLY = ("CHAMELEON", "NC4K")
-ROLES = {"train": "train", "training": "train", "traindataset": "train", "val": "val"}
-ROLES.update({"test": "test", "testing": "test", "testdataset": "test", "validation": "val"})
+ROLES = dict.fromkeys(("train", "training", "traindataset"), "train")
+ROLES |= dict.fromkeys(("test", "testing", "testdataset"), "test")
+ROLES |= dict.fromkeys(("val", "validation"), "val")
 DEPTH = 3
 KNOWN = (
     "COD10K-v3 (Train and Test, each with Image and GT_Object), "
@@ -308,7 +313,7 @@ class Part(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """What :func:`recognise` finds: all parts below ``root``."""
+    """All parts below ``root``, as :func:`recognise` finds them."""
 
     root: Path
     parts: tuple[Part, ...]
@@ -359,14 +364,13 @@ def recognise(root: str | os.PathLike) -> Tree:
 
 
 def _parts(folder: Path, depth: int) -> Iterator[Part]:
-    for recogniser in (_cod10k, _camo, _single):
-        if found := recogniser(folder):
-            # What lies beside these belongs to them: Info, GT_Edge, GT_Instance.
-            yield from found
-            return
+    if whole := _cod10k(folder) or _camo(folder) or _single(folder):
+        # What lies beside these belongs to them: Info, GT_Edge, GT_Instance.
+        yield from whole
+        return
     done: set[str] = set()
-    for recogniser in (_train_and_test_datasets, _splits):
-        yield from recogniser(folder, done)
+    yield from _train_and_test_datasets(folder, done)
+    yield from _splits(folder, done)
     if depth:
         for child in _subfolders(folder):
             if child.name not in done:
@@ -477,14 +481,9 @@ def _splits(folder: Path, done: set[str]) -> Iterator[Part]:
                 yield part._replace(layout=f"train/test folders of {part.layout}")
 
 
-def outsiders(part: Part, parts: tuple[Part, ...]) -> list[str]:
+def outsiders(part: Part, parts: Iterable[Part]) -> list[str]:
     """Names of image files in ``part``'s folder that belong to none of ``parts``; sorted."""
-    prefixes = [p.prefix for p in parts if p.folders.image == part.folders.image]
-    if None in prefixes:
-        return []
-    names = sorted(path.name for path in part.folders.image.iterdir())
-    return [
-        name
-        for name in names
-        if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(tuple(prefixes))
-    ]
+    # A part without prefix takes every file.
+    starts = tuple(p.prefix or "" for p in parts if p.folders.image == part.folders.image)
+    names = [path.name for path in image_files(part.folders.image)]
+    return [name for name in names if not name.startswith(starts)]

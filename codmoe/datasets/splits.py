@@ -1,4 +1,4 @@
-"""Held-out splits that depend on file names and a seed, and on nothing else."""
+"""Splits a data set into held-out parts by file names and a seed, and by nothing else."""
 
 from __future__ import annotations
 
@@ -7,11 +7,26 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from codmoe.datasets.layouts import expanded
 from codmoe.messages import listed, suggest
+
+DEFAULTS = {
+    "seed": 0,
+    "fractions": {"experts": 0.75, "router": 0.15, "val": 0.10},
+    "use": None,
+    "families": None,
+    "together": None,
+    "folds": None,
+    "fold": 0,
+    "file": None,
+}
+# What a split follows from, besides the stems.
+RECIPE = ("seed", "fractions", "families", "together", "folds")
+UNUSED = "(unused)"
 
 
 def split_indices(
@@ -36,12 +51,7 @@ def split_indices(
     Raises:
         ValueError: Fractions out of range, unknown or no part names, or repeated stems.
     """
-    use = [use] if isinstance(use, str) else list(use)
-    if not use:
-        raise ValueError(f"split.use is empty; name parts of {sorted(fractions)}")
-    for name in use:
-        if name not in fractions:
-            raise ValueError(f"split.use: no part {name!r}; {suggest(name, fractions)}")
+    use = _checked_use(use, fractions)
     for name, fraction in fractions.items():
         if not 0 <= fraction <= 1:
             raise ValueError(f"split.fractions.{name} is {fraction}; it must lie in [0, 1]")
@@ -69,19 +79,15 @@ def split_indices(
     return sorted(chosen)
 
 
-DEFAULTS = {
-    "seed": 0,
-    "fractions": {"experts": 0.75, "router": 0.15, "val": 0.10},
-    "use": None,
-    "families": None,
-    "together": None,
-    "folds": None,
-    "fold": 0,
-    "file": None,
-}
-# What a split follows from, besides the stems.
-RECIPE = ("seed", "fractions", "families", "together", "folds")
-UNUSED = "(unused)"
+def _checked_use(use: str | Sequence[str], valid: Collection[str]) -> list[str]:
+    """``split.use`` as a list of names that exist."""
+    names = [use] if isinstance(use, str) else list(use)
+    if not names:
+        raise ValueError(f"split.use is empty; name parts of {sorted(valid)}")
+    for name in names:
+        if name not in valid:
+            raise ValueError(f"split.use: no part {name!r}; {suggest(name, valid)}")
+    return names
 
 
 def complete_split(split: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,20 +141,17 @@ def chosen_indices(stems: Sequence[str], split: Mapping[str, Any], name: str) ->
     Raises:
         ValueError: No such part, or ``split.file`` was made from other settings or other images.
     """
-    parts = _remembered(stems, split, name) if split["file"] else _parts(stems, split)
-    wanted = set().union(*(parts[key] for key in _used(split)))
+    parts: Mapping[str, Collection[str]] = (
+        _remembered(stems, split, name) if split["file"] else _parts(stems, split)
+    )
+    wanted = {stem for key in _used(split) for stem in parts[key]}
     return [index for index, stem in enumerate(stems) if stem in wanted]
 
 
 def _used(split: Mapping[str, Any]) -> list[str]:
     """Keys of the parts that are used: those of ``split.use``, or the folds they stand for."""
-    use = [split["use"]] if isinstance(split["use"], str) else list(split["use"])
     valid = ("experts", "router", "val") if split["folds"] else tuple(split["fractions"])
-    if not use:
-        raise ValueError(f"split.use is empty; name parts of {sorted(valid)}")
-    for part in use:
-        if part not in valid:
-            raise ValueError(f"split.use: no part {part!r}; {suggest(part, valid)}")
+    use = _checked_use(split["use"], valid)
     if not split["folds"]:
         return use
     own, every = _fold_key(split["fold"]), [_fold_key(i) for i in range(split["folds"])]
@@ -180,7 +183,7 @@ def _parts(stems: Sequence[str], split: Mapping[str, Any]) -> dict[str, set[str]
 
 
 def _units(stems: Sequence[str], together: str | None) -> dict[str, list[str]]:
-    """What is not torn apart: the stems of one match of ``together``, or each stem by itself."""
+    """Stems that stay together: those of one match of ``together``, or each by itself."""
     found: dict[str, list[str]] = {}
     for stem in stems:
         match = re.match(together, stem) if together else None
@@ -201,9 +204,9 @@ def _families(stems: Sequence[str], patterns: Mapping[str, str]) -> list[list[st
 
 def _remembered(
     stems: Sequence[str], split: Mapping[str, Any], name: str
-) -> dict[str, Sequence[str]]:
+) -> Mapping[str, Collection[str]]:
     """The parts in ``split.file``, which is written if it does not hold this data set yet."""
-    path = Path(os.path.expandvars(os.path.expanduser(os.fspath(split["file"]))))
+    path = expanded(split["file"])
     content = _read(path)
     recipe = json.loads(json.dumps({key: split[key] for key in RECIPE}))
     entry = content["sets"].get(name)
@@ -238,7 +241,8 @@ def _remembered(
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
-        return {"about": "parts of each training set; written once, see docs/data.md", "sets": {}}
+        about = "parts of each training set; written once and read by every stage"
+        return {"about": about, "sets": {}}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(entry["parts"], dict) for entry in content["sets"].values()):
@@ -251,7 +255,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write whole or not at all.
+    """Writes the file whole or not at all.
 
     All processes of a run come here at once. They need no lock: each writes the same, for a split
     follows from seed and stems, and nothing that is in the file is ever changed.

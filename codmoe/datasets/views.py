@@ -1,4 +1,4 @@
-"""Augmentation that comes back: a fixed number of views of each image, taken in turn."""
+"""Augments each image in a fixed number of views, which are taken in turn."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from codmoe.datasets.cod import WrappedDataset
 from codmoe.registry import DATASETS
 
 
 @DATASETS.register_module()
-class FixedViews(Dataset):
+class FixedViews(WrappedDataset):
     """A dataset of which each image has ``views`` augmented versions, the same on every visit.
 
     Epoch ``e`` shows view ``e mod views`` of every image (:meth:`set_epoch`). What a transform
@@ -42,17 +43,10 @@ class FixedViews(Dataset):
     ) -> None:
         if not isinstance(views, int) or views < 1:
             raise ValueError(f"FixedViews: views={views!r}; it must be a whole number, 1 or more")
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
-        if hasattr(self.dataset, "full_init"):
-            self.dataset.full_init()
+        super().__init__(dataset)
         self.views, self.seed, self.part = views, seed, part
         # In shared memory: workers that outlive an epoch must hear of the next one.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-
-    @property
-    def metainfo(self) -> dict:
-        """Of the data set within."""
-        return dict(getattr(self.dataset, "metainfo", {}))
 
     @property
     def view(self) -> int:
@@ -60,15 +54,8 @@ class FixedViews(Dataset):
         return int(self._epoch) % self.views
 
     def set_epoch(self, epoch: int) -> None:
-        """Show the view of this epoch, in all workers; to be called between epochs."""
+        """Shows the view of this epoch, in all workers; to be called between epochs."""
         self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def get_data_info(self, index: int) -> dict:
-        """Paths and names of one sample, without loading it."""
-        return self.dataset.get_data_info(index)
 
     def __getitem__(self, index: int) -> Any:
         index, view = int(index), self.view
@@ -80,9 +67,7 @@ class FixedViews(Dataset):
 
 @contextmanager
 def drawn_from(*words: int) -> Iterator[None]:
-    """All random numbers of numpy, torch and Python come from these words; the generators are as
-    before afterwards.
-    """
+    """Seeds numpy, torch and Python by these words; afterwards they draw on as before."""
     before = np.random.get_state(), random.getstate(), torch.random.get_rng_state()
     seed = int(np.random.SeedSequence(words).generate_state(1)[0])
     np.random.seed(seed)

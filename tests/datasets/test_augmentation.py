@@ -9,7 +9,7 @@ from mmengine.registry import FUNCTIONS
 from torch.utils.data import DataLoader
 
 from codmoe.datasets.collate import multiscale_collate, stack_collate
-from codmoe.datasets.synthetic.camouflage import SyntheticCamouflage
+from codmoe.datasets.synthetic import SyntheticCamouflage
 from codmoe.datasets.transforms import (
     CopyPaste,
     PackCODInputs,

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from codmoe.datasets.layouts import Pair, check_pairs, find_folders, find_pairs, resolve_root
+from codmoe.datasets.integrity import check_pairs
+from codmoe.datasets.layouts import Pair, find_folders, find_pairs, resolve_root
 
 
 def write(path, shape=(24, 32), value=255):

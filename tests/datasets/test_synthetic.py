@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from codmoe.datasets.synthetic.camouflage import (
-    KINDS,
-    MAX_AREA,
-    MIN_AREA,
-    SyntheticCamouflage,
-    generate,
-    generator,
-)
-from codmoe.datasets.synthetic.scene import Piece, Scene, cast_shadow, daylight
+from codmoe.datasets.synthetic import KINDS, SyntheticCamouflage, generate
+from codmoe.datasets.synthetic.camouflage import generator
+from codmoe.datasets.synthetic.scene import MAX_AREA, MIN_AREA, Piece, Scene, cast_shadow, daylight
 from codmoe.datasets.synthetic.shapes import SHAPES, silhouette
 from codmoe.datasets.synthetic.textures import STYLES, make_texture
 from codmoe.registry import DATASETS

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from codmoe.datasets.synthetic.camouflage import KINDS, generator
+from codmoe.datasets.synthetic import KINDS
+from codmoe.datasets.synthetic.camouflage import generator
 from codmoe.datasets.synthetic.composite import (
     BLENDS,
     FILLS,

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from codmoe.datasets import FixedViews, stack_collate
-from codmoe.datasets.synthetic.camouflage import SyntheticCamouflage
+from codmoe.datasets.synthetic import SyntheticCamouflage
 
 PIPELINE = [
     dict(type="RandomWarp", size=(48, 48), scale=(0.75, 1.25), rotate=15, flip=0.5),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from miniature import ONE_EXPERT, TWO_EXPERTS, build, log_of, prepared, weights, write_config
 
-from codmoe.datasets.synthetic.camouflage import SyntheticCamouflage
+from codmoe.datasets.synthetic import SyntheticCamouflage
 from codmoe.engine.checkpoints import read_weights, save_weights
 from codmoe.engine.hooks.training import BestWeightsHook, TrainingProgressHook
 from codmoe.engine.launch import check_launch, settle_amp, train

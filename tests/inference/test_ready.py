@@ -11,7 +11,7 @@ from miniature import ROOT, call
 from mmengine.config import Config
 
 from codmoe import Inferencer, create_model, list_models
-from codmoe.datasets.synthetic.camouflage import generate
+from codmoe.datasets.synthetic import generate
 from codmoe.engine.checkpoints import read_meta, read_weights, save_half, save_weights
 from codmoe.inference import zoo as ready
 from codmoe.inference.export.pack import LIMIT, pack

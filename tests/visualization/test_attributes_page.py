@@ -3,7 +3,7 @@ import pytest
 from matplotlib.image import imread
 
 from codmoe.datasets import DatasetGroup
-from codmoe.datasets.synthetic.camouflage import SyntheticCamouflage
+from codmoe.datasets.synthetic import SyntheticCamouflage
 from codmoe.visualization.dataset_page import HEAT, collect_attributes, save_attributes
 
 

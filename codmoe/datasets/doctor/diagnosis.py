@@ -1,4 +1,4 @@
-"""Examines data sets before a GPU-hour is spent on them: ``tools/data/doctor.py``."""
+"""Examines data sets and prints the report of ``tools/data/doctor.py``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from codmoe.console import TextTable
 from codmoe.datasets.doctor.findings import Examined, Finding, all_findings
 from codmoe.datasets.doctor.pairing import Listing, list_part
 from codmoe.datasets.doctor.records import inspect, start_worker
-from codmoe.datasets.layouts import Folders, Part, recognise, require_folder, resolve_root
+from codmoe.datasets.layouts import Folders, Part, Tree, recognise, require_folder, resolve_root
 from codmoe.machine import available_cores
 
 _CHUNK = 8
@@ -28,7 +28,7 @@ _CHUNK = 8
 
 @dataclass
 class Report:
-    """What :func:`examine` found.
+    """Result of :func:`examine`.
 
     Args:
         root: Folder that was examined.
@@ -52,7 +52,7 @@ class Report:
         return sum(finding.level == "error" for finding in self.findings)
 
     def payload(self) -> dict:
-        """As plain values, with every path of every finding."""
+        """The report as plain values, with every path of every finding."""
         return {**asdict(self), "errors": self.errors}
 
 
@@ -64,7 +64,7 @@ def examine(
     workers: int | None = None,
     progress: bool = True,
 ) -> Report:
-    """Read every image and mask below ``root`` as training would, and list what is wrong.
+    """Reads every image and mask below ``root`` as training would, and lists what is wrong.
 
     Args:
         root: Folder of one data set or of several, in any known layout.
@@ -79,7 +79,8 @@ def examine(
     """
     started = time.time()
     root = resolve_root(root)
-    parts = _parts(root, image_dir, mask_dir)
+    tree = Tree(root, _parts(root, image_dir, mask_dir))
+    parts = tree.parts
     listings = [list_part(part, parts) for part in parts]
     jobs = [job for listing in listings for job in listing.jobs]
     records = _inspect_all(jobs, workers or available_cores(), progress)
@@ -88,23 +89,22 @@ def examine(
         stop = start + len(listing.jobs)
         examined.append(Examined(listing.part, records[start:stop]))
         start = stop
-    findings = [finding for listing in listings for finding in listing.findings]
-    findings = all_findings(examined, findings)
+    by_name = [finding for listing in listings for finding in listing.findings]
     return Report(
         root=str(root),
-        layout=", ".join(dict.fromkeys(part.layout for part in parts)),
+        layout=tree.layout,
         sets=[_set(listing) for listing in listings],
-        findings=findings,
+        findings=all_findings(examined, by_name),
         images=sum(listing.images for listing in listings),
         seconds=round(time.time() - started, 1),
     )
 
 
 def _parts(root: Path, image_dir: str | None, mask_dir: str | None) -> tuple[Part, ...]:
-    if (image_dir is None) != (mask_dir is None):
-        raise ValueError("give both --image-dir and --mask-dir, or neither")
-    if image_dir is None:
+    if image_dir is None and mask_dir is None:
         return recognise(root).parts
+    if image_dir is None or mask_dir is None:
+        raise ValueError("give both --image-dir and --mask-dir, or neither")
     require_folder(root, "ROOT")
     image = require_folder(root / image_dir, "--image-dir")
     mask = require_folder(root / mask_dir, "--mask-dir")
@@ -165,7 +165,7 @@ COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def print_report(report: Report) -> None:
-    """The sets and, below them, every finding with its first files and what to do."""
+    """Prints the sets and, below them, every finding with its first files and what to do."""
     rows = []
     for row in report.sets:
         expected, images = row["expected"], row["images"]

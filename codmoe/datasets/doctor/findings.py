@@ -1,4 +1,4 @@
-"""What the doctor makes of the files it read: findings, each with what to do about it."""
+"""Findings of the data doctor: faults of the files it read, each with what to do about it."""
 
 from __future__ import annotations
 
@@ -105,15 +105,9 @@ def _of_files(examined: Examined) -> Iterator[Finding]:
         for record in records:
             if record.error:
                 bad.setdefault(record.error, []).append((record.path,))
+        advice = "download them again, or leave them out"
         for reason, files in bad.items():
-            yield Finding(
-                "error",
-                f"unusable {kind}",
-                where,
-                reason,
-                "download them again, or leave them out",
-                files,
-            )
+            yield Finding("error", f"unusable {kind}", where, reason, advice, files)
     yield from _sizes(examined)
     for rules, records in ((IMAGE_RULES, images), (MASK_RULES, masks)):
         for level, check, what, advice, fits in rules:
@@ -123,7 +117,8 @@ def _of_files(examined: Examined) -> Iterator[Finding]:
 
 
 def _sizes(examined: Examined) -> Iterator[Finding]:
-    turned, other = [], []
+    turned: list[tuple[str, ...]] = []
+    other: list[tuple[str, ...]] = []
     example = ""
     for image, mask in examined.records:
         if not image or not mask or image.error or mask.error or image.size == mask.size:
@@ -136,36 +131,28 @@ def _sizes(examined: Examined) -> Iterator[Finding]:
             example = example or f"the first is {mw}x{mh}, its image {w}x{h}"
     where = examined.part.label
     if turned:
-        yield Finding(
-            "error",
-            "masks of the turned image",
-            where,
-            "they fit the image as its EXIF rotation shows it, not as it is stored",
-            "store the image turned (mogrify -auto-orient)",
-            turned,
-        )
+        what = "they fit the image as its EXIF rotation shows it, not as it is stored"
+        advice = "store the image turned (mogrify -auto-orient)"
+        yield Finding("error", "masks of the turned image", where, what, advice, turned)
     if other:
-        yield Finding(
-            "error",
-            "masks of another size",
-            where,
-            example,
-            "get image and mask from one source; only if they show the same section, "
-            "resize the mask, nearest neighbour",
-            other,
+        advice = (
+            "get image and mask from one source; only if they show the same section, resize the "
+            "mask, nearest neighbour"
         )
+        yield Finding("error", "masks of another size", where, example, advice, other)
 
 
 def _of_likeness(examined: Sequence[Examined]) -> Iterator[Finding]:
     """Equal images and look-alikes, within a set and between sets."""
-    records, owner = [], []
-    for number, part in enumerate(examined):
-        for image, _ in part.records:
-            if image and not image.error:
-                records.append(image)
-                owner.append(number)
-    if len(records) < 2:
+    found = [
+        (number, image)
+        for number, part in enumerate(examined)
+        for image, _ in part.records
+        if image and not image.error
+    ]
+    if len(found) < 2:
         return
+    owner, records = zip(*found, strict=True)
     same: dict[bytes, list[int]] = {}
     for index, record in enumerate(records):
         same.setdefault(record.digest, []).append(index)
@@ -173,51 +160,39 @@ def _of_likeness(examined: Sequence[Examined]) -> Iterator[Finding]:
     # Over several sets each of a group is compared with each: an image may be in three.
     equal += [(a, b) for g in same.values() for i, a in enumerate(g[1:8]) for b in g[i + 2 : 8]]
     codes = np.array([record.code for record in records], np.uint64)
-    alike = look_alikes(codes, np.stack([record.thumbnail for record in records]))
-    alike = [(a, b) for a, b in alike.tolist() if records[a].digest != records[b].digest]
+    near = look_alikes(codes, np.stack([record.thumbnail for record in records]))
+    alike = [(a, b) for a, b in near.tolist() if records[a].digest != records[b].digest]
     for pairs, is_equal in ((equal, True), (alike, False)):
         between: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for a, b in pairs:
-            between.setdefault(tuple(sorted((owner[a], owner[b]))), []).append((a, b))
+            first, second = sorted((owner[a], owner[b]))
+            between.setdefault((first, second), []).append((a, b))
         for (first, second), some in sorted(between.items()):
-            files = [
-                tuple(records[i].path for i in group) for group in groups(np.array(sorted(some)))
-            ]
+            joined = groups(np.array(sorted(some)))
+            files = [tuple(records[i].path for i in group) for group in joined]
             yield _likeness(examined[first].part, examined[second].part, files, is_equal)
 
 
 def _likeness(a: Part, b: Part, files: list[tuple[str, ...]], is_equal: bool) -> Finding:
     where = a.label if a is b else f"{a.label} and {b.label}"
-    leak = ("train" in (a.role, b.role)) and a.role != b.role and a is not b
+    leak = a is not b and a.role != b.role and "train" in (a.role, b.role)
+    level = "warning"
     if is_equal:
-        check = "the same images" if a is not b else "images that are there twice"
+        check = "images that are there twice" if a is b else "the same images"
         what = "equal in every pixel"
-        if leak:
-            return Finding(
-                "error",
-                f"{check} in training and test",
-                where,
-                f"{what}: the test measures memory",
-                "take them out of the training set",
-                files,
-            )
         advice = "keep one of each" if a is b else "know that the sets overlap"
-        return Finding("warning", check, where, what, advice, files)
-    check = "images that look alike"
-    what = "the same picture at another size or quality, or frames of one scene"
-    if leak:
-        return Finding(
-            "warning",
-            f"{check} in training and test",
-            where,
-            what,
-            "look at them: take copies out of the training set; frames of one scene "
-            "belong to one side",
-            files,
-        )
-    advice = (
-        "look at them: copies weigh twice, and a held-out split may tear them apart"
-        if a is b
-        else "look at them"
-    )
-    return Finding("warning", check, where, what, advice, files)
+        if leak:
+            level, what = "error", f"{what}: the test measures memory"
+            advice = "take them out of the training set"
+    else:
+        check = "images that look alike"
+        what = "the same picture at another size or quality, or frames of one scene"
+        advice = "look at them"
+        if a is b:
+            advice += ": copies weigh twice, and a held-out split may tear them apart"
+        if leak:
+            advice += (
+                ": take copies out of the training set; frames of one scene belong to one side"
+            )
+    check += " in training and test" if leak else ""
+    return Finding(level, check, where, what, advice, files)

@@ -1,15 +1,16 @@
-"""The doctor's look at file names: what pairs, what does not, and how many there are."""
+"""Pairs the files of a data set by name, and finds what does not pair or is not all there."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from codmoe.datasets.doctor.findings import Finding
-from codmoe.datasets.layouts import IMAGE_EXTENSIONS, Part, outsiders
+from codmoe.datasets.layouts import Part, image_files, outsiders
+
+_Files = Mapping[str, Sequence[Path]]
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Listing:
         jobs: Image and mask, either of which may be None.
         images: Number of images.
         left_out: Images in the folder that the part does not use.
-        findings: What the names alone tell.
+        findings: Faults that the names alone tell.
     """
 
     part: Part
@@ -32,17 +33,15 @@ class Listing:
 
 
 def list_part(part: Part, parts: Sequence[Part]) -> Listing:
-    """Pair the files of a part by stem, and tell all that is wrong with their names."""
+    """Pairs the files of a part by stem, and finds all that is wrong with their names."""
     listing = Listing(part)
     images, left_out = _by_stem(part.folders.image, part.prefix)
     masks, _ = _by_stem(part.folders.mask, part.prefix)
     listing.left_out = left_out
 
     def say(level: str, check: str, items, what: str, advice: str) -> None:
-        if items:
-            rows = [
-                tuple(map(str, row)) if isinstance(row, tuple) else (str(row),) for row in items
-            ]
+        rows = [tuple(map(str, row if isinstance(row, tuple) else (row,))) for row in items]
+        if rows:
             listing.findings.append(Finding(level, check, part.label, what, advice, rows))
 
     for kind, files in (("images", images), ("masks", masks)):
@@ -111,33 +110,25 @@ def list_part(part: Part, parts: Sequence[Part]) -> Listing:
 
 
 def _by_stem(folder: Path, prefix: str | None) -> tuple[dict[str, list[Path]], int]:
-    """Image files by stem, and how many there are besides that do not start with ``prefix``."""
+    """Image files by stem, and the number of those that do not start with ``prefix``."""
     found: dict[str, list[Path]] = {}
-    left_out = 0
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries)
-    for name in names:
-        path = folder / name
-        if name.startswith(".") or path.suffix.lower() not in IMAGE_EXTENSIONS:
-            continue
-        if prefix and not name.startswith(prefix):
-            left_out += 1
-        else:
-            found.setdefault(path.stem, []).append(path)
-    return found, left_out
+    files = image_files(folder)
+    used = [path for path in files if path.name.startswith(prefix or "")]
+    for path in used:
+        found.setdefault(path.stem, []).append(path)
+    return found, len(files) - len(used)
 
 
-def _jobs(images, masks, shared_masks: bool) -> list[tuple[str | None, str | None]]:
+def _jobs(images: _Files, masks: _Files, shared_masks: bool) -> list[tuple[str | None, str | None]]:
+    def first(files: _Files, stem: str) -> str | None:
+        return str(files[stem][0]) if stem in files else None
+
     stems = sorted(images if shared_masks else images.keys() | masks.keys())
-    rows = []
-    for stem in stems:
-        image, mask = images.get(stem, [None])[0], masks.get(stem, [None])[0]
-        rows.append((image and str(image), mask and str(mask)))
-    return rows
+    return [(first(images, stem), first(masks, stem)) for stem in stems]
 
 
 def _mask_advice(no_mask: Sequence[str], no_image: Sequence[str]) -> str:
-    """Says so if the masks' names are the images' with something appended."""
+    """Advice that names what the masks' names have appended to the images', if they do."""
     endings = Counter(
         other[len(stem) :] for stem in no_mask[:50] for other in no_image if other.startswith(stem)
     )
@@ -148,7 +139,7 @@ def _mask_advice(no_mask: Sequence[str], no_image: Sequence[str]) -> str:
     return "download the masks again, or remove the images"
 
 
-def _count(listing: Listing, say) -> None:
+def _count(listing: Listing, say: Callable) -> None:
     part, found, expected = listing.part, listing.images, listing.part.expected
     if not found:
         say(

@@ -1,4 +1,4 @@
-"""What the doctor looks at in one file: read as training reads it, and once more by its header."""
+"""Reads one file as training does, and its header, into a record of what the doctor looks at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -40,7 +40,7 @@ class ImageRecord:
         size: Width and height in pixels, as stored.
         traits: Of ``exif``, ``alpha``, ``alpha_used``, ``palette``, ``cmyk``, ``16bit``, ``grey``.
         orientation: EXIF orientation, 1 to 8.
-        damage: What the decoder complained of.
+        damage: Complaints of the decoder.
         digest: Equal for equal pixels.
         code: Perceptual hash, 64 bits.
         thumbnail: Grey, (32, 32) uint8.
@@ -54,7 +54,7 @@ class ImageRecord:
     damage: str = ""
     digest: bytes = b""
     code: int = 0
-    thumbnail: np.ndarray | None = None
+    thumbnail: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
 
 
 @dataclass
@@ -68,7 +68,7 @@ class MaskRecord:
         traits: Of ``palette``, ``colour``, ``16bit``, ``zero_one``, ``exif``, ``cmyk``, ``alpha``.
         area: Share of object pixels.
         soft: Share of pixels that are neither dark nor bright.
-        damage: What the decoder complained of.
+        damage: Complaints of the decoder.
     """
 
     path: str
@@ -81,7 +81,7 @@ class MaskRecord:
 
 
 def start_worker() -> None:
-    """Catch what the decoders' C code prints; one thread, as every core has its own process."""
+    """Catches what the decoders' C code prints; one thread, as every core has its own process."""
     global _printed
     cv2.setNumThreads(0)
     warnings.simplefilter("ignore")
@@ -91,7 +91,7 @@ def start_worker() -> None:
 
 
 def _damage() -> str:
-    """What decoders printed since the last call about damage, one line."""
+    """Complaints of damage that decoders printed since the last call, one line."""
     if _printed is None:
         return ""
     _printed.seek(0)
@@ -103,13 +103,13 @@ def _damage() -> str:
 
 
 def inspect(job: tuple[str | None, str | None]) -> tuple[ImageRecord | None, MaskRecord | None]:
-    """Look at an image and its mask, either of which may be missing."""
+    """Looks at an image and its mask, either of which may be missing."""
     image, mask = job
     return inspect_image(image) if image else None, inspect_mask(mask) if mask else None
 
 
 def inspect_image(path: str) -> ImageRecord:
-    """Decode and measure one image."""
+    """Decodes and measures one image."""
     _damage()
     try:
         pixels = read_image(path)
@@ -126,7 +126,7 @@ def inspect_image(path: str) -> ImageRecord:
 
 
 def inspect_mask(path: str) -> MaskRecord:
-    """Decode and measure one mask."""
+    """Decodes and measures one mask."""
     _damage()
     try:
         mask = read_mask(path)
@@ -135,7 +135,7 @@ def inspect_mask(path: str) -> MaskRecord:
     record = MaskRecord(path, size=(mask.shape[1], mask.shape[0]), damage=_damage())
     record.area = float(mask.mean())
     traits = [t for t in _header(path)[1] if t not in ("grey", "alpha_used")]
-    raw = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    raw = np.asarray(cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED))
     if raw.ndim == 3:
         channels = raw[..., :3]
         if "palette" not in traits and (channels != channels[..., :1]).any():
@@ -150,12 +150,12 @@ def inspect_mask(path: str) -> MaskRecord:
 
 
 def _header(path: str) -> tuple[int, tuple[str, ...]]:
-    """EXIF orientation, and how the pixels are stored."""
+    """EXIF orientation, and traits of how the pixels are stored."""
     traits = []
     try:
         with Image.open(path) as image:
             orientation = image.getexif().get(ORIENTATION, 1)
-            mode, sixteen = image.mode, _is_16bit(image)
+            mode, sixteen = image.mode, _is_16bit(image, path)
             transparent = mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
             if transparent:
                 alpha = np.asarray(image.convert("RGBA"))[..., 3]
@@ -168,12 +168,12 @@ def _header(path: str) -> tuple[int, tuple[str, ...]]:
     return orientation, tuple(traits)
 
 
-def _is_16bit(image: Image.Image) -> bool:
+def _is_16bit(image: Image.Image, path: str) -> bool:
     if image.mode.startswith("I"):
         return True
     # Pillow opens 16-bit colour PNG as RGB; the depth stands in its first chunk.
     if image.format == "PNG":
-        with open(image.filename, "rb") as file:
+        with open(path, "rb") as file:
             return file.read(25)[24:] == b"\x10"
     return False
 

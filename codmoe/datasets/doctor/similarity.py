@@ -1,4 +1,4 @@
-"""Images that look alike, found among tens of thousands without comparing all pairs."""
+"""Finds images that look alike among tens of thousands, without comparing all pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK = 2048
 
 
 def perceptual_hash(thumbnail: np.ndarray) -> int:
-    """64 bits: which of the lowest frequencies of the cosine transform are above their median.
+    """Hash of 64 bits: one for each low frequency of the cosine transform above their median.
 
     Args:
         thumbnail: Grey, (32, 32) uint8.

@@ -1,4 +1,4 @@
-"""Camouflage images made on the fly: exact masks, no download, the same on every machine."""
+"""Makes camouflage images on the fly: exact masks, no download, the same on every machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from mmengine.dataset import BaseDataset
 
 from codmoe.datasets.synthetic.scene import (
     KINDS,
-    MAX_AREA,
     MIN_AREA,
     Scene,
     check_kind,
@@ -22,8 +21,6 @@ from codmoe.datasets.synthetic.scene import (
 )
 from codmoe.registry import DATASETS, TRANSFORMS
 
-__all__ = ["KINDS", "MAX_AREA", "MIN_AREA", "SyntheticCamouflage", "generate", "generator"]
-
 OCCLUDED = 0.3  # share of the images in which blades may hide parts of the object
 
 
@@ -33,7 +30,7 @@ def _check_size(image_size: int) -> None:
 
 
 def generator(*words: int) -> np.random.Generator:
-    """A generator that several seeds give together, on every platform alike."""
+    """Generator that follows from several seeds together, on every platform alike."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
 
 
@@ -78,8 +75,9 @@ def generate(
     """
     check_kind(kind)
     _check_size(image_size)
-    rng = seed
-    if not isinstance(rng, np.random.Generator):
+    if isinstance(seed, np.random.Generator):
+        rng = seed
+    else:
         rng = generator(*([seed] if isinstance(seed, int) else seed))
     scene = Scene(rng, image_size)
     length, strength = draw_shadow(rng, kind)
@@ -158,20 +156,12 @@ class SyntheticCamouflage(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """One light record an image; the pixels are made by :meth:`prepare_data`."""
-        records = []
-        for index in range(self.length):
-            kind = self.kinds[index % len(self.kinds)]
-            records.append(
-                {
-                    "index": index,
-                    "stem": f"{kind}_{index:05d}",
-                    "kind": kind,
-                    "dataset": self.name,
-                    "img_path": "",
-                    "mask_path": "",
-                }
-            )
-        return records
+        kinds = [self.kinds[index % len(self.kinds)] for index in range(self.length)]
+        common = dict(dataset=self.name, img_path="", mask_path="")
+        return [
+            dict(common, index=index, stem=f"{kind}_{index:05d}", kind=kind)
+            for index, kind in enumerate(kinds)
+        ]
 
     def sample(self, index: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) and mask (H, W) of one record; the arrays are the caller's own."""

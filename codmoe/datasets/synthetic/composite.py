@@ -1,4 +1,4 @@
-"""The objects of the synthetic data set, blended into the user's own background photographs."""
+"""Blends the objects of the synthetic data set into the user's own photographs."""
 
 from __future__ import annotations
 
@@ -98,15 +98,20 @@ def poisson_blend(patch: np.ndarray, under: np.ndarray, inside: np.ndarray) -> n
     # OpenCV refuses objects that touch the border, and takes the centre of their bounding box.
     pad = 2
     mask = np.pad(inside.astype(np.uint8) * 255, pad)
-    padded = [
+    source, target = (
         cv2.copyMakeBorder(
-            np.clip(np.rint(image), 0, 255).astype(np.uint8), *[pad] * 4, cv2.BORDER_REFLECT_101
+            np.clip(np.rint(image), 0, 255).astype(np.uint8),
+            pad,
+            pad,
+            pad,
+            pad,
+            cv2.BORDER_REFLECT_101,
         )
         for image in (patch, under)
-    ]
+    )
     x, y, width, height = cv2.boundingRect(mask)
     centre = (x + width // 2, y + height // 2)
-    out = cv2.seamlessClone(*padded, mask, centre, cv2.NORMAL_CLONE)
+    out = cv2.seamlessClone(source, target, mask, centre, cv2.NORMAL_CLONE)
     return out[pad:-pad, pad:-pad].astype(np.float64)
 
 

@@ -1,4 +1,4 @@
-"""A synthetic camouflage image in the making: pieces of texture, shadows and light."""
+"""Builds a synthetic camouflage image of pieces of texture, shadows and light."""
 
 from __future__ import annotations
 
@@ -16,8 +16,33 @@ from codmoe.datasets.synthetic.textures import (
 )
 from codmoe.messages import suggest
 
+KINDS = ("clutter", "figure", "multiscale", "ambiguous")
+# Smallest and largest share of the image that is object.
+MIN_AREA, MAX_AREA = 0.01, 0.4
+# Change of brightness at a visibility of 1.
+REVEALED = 0.4
 # An occluder leaves at least so much of the object.
 KEPT_BY_OCCLUDERS = 0.6
+
+
+class Piece(NamedTuple):
+    """Difference of a piece of texture from its surroundings.
+
+    Args:
+        turn: How far its texture is turned, in radians.
+        zoom: How much coarser its texture is.
+        rim: Strength of the contour's shading; the lit and the far side differ.
+        soft: Half the width of the blended rim, as a share of the image's side.
+        shade: Change of brightness inside.
+        contrast: Contrast of the texture inside.
+    """
+
+    turn: float
+    zoom: float
+    rim: float
+    soft: float = 0.0
+    shade: float = 0.0
+    contrast: float = 1.0
 
 
 def daylight(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -65,7 +90,7 @@ def cast_shadow(
     length: float,
     strength: float,
 ) -> None:
-    """Darken what lies behind an outline, seen from the sun.
+    """Darkens what lies behind an outline, seen from the sun.
 
     Args:
         light: Brightness, changed in place, (size, size).
@@ -83,7 +108,7 @@ def cast_shadow(
 
 
 class Scene:
-    """The fields that become colour, and the light that falls on them.
+    """Image in the making: fields that become colour, the light on them, and the object's mask.
 
     Args:
         rng: Where the randomness comes from.
@@ -109,7 +134,7 @@ class Scene:
         cast_shadow(self.light, depth, self.sun, length, strength)
 
     def add(self, depth: np.ndarray, piece: Piece, is_object: bool = True) -> None:
-        """Lay a piece of the scene's own texture over what lies under an outline.
+        """Lays a piece of the scene's own texture over what lies under an outline.
 
         Args:
             depth: Depth below the outline in pixels, (size, size).
@@ -154,7 +179,7 @@ class Scene:
             self.mask[window] &= ~inside
 
     def occlude(self, min_area: float) -> None:
-        """Lay one to three blades over the image, the first of them across the object.
+        """Lays one to three blades over the image, the first of them across the object.
 
         Args:
             min_area: Share of the image that the object keeps; a blade that would take more, or
@@ -164,9 +189,9 @@ class Scene:
         whole = max(KEPT_BY_OCCLUDERS * self.mask.sum(), min_area * size**2)
         for count in range(randint(rng, 1, 3)):
             rows, cols = np.nonzero(self.mask)
-            point = (cols, rows) if count == 0 else (np.arange(size), np.arange(size))
-            through = tuple(float(p[randint(rng, 0, len(p) - 1)]) for p in point)
-            depth = blade(rng, size, through)
+            xs, ys = (cols, rows) if count == 0 else (np.arange(size), np.arange(size))
+            x, y = (float(p[randint(rng, 0, len(p) - 1)]) for p in (xs, ys))
+            depth = blade(rng, size, (x, y))
             turn, shade = uniform(rng, 0, np.pi), uniform(rng, -0.15, 0.15)
             piece = Piece(turn, 1.0, rim=0.3, shade=shade)
             if (self.mask & (depth <= 0)).sum() >= whole:
@@ -186,31 +211,6 @@ class Scene:
         return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
-KINDS = ("clutter", "figure", "multiscale", "ambiguous")
-MIN_AREA, MAX_AREA = 0.01, 0.4
-REVEALED = 0.4
-
-
-class Piece(NamedTuple):
-    """How a piece of texture differs from its surroundings.
-
-    Args:
-        turn: How far its texture is turned, in radians.
-        zoom: How much coarser its texture is.
-        rim: Strength of the contour's shading; the lit and the far side differ.
-        soft: Half the width of the blended rim, as a share of the image's side.
-        shade: Change of brightness inside.
-        contrast: Contrast of the texture inside.
-    """
-
-    turn: float
-    zoom: float
-    rim: float
-    soft: float = 0.0
-    shade: float = 0.0
-    contrast: float = 1.0
-
-
 def check_kind(kind: str) -> None:
     """Raises ValueError if it is none."""
     if kind not in KINDS:
@@ -227,7 +227,7 @@ def _zoom(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def draw_object(rng: np.random.Generator, kind: str) -> Piece:
-    """How the object of an image differs from its surroundings."""
+    """Draws how the object of an image differs from its surroundings."""
     if kind == "clutter":
         return Piece(_signed(rng, 1.0, 1.57), _zoom(rng, 1.3, 1.5), rim=0.36, contrast=0.8)
     if kind == "figure":
@@ -251,7 +251,7 @@ def revealed(piece: Piece, visibility: float) -> Piece:
 def draw_distractors(
     rng: np.random.Generator, kind: str, size: int
 ) -> list[tuple[np.ndarray, Piece]]:
-    """What looks like an object by its rim and is none: depth maps (size, size) and pieces."""
+    """Draws what has an object's rim and is none: depth maps (size, size) and pieces."""
     if kind != "clutter":
         return []
     found = []

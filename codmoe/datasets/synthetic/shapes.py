@@ -1,4 +1,4 @@
-"""Outlines of the synthetic camouflage images: animals, blobs, blades of grass."""
+"""Draws the outlines of the synthetic camouflage images: animals, blobs, blades of grass."""
 
 from __future__ import annotations
 
@@ -92,16 +92,7 @@ def snake(rng: np.random.Generator) -> np.ndarray:
     return np.column_stack([x, y, thick * (1 - 0.7 * t**3)])
 
 
-SHAPES = {
-    "creature": creature,
-    "blob": blob,
-    "fish": fish,
-    "star": star,
-    "moth": moth,
-    "snake": snake,
-}
-
-
+SHAPES = {shape.__name__: shape for shape in (creature, blob, fish, star, moth, snake)}
 # Without parts so thin that a soft rim would leave nothing of them.
 COMPACT = ("creature", "blob", "fish", "moth")
 
@@ -113,12 +104,9 @@ def any_shape(rng: np.random.Generator, names: Sequence[str] = tuple(SHAPES)) ->
 
 def _inside(discs: np.ndarray, x: np.ndarray, y: np.ndarray, softness: float) -> np.ndarray:
     """Depth below the outline of the discs' smooth union; negative outside."""
-    depth = None
-    for cx, cy, radius in discs:
-        one = radius - np.sqrt((x - cx) ** 2 + (y - cy) ** 2)
-        if depth is None:
-            depth = one
-            continue
+    depths = (radius - np.sqrt((x - cx) ** 2 + (y - cy) ** 2) for cx, cy, radius in discs)
+    depth = next(depths)
+    for one in depths:
         blend = np.maximum(softness - np.abs(depth - one), 0)
         depth = np.maximum(depth, one) + blend * blend / (4 * softness)
     return depth

@@ -1,4 +1,4 @@
-"""Textures of the synthetic camouflage images, in numpy alone.
+"""Makes the textures of the synthetic camouflage images, in numpy alone.
 
 Everything is float64 on purpose: FFT and elementary functions differ between machines in their last
 bits, and in float64 that difference is some ten orders of magnitude below the final uint8 step.
@@ -50,14 +50,13 @@ def upsample(grid: np.ndarray, size: int) -> np.ndarray:
     base = np.minimum(position.astype(np.int64), n - 3)
     t = position - base
     weights = np.zeros((size, n))
-    for k, weight in enumerate(
-        (
-            (1 - t) ** 3 / 6,
-            (3 * t**3 - 6 * t**2 + 4) / 6,
-            (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
-            t**3 / 6,
-        )
-    ):
+    basis = (
+        (1 - t) ** 3 / 6,
+        (3 * t**3 - 6 * t**2 + 4) / 6,
+        (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
+        t**3 / 6,
+    )
+    for k, weight in enumerate(basis):
         weights[np.arange(size), base + k - 1] = weight
     return weights @ grid @ weights.T
 

@@ -1,4 +1,4 @@
-"""From files to network input.
+"""Transforms between files and network input.
 
 The keys that transforms share: ``img`` (H, W, 3) uint8 RGB; ``gt_seg_map`` (H, W) uint8 in {0, 1},
 transformed along with it; ``gt_mask`` (H0, W0), the truth at the original resolution, never

@@ -1,4 +1,4 @@
-"""What happens to light and pixels between object and file: colour, blur, JPEG."""
+"""Changes of light and pixels between object and file: colour, blur, JPEG."""
 
 from __future__ import annotations
 
@@ -9,24 +9,10 @@ import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 
+from codmoe.datasets.transforms.ranges import check_pair, check_range
 from codmoe.registry import TRANSFORMS
 
 LUMA = (0.299, 0.587, 0.114)
-
-
-def _check_range(owner: str, name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{owner}: {name}={value}; it must lie in [{low:g}, {high:g}]")
-
-
-def _check_pair(
-    owner: str, name: str, pair: Sequence[float], low: float, high: float
-) -> tuple[float, float]:
-    if isinstance(pair, (int, float)) or len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
-        raise ValueError(
-            f"{owner}: {name}={pair!r}; it must be (low, high) within [{low:g}, {high:g}]"
-        )
-    return pair[0], pair[1]
 
 
 def contiguous(image: np.ndarray) -> np.ndarray:
@@ -46,7 +32,7 @@ def contiguous(image: np.ndarray) -> np.ndarray:
 
 @TRANSFORMS.register_module()
 class RandomColour(BaseTransform):
-    """Jitter brightness, contrast, saturation and hue.
+    """Jitters brightness, contrast, saturation and hue.
 
     All four are affine in RGB (hue turns about the grey axis), so that one pass over the pixels
     does them and a grey image stays grey.
@@ -70,15 +56,14 @@ class RandomColour(BaseTransform):
         hue: float = 0.02,
         prob: float = 1.0,
     ) -> None:
-        _check_range("RandomColour", "hue", hue, 0, 0.5)
+        check_range("RandomColour", 0, 0.5, hue=hue)
         shares = dict(brightness=brightness, contrast=contrast, saturation=saturation, prob=prob)
-        for name, value in shares.items():
-            _check_range("RandomColour", name, value, 0, 1)
+        check_range("RandomColour", **shares)
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self.hue, self.prob = hue, prob
 
     def transform(self, results: dict) -> dict:
-        """Jitter ``img``; its mask is not touched."""
+        """Jitters ``img``; its mask is not touched."""
         if np.random.rand() >= self.prob:
             return results
         draw = np.random.uniform(-1, 1, 4)
@@ -104,7 +89,7 @@ class RandomColour(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomBlur(BaseTransform):
-    """Blur as of a lens out of focus, or along a line as of a moving camera, either in half.
+    """Blurs as a lens out of focus does, or along a line as a moving camera does, each in half.
 
     Args:
         sigma: Range of the blur's standard deviation in pixels.
@@ -115,12 +100,12 @@ class RandomBlur(BaseTransform):
     """
 
     def __init__(self, sigma: Sequence[float] = (0.3, 1.5), prob: float = 0.2) -> None:
-        self.sigma = _check_pair("RandomBlur", "sigma", sigma, 0.1, 20)
-        _check_range("RandomBlur", "prob", prob, 0, 1)
+        self.sigma = check_pair("RandomBlur", "sigma", sigma, 0.1, 20)
+        check_range("RandomBlur", prob=prob)
         self.prob = prob
 
     def transform(self, results: dict) -> dict:
-        """Blur ``img``; its mask is not touched."""
+        """Blurs ``img``; its mask is not touched."""
         if np.random.rand() >= self.prob:
             return results
         sigma, image = np.random.uniform(*self.sigma), contiguous(results["img"])
@@ -141,7 +126,7 @@ class RandomBlur(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomJPEG(BaseTransform):
-    """Compress and decompress: blocks and ringing hide fine texture, as in files from the web.
+    """Compresses and decompresses: blocks and ringing hide fine texture, as in files from the web.
 
     Args:
         quality: Range of the JPEG quality, 1 to 100.
@@ -152,17 +137,18 @@ class RandomJPEG(BaseTransform):
     """
 
     def __init__(self, quality: Sequence[int] = (40, 95), prob: float = 0.2) -> None:
-        self.quality = _check_pair("RandomJPEG", "quality", quality, 1, 100)
-        _check_range("RandomJPEG", "prob", prob, 0, 1)
+        self.quality = check_pair("RandomJPEG", "quality", quality, 1, 100)
+        check_range("RandomJPEG", prob=prob)
         self.prob = prob
 
     def transform(self, results: dict) -> dict:
-        """Compress ``img``; its mask is not touched."""
+        """Compresses ``img``; its mask is not touched."""
         if np.random.rand() >= self.prob:
             return results
         quality = round(np.random.uniform(*self.quality))
         # OpenCV takes channels for BGR; RGB would have its chroma computed from the wrong ones.
         bgr = cv2.cvtColor(contiguous(results["img"]), cv2.COLOR_RGB2BGR)
         _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        results["img"] = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
+        results["img"] = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
         return results

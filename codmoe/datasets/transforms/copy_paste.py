@@ -1,4 +1,4 @@
-"""Objects of other samples on this sample's background."""
+"""Pastes objects of other samples onto a sample."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from codmoe.datasets.integrity import UnreadableFile
+from codmoe.datasets.transforms.ranges import check_pair, check_range
 from codmoe.registry import TRANSFORMS
 
 TRIES = 10
 
 
 class SamplePool(Protocol):
-    """What a transform may ask of the data set, which puts itself into ``results["pool"]``."""
+    """Interface of the data set, in ``results["pool"]``, for transforms that need other samples."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -28,7 +29,7 @@ class SamplePool(Protocol):
 
 @TRANSFORMS.register_module()
 class CopyPaste(BaseTransform):
-    """Paste the object of another sample of the same data set onto this one.
+    """Pastes the object of another sample of the same data set onto this one.
 
     It comes before ``RandomWarp``. The truth at original resolution (``gt_mask``) is dropped from
     a sample that was pasted on, as it is no longer true: this is for training alone.
@@ -57,18 +58,14 @@ class CopyPaste(BaseTransform):
         feather: float = 2.0,
         max_overlap: float = 0.3,
     ) -> None:
-        for name, value in (("prob", prob), ("match", match), ("max_overlap", max_overlap)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"CopyPaste: {name}={value}; it must lie in [0, 1]")
-        if isinstance(scale, (int, float)) or len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"CopyPaste: scale={scale!r}; it must be (low, high), 0 < low <= high")
-        if feather < 0:
-            raise ValueError(f"CopyPaste: feather={feather}; it must not be negative")
-        self.prob, self.scale, self.match = prob, (scale[0], scale[1]), match
+        check_range("CopyPaste", prob=prob, match=match, max_overlap=max_overlap)
+        check_range("CopyPaste", 0, math.inf, feather=feather)
+        self.scale = check_pair("CopyPaste", "scale", scale)
+        self.prob, self.match = prob, match
         self.feather, self.max_overlap = feather, max_overlap
 
     def transform(self, results: dict) -> dict:
-        """Change ``img`` and ``gt_seg_map`` together.
+        """Changes ``img`` and ``gt_seg_map`` together.
 
         Raises:
             ValueError: The data set does not offer its samples.
@@ -86,10 +83,12 @@ class CopyPaste(BaseTransform):
         except UnreadableFile:
             return results  # counted and reported when it is drawn itself; this one is sound
         cut = self._cut(*other, results["img"].shape[:2])
-        place = None if cut is None else self._place(cut[1], results["gt_seg_map"])
-        if place is None:
+        if cut is None:
             return results
         donor, alpha = cut
+        place = self._place(alpha, results["gt_seg_map"])
+        if place is None:
+            return results
         image, mask = results["img"].copy(), results["gt_seg_map"].copy()
         window = image[place].astype(np.float32)
         weight = alpha[..., None]

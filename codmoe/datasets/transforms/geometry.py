@@ -1,4 +1,4 @@
-"""All geometry in one warp."""
+"""Does all geometry in one warp: size, zoom, crop, rotation, shift and flips."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from codmoe.datasets.transforms.colour import contiguous
+from codmoe.datasets.transforms.ranges import check_pair, check_range
 from codmoe.registry import TRANSFORMS
 
 TRIES = 10
@@ -18,7 +19,7 @@ POINTS = 10_000
 
 @TRANSFORMS.register_module()
 class RandomWarp(BaseTransform):
-    """Resize, scale, crop, rotate, shift and flip in one warp: pixels are interpolated once.
+    """Resizes, zooms, crops, rotates, shifts and flips in one warp: pixels are interpolated once.
 
     With ``scale=(1, 1), rotate=0, aspect=0, translate=0`` it is a plain resize; with
     ``scale=(1, 2.5), crop=True, keep_object=0.7`` a random resized crop that keeps the object. What
@@ -58,24 +59,17 @@ class RandomWarp(BaseTransform):
     ) -> None:
         if isinstance(size, int) or len(size) != 2 or min(size) < 1:
             raise ValueError(f"RandomWarp: size={size!r}; it must be (width, height) in pixels")
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-            raise ValueError(
-                f"RandomWarp: scale={scale!r}; it must be (low, high), 0 < low <= high"
-            )
-        for name, value in (("rotate", rotate), ("aspect", aspect), ("translate", translate)):
-            if value < 0:
-                raise ValueError(f"RandomWarp: {name}={value}; it must not be negative")
+        self.scale = check_pair("RandomWarp", "scale", scale)
+        check_range("RandomWarp", 0, math.inf, rotate=rotate, aspect=aspect, translate=translate)
         shares = dict(prob=prob, flip=flip, flip_vertical=flip_vertical, keep_object=keep_object)
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"RandomWarp: {name}={value}; it must lie in [0, 1]")
+        check_range("RandomWarp", **shares)
         self.size = (int(size[0]), int(size[1]))
-        self.scale, self.rotate, self.aspect = tuple(scale), rotate, aspect
+        self.rotate, self.aspect = rotate, aspect
         self.translate, self.prob, self.crop = translate, prob, crop
         self.flips, self.keep_object = (flip, flip_vertical), keep_object
 
     def matrix(self, height: int, width: int, mask: np.ndarray | None = None) -> np.ndarray:
-        """Draw an affine map from input to output pixel indices.
+        """Draws an affine map from input to output pixel indices.
 
         Args:
             height: Of the input.
@@ -88,14 +82,12 @@ class RandomWarp(BaseTransform):
         out_w, out_h = self.size
         matrix = self._warp(height, width) if np.random.rand() < self.prob else None
         points = self._object(mask) if self.keep_object and matrix is not None else None
-        if points is not None:
-            tries = 1
-            while self._share(points, matrix) < self.keep_object:
-                if tries == TRIES:
-                    matrix = None
-                    break
-                matrix = self._warp(height, width)
-                tries += 1
+        tries = 1
+        while matrix is not None and points is not None:
+            if self._share(points, matrix) >= self.keep_object:
+                break
+            matrix = self._warp(height, width) if tries < TRIES else None
+            tries += 1
         if matrix is None:
             matrix = self._resize(np.eye(2), np.zeros(2), height, width)
         for axis, (chance, side) in enumerate(zip(self.flips, (out_w, out_h), strict=True)):
@@ -116,7 +108,7 @@ class RandomWarp(BaseTransform):
         return self._resize(linear, shift, height, width)
 
     def _resize(self, linear: np.ndarray, shift: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Resize to the output's size, then ``linear`` about its centre and ``shift``."""
+        """Map of a resize to the output's size, then ``linear`` about its centre and ``shift``."""
         centre = np.array(self.size) / 2
         squash = np.diag([self.size[0] / width, self.size[1] / height])
         # In continuous coordinates, where pixel i covers [i, i + 1), about the output's centre ...
@@ -142,9 +134,10 @@ class RandomWarp(BaseTransform):
         return float(inside.mean())
 
     def transform(self, results: dict) -> dict:
-        """Warp ``img`` (bilinear) and ``gt_seg_map`` (nearest)."""
-        matrix = self.matrix(*results["img"].shape[:2], results.get("gt_seg_map"))
-        margins, shifted = self._margins(matrix, *results["img"].shape[:2])
+        """Warps ``img`` (bilinear) and ``gt_seg_map`` (nearest)."""
+        height, width = results["img"].shape[:2]
+        matrix = self.matrix(height, width, results.get("gt_seg_map"))
+        margins, shifted = self._margins(matrix, height, width)
         for key, method in (("img", cv2.INTER_LINEAR), ("gt_seg_map", cv2.INTER_NEAREST)):
             if results.get(key) is not None:
                 source = contiguous(results[key])
@@ -166,13 +159,12 @@ class RandomWarp(BaseTransform):
         out_w, out_h = self.size
         corners = np.array([[[x, y]] for x in (0, out_w - 1) for y in (0, out_h - 1)], np.float64)
         seen = cv2.transform(corners, cv2.invertAffineTransform(matrix))[:, 0]
-        (left, top), (right, bottom) = np.floor(seen.min(0)), np.ceil(seen.max(0))
-        sides = -top + 2, bottom - height + 3, -left + 2, right - width + 3
-        margins = tuple(int(max(side, 0)) for side in sides)
+        (x, y), (x_end, y_end) = np.floor(seen.min(0)), np.ceil(seen.max(0))
+        sides = -y + 2, y_end - height + 3, -x + 2, x_end - width + 3
+        top, bottom, left, right = (int(max(side, 0)) for side in sides)
         # A tiny zoom would need a margin many times the image.
-        padded = (height + margins[0] + margins[1]) * (width + margins[2] + margins[3])
-        if padded > 4 * height * width:
+        if (height + top + bottom) * (width + left + right) > 4 * height * width:
             return (0, 0, 0, 0), matrix
         shifted = matrix.copy()
-        shifted[:, 2] -= matrix[:, :2] @ (margins[2], margins[0])
-        return margins, shifted
+        shifted[:, 2] -= matrix[:, :2] @ (left, top)
+        return (top, bottom, left, right), shifted

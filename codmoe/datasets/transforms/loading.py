@@ -1,4 +1,4 @@
-"""From files to arrays: images as RGB, masks as {0, 1}, whatever they are stored as."""
+"""Reads images as RGB and masks as {0, 1}, whatever they are stored as."""
 
 from __future__ import annotations
 
@@ -74,16 +74,13 @@ def read_mask(path: str) -> np.ndarray:
     return (pixels >= least).astype(np.uint8)
 
 
-def read_pair(image_path: str, mask_path: str | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image (H, W, 3) and mask (H, W), or None where there is no mask.
+def read_pair(image_path: str, mask_path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) and mask (H, W).
 
     Raises:
-        ValueError: A file is unreadable, or the mask is not of the image's size.
+        UnreadableFile: A file is unreadable, or the mask is not of the image's size.
     """
-    image = read_image(image_path)
-    if not mask_path:
-        return image, None
-    mask = read_mask(mask_path)
+    image, mask = read_image(image_path), read_mask(mask_path)
     if mask.shape != image.shape[:2]:
         (h, w), (mh, mw) = image.shape[:2], mask.shape
         raise UnreadableFile(
@@ -102,10 +99,12 @@ def pair_results(image: np.ndarray, mask: np.ndarray | None) -> dict:
 
 @TRANSFORMS.register_module()
 class LoadCODPair(BaseTransform):
-    """Load ``img_path`` and any ``mask_path``; a sample that has ``img`` passes through."""
+    """Loads ``img_path`` and any ``mask_path``; a sample that has ``img`` passes through."""
 
     def transform(self, results: dict) -> dict:
-        """Add ``img``, ``gt_seg_map``, ``gt_mask``, ``ori_shape`` and ``img_shape``."""
+        """Adds ``img``, ``gt_seg_map``, ``gt_mask``, ``ori_shape`` and ``img_shape``."""
         if results.get("img") is None:
-            results.update(pair_results(*read_pair(results["img_path"], results.get("mask_path"))))
+            image, mask = results["img_path"], results.get("mask_path")
+            pair = read_pair(image, mask) if mask else (read_image(image), None)
+            results.update(pair_results(*pair))
         return results

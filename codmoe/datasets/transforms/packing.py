@@ -1,4 +1,4 @@
-"""From arrays to tensors."""
+"""Packs a sample's arrays into tensors for the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ META_KEYS = ("img_path", "mask_path", "stem", "dataset", "ori_shape", "img_shape
 
 @TRANSFORMS.register_module()
 class PackCODInputs(BaseTransform):
-    """Turn a sample into ``dict(inputs=(3, H, W) uint8, data_samples=CODDataSample)``.
+    """Packs a sample into ``dict(inputs=(3, H, W) uint8, data_samples=CODDataSample)``.
 
     Args:
         keep_original: Also pack ``gt_mask``, (H0, W0), which metrics are computed against.
@@ -26,7 +26,7 @@ class PackCODInputs(BaseTransform):
         self.keep_original = keep_original
 
     def transform(self, results: dict) -> dict:
-        """Pack copies, so that a cached or flipped (negatively strided) array does no harm."""
+        """Packs copies, so that a cached or flipped (negatively strided) array does no harm."""
         image = contiguous(results["img"])
         planes = np.empty((image.shape[2], *image.shape[:2]), np.uint8)
         # Several times faster than numpy's copy of a transposed view.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from codmoe import __version__
-from codmoe.datasets.synthetic.camouflage import KINDS, generate
+from codmoe.datasets.synthetic import KINDS, generate
 from codmoe.datasets.transforms import read_image
 from codmoe.engine.config import list_configs
 from codmoe.inference.export import onnx_files as export_onnx

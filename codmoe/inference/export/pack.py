@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from codmoe.datasets.synthetic.camouflage import KINDS, generate
+from codmoe.datasets.synthetic import KINDS, generate
 from codmoe.engine.checkpoints import SAFE, read_meta, read_weights, save_half
 from codmoe.inference.inferencer import Inferencer
 from codmoe.inference.zoo import config_of, expert_order
