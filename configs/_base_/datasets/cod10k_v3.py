@@ -1,6 +1,7 @@
 # COD10K-v3: data_root holds Train/ and Test/, each with Image/ and GT_Object/.
 # Of its training images (3,040 camouflaged ones) 75 % train the experts, 15 % are kept for the
 # router, which must learn on images that the experts have not seen, and 10 % choose the best epoch.
+_base_ = ["./loaders.py"]
 data_root = "data/COD10K-v3"
 size = (448, 448)
 
@@ -23,21 +24,9 @@ train_set = dict(
     pipeline=train_pipeline,
 )
 train_dataloader = dict(
-    batch_size=12,
-    num_workers=8,
-    persistent_workers=True,
-    drop_last=True,
-    pin_memory=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=train_set,
 )
 val_dataloader = dict(
-    batch_size=12,
-    num_workers=4,
-    persistent_workers=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="COD10K",
         data_root=data_root,
@@ -47,9 +36,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = dict(
-    batch_size=12,
-    num_workers=4,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="DatasetGroup",
         datasets=dict(
@@ -57,5 +43,3 @@ test_dataloader = dict(
         ),
     ),
 )
-val_evaluator = [dict(type="CODMetric", full=False), dict(type="RoutingMetric")]
-test_evaluator = [dict(type="CODMetric"), dict(type="RoutingMetric")]

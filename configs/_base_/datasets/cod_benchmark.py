@@ -2,6 +2,7 @@
 # CAMO (250), COD10K (2,026) and NC4K (4,121). data_root holds either the folders as they are
 # downloaded (COD10K-v3, CAMO-V.1.0-CVIU2019, CHAMELEON, NC4K) or TrainDataset and TestDataset.
 # To check it first: python tools/data/doctor.py data
+_base_ = ["./loaders.py"]
 data_root = "data"
 size = (448, 448)
 # Of each training set 75 % train the experts, 15 % are kept for the router, 10 % choose the best
@@ -19,67 +20,30 @@ test_pipeline = [
     dict(type="Resize", scale=size, keep_ratio=False),
     dict(type="PackCODInputs", keep_original=True),
 ]
+
+
+def sets(part, names, pipeline):
+    common = dict(type="CODBenchmark", data_root=data_root, part=part, pipeline=pipeline)
+    return {name: dict(common, benchmark=name) for name in names}
+
+
 train_dataloader = dict(
-    batch_size=12,
-    num_workers=8,
-    persistent_workers=True,
-    drop_last=True,
-    pin_memory=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
         type="DatasetGroup",
         split=dict(split, use=("experts",)),
-        datasets={
-            name: dict(
-                type="CODBenchmark",
-                data_root=data_root,
-                benchmark=name,
-                part="train",
-                pipeline=train_pipeline,
-            )
-            for name in ("COD10K", "CAMO")
-        },
+        datasets=sets("train", ("COD10K", "CAMO"), train_pipeline),
     ),
 )
 val_dataloader = dict(
-    batch_size=12,
-    num_workers=4,
-    persistent_workers=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="DatasetGroup",
         split=dict(split, use=("val",)),
-        datasets={
-            name: dict(
-                type="CODBenchmark",
-                data_root=data_root,
-                benchmark=name,
-                part="train",
-                pipeline=test_pipeline,
-            )
-            for name in ("COD10K", "CAMO")
-        },
+        datasets=sets("train", ("COD10K", "CAMO"), test_pipeline),
     ),
 )
 test_dataloader = dict(
-    batch_size=12,
-    num_workers=4,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="DatasetGroup",
-        datasets={
-            name: dict(
-                type="CODBenchmark",
-                data_root=data_root,
-                benchmark=name,
-                part="test",
-                pipeline=test_pipeline,
-            )
-            for name in ("CHAMELEON", "CAMO", "COD10K", "NC4K")
-        },
+        datasets=sets("test", ("CHAMELEON", "CAMO", "COD10K", "NC4K"), test_pipeline),
     ),
 )
-val_evaluator = [dict(type="CODMetric", full=False), dict(type="RoutingMetric")]
-test_evaluator = [dict(type="CODMetric"), dict(type="RoutingMetric")]

@@ -1,5 +1,6 @@
 # CompositeCamouflage: the objects of SyntheticCamouflage blended into your own photographs, here a
 # folder data/backgrounds of any JPEG or PNG files. No two parts share a photograph.
+_base_ = ["./loaders.py"]
 photo_dir = "data/backgrounds"
 size = 448
 fractions = dict(experts=0.65, router=0.15, val=0.1, test=0.1)
@@ -14,60 +15,18 @@ test_pipeline = [
     dict(type="LoadCODPair"),
     dict(type="PackCODInputs", keep_original=True),
 ]
+
+
+def images(part, length, pipeline):
+    common = dict(type="CompositeCamouflage", photo_dir=photo_dir, fractions=fractions)
+    return dict(common, image_size=size, part=part, length=length, pipeline=pipeline)
+
+
 train_dataloader = dict(
-    batch_size=12,
-    num_workers=8,
-    persistent_workers=True,
-    drop_last=True,
-    pin_memory=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=True),
-    dataset=dict(
-        type="CompositeCamouflage",
-        photo_dir=photo_dir,
-        length=2000,
-        image_size=size,
-        fractions=fractions,
-        part="experts",
-        # Made anew in every epoch: 1.3 GB in each of the workers otherwise.
-        cache=False,
-        pipeline=train_pipeline,
-    ),
+    # Made anew in every epoch: 1.3 GB in each of the workers otherwise.
+    dataset=dict(images("experts", 2000, train_pipeline), cache=False),
 )
-val_dataloader = dict(
-    batch_size=12,
-    num_workers=4,
-    persistent_workers=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="CompositeCamouflage",
-        photo_dir=photo_dir,
-        length=200,
-        image_size=size,
-        fractions=fractions,
-        part="val",
-        pipeline=test_pipeline,
-    ),
-)
+val_dataloader = dict(dataset=images("val", 200, test_pipeline))
 test_dataloader = dict(
-    batch_size=12,
-    num_workers=4,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="DatasetGroup",
-        datasets=dict(
-            Composite=dict(
-                type="CompositeCamouflage",
-                photo_dir=photo_dir,
-                length=400,
-                image_size=size,
-                fractions=fractions,
-                part="test",
-                pipeline=test_pipeline,
-            ),
-        ),
-    ),
+    dataset=dict(type="DatasetGroup", datasets=dict(Composite=images("test", 400, test_pipeline))),
 )
-val_evaluator = [dict(type="CODMetric", full=False), dict(type="RoutingMetric")]
-test_evaluator = [dict(type="CODMetric"), dict(type="RoutingMetric")]

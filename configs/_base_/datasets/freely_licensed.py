@@ -2,6 +2,7 @@
 # objects in freely licensed photographs (data/photos_free; listed in the model card).
 # Nothing is kept: every image is made anew when it is asked for, 40 to 45 a second on one core at
 # 256 px. Set OMP_NUM_THREADS=1, or the workers' matrix products fight for the cores.
+_base_ = ["./loaders.py"]
 photo_dir = "data/photos_free"
 size = 256
 fractions = dict(experts=0.6, router=0.15, val=0.1, test=0.15)  # of the photographs
@@ -40,11 +41,6 @@ def four_sets(part, lengths, pipeline, seeds=(0, 0, 0, 0)):
 train_dataloader = dict(
     batch_size=48,
     num_workers=16,
-    persistent_workers=True,
-    drop_last=True,
-    pin_memory=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
         type="DatasetGroup",
         datasets=four_sets("experts", (3000, 4000, 3000, 6000), train_pipeline, (0, 1, 2, 3)),
@@ -52,19 +48,12 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=32,
-    num_workers=4,
-    persistent_workers=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(type="DatasetGroup", datasets=four_sets("val", (80, 80, 80, 120), test_pipeline)),
 )
 test_dataloader = dict(
     batch_size=32,
     num_workers=8,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="DatasetGroup", datasets=four_sets("test", (240, 240, 240, 240), test_pipeline)
     ),
 )
-val_evaluator = [dict(type="CODMetric", full=False), dict(type="RoutingMetric")]
-test_evaluator = [dict(type="CODMetric"), dict(type="RoutingMetric")]

@@ -1,5 +1,6 @@
 # PraNet's polyp benchmark: TrainDataset/{images,masks} (Kvasir-SEG 900 + CVC-ClinicDB 550) and the
 # official test images of both. Split as COD10K's.
+_base_ = ["./loaders.py"]
 data_root = "data/polyp"
 size = (448, 448)
 
@@ -30,21 +31,9 @@ train_set = dict(
     pipeline=train_pipeline,
 )
 train_dataloader = dict(
-    batch_size=12,
-    num_workers=8,
-    persistent_workers=True,
-    drop_last=True,
-    pin_memory=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=train_set,
 )
 val_dataloader = dict(
-    batch_size=12,
-    num_workers=4,
-    persistent_workers=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CODDataset",
         data_root=data_root,
@@ -54,9 +43,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = dict(
-    batch_size=12,
-    num_workers=4,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="DatasetGroup",
         datasets={
@@ -70,5 +56,3 @@ test_dataloader = dict(
         },
     ),
 )
-val_evaluator = [dict(type="CODMetric", full=False), dict(type="RoutingMetric")]
-test_evaluator = [dict(type="CODMetric"), dict(type="RoutingMetric")]

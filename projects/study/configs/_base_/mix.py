@@ -1,12 +1,12 @@
 # Study on the five domains of mix: epochs and batch of all its rows, equal within a stage.
 _base_ = [
-    "../../../../configs/_base_/datasets/mix.py",
+    "./five_domains.py",
     "../../../../configs/_base_/models/vit_small_dinov2.py",
-    "../../../../configs/_base_/models/efficientnet_lite2.py",
+    "./efficientnet_lite2.py",
     "./rates.py",
 ]
 epochs = dict(fpn=30, warm=20, joint=12, cold=20, refit=4, router=48, stage3=10)
-# 24 images a step are 29 steps an epoch, too few for fresh experts (docs/protocol.md).
+# 24 images a step are 29 steps an epoch, too few for fresh experts.
 train_dataloader = dict(batch_size=12, num_workers=12)
 # Both passes of backbone and head as CUDA graphs, for rows of one head; off on a CPU. Four experts
 # at batch 24 are as quick without (0.39 s a step), and take 39 GB instead of 48.

@@ -2,7 +2,7 @@
 _base_ = [
     "../../../../configs/_base_/datasets/polyp.py",
     "../../../../configs/_base_/models/vit_small_dinov2.py",
-    "../../../../configs/_base_/models/efficientnet_lite2.py",
+    "./efficientnet_lite2.py",
     "./rates.py",
 ]
 epochs = dict(fpn=30, warm=20, joint=8, cold=16, refit=4, router=20, stage3=8)

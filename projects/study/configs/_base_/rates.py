@@ -1,5 +1,5 @@
 # Rates of the study's stages on both data sets: optim_wrapper = {{_base_.rates.joint}}
-# Fresh experts see some hundred steps and end unfinished at 3e-4 (docs/protocol.md), so they learn
+# Fresh experts see some hundred steps and end unfinished at 3e-4, so they learn
 # at 1e-3. What they start from never learns at more than 3e-4, its pretrained part at 3e-5.
 rates = {
     stage: dict(
