@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.step_timing import measure
 from codmoe.engine.config import load_config, parse_options
-from codmoe.engine.launch import skip_pretrained
+from codmoe.engine.handover import skip_pretrained
 from codmoe.models.dispatch import PyramidBank
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
@@ -159,7 +159,7 @@ def peak_memory(
             raise ValueError(f"limit={limit}: there is no GPU to limit")
         batch = batch or 1
         cfg = load_config(config, options)
-        skip_pretrained(cfg)
+        skip_pretrained(cfg.model)
         torch.manual_seed(0)
         images = torch.randn(batch, 3, size, size)
         targets = (torch.rand(batch, 1, size, size) > 0.5).float()

@@ -27,13 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
 from codmoe.engine.ddp import bare_model
-from codmoe.engine.launch import (
-    build_runner,
-    prepare,
-    set_data_root,
-    skip_pretrained,
-    stop_workers,
-)
+from codmoe.engine.handover import skip_pretrained
+from codmoe.engine.launch import build_runner, prepare, set_data_root, settle, stop_workers
 from codmoe.engine.runner import CODRunner
 from codmoe.files import save_json
 from codmoe.structures import CODDataSample
@@ -179,9 +174,11 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     cfg.default_hooks.checkpoint = None
     cfg.default_hooks.best = None
     cfg.default_hooks.pop("warmup", None)  # the steps after it are those that last
-    skip_pretrained(cfg)  # the speed does not depend on them
+    cfg.default_hooks.pop("frozen_cache", None)
+    skip_pretrained(cfg.model)  # the speed does not depend on them
     prepare(cfg, launcher=launcher, work_dir=spec["work_dir"])
-    runner, precision = build_runner(cfg)
+    plan = settle(cfg)
+    runner = build_runner(plan)
     model = bare_model(runner)
     if spec.get("checkpoint"):
         load_parts(model, spec["checkpoint"])
@@ -204,7 +201,7 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
         pass
     finally:
         stop_workers(runner)
-    return _figures(runner, timer, precision)
+    return _figures(runner, timer, plan.precision)
 
 
 def _figures(runner: CODRunner, timer: StepTimer, precision: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from mmengine import registry as root
 from mmengine.config import Config
 from mmengine.registry import Registry as MMRegistry
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from codmoe import registry
 from codmoe.compiled.layout import speed_faults
@@ -18,18 +21,13 @@ from codmoe.engine.optim import check_amp
 from codmoe.messages import suggest
 from codmoe.registry import argument_faults
 
+# What mmengine's Runner takes, and what it looks up in the config by itself.
 RUNNER_KEYS = (
-    "model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg "
-    "auto_scale_lr optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks "
-    "custom_hooks data_preprocessor load_from resume launcher env_cfg log_processor log_level "
-    "visualizer vis_backends default_scope randomness experiment_name model_wrapper_cfg sync_bn "
-    "find_unused_parameters activation_checkpointing custom_imports"
-).split()
-LOADER_KEYS = (
-    "dataset sampler batch_sampler collate_fn worker_init_fn num_batch_per_epoch "
-    "batch_size num_workers persistent_workers drop_last pin_memory pin_memory_device "
-    "prefetch_factor timeout multiprocessing_context generator in_order shuffle"
-).split()
+    *(key for key in inspect.signature(Runner).parameters if key != "cfg"),
+    *"activation_checkpointing custom_imports find_unused_parameters model_wrapper_cfg".split(),
+    *"sync_bn vis_backends".split(),
+)
+LOADER_KEYS = (*inspect.signature(DataLoader).parameters, "num_batch_per_epoch")
 OWN_KEYS = (
     "amp assembly checkpoint_dir compile config_file fast_norm init_from max_unreadable "
     "memory_format train_graphs"

@@ -1,30 +1,39 @@
-"""What a stage starts from: one file, or a backbone and heads from several runs."""
+"""The weights a stage starts from: their files, how they are put together, and what they are worth.
+
+A stage starts from one file (the joint run, the stage before), or from a backbone and heads of
+several runs. What was put together is measured once before the first step, on the validation data:
+each expert in the assembled model and, where weights or config differ, on its own checkpoint.
+"""
 
 from __future__ import annotations
 
 import gc
 import json
-import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import barrier, is_main_process
-from mmengine.runner import ValLoop
+from mmengine.dist import all_gather_object, barrier, get_dist_info, is_main_process
+from mmengine.runner import autocast
 from torch import Tensor, nn
 
 from codmoe.console import TextTable
+from codmoe.datasets.views import drawn_from
 from codmoe.engine.checkpoints import load_parts, load_state, meta_of, read_weights, stored_config
 from codmoe.engine.ddp import bare_model
+from codmoe.evaluation.measures.per_image import THRESHOLD
+from codmoe.evaluation.routing_metric import ious_at
 from codmoe.files import save_json
 from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS
+from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
 
 INIT_KEYS = ("file", "parts", "backbone", "experts", "command")
@@ -227,38 +236,34 @@ def average_weights(paths: Sequence[Path], part: str = "backbone") -> dict[str, 
         FileNotFoundError: A file is missing.
         ValueError: A file does not hold the part, or with other keys or shapes than the first.
     """
-    states = []
+    states: list[dict[str, Tensor]] = []
     for path in paths:
         state = {k: v for k, v in read_weights(path).items() if k.startswith(f"{part}.")}
         if not state:
             raise ValueError(f"checkpoint {path} holds no {part}, so it cannot be averaged")
-        first = states[0] if states else state
-        other = [
-            key for key in first.keys() | state.keys() if _shape(first, key) != _shape(state, key)
-        ]
+        states.append(state)
+        first, mine = ({k: v.shape for k, v in s.items()} for s in (states[0], state))
+        other = {key for key, _ in first.items() ^ mine.items()}
         if other:
             raise ValueError(
                 f"the {part}s of {paths[0]} and {path} cannot be averaged: they differ in "
                 f"{len(other)} keys or shapes, e.g. {min(other)}; average runs of one backbone"
             )
-        states.append(state)
     mean = dict(states[0])
     for key, value in mean.items():
         if value.is_floating_point():
             # In float64 the mean of equal numbers is that number, to the last bit.
-            total = sum(state[key].double() for state in states)
+            total = reduce(torch.add, [state[key].double() for state in states])
             # What is read from half precision need not be rounded to it.
             mean[key] = (total / len(states)).to(torch.promote_types(value.dtype, torch.float32))
     return mean
 
 
-def _shape(state: Mapping[str, Tensor], key: str) -> torch.Size | None:
-    return state[key].shape if key in state else None
-
-
-def skip_pretrained(cfg: Config) -> None:
-    """Neither download nor read backbone weights that a checkpoint replaces at once."""
-    backbone = cfg.model.backbone
+def skip_pretrained(model: dict[str, Any]) -> None:
+    """Have the section ``model`` of a config neither download nor read backbone weights that a
+    checkpoint replaces at once.
+    """
+    backbone = model["backbone"]
     if isinstance(backbone, dict):
         # Only what is there: a backbone of somebody else's need not know these arguments.
         skipped = dict(pretrained=False, checkpoint=None)
@@ -288,26 +293,26 @@ def assembly_faults(cfg: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def check_assembly(runner, cfg: Config) -> dict[str, Any] | None:
-    """Measure what :func:`load_sources` loaded, on the stage's validation
-    data; every process takes part. Nothing is trained, and no random state is changed.
+def check_assembly(runner, sources: Sources) -> dict[str, Any] | None:
+    """Measure the experts that were loaded from ``sources``, and refuse those that lost by it.
+
+    ``runner.cfg.assembly`` says how much they may lose (:func:`assembly_faults`). Every process
+    takes part; nothing is trained, and no random state is changed.
 
     Args:
-        runner: The Runner, its model loaded; ``cfg`` is its config.
-        cfg: ``cfg.assembly`` as :func:`assembly_faults` describes it.
+        runner: The Runner, its model loaded.
+        sources: Where its weights are from.
 
     Returns:
-        The payload of ``<work_dir>/assembly.json``; None where nothing is measured.
+        What :func:`measure_experts` found in the assembled model; None where nothing is measured.
+        ``<work_dir>/assembly.json`` keeps it beside what each expert was on its own checkpoint.
 
     Raises:
         ValueError: An expert lost more than ``max_drop``, or there is no validation data.
     """
-    sources, settings = read_sources(cfg), cfg.get("assembly", {})
-    if sources is None or settings is None or cfg.get("resume"):
-        return None
-    model = bare_model(runner)
-    files = sources.expert_files(model.expert_names)
-    if not files:
+    cfg, model = runner.cfg, bare_model(runner)
+    settings, files = cfg.get("assembly", {}), sources.expert_files(model.expert_names)
+    if settings is None or not files:
         return None
     if runner.val_loop is None:
         raise ValueError(
@@ -316,12 +321,11 @@ def check_assembly(runner, cfg: Config) -> dict[str, Any] | None:
         )
     started = time.time()
     runner.logger.info(f"measuring {len(files)} expert(s) before the first step")
-    with _same_random_numbers():
-        inside = measure_experts(runner, model)
-        experts = {}
-        for path in dict.fromkeys(files.values()):
-            names = [name for name, file in files.items() if file == path]
-            experts |= _of_file(runner, cfg, model, path, names, inside)
+    inside = measure_experts(runner, model)
+    experts: dict[str, dict[str, Any]] = {}
+    for path in dict.fromkeys(files.values()):
+        names = [name for name, file in files.items() if file == path]
+        experts |= _of_file(runner, path, names, inside)
     limit = settings.get("max_drop", MAX_DROP)
     for expert in experts.values():
         expert["passed"] = limit is None or expert["drop"] <= limit
@@ -330,73 +334,120 @@ def check_assembly(runner, cfg: Config) -> dict[str, Any] | None:
         policy=sources.policy,
         max_drop=limit,
         passed=all(expert["passed"] for expert in experts.values()),
-        images=len(runner.val_loop.dataloader.dataset),
+        images=inside["images"],
         backbone=[str(path) for path in sources.backbone_files()],
         experts={name: experts[name] for name in model.expert_names if name in experts},
-        uniform=inside["uniform"],
-        oracle=inside["oracle"],
+        uniform=inside["IoU"]["uniform"],
+        oracle=inside["IoU"]["oracle"],
         seconds=round(time.time() - started, 1),
     )
+    path = Path(cfg.work_dir) / "assembly.json"
     if is_main_process():
-        path = save_json(Path(cfg.work_dir) / "assembly.json", payload)
+        save_json(path, payload)
         print_assembly(payload, runner.logger, path)
     # Goes into the weights that this run leaves, for the table of the stage after.
     began = {n: dict(checkpoint=e["checkpoint"], IoU=e["own"]) for n, e in experts.items()}
     runner.message_hub.update_info("codmoe_started_from", began)
     barrier()  # a process that fails first has its launcher end the one that writes
     if not payload["passed"]:
-        raise ValueError(failure(payload, Path(cfg.work_dir) / "assembly.json"))
-    return payload
+        raise ValueError(failure(payload, path))
+    return inside
 
 
-def measure_experts(runner, model: nn.Module) -> dict[str, float]:
-    """IoU of each expert of ``model``, of their uniform mixture and of the oracle, on the Runner's
-    validation data: mmengine's loop over the Runner's own loader, without its hooks.
+@torch.no_grad()
+def measure_experts(runner, model: ModelLevelMoE) -> dict[str, Any]:
+    """Run every expert on every validation image, over all processes.
+
+    Random numbers go on afterwards as if nothing had been measured.
 
     Args:
         runner: A Runner with a validation loop.
-        model: A :class:`ModelLevelMoE` on the Runner's device.
+        model: The Runner's own, or another one on its device.
+
+    Returns:
+        ``images``, their number; ``IoU`` of each expert, of the ``mixture``, of all experts' mean
+        map (``uniform``) and of the best expert of each image (``oracle``), per image, at 0.5, at
+        the original resolution; ``diversity``, how unlike the experts are: ``pairwise_iou`` of two
+        experts' masks and ``error_correlation`` of their IoUs over the images, means over pairs;
+        and ``pairs`` of both.
     """
-    loop = runner.val_loop
-    kept = runner.model, runner._hooks, model.evaluate_all_experts, model.training
-    # Hooks take a validation for one of training: they log it, keep its weights, swap averages in.
-    runner.model, runner._hooks, model.evaluate_all_experts = model, [], True
+    loop, names = runner.val_loop, model.expert_names
+    rank, world_size = get_dist_info()
+    everyone, training = model.evaluate_all_experts, model.training
+    model.evaluate_all_experts = True
+    model.eval()
+    rows: dict[int, list[float]] = {}
+    seen = 0
     try:
-        evaluator = runner.build_evaluator([_routing_metric(runner.cfg)])
-        metrics = ValLoop(runner, loop.dataloader, evaluator, getattr(loop, "fp16", False)).run()
+        with drawn_from(0), autocast(enabled=getattr(loop, "fp16", False)):
+            for batch in loop.dataloader:
+                tables = [_figures(sample, names) for sample in model.val_step(batch)]
+                for values in torch.stack(tables).tolist():
+                    # With several processes the sampler repeats images at the end.
+                    index = seen * world_size + rank
+                    seen += 1
+                    if index < len(loop.dataloader.dataset):
+                        rows[index] = values
     finally:
-        runner.model, runner._hooks, model.evaluate_all_experts, training = kept
+        model.evaluate_all_experts = everyone
         model.train(training)
-    return {k.removeprefix("IoU_"): float(v) for k, v in metrics.items() if k.startswith("IoU_")}
+    merged: dict[int, list[float]] = {}
+    for part in all_gather_object(rows):
+        merged.update(part)
+    return summary([merged[index] for index in sorted(merged)], names)
 
 
-def _routing_metric(cfg: Config) -> dict[str, Any]:
-    """The config's own, for it may gather over the network; no other measure is needed."""
-    given = cfg.get("val_evaluator") or []
-    for metric in [given] if isinstance(given, Mapping) else given:
-        if isinstance(metric, Mapping) and metric.get("type") == "RoutingMetric":
-            return {key: value for key, value in metric.items() if key != "prefix"}
-    return dict(type="RoutingMetric")
+def _figures(sample: Any, names: Sequence[str]) -> Tensor:
+    """IoU with the truth of each expert, of their mean and of the mixture; then IoU of each two
+    experts' masks.
+    """
+    experts = torch.stack([sample.expert_probs[name] for name in names])
+    mixture = sample.pred_prob[None].to(experts)
+    maps = torch.cat([experts, experts.mean(0, keepdim=True), mixture])
+    found = [ious_at(maps, sample.gt_mask.to(maps.device))]
+    for first in range(len(names) - 1):
+        found.append(ious_at(experts[first + 1 :], experts[first] > THRESHOLD))
+    return torch.cat(found)
+
+
+def summary(rows: Sequence[Sequence[float]], names: Sequence[str]) -> dict[str, Any]:
+    """Means over images of what :func:`measure_experts` gathers."""
+    table = np.asarray(rows, dtype=np.float64)
+    count = len(names)
+    experts, alike = table[:, :count], table[:, count + 2 :].mean(0)
+    iou = dict(zip((*names, "uniform", "mixture"), table.mean(0).tolist(), strict=False))
+    iou["oracle"] = float(experts.max(1).mean())
+    pairs = [f"{a}-{b}" for a, b in combinations(names, 2)]
+    correlations = [_correlation(*experts[:, [i, j]].T) for i, j in combinations(range(count), 2)]
+    each = dict(pairwise_iou=alike.tolist(), error_correlation=correlations)
+    return dict(
+        images=len(table),
+        IoU=iou,
+        diversity={key: float(np.mean(values)) for key, values in each.items()} if pairs else {},
+        pairs={key: dict(zip(pairs, values, strict=True)) for key, values in each.items()},
+    )
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's; 0 where one of them is the same for all images."""
+    if a.std() < 1e-12 or b.std() < 1e-12:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
 
 
 def _of_file(
-    runner,
-    cfg: Config,
-    model: nn.Module,
-    path: Path,
-    names: list[str],
-    inside: Mapping[str, float],
+    runner, path: Path, names: list[str], inside: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """The experts that come from one file: measured there, unless it is the assembled model."""
+    cfg, model = runner.cfg, bare_model(runner)
     own_cfg, meta, state = stored_config(path), meta_of(path), read_weights(path)
     differs = {name: _differences(cfg, own_cfg, model, state, name) for name in names}
+    alone = inside
     if any(differs.values()):
         own = own_model(cfg if own_cfg is None else own_cfg, path, names)
         alone = measure_experts(runner, own.to(next(model.parameters()).device))
         del own
         gc.collect()
-    else:
-        alone = inside
     trained_by = {k: meta.get(k) for k in ("stage", "config_file", "epoch", "run_id")}
     return {
         name: dict(
@@ -405,9 +456,9 @@ def _of_file(
             config_in_checkpoint=own_cfg is not None,
             # What the run that made the file had itself begun with, on its validation data.
             before=(meta.get("started_from") or {}).get(name),
-            own=alone[name],
-            assembled=inside[name],
-            drop=alone[name] - inside[name],
+            own=alone["IoU"][name],
+            assembled=inside["IoU"][name],
+            drop=alone["IoU"][name] - inside["IoU"][name],
             measured_once=alone is inside,
             differs=differs[name],
         )
@@ -415,9 +466,8 @@ def _of_file(
     }
 
 
-def own_model(cfg: Config, path: Path, names: list[str]) -> nn.Module:
-    """The model that a head was trained in: backbone and heads of one file, built as its config
-    says.
+def own_model(cfg: Config, path: Path, names: Sequence[str]) -> ModelLevelMoE:
+    """The model that heads were trained in: backbone and heads of one file, as its config says.
 
     Args:
         cfg: The config that made the file.
@@ -427,13 +477,11 @@ def own_model(cfg: Config, path: Path, names: list[str]) -> nn.Module:
     Raises:
         ValueError: The weights do not fit that config.
     """
-    cfg = Config(dict(model=cfg.model.to_dict(), data_preprocessor=cfg.get("data_preprocessor")))
-    skip_pretrained(cfg)
     section = cfg.model.to_dict()
-    if section.get("data_preprocessor") is None:
-        section["data_preprocessor"] = cfg.data_preprocessor
+    skip_pretrained(section)
     experts = section.get("experts") or DEFAULT_EXPERTS
-    changes = dict(
+    section |= dict(
+        data_preprocessor=section.get("data_preprocessor") or cfg.get("data_preprocessor"),
         experts={name: experts[name] for name in names},
         # Whatever mixes them: each expert is measured alone.
         router=dict(type="UniformRouter"),
@@ -442,7 +490,7 @@ def own_model(cfg: Config, path: Path, names: list[str]) -> nn.Module:
         top_k=None,
         frozen=(),
     )
-    model = MODELS.build({"type": "ModelLevelMoE", **section, **changes})
+    model = MODELS.build({"type": "ModelLevelMoE", **section})
     load_parts(model, path, ("backbone", *(f"experts.{name}" for name in names)))
     return model
 
@@ -479,19 +527,6 @@ def _sections(cfg: Config, name: str) -> dict[str, str]:
     preprocessor = section.get("data_preprocessor") or cfg.get("data_preprocessor")
     sections = {"backbone": backbone, f"experts.{name}": expert, "data_preprocessor": preprocessor}
     return {k: json.dumps(v, sort_keys=True, default=str) for k, v in sections.items()}
-
-
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Training goes on from the random state that it would have had without the measuring."""
-    states = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 STALE = "weights of backbone"

@@ -1,13 +1,17 @@
-"""mmengine's Runner with an opening that fits on a screen."""
+"""mmengine's Runner for this package: its log, its memory format, its way to resume."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
 import platform
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -17,7 +21,7 @@ from torch import Tensor
 from codmoe import __version__
 from codmoe.compiled.layout import compile_parts, set_fast_norm, set_memory_format
 from codmoe.compiled.train_graphs import graph_parts
-from codmoe.engine.ddp import every_expert_runs, idle_parameters
+from codmoe.engine.ddp import idle_parameters
 from codmoe.engine.optim import lay_out_state
 from codmoe.trust import read_pickle
 
@@ -26,7 +30,27 @@ class CODRunner(Runner):
     """mmengine's Runner; the environment is logged in one line instead of a hundred.
 
     The whole config lies beside the log, where mmengine dumps it.
+
+    Args:
+        *args: mmengine's.
+        every_expert_runs: Whether each training step runs every expert on every image, as
+            :class:`LaunchPlan` says it.
+        **kwargs: mmengine's.
     """
+
+    experts_before: dict[str, Any] | None = None
+    """What :func:`check_assembly` measured of the experts before the first step."""
+
+    def __init__(self, *args, every_expert_runs: bool = False, **kwargs):
+        self.every_expert_runs = every_expert_runs
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def from_cfg(cls, cfg: Config, *, every_expert_runs: bool = False) -> CODRunner:
+        """mmengine's, for a Runner that takes more than a config."""
+        cfg = copy.deepcopy(cfg)
+        given = {key: cfg[key] for key in inspect.signature(Runner).parameters if key in cfg}
+        return cls(**given, cfg=cfg, every_expert_runs=every_expert_runs)
 
     def _log_env(self, env_cfg: dict) -> None:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -68,7 +92,7 @@ class CODRunner(Runner):
         if not self.distributed or (wrapper or {}).get("find_unused_parameters", True) is not None:
             return
         wrapper["find_unused_parameters"] = True
-        if self.cfg.get("train_cfg") and every_expert_runs(self.cfg.model):
+        if self.every_expert_runs:
             try:
                 idle = idle_parameters(model)
             except Exception as error:  # a backbone of one image size, say: no reason to stop

@@ -19,8 +19,11 @@ from torch import Tensor
 
 from codmoe import __version__
 from codmoe.compiled.prepared import attach_prepared
+from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.ddp import bare_model
-from codmoe.engine.launch import test_runner
+from codmoe.engine.handover import skip_pretrained
+from codmoe.engine.launch import no_benchmark
+from codmoe.engine.runner import CODRunner
 from codmoe.evaluation.attributes import AttributeMetric, breakdown
 from codmoe.evaluation.cod_metric import CODMetric, unique_stems
 from codmoe.evaluation.conventions import CONVENTIONS
@@ -128,6 +131,35 @@ def test(
         if where:
             print(f"{what}: {where}")
     return payload
+
+
+TRAINING_HOOKS = (
+    *("average_buffers", "best", "ema", "experts_after", "finite_loss", "frozen_cache"),
+    *("progress", "router_watch", "warmup"),
+)
+TRAINING_KEYS = (
+    *("compile", "init_from", "optim_wrapper", "param_scheduler", "train_cfg"),
+    *("train_dataloader", "train_graphs", "val_cfg", "val_dataloader", "val_evaluator"),
+)
+
+
+def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
+    """A Runner with the weights of ``checkpoint`` in its model, ready to ``test()``.
+
+    Raises:
+        FileNotFoundError, ValueError: The checkpoint is missing or does not fit.
+    """
+    hooks = {k: v for k, v in (cfg.get("default_hooks") or {}).items() if k not in TRAINING_HOOKS}
+    for key in TRAINING_KEYS:
+        cfg.pop(key, None)
+    logger = dict(type="TestProgressHook", interval=5)
+    cfg.default_hooks = dict(hooks, checkpoint=None, param_scheduler=None, logger=logger)
+    skip_pretrained(cfg.model)  # the weights come from the checkpoint: nothing to download
+    no_benchmark(cfg)
+    cfg.setdefault("test_cfg", dict())
+    runner = CODRunner.from_cfg(cfg)
+    load_parts(bare_model(runner), checkpoint)
+    return runner
 
 
 def _is_routing(key: str) -> bool:

@@ -27,7 +27,7 @@ from codmoe.engine import runner as message_hub
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
 from codmoe.engine.ddp import every_expert_runs
-from codmoe.engine.launch import skip_pretrained
+from codmoe.engine.handover import skip_pretrained
 from codmoe.engine.optim import settle_fused
 from codmoe.files import replacing, save_json
 from codmoe.inference.summary import UNIT, summarise
@@ -203,7 +203,7 @@ def build(
 ) -> ModelLevelMoE:
     """A model of a config, with another number of experts or choices, in evaluation mode."""
     cfg = deepcopy(cfg)
-    skip_pretrained(cfg)
+    skip_pretrained(cfg.model)
     if experts is not None:
         cfg.model.pop("num_experts", None)
         chosen = expert_names(cfg, experts)

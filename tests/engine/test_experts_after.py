@@ -5,20 +5,23 @@ import torch
 from miniature import STOP, TWO_EXPERTS, build, log_of, prepared, weights, write_config
 
 from codmoe.engine.checkpoints import save_weights
-from codmoe.engine.hooks.mixture import summary, table
+from codmoe.engine.handover import summary
+from codmoe.engine.hooks.mixture import table
 from codmoe.engine.hooks.training import BestWeightsHook
 from codmoe.engine.launch import train
 
 
 def test_figures_by_hand():
-    # IoU of a, b, mixture; IoU of a's mask with b's.
-    rows = [[0.2, 0.6, 0.5, 0.1], [0.4, 0.4, 0.5, 0.3], [0.6, 0.2, 0.5, 0.2]]
+    # IoU of a, b, their mean and the mixture; IoU of a's mask with b's.
+    rows = [[0.2, 0.6, 0.3, 0.5, 0.1], [0.4, 0.4, 0.3, 0.5, 0.3], [0.6, 0.2, 0.3, 0.5, 0.2]]
     found = summary(rows, ("a", "b"))
     assert found["images"] == 3
-    assert found["IoU"] == pytest.approx(dict(a=0.4, b=0.4, mixture=0.5, oracle=1.6 / 3))
+    assert found["IoU"] == pytest.approx(
+        dict(a=0.4, b=0.4, uniform=0.3, mixture=0.5, oracle=1.6 / 3)
+    )
     assert found["diversity"] == pytest.approx(dict(pairwise_iou=0.2, error_correlation=-1.0))
     assert found["pairs"]["pairwise_iou"] == pytest.approx({"a-b": 0.2})
-    same = summary([[0.5, 0.2, 0.5, 0.1], [0.5, 0.7, 0.5, 0.3]], ("a", "b"))
+    same = summary([[0.5, 0.2, 0.3, 0.5, 0.1], [0.5, 0.7, 0.3, 0.5, 0.3]], ("a", "b"))
     assert same["diversity"]["error_correlation"] == 0
     lines = "\n".join(table(found, same))
     assert "IoU a               0.4000  0.5000  +0.1000" in lines

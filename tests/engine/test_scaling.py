@@ -19,7 +19,7 @@ from benchmarks.scaling import VARIANTS, benchmark_scaling, expert_load, overrid
 from benchmarks.step_timing import image_size, measure, noting_waits
 from codmoe.engine.config import load_config
 from codmoe.engine.ddp import every_expert_runs, idle_parameters
-from codmoe.engine.launch import check_launch
+from codmoe.engine.launch import settle
 from codmoe.engine.runner import CODRunner
 
 THREE_EXPERTS = dict(init_from=None, model=dict(experts=dict(zoomnet=None)))
@@ -173,12 +173,12 @@ def test_ddp_is_not_told_that_sparse_experts_all_learn(tmp_path, option):
     config = write_config(tmp_path, 3, dict(init_from=None, model=sparse))
     cfg = prepared(config, tmp_path / "work")
     cfg.model_wrapper_cfg.update(option)
-    check_launch(cfg)  # one process has no DDP
+    settle(cfg)  # one process has no DDP
     cfg.launcher = "pytorch"
     with pytest.raises(ValueError, match=rf"model_wrapper_cfg.{next(iter(option))}=.*'dense'"):
-        check_launch(cfg)
+        settle(cfg)
     cfg.model.train_dispatch = "dense"
-    check_launch(cfg)
+    settle(cfg)
 
 
 VIT = dict(_delete_=True, type="ViTPyramid", name="vit_tiny_patch16_224", image_size=64)
@@ -213,8 +213,8 @@ def test_what_gets_no_gradient_is_found_and_the_model_left_alone(tmp_path, stage
 def test_a_model_that_refuses_small_images_is_searched(tmp_path):
     built = build(load_config(write_config(tmp_path, 3, dict(init_from=None))))
     told, wrapper = [], dict(find_unused_parameters=None)
-    cfg = Config(dict(train_cfg=dict(max_epochs=1), model=dict(train_dispatch="dense")))
-    runner = SimpleNamespace(distributed=True, cfg=cfg, logger=SimpleNamespace(info=told.append))
+    logger = SimpleNamespace(info=told.append)
+    runner = SimpleNamespace(distributed=True, every_expert_runs=True, logger=logger)
     CODRunner._settle_search(runner, wrapper, built)
     assert wrapper == dict(find_unused_parameters=False) and not told
     built.backbone.forward = refuse

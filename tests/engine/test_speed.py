@@ -10,7 +10,7 @@ from timm.layers import fast_norm
 from codmoe.compiled.layout import compile_parts, set_memory_format
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.config import load_config
-from codmoe.engine.launch import build_runner, train
+from codmoe.engine.launch import build_runner, settle, train
 
 
 @pytest.fixture
@@ -83,13 +83,13 @@ def test_the_runner_lays_out_the_model_and_the_optimisers_state(tmp_path):
             assert parameter.is_contiguous(memory_format=torch.channels_last)
         assert state["exp_avg"].stride() == parameter.stride()
     plain = prepared(write_config(tmp_path, 1, ONE_EXPERT), tmp_path / "p", memory_format=None)
-    assert all(p.is_contiguous() for p in build_runner(plain)[0].model.parameters())
+    assert all(p.is_contiguous() for p in build_runner(settle(plain)).model.parameters())
 
 
 def test_fast_norms_stay_in_half_precision(tmp_path):
     for on in (True, False):
         cfg = prepared(write_config(tmp_path, 1, ONE_EXPERT), tmp_path / str(on), fast_norm=on)
-        model = build_runner(cfg)[0].model.eval()
+        model = build_runner(settle(cfg)).model.eval()
         norms = [m for n, m in model.backbone.named_modules() if n.endswith("norm1")]
         # What they do with it is timm's; on a CPU autocast leaves layer norms in half precision.
         assert norms and all(norm._fast_norm == on for norm in norms)

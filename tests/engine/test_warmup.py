@@ -7,7 +7,7 @@ from test_ddp import bash
 
 from codmoe.engine.config import load_config
 from codmoe.engine.hooks.training import TrainingProgressHook
-from codmoe.engine.launch import build_runner, train
+from codmoe.engine.launch import build_runner, settle, train
 
 HELD = dict(default_hooks=dict(warmup=dict(epochs=1)), model=dict(experts=dict(pranet=None)))
 
@@ -117,7 +117,7 @@ def test_epochs_must_be_a_number(tmp_path):
     wrong = dict(default_hooks=dict(warmup=dict(epochs=0.5)))
     config = write_config(tmp_path, 1, TWO_EXPERTS, wrong)
     with pytest.raises(ValueError, match=r"warmup.epochs=0.5 must be a whole number"):
-        build_runner(prepared(config, tmp_path / "work"))
+        build_runner(settle(prepared(config, tmp_path / "work")))
 
 
 def test_a_loop_without_epochs_is_refused(tmp_path):

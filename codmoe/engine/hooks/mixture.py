@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from mmengine.dist import all_gather_object, barrier, get_dist_info, is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
-from torch import Tensor
 
-from codmoe.datasets.views import drawn_from
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.ddp import bare_model
+from codmoe.engine.handover import measure_experts
 from codmoe.engine.hooks.training import BestWeightsHook
-from codmoe.evaluation.measures.per_image import THRESHOLD
-from codmoe.evaluation.routing_metric import ious_at
 from codmoe.files import save_json
 from codmoe.registry import HOOKS
 
@@ -150,9 +144,12 @@ class RouterWatchHook(Hook):
             runner.logger.warning(self.message(state, figures, model))
 
     def after_train(self, runner) -> None:
-        told = routing_of_best(runner)
-        if told is None:
+        hub = runner.message_hub
+        told = hub.get_info("codmoe_routing")
+        # After an interruption the best may be of a validation that the checkpoint does not know.
+        if told is None or told["epoch"] != hub.get_info("codmoe_best_epoch"):
             return
+        hub.update_info("codmoe_routing_of_best", dict(told))
         share = told["gap_closed"]
         closed = "no gap to close" if share is None else f"{share:.0%} of the gap closed"
         runner.logger.info(
@@ -190,16 +187,6 @@ class RouterWatchHook(Hook):
             f"router: {state} for {self._count} validations: {what} ({seen}). "
             f"Try, one at a time: {'; '.join(fixes)}"
         )
-
-
-def routing_of_best(runner) -> dict | None:
-    """What the validation of the weights that are kept said of the router, or None."""
-    hub = runner.message_hub
-    told = hub.get_info("codmoe_routing")
-    # After an interruption the best may be of a validation that the checkpoint does not know.
-    if told is None or told["epoch"] != hub.get_info("codmoe_best_epoch"):
-        return None
-    return dict(told)
 
 
 def _learns(model) -> bool:
@@ -289,7 +276,9 @@ class ExpertsAfterHook(Hook):
                     f"{path} does not exist: what the experts were before training is not known"
                 )
             return
-        self._before = measure_experts(runner)
+        # A stage that starts from other runs' experts has measured them when it loaded them.
+        measured = getattr(runner, "experts_before", None)
+        self._before = measured or measure_experts(runner, bare_model(runner))
         if is_main_process():
             save_json(path, self._before)
 
@@ -304,7 +293,7 @@ class ExpertsAfterHook(Hook):
             earlier = {k: v.detach().clone() for k, v in model.state_dict().items()}
             load_parts(model, best.path)
         try:
-            after = measure_experts(runner)
+            after = measure_experts(runner, model)
         finally:
             if earlier is not None:
                 model.load_state_dict(earlier)
@@ -324,83 +313,6 @@ class ExpertsAfterHook(Hook):
                     f"{name} lost {-change:.4f} IoU in this stage: raise model.expert_loss_weight, "
                     "lower optim_wrapper.optimizer.lr, or train with train_dispatch='dense'"
                 )
-
-
-@torch.no_grad()
-def measure_experts(runner) -> dict[str, Any]:
-    """Every expert on every validation image, over all processes.
-
-    Returns:
-        ``images``, their number; ``IoU`` by expert, with ``mixture`` and ``oracle``;
-        ``diversity`` with ``pairwise_iou`` and ``error_correlation``, means over pairs; and
-        ``pairs`` of both.
-    """
-    model, loader = bare_model(runner), runner.val_dataloader
-    names = model.expert_names
-    rank, world_size = get_dist_info()
-    everyone, training = model.evaluate_all_experts, model.training
-    model.evaluate_all_experts = True
-    model.eval()
-    rows: dict[int, list[float]] = {}
-    seen = 0
-    try:
-        with drawn_from(0):  # a run that measures goes on with the random numbers of one that not
-            for batch in loader:
-                tables = [_figures(s, names) for s in model.val_step(batch)]
-                for values in torch.stack(tables).tolist():
-                    # With several processes the sampler repeats images at the end.
-                    index = seen * world_size + rank
-                    seen += 1
-                    if index < len(loader.dataset):
-                        rows[index] = values
-    finally:
-        model.evaluate_all_experts = everyone
-        model.train(training)
-    merged: dict[int, list[float]] = {}
-    for part in all_gather_object(rows):
-        merged.update(part)
-    return summary([merged[index] for index in sorted(merged)], names)
-
-
-def _figures(sample: Any, names: Sequence[str]) -> Tensor:
-    """IoU of each expert and of the mixture with the truth, and of each two experts' masks."""
-    experts = torch.stack([sample.expert_probs[name] for name in names])
-    maps = torch.cat([experts, sample.pred_prob[None].to(experts)])
-    found = [ious_at(maps, sample.gt_mask.to(maps.device))]
-    for first in range(len(names) - 1):
-        found.append(ious_at(experts[first + 1 :], experts[first] > THRESHOLD))
-    return torch.cat(found)
-
-
-def summary(rows: Sequence[Sequence[float]], names: Sequence[str]) -> dict[str, Any]:
-    """Means over images of what :func:`measure_experts` gathers."""
-    table = np.asarray(rows, dtype=np.float64)
-    count = len(names)
-    experts, alike = table[:, :count], table[:, count + 1 :].mean(0)
-    iou = dict(zip(names, experts.mean(0).tolist(), strict=True))
-    iou.update(mixture=float(table[:, count].mean()), oracle=float(experts.max(1).mean()))
-    pairs = [f"{a}-{b}" for a, b in combinations(names, 2)]
-    correlations = [_correlation(*experts[:, [i, j]].T) for i, j in combinations(range(count), 2)]
-    return dict(
-        images=len(table),
-        IoU=iou,
-        diversity=dict(
-            pairwise_iou=float(alike.mean()), error_correlation=float(np.mean(correlations))
-        )
-        if pairs
-        else {},
-        pairs=dict(
-            pairwise_iou=dict(zip(pairs, alike.tolist(), strict=True)),
-            error_correlation=dict(zip(pairs, correlations, strict=True)),
-        ),
-    )
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; 0 where one of them is the same for all images."""
-    if a.std() < 1e-12 or b.std() < 1e-12:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def table(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
