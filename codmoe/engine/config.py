@@ -28,6 +28,8 @@ RUNNER_KEYS = (
     *"sync_bn vis_backends".split(),
 )
 LOADER_KEYS = (*inspect.signature(DataLoader).parameters, "num_batch_per_epoch")
+Section = tuple[str, Mapping[str, Any], MMRegistry]
+"""Dotted key of a section of the config, the section, and where its ``type`` is registered."""
 OWN_KEYS = (
     "amp assembly checkpoint_dir compile config_file fast_norm init_from max_unreadable "
     "memory_format train_graphs"
@@ -143,7 +145,7 @@ def _loop_faults(cfg: Mapping[str, Any]) -> list[str]:
     # The engine chooses between the two by `amp`, and drops what only one of them takes.
     for key in ("optimizer", "constructor", "paramwise_cfg", "dtype", "loss_scale"):
         wrapper.pop(key, None)
-    sections = [("train_cfg", loop, root.LOOPS)]
+    sections: list[Section] = [("train_cfg", loop, root.LOOPS)]
     if wrapper:
         wrapper.setdefault("type", "OptimWrapper")
         sections.append(("optim_wrapper", wrapper, root.OPTIM_WRAPPERS))
@@ -170,7 +172,7 @@ def _section_faults(section: Mapping[str, Any], kinds: MMRegistry) -> list[str]:
     return argument_faults(kind, section)
 
 
-def _typed_sections(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping, MMRegistry]]:
+def _typed_sections(cfg: Mapping[str, Any]) -> Iterator[Section]:
     yield from _below("model", cfg.get("model"), registry.MODELS)
     yield from _below("model_wrapper_cfg", cfg.get("model_wrapper_cfg"), registry.MODEL_WRAPPERS)
     for hooks in ("default_hooks", "custom_hooks"):
@@ -181,7 +183,7 @@ def _typed_sections(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping, MMRe
         yield from _below(f"{part}_evaluator", cfg.get(f"{part}_evaluator"), registry.METRICS)
 
 
-def _below(path: str, node: Any, kinds: MMRegistry) -> Iterator[tuple[str, Mapping, MMRegistry]]:
+def _below(path: str, node: Any, kinds: MMRegistry) -> Iterator[Section]:
     if isinstance(node, Mapping):
         if "type" in node:
             yield path, node, kinds

@@ -16,6 +16,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODEL_WRAPPERS
 
 
@@ -91,7 +92,7 @@ def every_expert_runs(model: Mapping[str, Any]) -> bool:
     )
 
 
-def idle_parameters(model: nn.Module) -> list[str]:
+def idle_parameters(model: ModelLevelMoE) -> list[str]:
     """Names of the trained parameters that get no gradient in a training step of a copy of the
     model, such as those of a pyramid level that no expert reads.
 

@@ -41,8 +41,11 @@ class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
         params[:] = merged.values()
 
 
-class _GradientNorm:
-    """Clips as mmengine does, and leaves the norm on the device for the log to fetch."""
+@root.OPTIM_WRAPPERS.register_module()
+class CODOptimWrapper(OptimWrapper):
+    """mmengine's OptimWrapper, which the engine chooses for full precision; it clips as mmengine
+    does, and leaves the norm on the device for the log to fetch.
+    """
 
     def _clip_grad(self) -> None:
         params = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
@@ -52,13 +55,8 @@ class _GradientNorm:
 
 
 @root.OPTIM_WRAPPERS.register_module()
-class CODOptimWrapper(_GradientNorm, OptimWrapper):
-    """mmengine's OptimWrapper, which the engine chooses for full precision."""
-
-
-@root.OPTIM_WRAPPERS.register_module()
-class CODAmpOptimWrapper(_GradientNorm, AmpOptimWrapper):
-    """mmengine's AmpOptimWrapper, which the engine chooses for mixed precision."""
+class CODAmpOptimWrapper(CODOptimWrapper, AmpOptimWrapper):
+    """Likewise mmengine's AmpOptimWrapper, which the engine chooses for mixed precision."""
 
 
 def lay_out_state(optimizer: Optimizer) -> None:

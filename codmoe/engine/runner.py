@@ -89,7 +89,9 @@ class CODRunner(Runner):
 
     def _settle_search(self, wrapper: dict | None, model) -> None:
         """Decide whether DDP has to look for parameters without gradient, where nobody did."""
-        if not self.distributed or (wrapper or {}).get("find_unused_parameters", True) is not None:
+        if not self.distributed or wrapper is None:
+            return
+        if wrapper.get("find_unused_parameters", True) is not None:
             return
         wrapper["find_unused_parameters"] = True
         if self.every_expert_runs:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,13 @@ DEFAULT_CONFIGS = ("experts/joint", "router/stage2", "ensemble/stage3")
 
 @dataclass
 class Stage:
-    """One stage: its config, where it works, and the weights it leaves."""
+    """One stage of a chain.
+
+    Args:
+        name: Its config, as it was asked for.
+        cfg: The config.
+        work_dir: Folder of its logs and training checkpoints.
+    """
 
     name: str
     cfg: Config
@@ -43,7 +50,7 @@ class Stage:
         folder = Path(self.cfg.get("checkpoint_dir", "checkpoints_moe"))
         return folder / f"{self.cfg.default_hooks.best.name}_best.pth"
 
-    @property
+    @cached_property
     def sources(self) -> list[Path]:
         """Every file that the stage starts from."""
         sources = read_sources(self.cfg)
@@ -70,8 +77,7 @@ class Stage:
         done = self.work_dir / "finished.json"
         if not (done.is_file() and self.weights.is_file() and self.has_same_config()):
             return False
-        made = self.weights.stat().st_mtime
-        return all(path.is_file() and path.stat().st_mtime <= made for path in self.sources)
+        return all(path.is_file() for path in self.sources) and self._is_newer(self.weights)
 
     def is_interrupted(self) -> bool:
         """Whether there is a checkpoint to resume, made from what the stage starts from today."""
@@ -79,8 +85,12 @@ class Stage:
         done = (self.work_dir / "finished.json").is_file()
         if done or not last.is_file() or not self.has_same_config():
             return False
-        made = last.stat().st_mtime
-        return all(path.stat().st_mtime <= made for path in self.sources if path.is_file())
+        return self._is_newer(last)
+
+    def _is_newer(self, made: Path) -> bool:
+        """Whether no file that the stage starts from was written after this one."""
+        time_made = made.stat().st_mtime
+        return all(p.stat().st_mtime <= time_made for p in self.sources if p.is_file())
 
 
 def plan(
@@ -96,8 +106,7 @@ def plan(
         cfg = load_config(name, parse_options(list(options)))
         if data_root:
             set_data_root(cfg, data_root)
-        stage = Stage(str(name), cfg, work_dir / f"stage{number}")
-        stages.append(stage)
+        stages.append(Stage(str(name), cfg, work_dir / f"stage{number}"))
     for number, stage in enumerate(stages[1:], 1):
         left = stages[number - 1].weights
         used = stage.sources or [s for later in stages[number:] for s in later.sources]
@@ -142,18 +151,18 @@ def run_command(command: Sequence[str]) -> None:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {code}")
 
 
+def _tool(name: str, given: Sequence[str], gpus: int) -> list[str]:
+    """The start of a command: ``tools/<name>.py``, or its script for several processes."""
+    tools = config_root().parent / "tools"
+    if gpus > 1:
+        return ["bash", str(tools / f"dist_{name}.sh"), *given, str(gpus)]
+    return [sys.executable, str(tools / f"{name}.py"), *given]
+
+
 def train_command(stage: Stage, gpus: int, arguments: Sequence[str], resume: bool) -> list[str]:
     """The command line of one stage; ``arguments`` go to ``tools/train.py`` as they are."""
-    tools = Path(config_root()).parent / "tools"
-    command = (
-        ["bash", str(tools / "dist_train.sh"), stage.name, str(gpus)]
-        if gpus > 1
-        else [sys.executable, str(tools / "train.py"), stage.name]
-    )
-    command += ["--work-dir", str(stage.work_dir)]
-    if resume:
-        command.append("--resume")
-    return [*command, *arguments]
+    command = [*_tool("train", [stage.name], gpus), "--work-dir", str(stage.work_dir)]
+    return [*command, *(["--resume"] if resume else []), *arguments]
 
 
 def check_data(stages: Sequence[Stage]) -> None:
@@ -234,16 +243,12 @@ def run_stages(
 
 
 def _tested(stage: Stage, gpus: int, arguments: Sequence[str], folder: Path) -> dict[str, Any]:
-    tools = Path(config_root()).parent / "tools"
     name = stage.cfg.default_hooks.best.name
-    result, grid = folder / f"{name}.json", folder / f"{name}.png"
-    command = (
-        ["bash", str(tools / "dist_test.sh"), stage.name, str(stage.weights), str(gpus)]
-        if gpus > 1
-        else [sys.executable, str(tools / "test.py"), stage.name, str(stage.weights)]
-    )
+    result = folder / f"{name}.json"
+    command = _tool("test", [stage.name, str(stage.weights)], gpus)
     command += ["--experts", "--json", str(result), "--work-dir", str(stage.work_dir)]
-    command += ["--grid", str(grid), "--extremes", str(folder / f"{name}_extremes")]
+    command += ["--grid", str(folder / f"{name}.png")]
+    command += ["--extremes", str(folder / f"{name}_extremes")]
     run_command([*command, *arguments])
     return json.loads(result.read_text())
 
@@ -282,8 +287,7 @@ def write_results(
     shown = result_table(result_rows(table), title)
     shown.print()
     by_kind = {
-        name: _print_kinds(name, result)
-        for name, result in zip(("stage 2", "stage 3"), results, strict=True)
+        name: _print_kinds(name, results[i]) for i, name in enumerate(("stage 2", "stage 3"))
     }
     payload = dict(
         configs=[stage.name for stage in stages],

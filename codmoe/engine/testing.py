@@ -127,9 +127,10 @@ def test(
     if by_attribute:
         text = "\n".join(f"## {name}\n\n{each.markdown()}" for name, each in by_attribute.items())
         save_text(path.with_name(f"{path.stem}_attributes.md"), text)
-    for what, where in (("json", path), ("maps", out_dir), ("grid", grid), ("extremes", extremes)):
-        if where:
-            print(f"{what}: {where}")
+    written = dict(json=path, maps=out_dir, grid=grid, extremes=extremes)
+    for what, file in written.items():
+        if file:
+            print(f"{what}: {file}")
     return payload
 
 
@@ -192,7 +193,7 @@ def _set_sources(cfg: Config, maps: bool, attributes: bool) -> None:
     evaluators = cfg.test_evaluator
     evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
     for evaluator in evaluators:
-        if isinstance(evaluator, Mapping) and evaluator.get("type") == "CODMetric" and maps:
+        if isinstance(evaluator, dict) and evaluator.get("type") == "CODMetric" and maps:
             evaluator["sources"] = "all"
     cfg.test_evaluator = evaluators + ([dict(type="AttributeMetric")] if attributes else [])
 

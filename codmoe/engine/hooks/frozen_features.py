@@ -68,8 +68,10 @@ class FrozenCacheHook(Hook):
         free = available_memory() if self.cache.device == "cpu" else None
         # torchrun says how many are on this machine; at the worst all are.
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", get_world_size()))
-        share = None if free is None else free / 2 / processes / GB
-        if share is not None and share < self.cache.limit_gb:
+        if free is None:
+            return
+        share = free / 2 / processes / GB
+        if share < self.cache.limit_gb:
             runner.logger.warning(
                 f"frozen cache: limit_gb={self.cache.limit_gb:g} for each of {processes} "
                 f"process(es), but {free / GB:.1f} GB of host memory are free: it will take at "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,43 +21,24 @@ from codmoe.registry import HOOKS
 
 
 @dataclass(frozen=True)
-class RoutingFigures:
-    """What a validation says about the router; the IoUs are None where not all experts were run."""
+class RoutingGain:
+    """IoU on validation of each expert, of the best expert of each image, and of the mixture."""
 
-    information: float
-    first_share: float
-    shares: dict[str, float]
-    experts: dict[str, float] | None = None
-    oracle: float | None = None
-    mixture: float | None = None
-
-    @classmethod
-    def of(cls, metrics: Mapping[str, float], names: tuple[str, ...]) -> RoutingFigures | None:
-        """From RoutingMetric's scalars; None if there are none."""
-        if "mutual_information" not in metrics:
-            return None
-        figures = dict(
-            information=float(metrics["mutual_information"]),
-            first_share=float(metrics["top1_max_share"]),
-            shares={name: float(metrics[f"share_{name}"]) for name in names},
-        )
-        if "IoU_oracle" in metrics:
-            figures["experts"] = {name: float(metrics[f"IoU_{name}"]) for name in names}
-            figures["oracle"] = float(metrics["IoU_oracle"])
-            figures["mixture"] = figures["oracle"] - float(metrics["regret"])
-        return cls(**figures)
+    experts: dict[str, float]
+    oracle: float
+    mixture: float
 
     @property
     def best_expert(self) -> str:
         """The expert with the largest mean IoU."""
-        return max(self.experts, key=self.experts.get)
+        return max(self.experts, key=lambda name: self.experts[name])
 
     @property
-    def gap(self) -> float | None:
+    def gap(self) -> float:
         """IoU of the oracle above the best single expert."""
-        return None if self.experts is None else self.oracle - self.experts[self.best_expert]
+        return self.oracle - self.experts[self.best_expert]
 
-    def summary(self) -> dict[str, float | str]:
+    def summary(self) -> dict[str, float | str | None]:
         """For ``finished.json``: what there was to win, and what of it was won."""
         best = self.experts[self.best_expert]
         return dict(
@@ -67,7 +48,33 @@ class RoutingFigures:
             IoU_oracle=self.oracle,
             regret=self.oracle - self.mixture,
             gap_closed=(self.mixture - best) / self.gap if self.gap > 0 else None,
-            mutual_information=self.information,
+        )
+
+
+@dataclass(frozen=True)
+class RoutingFigures:
+    """What a validation says about the router; ``gain`` is None where not all experts were run."""
+
+    information: float
+    first_share: float
+    shares: dict[str, float]
+    gain: RoutingGain | None = None
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float], names: Sequence[str]) -> RoutingFigures | None:
+        """From RoutingMetric's scalars; None if there are none."""
+        if "mutual_information" not in metrics:
+            return None
+        gain = None
+        if "IoU_oracle" in metrics:
+            oracle = float(metrics["IoU_oracle"])
+            experts = {name: float(metrics[f"IoU_{name}"]) for name in names}
+            gain = RoutingGain(experts, oracle, oracle - float(metrics["regret"]))
+        return cls(
+            information=float(metrics["mutual_information"]),
+            first_share=float(metrics["top1_max_share"]),
+            shares={name: float(metrics[f"share_{name}"]) for name in names},
+            gain=gain,
         )
 
 
@@ -117,7 +124,7 @@ class RouterWatchHook(Hook):
         share = share if blind else max(share, figures.first_share)
         if not blind and share <= self.max_share:
             return ""
-        if figures.gap is not None and figures.gap < self.min_gap:
+        if figures.gain is not None and figures.gain.gap < self.min_gap:
             return "nothing to route"
         return "collapsed" if share > self.max_share else "blind"
 
@@ -129,8 +136,9 @@ class RouterWatchHook(Hook):
         if figures is None:
             return
         hub = runner.message_hub
-        if figures.experts and hub.get_info("codmoe_best_epoch") == runner.epoch:
-            hub.update_info("codmoe_routing", dict(figures.summary(), epoch=runner.epoch))
+        if figures.gain and hub.get_info("codmoe_best_epoch") == runner.epoch:
+            told = dict(figures.gain.summary(), mutual_information=figures.information)
+            hub.update_info("codmoe_routing", dict(told, epoch=runner.epoch))
         state = self.state_of(figures)
         self._count = self._count + 1 if state == self._state else 1
         self._state = state
@@ -161,15 +169,15 @@ class RouterWatchHook(Hook):
 
     def message(self, state: str, figures: RoutingFigures, model) -> str:
         """What was seen and what to change."""
-        most = math.log(len(figures.shares))
+        most, gain = math.log(len(figures.shares)), figures.gain
         seen = f"mutual information {figures.information:.3f} of at most {most:.3f} nats"
-        favourite = max(figures.shares, key=figures.shares.get)
-        if state == "nothing to route":
-            best = figures.best_expert
+        favourite = max(figures.shares, key=lambda name: figures.shares[name])
+        if gain is not None and state == "nothing to route":
+            best = gain.best_expert
             return (
                 f"router: nothing to route: the oracle's IoU on validation is "
-                f"{figures.oracle:.4f}, the best expert's ({best}) {figures.experts[best]:.4f}. A "
-                f"gap of {figures.gap:.4f} (router_watch.min_gap={self.min_gap:g}) is no fault of "
+                f"{gain.oracle:.4f}, the best expert's ({best}) {gain.experts[best]:.4f}. A "
+                f"gap of {gain.gap:.4f} (router_watch.min_gap={self.min_gap:g}) is no fault of "
                 f"the router ({seen}). Make experts that differ (stage 1 for longer, other "
                 f"widths, seeds or input_scales), or use {best} alone"
             )
@@ -181,8 +189,8 @@ class RouterWatchHook(Hook):
             fixes = _against_collapse(model)
         else:
             what, fixes = "it says nearly the same of every image", _against_blindness(model)
-        if figures.gap is not None:
-            seen += f"; the oracle's IoU is {figures.gap:.4f} above the best expert's"
+        if gain is not None:
+            seen += f"; the oracle's IoU is {gain.gap:.4f} above the best expert's"
         return (
             f"router: {state} for {self._count} validations: {what} ({seen}). "
             f"Try, one at a time: {'; '.join(fixes)}"
@@ -299,18 +307,19 @@ class ExpertsAfterHook(Hook):
                 model.load_state_dict(earlier)
         if not is_main_process():
             return
-        payload = dict(before=self._before, after=after)
+        payload: dict[str, Any] = dict(before=self._before, after=after)
+        change: dict[str, dict[str, float]] = {}
         if self._before is not None:
-            payload["change"] = {
+            change = payload["change"] = {
                 key: {name: after[key][name] - value for name, value in self._before[key].items()}
                 for key in ("IoU", "diversity")
             }
         save_json(Path(runner.work_dir) / AFTER, payload)
         runner.logger.info("\n".join(table(self._before, after)))
-        for name, change in payload.get("change", {}).get("IoU", {}).items():
-            if change < -self.max_drop:
+        for name, gained in change.get("IoU", {}).items():
+            if gained < -self.max_drop:
                 runner.logger.warning(
-                    f"{name} lost {-change:.4f} IoU in this stage: raise model.expert_loss_weight, "
+                    f"{name} lost {-gained:.4f} IoU in this stage: raise model.expert_loss_weight, "
                     "lower optim_wrapper.optimizer.lr, or train with train_dispatch='dense'"
                 )
 

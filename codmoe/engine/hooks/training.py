@@ -338,7 +338,7 @@ class BackboneWarmupHook(Hook):
         # The training loop sets the whole model to training after before_train_epoch.
         if self._held:
             body = _body(bare_model(runner))
-            if body.training:
+            if body is not None and body.training:
                 body.eval()
 
     def after_train(self, runner) -> None:
