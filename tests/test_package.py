@@ -38,6 +38,8 @@ def test_a_wheel_is_enough(tmp_path):
         names = archive.namelist()
         archive.extractall(unpacked)
     elsewhere.mkdir()
+    assert {"codmoe/py.typed", "codmoe/weights/NOTICE"} <= set(names)
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     for folder in ("configs", "tools", "codmoe/weights"):
         files = {
             str(path.relative_to(ROOT))
@@ -45,7 +47,8 @@ def test_a_wheel_is_enough(tmp_path):
             if path.is_file() and "__pycache__" not in path.parts
         }
         assert files and {f"codmoe/{name.removeprefix('codmoe/')}" for name in files} <= set(names)
-    assert not any(name.startswith(("tests/", "docs/")) or "__pycache__" in name for name in names)
+    outside = ("tests/", "docs/", "benchmarks/", "projects/")
+    assert not any(name.startswith(outside) or "__pycache__" in name for name in names)
 
     env = dict(os.environ, PYTHONPATH=str(unpacked), OMP_NUM_THREADS="1", PYTHON=sys.executable)
     out = run([sys.executable, "-c", SCRIPT], cwd=elsewhere, env=env).splitlines()

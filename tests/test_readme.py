@@ -1,6 +1,7 @@
-"""What the README shows works as written."""
+"""What the README and the docs show works as written."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from codmoe.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("projects/**/README.md")}
+    | {ROOT / "codmoe/weights/MODEL_CARD.md"}
+)
 
 
-def block(containing: str) -> str:
-    """The one code block of the README that holds a text."""
-    found = [b for b in re.findall(r"```python\n(.*?)```", README, re.S) if containing in b]
+def block(containing: str, text: str = README) -> str:
+    """The one Python block of a page that holds a text."""
+    found = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if containing in b]
     assert len(found) == 1, f"{len(found)} blocks hold {containing!r}"
     return found[0]
 
@@ -60,20 +65,96 @@ def test_a_new_expert_is_one_file_and_a_line_of_config(run_dir):
     assert losses["linear.loss_structure"] > 0
 
 
+def test_pairs_of_ones_own_train_the_shipped_ensemble(tmp_path):
+    text = block("configs/ensemble/mine.py").replace("../_base_", str(config_root() / "_base_"))
+    (tmp_path / "mine.py").write_text(text)
+    cfg = load_config(tmp_path / "mine.py")
+    assert (ROOT / cfg.init_from.file).is_file() and cfg.default_hooks.best.name == "mine"
+    sets = [cfg[f"{part}_dataloader"].dataset for part in ("train", "val", "test")]
+    assert {data.data_root for data in sets} == {"data/mine"}
+    assert [data.split_dir for data in sets] == ["train", "train", "test"]
+    assert [data.get("split", {}).get("use") for data in sets] == [
+        ("experts", "router"),
+        ("val",),
+        None,
+    ]
+    assert "_delete_" not in sets[2] and "datasets" not in sets[2]
+
+
+def test_the_expert_of_the_contributing_guide_passes_the_tester(run_dir, monkeypatch):
+    """Parts of the tester that take seconds; the whole is what a contributor runs."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests/models/experts"))
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    scope = {"__name__": "sum_expert"}
+    try:
+        exec(block("class SumExpert", guide), scope)
+        exec(block("class TestSum", guide), scope)
+        tester = scope["TestSum"]()
+        tester.test_output_meets_the_contract_at_any_size((48, 80))
+        tester.test_every_parameter_gets_a_gradient(False)
+        tester.test_overfits_one_image()
+        tester.test_size_at_default_and_published_width()
+        tester.test_is_documented()
+    finally:
+        MODELS.module_dict.pop("SumExpert", None)
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of a page's shell blocks, continuations joined, comments away."""
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(), re.S))
+    return [line.split(" #")[0] for line in text.replace("\\\n", " ").splitlines()]
+
+
+def source(command: str) -> Path | None:
+    """The file that says which options a command has."""
+    module = re.search(r"python -m ((?:benchmarks|projects)[\w.]+)", command)
+    if module:
+        return ROOT / (module[1].replace(".", "/") + ".py")
+    script = re.search(r"(tools/[\w/]+)\.(?:py|sh)", command)
+    if script is None:
+        return None
+    assert (ROOT / script[0]).is_file(), command
+    shell = {
+        "tools/dist_train": "tools/train",
+        "tools/dist_test": "tools/test",
+        "tools/slurm_train": "tools/train",
+    }
+    return ROOT / f"{shell.get(script[1], script[1])}.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_exist_and_have_the_options_shown(page):
+    for command in commands(page):
+        path = source(command)
+        if path is None:
+            continue
+        assert path.is_file(), command
+        known = path.read_text()
+        words = shlex.split(command.replace("[", "").replace("]", "").split("$(")[0], comments=True)
+        for option in (word for word in words if word.startswith("--")):
+            assert f'"{option}"' in known or f"'{option}'" in known, f"{command}: {option}"
+
+
 def test_named_files_exist():
     named = set(
         re.findall(r"(?:tools|configs|codmoe|docs|tests)/[\w./-]+\.(?:py|sh|md|png)", README)
     )
-    examples = {"configs/ensemble/stage3_mine.py", "configs/experts/joint_linear.py"}
+    examples = {"configs/ensemble/mine.py", "configs/experts/joint_linear.py"}
     assert len(named) > 15
     assert [path for path in sorted(named - examples) if not (ROOT / path).is_file()] == []
 
 
-def test_pages_are_finished_and_their_links_lead_somewhere():
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    assert len(pages) > 4
-    for page in pages:
-        text = page.read_text()
-        assert not re.findall(r"^[A-Z_]{4,}$|\bTODO\b|\bTBD\b", text, re.M), page
-        for link in re.findall(r"\]\(([^)#:]+?)(?:#[\w-]+)?\)", text):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_finished_and_its_links_lead_somewhere(page):
+    text = page.read_text()
+    assert not re.findall(r"^[A-Z_]{4,}$|\bTODO\b|\bTBD\b", text, re.M)
+    for link, anchor in re.findall(r"\]\(([^)#:]*?)(?:#([\w-]+))?\)", text):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}#{anchor}"

@@ -39,7 +39,7 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
             Off by default: AverageBuffersHook averages them once an epoch.
         gradient_as_bucket_view: Whether gradients live in the buffers that are sent, which saves
             their memory once and a copy of each: 9 points of efficiency beside ``train_graphs``
-            (docs/several_gpus.md). On, unlike torch's.
+            (docs/performance.md). On, unlike torch's.
         static_graph: Whether every step uses the same parameters in the same order; not with
             sparsely run experts.
         bucket_cap_mb: Gradients are sent in pieces of this many MiB; None is torch's 25.

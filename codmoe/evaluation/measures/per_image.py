@@ -8,7 +8,7 @@ Two families stand side by side, and ``CONVENTIONS`` says for each number which 
 * the headline ``IoU`` and ``Dice``, and ``BIoU``, ``FBIoU`` and ``BER``, binarise the probability
   itself at 0.5, so that they measure the mask a user gets.
 
-docs/metrics.md defines each with its formula.
+docs/evaluation.md defines each with its formula.
 """
 
 from __future__ import annotations
