@@ -11,7 +11,7 @@ import gc
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from itertools import combinations
 from pathlib import Path
@@ -36,12 +36,19 @@ from codmoe.models.build import DEFAULT_EXPERTS
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
 
-INIT_KEYS = ("file", "parts", "backbone", "experts", "command")
+MAX_DROP = 0.01
+"""IoU that an expert may lose by being assembled, where ``cfg.assembly`` says nothing."""
+STALE = "weights of backbone"
+REFIT = {
+    "one file": "configs/experts/refit.py",
+    "one backbone": "configs/experts/refit_one_backbone.py",
+    "soup": "configs/experts/refit_soup.py",
+}
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The files behind ``cfg.init_from``.
+    """The files behind ``cfg.init_from``, under its keys.
 
     Args:
         file: One file for all ``parts``, or None.
@@ -85,7 +92,7 @@ class Sources:
 
 
 def read_sources(cfg: Config) -> Sources | None:
-    """The files that ``cfg.init_from`` names; None for a stage that starts from nothing.
+    """Read ``cfg.init_from``, which was checked when the config was loaded; None if there is none.
 
     One file: ``dict(file="experts_joint_best.pth", parts=("backbone", "experts"), command=...)``.
     Several: ``dict(backbone="expert_sinet_best.pth", experts=dict(sinet="expert_sinet_best.pth",
@@ -118,13 +125,10 @@ def _path(cfg: Config, file: str | Path) -> Path:
 
 
 def init_faults(cfg: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the keys of ``cfg.init_from``, one sentence each."""
+    """Faults of ``cfg.init_from``, one sentence each."""
     init = cfg.get("init_from") or {}
-    faults = [
-        f"init_from: no key {key!r}; {suggest(key, INIT_KEYS)}"
-        for key in init
-        if key not in INIT_KEYS
-    ]
+    keys = [each.name for each in fields(Sources)]
+    faults = [f"init_from: no key {k!r}; {suggest(k, keys)}" for k in init if k not in keys]
     several = [key for key in ("backbone", "experts") if init.get(key)]
     if init.get("file") and several:
         faults.append(
@@ -166,11 +170,7 @@ def _without_file(needed: Iterable[str], given: Sequence[str]) -> list[str]:
 
 
 def require_files(sources: Sources) -> None:
-    """Tell all files that are missing, and what makes them.
-
-    Raises:
-        FileNotFoundError: One is not there.
-    """
+    """Raise FileNotFoundError if a file is missing, with all that are and what makes them."""
     missing = [str(path) for path in sources.paths if not path.is_file()]
     if missing:
         what = "which does not exist; make it" if len(missing) == 1 else "which do not exist; make"
@@ -182,7 +182,7 @@ def require_files(sources: Sources) -> None:
 
 
 def load_sources(model: nn.Module, sources: Sources) -> list[str]:
-    """Load what :func:`read_sources` found, each part strictly, its buffers included.
+    """Load the parts of a model from their files, each strictly, its buffers included.
 
     Returns:
         Lines for the log.
@@ -270,12 +270,8 @@ def skip_pretrained(model: dict[str, Any]) -> None:
         backbone.update({key: value for key, value in skipped.items() if key in backbone})
 
 
-ASSEMBLY_KEYS = ("max_drop",)
-MAX_DROP = 0.01
-
-
 def assembly_faults(cfg: Mapping[str, Any]) -> list[str]:
-    """What is wrong with ``cfg.assembly`` = ``dict(max_drop=0.01)``, one sentence each.
+    """Faults of ``cfg.assembly`` = ``dict(max_drop=0.01)``, one sentence each.
 
     ``max_drop`` is the IoU an expert may lose by being assembled; None measures and never stops.
     ``assembly=None`` measures nothing.
@@ -283,14 +279,13 @@ def assembly_faults(cfg: Mapping[str, Any]) -> list[str]:
     settings = cfg.get("assembly", {})
     if settings is None:
         return []
-    if not isinstance(settings, Mapping) or set(settings) - set(ASSEMBLY_KEYS):
+    if not isinstance(settings, Mapping) or set(settings) - {"max_drop"}:
         return [f"assembly={settings!r}: give dict(max_drop=0.01), or None to measure nothing"]
     drop = settings.get("max_drop", MAX_DROP)
-    if drop is not None and (isinstance(drop, bool) or not isinstance(drop, (int, float))):
-        return [f"assembly.max_drop={drop!r} is not a number; it is an IoU, e.g. 0.01, or None"]
-    if drop is not None and not 0 <= drop <= 1:
-        return [f"assembly.max_drop={drop!r} is not in [0, 1]; one point of IoU is 0.01"]
-    return []
+    number = isinstance(drop, (int, float)) and not isinstance(drop, bool)
+    if drop is None or (number and 0 <= drop <= 1):
+        return []
+    return [f"assembly.max_drop={drop!r} is not a number in [0, 1]; one point of IoU is 0.01"]
 
 
 def check_assembly(runner, sources: Sources) -> dict[str, Any] | None:
@@ -498,8 +493,8 @@ def own_model(cfg: Config, path: Path, names: Sequence[str]) -> ModelLevelMoE:
 def _differences(
     cfg: Config, own: Config | None, model: nn.Module, state: Mapping[str, Tensor], name: str
 ) -> list[str]:
-    """In what an expert's own checkpoint is not what was assembled: weights, to the last bit, or
-    config.
+    """Parts in which an expert's own checkpoint is not the assembled model: weights, to the last
+    bit, or config.
     """
     here = model.state_dict()
     found = []
@@ -518,7 +513,7 @@ def _differences(
 
 
 def _sections(cfg: Config, name: str) -> dict[str, str]:
-    """What decides how one expert predicts, in a form that can be compared."""
+    """The sections of a config that decide how one expert predicts, as text to compare."""
     section = cfg.model.to_dict()
     backbone = section.get("backbone")
     if isinstance(backbone, dict):
@@ -527,14 +522,6 @@ def _sections(cfg: Config, name: str) -> dict[str, str]:
     preprocessor = section.get("data_preprocessor") or cfg.get("data_preprocessor")
     sections = {"backbone": backbone, f"experts.{name}": expert, "data_preprocessor": preprocessor}
     return {k: json.dumps(v, sort_keys=True, default=str) for k, v in sections.items()}
-
-
-STALE = "weights of backbone"
-REFIT = {
-    "one file": "configs/experts/refit.py",
-    "one backbone": "configs/experts/refit_one_backbone.py",
-    "soup": "configs/experts/refit_soup.py",
-}
 
 
 def print_assembly(payload: Mapping[str, Any], logger, path: Path) -> None:
@@ -571,22 +558,19 @@ def _note(expert: Mapping[str, Any]) -> str:
 
 
 def failure(payload: Mapping[str, Any], path: Path) -> str:
-    """What is wrong with an assembled model, expert by expert, and what would be right."""
-    backbone = payload["backbone"]
-    here = "the backbone here was not loaded from any run"
-    if len(backbone) == 1:
-        here = f"the backbone here is that of {backbone[0]}"
-    elif backbone:
-        here = f"the backbone here is the average of {', '.join(backbone)}"
+    """The error of an assembled model: each expert that lost too much, why, and the way out."""
+    files = payload["backbone"]
+    here = "was not loaded from any run"
+    if files:
+        here = f"is {'that' if len(files) == 1 else 'the average'} of {', '.join(files)}"
+    failed = {name: e for name, e in payload["experts"].items() if not e["passed"]}
     lines = [
         f"expert {name!r} has IoU {expert['own']:.4f} on its own checkpoint and "
         f"{expert['assembled']:.4f} in the assembled model, a drop of {expert['drop']:.4f} where "
-        f"assembly.max_drop={payload['max_drop']} is allowed: {_cause(name, expert, here)}"
-        for name, expert in payload["experts"].items()
-        if not expert["passed"]
+        f"assembly.max_drop={payload['max_drop']} is allowed: {_cause(expert, here)}"
+        for name, expert in failed.items()
     ]
-    failed = [expert for expert in payload["experts"].values() if not expert["passed"]]
-    stale = any(STALE in expert["differs"] for expert in failed)
+    stale = any(STALE in expert["differs"] for expert in failed.values())
     fix = f" {_fix(payload)}" if stale else ""
     return "\n".join([*lines, f"No step was made.{fix} The table: {path}"])
 
@@ -603,15 +587,13 @@ def _fix(payload: Mapping[str, Any]) -> str:
     )
 
 
-def _cause(name: str, expert: Mapping[str, Any], here: str) -> str:
+def _cause(expert: Mapping[str, Any], here: str) -> str:
     by = expert["trained_by"]
-    run = [str(by["stage"])] if "stage" in by else []
-    run += [str(by["config_file"])] if by.get("config_file") else []
-    run += [f"epoch {by['epoch']}"] if "epoch" in by else []
-    run += [f"run {str(by['run_id'])[:8]}"] if "run_id" in by else []
+    forms = dict(stage="{}", config_file="{}", epoch="epoch {}", run_id="run {:.8}")
+    run = [form.format(str(by[key])) for key, form in forms.items() if by.get(key) not in (None, "")]
     trained = expert["checkpoint"] + (f" ({', '.join(run)})" if run else "")
     if STALE in expert["differs"]:
-        return f"its head was trained on the backbone of {trained}, and {here}"
+        return f"its head was trained on the backbone of {trained}, and the backbone here {here}"
     return (
         f"its head and backbone are those of {trained}, but the {', '.join(expert['differs'])} "
         "differs here; make both configs agree"

@@ -171,7 +171,7 @@ def test_a_soup_is_the_mean_of_the_backbones(tmp_path, separate, steps):
     [
         (dict(max_drp=0.1), "assembly.*max_drop"),
         (dict(max_drop="1%"), "is not a number"),
-        (dict(max_drop=5), r"not in \[0, 1\]"),
+        (dict(max_drop=5), r"not a number in \[0, 1\]"),
         (False, "None to measure nothing"),
     ],
 )
