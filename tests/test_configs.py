@@ -15,16 +15,6 @@ MAIN = {
     "ensemble/stage3": (80, 5e-5, "ensemble", ("experts", "router")),
 }
 
-STUDY_MODELS = (
-    "study/polyp_fpn4",
-    "study/polyp_fpn_frozen",
-    "study/mix_static",
-    "study/mix_router_pixel",
-    "study/mix_router_no_edge",
-    "study/mix_stage3_lite2",
-)
-STUDY = [name for name in list_configs() if name.startswith("study/")]
-
 
 def data_sets(loader):
     dataset = loader.dataset
@@ -37,8 +27,7 @@ def test_every_shipped_config_loads_and_builds(name):
 
     cfg = load_config(name)
     assert cfg.default_scope == "codmoe" and cfg.default_hooks.best.name
-    if not name.startswith("study/") or name in STUDY_MODELS:  # its other rows are the same models
-        create_model(name)
+    create_model(name)
 
 
 @pytest.mark.parametrize("name", MAIN)
@@ -168,75 +157,3 @@ def test_rates_of_the_parts(name):
         if key.split(".")[0] not in frozen:
             share = 0.1 if key.startswith("backbone") else 1.0
             assert rates[id(parameter)] == pytest.approx(share * MAIN[name][1]), key
-
-
-@pytest.mark.parametrize("name", STUDY)
-def test_a_row_of_the_study_has_the_budget_of_its_stage(name):
-    """Equal epochs, batch and rate in a stage, and no images that another stage holds out."""
-    dataset, _, row = name.removeprefix("study/").partition("_")
-    cfg = load_config(name)
-    stage = {"stage3": "stage3", "router": "router", "static": "router", "refit": "refit"}.get(
-        row.split("_")[0], "joint"
-    )
-    others = dict(fpn="fpn", fpn_frozen="fpn", warm="warm", fpn_long="long", fpn4="after")
-    others |= dict(joint_cold="cold", joint_lite2="cold")
-    lone = ("sinet", "pranet", "zoomnet", "ujsc")
-    others |= dict.fromkeys(lone, "after")  # as long as experts learn on the way to the ensemble
-    stage = others.get(row, stage)
-    budget, loop = cfg.budget[stage], cfg.train_cfg
-    epochs = budget.train_cfg.max_epochs
-    assert loop.max_epochs == epochs and loop.val_interval == max(1, epochs // 2)
-    # Everything that is compared starts from the same backbone, but for what says otherwise.
-    source = (cfg.get("init_from") or {}).get("file")
-    warm = row in ("joint", "joint_mixture", "joint_zoomnet_structure", "fpn4", *lone)
-    assert (source == "warm_best.pth") == warm
-    if row != "static":
-        assert cfg.optim_wrapper.optimizer.lr == cfg.rates[stage].optimizer.lr
-        keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
-        rates = [
-            cfg.optim_wrapper.optimizer.lr * keys[k].lr_mult for k in ("backbone.body", "backbone")
-        ]
-        assert rates[0] <= 3e-5 * (1 + 1e-9) and rates[1] <= 3e-4 * (1 + 1e-9)
-    assert cfg.train_dataloader.batch_size == 12
-    used = {"joint": ("experts",), "refit": ("experts",), "router": ("router",)}
-    used |= {"static": ("router",), "warm": ("experts",)}
-    wanted = used.get(row.split("_")[0], ("experts", "router"))
-    assert tuple(cfg.train_dataloader.dataset.split.use) == wanted
-    assert tuple(cfg.val_dataloader.dataset.split.use) == ("val",)
-    assert not cfg.test_dataloader.dataset.get("split")
-    hook = cfg.default_hooks.checkpoint
-    assert 1 < hook.interval < epochs and not hook.save_last and epochs % hook.interval
-    assert cfg.checkpoint_dir == f"checkpoints_moe/study/{dataset}"
-
-
-def test_the_five_domains():
-    cfg = load_config("study/mix_fpn")
-    train, test = cfg.train_dataloader.dataset.datasets, cfg.test_dataloader.dataset.datasets
-    assert list(train) == list(test) and len(train) == 5
-    for name in train:
-        held = cfg.val_dataloader.dataset.datasets[name]
-        assert train[name].split_dir == held.split_dir == f"{name}/train"
-        assert test[name].split_dir == f"{name}/test"
-        # What is left out must be so for every part, or the parts would overlap.
-        assert train[name].exclude == held.exclude
-    assert list(train.WeizmannHorse.exclude) == ["horse274"]
-
-
-def test_ablations_of_the_study_change_what_they_say():
-    base = load_config("study/mix_router_top2").model
-    for branch in ("texture", "edge", "context", "frequency"):
-        model = load_config(f"study/mix_router_no_{branch}").model
-        assert dict(model.router.branches) == {branch: False}
-    for loss in ("distill", "balance", "z"):
-        losses = load_config(f"study/mix_router_no_{loss}").model.routing_losses
-        assert losses[loss] is None
-        assert {k: v for k, v in losses.items() if k != loss} == {
-            k: v for k, v in base.routing_losses.items() if k != loss
-        }
-    assert [load_config(f"study/polyp_router_top{k}").model.top_k for k in (1, 2, 4)] == [1, 2, 4]
-    assert load_config("study/mix_stage3_no_expert_loss").model.expert_loss_weight == 0
-    assert load_config("study/mix_stage3_sparse").model.train_dispatch == "sparse"
-    tops = [load_config(f"study/mix_stage3{row}").model.train_top_k for row in ("", "_top2")]
-    assert tops == ["all", None]
-    assert load_config("study/mix_joint").model.experts.zoomnet.segmentation_loss == "bce"
-    assert set(load_config("study/mix_fpn4").model.experts) == {f"fpn_{c}" for c in "abcd"}

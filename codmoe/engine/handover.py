@@ -590,7 +590,9 @@ def _fix(payload: Mapping[str, Any]) -> str:
 def _cause(expert: Mapping[str, Any], here: str) -> str:
     by = expert["trained_by"]
     forms = dict(stage="{}", config_file="{}", epoch="epoch {}", run_id="run {:.8}")
-    run = [form.format(str(by[key])) for key, form in forms.items() if by.get(key) not in (None, "")]
+    run = [
+        form.format(str(by[key])) for key, form in forms.items() if by.get(key) not in (None, "")
+    ]
     trained = expert["checkpoint"] + (f" ({', '.join(run)})" if run else "")
     if STALE in expert["differs"]:
         return f"its head was trained on the backbone of {trained}, and the backbone here {here}"

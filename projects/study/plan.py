@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
@@ -18,6 +21,8 @@ from codmoe.engine.stages import Stage
 from codmoe.messages import suggest
 from codmoe.registry import MODELS
 
+# The environment variable by which a config is told its data set.
+VARIABLE = "STUDY_DATA"
 CONFIGS = Path(__file__).parent / "configs"
 DATASETS = ("polyp", "mix")
 # What is wanted first: the chain to the ensemble is long, so it starts first.
@@ -29,11 +34,6 @@ PRIORITY = (
     "joint_lite2 router_lite2 stage3_lite2 fpn_frozen joint_frozen stage3_top2 joint_cold "
     "joint_zoomnet_structure"
 ).split()
-# Rows that others start from, planned today or not.
-SOURCES = (
-    *("warm", "joint", "router_top2", "joint_lite2", "router_lite2"),
-    *("joint_mixture", "router_mixture"),  # of mix alone
-)
 
 
 @dataclass(eq=False)
@@ -41,7 +41,8 @@ class Run(Stage):
     """One row of the study with one seed.
 
     Attributes:
-        row: Stem of the config.
+        row: Its name.
+        dataset: What the config is read with in :data:`VARIABLE`; nothing if it is empty.
         seed: ``randomness.seed``.
         above: The runs whose weights this one starts from; none for one that starts from nothing or
             from a file of somebody else's.
@@ -49,6 +50,7 @@ class Run(Stage):
     """
 
     row: str = ""
+    dataset: str = ""
     seed: int = 0
     above: list[Run] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
@@ -80,8 +82,10 @@ class Run(Stage):
 
     @property
     def is_source(self) -> bool:
-        """Whether shipped rows start from this one."""
-        return self.row.partition("_")[2] in SOURCES
+        """Whether a config beside its own names its weights, planned today or not."""
+        folder = Path(self.name).parent
+        beside = [*folder.glob("*.py"), *folder.glob("_base_/*.py")]
+        return any(self.weights.name in path.read_text(encoding="utf-8") for path in beside)
 
     @property
     def kind(self) -> tuple:
@@ -114,37 +118,65 @@ class Run(Stage):
         return int(self.cfg.train_cfg.max_epochs)
 
 
-def study_rows(patterns: Sequence[str] = (), folder: Path = CONFIGS) -> list[str]:
-    """Config files of the rows that are asked for, in that order.
+class Row(NamedTuple):
+    """A config, and the data set that it is trained on where the config leaves that open."""
+
+    name: str
+    config: str
+    dataset: str = ""
+
+
+def study_rows(patterns: Sequence[str] = (), folder: Path = CONFIGS) -> list[Row]:
+    """The rows that are asked for, in that order.
 
     Args:
         patterns: Rows (``polyp_fpn``), patterns of them (``mix_router_*``) or config files; without
             any, all rows of the folder, the most wanted first.
-        folder: Holds one config a row; what begins with ``_`` is none.
+        folder: Holds one config a row; what begins with ``_`` is none. With data sets in
+            ``_base_/data``, every config is a row of each, ``<data set>_<config>``.
 
     Raises:
         FileNotFoundError: There is no such row, the message names the nearest; or no such folder.
     """
-    rows = {path.stem: str(path) for path in folder.glob("*.py") if path.stem[0] != "_"}
+    configs = [path for path in folder.glob("*.py") if path.stem[0] != "_"]
+    datasets = [path.stem for path in folder.glob("_base_/data/*.py")]
+    found = [Row(f"{data}_{p.stem}", str(p), data) for data in datasets for p in configs]
+    rows = {row.name: row for row in found or [Row(p.stem, str(p)) for p in configs]}
     if not rows:
         raise FileNotFoundError(f"{folder} holds no config; give the folder of a project's rows")
-    found = [] if patterns else [rows[row] for row in sorted(rows, key=_priority)]
-    for pattern in patterns:
-        matching = [row for row in sorted(rows, key=_priority) if fnmatchcase(row, pattern)]
-        if matching:
-            found += [rows[row] for row in matching]
-        elif Path(pattern).is_file():
-            found.append(pattern)
-        else:
+    order = sorted(rows, key=_priority)
+    chosen = []
+    for pattern in patterns or ["*"]:
+        matching = [rows[name] for name in order if fnmatchcase(name, pattern)]
+        if not matching and Path(pattern).is_file():
+            matching = [Row(Path(pattern).stem, pattern)]
+        if not matching:
             raise FileNotFoundError(f"{folder} has no row {pattern!r}; {suggest(pattern, rows)}")
-    return list(dict.fromkeys(found))
+        chosen += matching
+    return list(dict.fromkeys(chosen))
 
 
-def _priority(name: str) -> tuple:
+def _priority(name: str) -> tuple[int, int, str]:
     dataset, _, row = name.partition("_")
-    rank = PRIORITY.index(row) if row in PRIORITY else len(PRIORITY)
+    ranks = [PRIORITY.index(known) for known in (row, name) if known in PRIORITY]
     place = DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS)
-    return rank, place, name
+    return ranks[0] if ranks else len(PRIORITY), place, name
+
+
+@contextmanager
+def chosen_dataset(row: Row) -> Iterator[None]:
+    """Read configs with the data set of a row, and without a line about it each time."""
+    earlier = os.environ.get(VARIABLE)
+    logging.disable(logging.INFO)
+    try:
+        if row.dataset:
+            os.environ[VARIABLE] = row.dataset
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        os.environ.pop(VARIABLE, None)
+        if earlier is not None:
+            os.environ[VARIABLE] = earlier
 
 
 def row_options(row: str, options: Sequence[str]) -> list[str]:
@@ -161,12 +193,12 @@ def row_options(row: str, options: Sequence[str]) -> list[str]:
 
 
 def plan_study(
-    rows: Sequence[str], *, seeds: Sequence[int], work_dir: Path, options: Sequence[str] = ()
+    rows: Sequence[Row], *, seeds: Sequence[int], work_dir: Path, options: Sequence[str] = ()
 ) -> list[Run]:
     """Load and check every config, and find out which run starts from which.
 
     Args:
-        rows: Configs, the most wanted first.
+        rows: As :func:`study_rows` returns them, the most wanted first.
         seeds: All rows run with the first before any runs with the second.
         work_dir: Folder of one folder per run, and of the weights.
         options: Overrides; see :func:`row_options`.
@@ -179,30 +211,34 @@ def plan_study(
             not there, or an override is for a row that does not exist.
     """
     _check_patterns(rows, options)
-    configs = {}
-    for name in rows:
-        row = Path(name).stem
-        if row in configs:
-            raise ValueError(f"two rows are called {row!r}: {configs[row][0]} and {name}")
-        configs[row] = (name, load_config(name, parse_options(row_options(row, options))))
+    configs: dict[str, tuple[Row, Config]] = {}
+    for row in rows:
+        if row.name in configs:
+            other = configs[row.name][0].config
+            raise ValueError(f"two rows are called {row.name!r}: {other} and {row.config}")
+        with chosen_dataset(row):
+            loaded = load_config(row.config, parse_options(row_options(row.name, options)))
+        configs[row.name] = row, loaded
     runs = []
     for seed in seeds:
-        for row, (name, loaded) in configs.items():
+        for row, loaded in configs.values():
             weights = work_dir / "weights" / f"seed{seed}" / Path(_folder(loaded)).name
             own = [f"checkpoint_dir={weights}", f"randomness.seed={seed}"]
             cfg = copy.deepcopy(loaded)
             cfg.merge_from_dict(parse_options(own))
-            run = Run(name, cfg, work_dir / f"{row}_seed{seed}", row, seed)
-            run.options = [*row_options(row, options), *own]
+            folder = work_dir / f"{row.name}_seed{seed}"
+            run = Run(row.config, cfg, folder, row.name, row.dataset, seed)
+            run.options = [*row_options(row.name, options), *own]
             runs.append(run)
     _link(runs)
     return runs
 
 
-def _check_patterns(rows: Sequence[str], options: Sequence[str]) -> None:
+def _check_patterns(rows: Sequence[Row], options: Sequence[str]) -> None:
     # An override for a row that is not asked for today is no mistake.
-    beside = {file.stem for row in rows for file in Path(row).parent.glob("*.py")}
-    known = sorted(beside | {Path(row).stem for row in rows})
+    known = {row.name for row in rows}
+    for folder in {Path(row.config).parent for row in rows}:
+        known |= {row.name for row in study_rows(folder=folder)}
     for option in options:
         pattern, colon, _ = option.partition("=")[0].partition(":")
         if colon and not any(fnmatchcase(row, pattern) for row in known):

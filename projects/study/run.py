@@ -31,7 +31,7 @@ from projects.study.jobs import (
     say,
     test_command,
 )
-from projects.study.plan import CONFIGS, Run, plan_study, sources_first, study_rows
+from projects.study.plan import CONFIGS, VARIABLE, Row, Run, plan_study, sources_first, study_rows
 
 STATE = "study_state.json"
 _POLL = 0.2
@@ -238,6 +238,8 @@ class Study:
         else:
             command = test_command(run, arguments)
         environment = device_environment(job.gpu, self.gpus, self.slots)
+        if run.dataset:
+            environment[VARIABLE] = run.dataset
         job.launch(phase, command, dict(child_environment(), **environment))
         told = dict(state="running", phase=phase, gpu=job.gpu, log=str(job.log))
         self.status[run.label] = told | dict(epochs=run.epochs)
@@ -325,7 +327,7 @@ class Study:
 
 
 def run_study(
-    rows: Sequence[str],
+    rows: Sequence[Row],
     *,
     seeds: Sequence[int] = (0,),
     work_dir: str = "work_dirs/study",
@@ -376,7 +378,7 @@ def main() -> None:
     try:
         rows = study_rows(args.rows, args.configs)
         if args.list:
-            print("\n".join(Path(row).stem for row in rows))
+            print("\n".join(row.name for row in rows))
             return
         study = run_study(
             rows,

@@ -5,13 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from miniature import ONE_EXPERT, ROOT, TWO_EXPERTS, write_config
+from miniature import ONE_EXPERT, TWO_EXPERTS, call, write_config
 
 from projects.study.jobs import Job, estimate, publish
-from projects.study.plan import CONFIGS, SOURCES, plan_study, row_options, study_rows
+from projects.study.plan import CONFIGS, Row, plan_study, row_options, study_rows
 from projects.study.run import Study, run_study
 
 SETTINGS = dict(gpus=0, per_gpu=2)
@@ -28,8 +32,31 @@ def write_rows(folder, epochs=1):
     router = write_config(folder, 2, TWO_EXPERTS, few, epochs=epochs)
     rows = {}
     for name, path in dict(joint=joint, alone=alone, router_top2=router).items():
-        rows[name] = str(path.rename(folder / f"toy_{name}.py"))
+        rows[name] = Row(f"toy_{name}", str(path.rename(folder / f"toy_{name}.py")))
     return rows
+
+
+@contextmanager
+def in_this_process():
+    """Jobs run here, each to its end: a process of its own imports for seconds."""
+
+    def launch(job, phase, command, environment):
+        job.phase, job.launched = phase, time.time()
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            open(job.log, "a") as log,
+            redirect_stdout(log),
+            redirect_stderr(log),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            print("$", *command)
+            code = call(patch, Path(command[1]).stem, *command[2:])
+            print(code or "", flush=True)
+        job.process = SimpleNamespace(poll=lambda: int(bool(code)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "launch", launch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +66,9 @@ def finished(tmp_path_factory):
     rows = write_rows(folder)
     # What depends is named first: the order is that of wishes.
     order = [rows["router_top2"], rows["joint"], rows["alone"]]
-    study = run_study(order, work_dir=str(folder / "work"), seeds=[3], **SETTINGS)
+    settings = dict(SETTINGS, seeds=[3], keep_weights=["*router*"])
+    with in_this_process():
+        study = run_study(order, work_dir=str(folder / "work"), **settings)
     assert {entry["state"] for entry in study.status.values()} == {"done"}, study.status
     return folder, order
 
@@ -71,7 +100,7 @@ def test_every_row_is_trained_tested_and_told(finished):
     log = (work / "logs/toy_joint_seed3.log").read_text()
     assert "tools/train.py" in log and "tools/test.py" in log
     weights = sorted(path.name for path in (work / "weights").rglob("*.pth"))
-    assert weights == ["router_best.pth"]  # shipped rows start from a row of this name
+    assert weights == ["router_best.pth"]  # nothing else is needed any more
     assert not list(work.rglob("epoch_*.pth"))
 
 
@@ -116,29 +145,37 @@ def test_what_has_to_run_again(finished):
     assert waiting("toy_joint:train_cfg.max_epochs=2") == ["toy_joint", "toy_router_top2"]
 
 
-def test_it_stops_and_goes_on(tmp_path):
+def test_it_stops_and_goes_on(tmp_path, monkeypatch):
     rows = write_rows(tmp_path, epochs=500)
     work = tmp_path / "work"
-    tool = [sys.executable, "-m", "projects.study.run", rows["alone"], rows["joint"]]
-    command = [*tool, "--gpus", "0", "--per-gpu", "2", "--work-dir", str(work)]
-    process = subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=str(ROOT)))
-    last = [work / f"toy_{row}_seed0" / "last_checkpoint" for row in ("alone", "joint")]
-    try:
-        deadline = time.time() + 150
-        while not all(path.is_file() for path in last):
-            assert process.poll() is None and time.time() < deadline
+    arguments = [rows["joint"].config, rows["alone"].config, "--gpus", 0, "--work-dir", work]
+    # Of the two processes one really trains.
+    real, sleep = Job.launch, [sys.executable, "-c", "import time; time.sleep(100)"]
+
+    def launch(job, phase, command, environment):
+        stand_in = job.run.row == "toy_alone"
+        real(job, phase, [*sleep, *command[1:]] if stand_in else command, environment)
+
+    monkeypatch.setattr(Job, "launch", launch)
+
+    def interrupt():
+        while not (work / "toy_joint_seed0" / "last_checkpoint").is_file():
+            if time.time() > deadline:
+                break
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM
-    finally:
-        process.kill()
-        process.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    deadline = time.time() + 150
+    threading.Thread(target=interrupt).start()
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(patch, "projects.study.run", *arguments) == 128 + signal.SIGTERM
     listed = subprocess.run(["ps", "-eo", "args"], text=True, capture_output=True).stdout
     assert str(work) not in listed  # no training survives
     state = json.loads((work / "study_state.json").read_text())["runs"]
     assert {entry["state"] for entry in state.values()} == {"interrupted"}
 
-    runs = plan_study([rows["alone"], rows["joint"]], seeds=[0], work_dir=work)
+    runs = plan_study([rows["joint"], rows["alone"]], seeds=[0], work_dir=work)
+    (work / "toy_alone_seed0" / "last_checkpoint").write_text("epoch_1.pth")
     study = Study(runs, work, work / "results", time_limit=1.0, **SETTINGS)
     assert all(run.is_interrupted() for run in runs)
     started = time.time()
@@ -146,24 +183,17 @@ def test_it_stops_and_goes_on(tmp_path):
     assert time.time() - started < 20
     assert {entry["state"] for entry in status.values()} == {"interrupted"}
     for run in runs:
-        commands = [
-            line
-            for line in (work / "logs" / f"{run.label}.log").read_text().splitlines()
-            if line.startswith("$ ")
-        ]
+        log = (work / "logs" / f"{run.label}.log").read_text()
+        commands = [line for line in log.splitlines() if line.startswith("$ ")]
         assert [("--resume" in line) for line in commands] == [False, True]
 
 
 def test_a_failure_stops_those_that_need_it_alone(tmp_path):
     rows = write_rows(tmp_path)
     bad = ["toy_joint:train_dataloader.batch_size=100"]  # less than one batch of images
-    study = run_study(
-        [rows["joint"], rows["router_top2"], rows["alone"]],
-        work_dir=str(tmp_path / "work"),
-        options=bad,
-        gpus=0,
-        per_gpu=1,
-    )
+    order = [rows["joint"], rows["router_top2"], rows["alone"]]
+    with in_this_process():
+        study = run_study(order, work_dir=str(tmp_path / "work"), options=bad, gpus=0, per_gpu=1)
     states = {label: entry["state"] for label, entry in study.status.items()}
     assert states == {
         "toy_joint_seed0": "failed",
@@ -339,15 +369,16 @@ def test_what_a_process_died_of(tmp_path, printed, expected):
 
 
 def test_what_needs_much_memory(tmp_path):
-    rows = ["joint", "zoomnet", "ujsc", "fpn4", "router_top2", "stage3", "refit"]
-    names = [str(CONFIGS / f"mix_{row}.py") for row in [*rows, "warm"]]
+    names = ["joint", "zoomnet", "ujsc", "fpn4", "router_top2", "stage3", "refit", "warm"]
+    runs = plan_study(study_rows([f"mix_{n}" for n in names]), seeds=[0], work_dir=tmp_path)
 
-    def heavy(*options):
-        runs = plan_study(names, seeds=[0], work_dir=tmp_path, options=options)
+    def heavy():
         return {run.row.removeprefix("mix_") for run in runs if run.is_heavy}
 
-    assert heavy("train_dataloader.batch_size=24") == {"joint", "zoomnet", "stage3", "refit"}
     assert not heavy()
+    for run in runs:
+        run.cfg.train_dataloader.batch_size = 24
+    assert heavy() == {"joint", "zoomnet", "stage3", "refit"}
 
 
 def trained(run):
@@ -404,7 +435,7 @@ def test_plans_that_cannot_be(tmp_path):
     rows = write_rows(tmp_path)
     with pytest.raises(ValueError, match=r"toy_router_top2 starts from experts_joint_best\.pth"):
         plan_study([rows["router_top2"]], seeds=[0], work_dir=tmp_path)
-    same = str(write_config(tmp_path, 1, named("alone")))
+    same = Row("same", str(write_config(tmp_path, 1, named("alone"))))
     with pytest.raises(ValueError, match=r"both leave alone_best\.pth"):
         plan_study([rows["alone"], same], seeds=[0], work_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no row 'polyp_fnp'.*'polyp_fpn'"):
@@ -413,14 +444,14 @@ def test_plans_that_cannot_be(tmp_path):
 
 def test_rows_by_pattern(tmp_path):
     found = study_rows(["mix_router_top*", "mix_router_top1", "polyp_fpn"])
-    assert found == [
-        str(CONFIGS / f"{row}.py")
-        for row in ("mix_router_top2", "mix_router_top4", "mix_router_top1", "polyp_fpn")
-    ]
-    other = tmp_path / "fold0.py"
-    other.touch()
-    assert study_rows(folder=tmp_path) == study_rows(["f*"], tmp_path) == [str(other)]
-    assert study_rows([str(other)]) == [str(other)]
+    names = ["mix_router_top2", "mix_router_top4", "mix_router_top1", "polyp_fpn"]
+    assert [row.name for row in found] == names
+    assert found[0] == (names[0], str(CONFIGS / "router_top2.py"), "mix")
+    for name in ("stage3", "fold0", "_part"):
+        (tmp_path / f"{name}.py").touch()
+    mine = [Row(name, str(tmp_path / f"{name}.py")) for name in ("stage3", "fold0")]
+    assert study_rows(folder=tmp_path) == mine
+    assert study_rows(["f*"], tmp_path) == study_rows([mine[1].config]) == mine[1:]
     with pytest.raises(FileNotFoundError, match="holds no config"):
         study_rows(folder=tmp_path / "absent")
     assert row_options("mix_fpn", ["a=1", "mix_*:b=2:3", "polyp_*:c=3"]) == ["a=1", "b=2:3"]
@@ -431,18 +462,6 @@ def test_an_override_for_no_row_is_told(tmp_path):
         plan_study(
             study_rows(["polyp_fpn"]), seeds=[0], work_dir=tmp_path, options=["poylp_fpn:amp=None"]
         )
-
-
-def test_the_shipped_rows_chain(tmp_path):
-    runs = plan_study(study_rows(), seeds=[0], work_dir=tmp_path)
-    sources = {run.row: run.above[0].row for run in runs if run.above}
-    assert sources["polyp_stage3"] == "polyp_router_top2"
-    assert sources["mix_static"] == sources["mix_refit"] == "mix_joint"
-    assert sources["mix_joint"] == sources["mix_fpn4"] == "mix_warm"
-    assert sources["mix_stage3_lite2"] == "mix_router_lite2"
-    assert {row.partition("_")[2] for row in sources.values()} == set(SOURCES)
-    for run in runs:
-        assert len(run.above) == bool(run.cfg.get("init_from"))
 
 
 def test_gpus_that_are_not_there(tmp_path, monkeypatch):

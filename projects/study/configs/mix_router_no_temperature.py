@@ -1,4 +1,0 @@
-# mix_router_top2 without the learned temperature.
-_base_ = ["./_base_/mix_router.py"]
-model = dict(combiner=dict(learn_temperature=False))
-default_hooks = dict(best=dict(name="router_no_temperature"))

@@ -1,8 +1,0 @@
-# polyp_fpn for all epochs on the way to the ensemble: what the longer training alone gives.
-_base_ = ["./_base_/polyp_fpn.py"]
-model = dict(experts=dict(_delete_=True, fpn=dict(type="FPNExpert")))
-train_cfg = {{_base_.budget.long.train_cfg}}
-default_hooks = dict(
-    checkpoint={{_base_.budget.long.checkpoint}},
-    best=dict(name="fpn_long"),
-)

@@ -1,8 +1,0 @@
-# polyp_joint from the pretrained weights instead of from polyp_warm, for more epochs.
-_base_ = ["./_base_/polyp_joint.py"]
-init_from = None
-train_cfg = {{_base_.budget.cold.train_cfg}}
-default_hooks = dict(
-    checkpoint={{_base_.budget.cold.checkpoint}},
-    best=dict(name="experts_joint_cold"),
-)

@@ -1,8 +1,0 @@
-# Stage 2 from polyp_joint_lite2.
-_base_ = ["./_base_/polyp_router.py"]
-init_from = dict(
-    file="experts_joint_lite2_best.pth",
-    command="python tools/train.py projects/study/configs/polyp_joint_lite2.py",
-)
-model = dict(backbone={{_base_.lite2_backbone}})
-default_hooks = dict(best=dict(name="router_lite2"))
