@@ -1,7 +1,13 @@
-"""Miniature data sets in the layouts in which the real ones are downloaded."""
+"""Miniature data sets in the layouts in which the real ones are downloaded, and single samples."""
+
+from pathlib import Path
 
 import cv2
 import numpy as np
+
+from codmoe.datasets.doctor import examine
+
+PIPELINE = [{"type": "LoadCODPair"}, {"type": "PackCODInputs", "keep_original": True}]
 
 COD10K_TRAIN = [f"COD10K-CAM-1-Aquatic-3-Crab-{i}" for i in range(20)]
 COD10K_TEST = [f"COD10K-CAM-2-Terrestrial-5-Frog-{i}" for i in range(3)]
@@ -19,6 +25,20 @@ def picture(seed, size=(24, 32)):
     mask = np.zeros(size, np.uint8)
     mask[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] * 5 // 8] = 255
     return image, mask
+
+
+def disc(height=120, width=160, centre=(0.25, 0.5), radius=18, value=255):
+    """A disc on black: image (H, W, 3) and mask (H, W)."""
+    mask = np.zeros((height, width), np.uint8)
+    cv2.circle(mask, (int(width * centre[0]), int(height * centre[1])), radius, 1, -1)
+    return np.repeat(mask[..., None] * value, 3, axis=2), mask
+
+
+def write(path, size=(24, 32)):
+    """Writes an even white image in the format of the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full(size, 255, np.uint8))
+    return path
 
 
 def add(root, image_dir, mask_dir, stems, size=(24, 32), empty=False):
@@ -67,3 +87,22 @@ def common_tree(root, image_dir="Imgs", mask_dir="GT"):
 
 
 LAYOUTS = {"separate": separate_downloads, "tree": common_tree}
+
+
+def stems(dataset):
+    """Stems of all samples, sorted."""
+    return sorted(dataset.get_data_info(i)["stem"] for i in range(len(dataset)))
+
+
+def look(root, **options):
+    """The doctor's report."""
+    return examine(root, workers=2, progress=False, **options)
+
+
+def found(report, level=None):
+    """``{check: names of files}`` of the doctor's findings."""
+    return {
+        f.check: [tuple(Path(p).name for p in row) for row in f.files]
+        for f in report.findings
+        if level in (None, f.level)
+    }

@@ -7,11 +7,11 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from folders import PIPELINE
 
 from codmoe.datasets import CODDataset
 from codmoe.datasets.cache import SampleCache
 
-PIPELINE = [{"type": "LoadCODPair"}, {"type": "PackCODInputs", "keep_original": True}]
 SIZES = [(24, 32), (61, 33), (40, 90)]
 
 

@@ -1,29 +1,25 @@
-"""Pairing, known layouts and the check of files before training."""
+"""Roots, known layouts, pairs of files, and the recognition of whole trees of data sets."""
 
-import cv2
-import numpy as np
+from pathlib import Path
+
 import pytest
+from folders import NC4K, add, cod10k_v3, common_tree, separate_downloads, write
 
-from codmoe.datasets.integrity import check_pairs
-from codmoe.datasets.layouts import Pair, find_folders, find_pairs, resolve_root
+from codmoe.datasets.layouts import (
+    PROTOCOL,
+    find_folders,
+    find_pairs,
+    outsiders,
+    recognise,
+    resolve_root,
+)
 
-
-def write(path, shape=(24, 32), value=255):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.full(shape, value, np.uint8))
-    return path
-
-
-def tree(root, image_dir, mask_dir, stems, image_ext=".jpg"):
-    for stem in stems:
-        write(root / image_dir / f"{stem}{image_ext}", (24, 32, 3))
-        write(root / mask_dir / f"{stem}.png")
-    return root
+# --- Pairs and folders ---
 
 
 def test_pairs_by_stem_sorted_whatever_the_extension(tmp_path):
     for name in ("b.JPG", "a.png", "c.tiff"):
-        write(tmp_path / "Imgs" / name, (24, 32, 3))
+        write(tmp_path / "Imgs" / name)
         write(tmp_path / "GT" / f"{name[0]}.png")
     (tmp_path / "Imgs" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "Imgs" / "._a.png").write_bytes(b"x")
@@ -34,16 +30,16 @@ def test_pairs_by_stem_sorted_whatever_the_extension(tmp_path):
 
 
 def test_prefix_filters_images_and_masks(tmp_path):
-    tree(tmp_path, "Imgs", "GT", ["x1", "x2"])
+    add(tmp_path, "Imgs", "GT", ["x1", "x2"])
     write(tmp_path / "GT" / "y1.png")
     pairs = find_pairs(tmp_path / "Imgs", tmp_path / "GT", prefix="x")
     assert [p.stem for p in pairs] == ["x1", "x2"]
 
 
 def test_lone_images_and_masks_are_counted_and_five_named(tmp_path):
-    tree(tmp_path, "Imgs", "GT", ["ok"])
+    add(tmp_path, "Imgs", "GT", ["ok"])
     for i in range(7):
-        write(tmp_path / "Imgs" / f"im{i}.jpg", (24, 32, 3))
+        write(tmp_path / "Imgs" / f"im{i}.jpg")
     write(tmp_path / "GT" / "m0.png")
     with pytest.raises(ValueError) as error:
         find_pairs(tmp_path / "Imgs", tmp_path / "GT")
@@ -53,20 +49,22 @@ def test_lone_images_and_masks_are_counted_and_five_named(tmp_path):
 
 
 def test_two_files_of_one_stem(tmp_path):
-    tree(tmp_path, "Imgs", "GT", ["a"])
-    write(tmp_path / "Imgs" / "a.png", (24, 32, 3))
+    add(tmp_path, "Imgs", "GT", ["a"])
+    write(tmp_path / "Imgs" / "a.png")
     with pytest.raises(ValueError, match=r"'a\.jpg' and 'a\.png'.*same stem"):
         find_pairs(tmp_path / "Imgs", tmp_path / "GT")
 
 
 def test_missing_folder_names_key_and_what_is_there(tmp_path):
-    tree(tmp_path, "Imgs", "GT", ["a"])
+    add(tmp_path, "Imgs", "GT", ["a"])
     with pytest.raises(FileNotFoundError, match=r"mask_dir: .*Masks; .*'GT', 'Imgs'"):
         find_pairs(tmp_path / "Imgs", tmp_path / "Masks")
     with pytest.raises(FileNotFoundError, match=r"data_root: .*nowhere"):
         find_folders(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"split_dir: .*Trian; .*holds 'GT', 'Imgs'"):
         find_folders(tmp_path, "Trian")
+    with pytest.raises(FileNotFoundError, match=r"data_root: .*a\.png is a file"):
+        find_folders(tmp_path / "GT" / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -84,16 +82,16 @@ def test_missing_folder_names_key_and_what_is_there(tmp_path):
 @pytest.mark.parametrize("split_dir", [None, "TrainDataset"])
 def test_known_layouts_are_found(tmp_path, image_dir, mask_dir, split_dir):
     base = tmp_path / (split_dir or "")
-    tree(base, image_dir, mask_dir, ["a"])
-    (base / "Edge").mkdir()
+    for name in (image_dir, mask_dir, "Edge"):
+        (base / name).mkdir(parents=True)
     folders = find_folders(tmp_path, split_dir)
     assert (folders.image, folders.mask) == (base / image_dir, base / mask_dir)
     assert not folders.shared_masks
 
 
 def test_camo_keeps_all_masks_in_one_folder(tmp_path):
-    tree(tmp_path, "Images/Train", "GT", ["camourflage_1", "camourflage_2"])
-    tree(tmp_path, "Images/Test", "GT", ["camourflage_3"])
+    add(tmp_path, "Images/Train", "GT", ["camourflage_1", "camourflage_2"])
+    add(tmp_path, "Images/Test", "GT", ["camourflage_3"])
     folders = find_folders(tmp_path, "Test")
     pairs = find_pairs(folders.image, folders.mask, shared_masks=folders.shared_masks)
     assert [p.stem for p in pairs] == ["camourflage_3"]
@@ -103,8 +101,8 @@ def test_no_layout_and_two_layouts(tmp_path):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds 'pictures'.*known are Image"):
         find_folders(tmp_path)
-    tree(tmp_path, "images", "masks", ["a"])
-    tree(tmp_path, "Imgs", "GT", ["a"])
+    for name in ("images", "masks", "Imgs", "GT"):
+        (tmp_path / name).mkdir()
     with pytest.raises(ValueError, match=r"more than one layout"):
         find_folders(tmp_path)
 
@@ -114,57 +112,116 @@ def test_root_expands_and_falls_back_to_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SOMEWHERE", str(tmp_path / "s"))
     assert resolve_root("~/d") == tmp_path / "d"
     assert resolve_root("$SOMEWHERE/d") == tmp_path / "s" / "d"
-    monkeypatch.setenv("CODMOE_DATA_ROOT", str(tmp_path / "all"))
+    base = tmp_path / "all"
+    monkeypatch.setenv("CODMOE_DATA_ROOT", str(base))
     monkeypatch.chdir(tmp_path)
-    assert resolve_root("data/x") == tmp_path / "all" / "data" / "x"
+    assert resolve_root("data/x") == base / "data" / "x"
+    assert resolve_root("/abs") == Path("/abs")
     (tmp_path / "data" / "x").mkdir(parents=True)
-    assert str(resolve_root("data/x")) == str(type(tmp_path)("data/x"))
-    assert resolve_root("/abs") == type(tmp_path)("/abs")
+    assert str(resolve_root("data/x")) == str(Path("data/x"))
+    # It stands for the folder data ...
+    (base / "COD10K-v3").mkdir(parents=True)
+    (tmp_path / "data" / "x").rmdir(), (tmp_path / "data").rmdir()
+    assert resolve_root("data/COD10K-v3") == base / "COD10K-v3" and resolve_root("data") == base
+    # ... or for the data set itself.
+    monkeypatch.setenv("CODMOE_DATA_ROOT", str(base / "COD10K-v3"))
+    assert resolve_root("data/COD10K-v3") == base / "COD10K-v3"
 
 
-def test_the_environment_stands_for_the_folder_data(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CODMOE_DATA_ROOT", str(tmp_path / "all"))
-    (tmp_path / "all" / "COD10K-v3").mkdir(parents=True)
-    assert resolve_root("data/COD10K-v3") == tmp_path / "all" / "COD10K-v3"
-    assert resolve_root("data") == tmp_path / "all"
-    # Or it names the data set itself.
-    monkeypatch.setenv("CODMOE_DATA_ROOT", str(tmp_path / "all" / "COD10K-v3"))
-    assert resolve_root("data/COD10K-v3") == tmp_path / "all" / "COD10K-v3"
+# --- Trees ---
+
+ALL = sorted(f"{name} {role}" for name, role in PROTOCOL)
 
 
-def test_check_names_unreadable_truncated_and_misfit_files_at_once(tmp_path):
-    rng = np.random.default_rng(0)
-    pairs = []
-    for stem in "abcdefg":
-        image, mask = tmp_path / f"i_{stem}.jpg", tmp_path / f"m_{stem}.png"
-        cv2.imwrite(str(image), rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
-        cv2.imwrite(str(mask), rng.integers(0, 2, (40, 60), dtype=np.uint8) * 255)
-        pairs.append(Pair(stem, image, mask))
-    check_pairs(pairs)
-    pairs[0].image.write_bytes(b"not an image")
-    pairs[1].image.write_bytes(pairs[1].image.read_bytes()[:-200])
-    pairs[2].mask.write_bytes(pairs[2].mask.read_bytes()[:-40])
-    pairs[3].mask.write_bytes(b"")
-    write(pairs[4].mask, (20, 30))
-    with pytest.raises(ValueError) as error:
-        check_pairs(pairs)
+def labels(root):
+    return sorted(part.label for part in recognise(root).parts)
+
+
+def test_the_numbers_of_the_protocol():
+    assert PROTOCOL == {
+        ("COD10K", "train"): 3040,
+        ("CAMO", "train"): 1000,
+        ("COD10K", "test"): 2026,
+        ("CAMO", "test"): 250,
+        ("CHAMELEON", "test"): 76,
+        ("NC4K", "test"): 4121,
+    }
+
+
+def test_separate_downloads(tmp_path):
+    tree = recognise(separate_downloads(tmp_path))
+    assert labels(tmp_path) == ALL
+    assert {(p.name, p.role): p.expected for p in tree.parts} == PROTOCOL
+    assert set(tree.layout.split(", ")) == {"COD10K-v3", "CAMO-V.1.0", "CHAMELEON", "NC4K"}
+    cod10k, camo = tree.find("COD10K", "train"), tree.find("CAMO", "test")
+    assert cod10k.folders.mask == tmp_path / "COD10K-v3" / "Train" / "GT_Object"
+    assert cod10k.prefix == "COD10K-CAM-" and camo.folders.shared_masks
+    assert camo.folders.image == tmp_path / "CAMO-V.1.0-CVIU2019" / "Images" / "Test"
+    # From any folder of it.
+    for sub, expected in (
+        ("COD10K-v3", ["COD10K test", "COD10K train"]),
+        ("COD10K-v3/Train", ["COD10K train"]),
+        ("CHAMELEON", ["CHAMELEON test"]),
+        ("CAMO-V.1.0-CVIU2019", ["CAMO test", "CAMO train"]),
+    ):
+        assert labels(tmp_path / sub) == expected
+    # Something else beside the data is left out.
+    for name in ("Imgs", "GT", "images", "masks"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+    assert labels(tmp_path) == ALL
+    with pytest.raises(ValueError, match="fits more than one layout"):
+        recognise(tmp_path / "other")
+
+
+@pytest.mark.parametrize("names", [("Imgs", "GT"), ("image", "mask"), ("images", "masks")])
+def test_the_tree_of_the_papers(tmp_path, names):
+    tree = recognise(common_tree(tmp_path, *names))
+    assert labels(tmp_path) == ALL and tree.layout == "TrainDataset + TestDataset"
+    assert {(p.name, p.role): p.expected for p in tree.parts} == PROTOCOL
+    assert tree.find("CAMO", "train").prefix == "camourflage_"
+    assert tree.find("CAMO", "test").prefix is None
+    add(tmp_path / "TrainDataset", *names, ["zebra"])
+    assert outsiders(tree.find("CAMO", "train"), tree.parts) == ["zebra.jpg"]
+    assert outsiders(tree.find("CAMO", "test"), tree.parts) == []
+
+
+def test_polyps_as_pranet_gives_them_out(tmp_path):
+    add(tmp_path / "TrainDataset", "image", "mask", ["1", "cju0"])
+    for name in ("Kvasir", "CVC-300", "Mine"):
+        add(tmp_path / "TestDataset" / name, "images", "masks", ["1"])
+    expected = {part.label: part.expected for part in recognise(tmp_path).parts}
+    assert expected == {
+        "TrainDataset train": 1450,
+        "Kvasir test": 100,
+        "CVC-300 test": 60,
+        "Mine test": None,
+    }
+
+
+def test_nested_archives_and_folders_of_parts(tmp_path):
+    cod10k_v3(tmp_path / "COD10K-v3" / "COD10K-v3")
+    add(tmp_path / "crabs" / "train", "images", "masks", ["a"])
+    add(tmp_path / "crabs" / "Test", "images", "masks", ["b"])
+    add(tmp_path / "more" / "frogs", "Imgs", "GT", ["c"])
+    assert labels(tmp_path) == ["COD10K test", "COD10K train", "crabs test", "crabs train", "frogs"]
+
+
+def test_what_is_not_there_or_twice(tmp_path):
+    tree = recognise(add(tmp_path / "a" / "NC4K", "Imgs", "GT", NC4K).parent)
+    with pytest.raises(FileNotFoundError, match=r"no CAMO test set in .*holds NC4K test"):
+        tree.find("CAMO", "test")
+    add(tmp_path / "b" / "NC4K", "Imgs", "GT", NC4K)
+    with pytest.raises(ValueError, match=r"2 NC4K test sets in .*a/NC4K/Imgs and .*b/NC4K/Imgs"):
+        recognise(tmp_path).find("NC4K", "test")
+
+
+def test_nothing_known_says_what_is_there_and_what_would_be_right(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(FileNotFoundError) as error:
+        recognise(tmp_path)
     text = str(error.value)
-    assert text.startswith("5 of 7 image/mask pairs cannot be used")
-    assert "; mend, replace or remove them (python tools/data/doctor.py ROOT says" in text
-    for name in ("i_a.jpg is unreadable", "i_b.jpg is unreadable (truncated)"):
-        assert name in text
-    assert "m_c.png is unreadable (truncated)" in text
-    assert "m_d.png is unreadable (empty file)" in text
-    assert "m_e.png is a mask of another size (30x20, its image is 60x40)" in text
-    pairs[5].image.unlink()
-    with pytest.raises(ValueError, match=r"6 of 7.*and 1 more"):
-        check_pairs(pairs)
-
-
-def test_bytes_behind_the_end_are_harmless(tmp_path):
-    image, mask = write(tmp_path / "a.jpg", (24, 32, 3)), write(tmp_path / "a.png")
-    image.write_bytes(image.read_bytes() + b"\0" * 20)
-    check_pairs([Pair("a", image, mask)])
-    bmp, webp = write(tmp_path / "b.bmp", (24, 32, 3)), write(tmp_path / "c.webp", (24, 32, 3))
-    check_pairs([Pair("b", bmp, mask), Pair("c", webp, mask)])
+    assert "holds 'pictures'" in text and "image_dir and mask_dir" in text
+    for known in ("Image+GT_Object", "TrainDataset", "Images/Train", "images+masks", "NC4K"):
+        assert known in text
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        recognise(tmp_path / "absent")

@@ -1,17 +1,57 @@
-"""Whatever is done to a file, reading it gives an image or a ValueError that names the file."""
+"""The check of files before training, and the readers on damaged files of every format."""
 
 import os
 import resource
 
+import cv2
 import numpy as np
 import pytest
 from damage import DAMAGES, FORMATS, damaged, encoded
+from folders import picture, write
+from PIL import Image
 
 from codmoe.datasets.integrity import UnreadableFile, check_pairs, has_plausible_header
 from codmoe.datasets.layouts import Pair
 from codmoe.datasets.transforms import read_image, read_mask
 
 ROUNDS = int(os.environ.get("CODMOE_FUZZ_ROUNDS", "6"))
+
+
+def test_check_names_unreadable_truncated_and_misfit_files_at_once(tmp_path):
+    rng = np.random.default_rng(0)
+    pairs = [Pair(s, tmp_path / f"i_{s}.jpg", tmp_path / f"m_{s}.png") for s in "abcdefg"]
+    for pair in pairs:
+        cv2.imwrite(str(pair.image), picture(list(pair.stem.encode()), (40, 60))[0])
+        cv2.imwrite(str(pair.mask), rng.integers(0, 2, (40, 60), dtype=np.uint8) * 255)
+    check_pairs(pairs)
+    pairs[0].image.write_bytes(b"not an image")
+    pairs[1].image.write_bytes(pairs[1].image.read_bytes()[:-200])
+    pairs[2].mask.write_bytes(pairs[2].mask.read_bytes()[:-40])
+    pairs[3].mask.write_bytes(b"")
+    write(pairs[4].mask, (20, 30))
+    with pytest.raises(ValueError) as error:
+        check_pairs(pairs)
+    text = str(error.value)
+    assert text.startswith("5 of 7 image/mask pairs cannot be used")
+    assert "; mend, replace or remove them (python tools/data/doctor.py ROOT says" in text
+    for fault in (
+        "i_a.jpg is unreadable",
+        "i_b.jpg is unreadable (truncated)",
+        "m_c.png is unreadable (truncated)",
+        "m_d.png is unreadable (empty file)",
+        "m_e.png is a mask of another size (30x20, its image is 60x40)",
+    ):
+        assert fault in text
+    pairs[5].image.unlink()
+    with pytest.raises(ValueError, match=r"6 of 7.*and 1 more"):
+        check_pairs(pairs)
+
+
+def test_other_formats_and_bytes_behind_the_end_are_harmless(tmp_path):
+    images = [write(tmp_path / name) for name in ("a.jpg", "b.bmp", "c.webp")]
+    images[0].write_bytes(images[0].read_bytes() + b"\0" * 20)
+    mask = write(tmp_path / "a.png")
+    check_pairs([Pair(image.stem, image, mask) for image in images])
 
 
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about the damage
@@ -65,23 +105,16 @@ def test_damage_does_not_cost_gigabytes(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
-def test_an_even_area_packs_tightly_and_is_fine(tmp_path):
-    from PIL import Image
-
-    for name, options in (
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
         ("a.png", {}),
         ("a.jpg", {"quality": 1}),
         ("a.webp", {"lossless": True}),
         ("a.tif", {"compression": "group4"}),
-    ):
-        image = Image.new("1" if name.endswith(("png", "tif")) else "RGB", (3000, 3000))
-        image.save(tmp_path / name, **options)
-        assert read_image(str(tmp_path / name)).shape == (3000, 3000, 3)
-
-
-def test_a_missing_file_and_a_folder(tmp_path):
-    with pytest.raises(UnreadableFile, match=r"gone\.png cannot be read: No such file"):
-        read_image(str(tmp_path / "gone.png"))
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(UnreadableFile, match=r"folder\.png cannot be read"):
-        read_mask(str(tmp_path / "folder.png"))
+    ],
+)
+def test_an_even_area_packs_tightly_and_is_fine(tmp_path, name, options):
+    image = Image.new("1" if name.endswith(("png", "tif")) else "RGB", (3000, 3000))
+    image.save(tmp_path / name, **options)
+    assert read_image(str(tmp_path / name)).shape == (3000, 3000, 3)

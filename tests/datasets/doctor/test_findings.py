@@ -1,0 +1,127 @@
+"""Findings about the files: what cannot be used, what is peculiar, what is there twice."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from folders import add, found, look, picture
+from PIL import Image
+
+
+def test_files_that_cannot_be_used(pair):
+    images, masks = pair / "images", pair / "masks"
+    (images / "00.jpg").write_bytes((images / "00.jpg").read_bytes()[:-300])
+    (images / "01.jpg").write_bytes(b"")
+    (masks / "02.png").write_bytes((masks / "02.png").read_bytes()[:60])
+    cv2.imwrite(str(masks / "03.png"), np.full((60, 80), 7, np.uint8))
+    cv2.imwrite(str(masks / "04.png"), np.zeros((30, 40), np.uint8))
+    (masks / "05.png").unlink()
+    (images / "06.jpg").unlink()
+    (images / "07.png").write_bytes((images / "07.jpg").read_bytes())
+    report = look(pair)
+    errors = [(f.check, [Path(p).name for row in f.files for p in row]) for f in report.findings]
+    assert ("unusable images", ["00.jpg", "01.jpg"]) in errors
+    assert ("unusable masks", ["02.png"]) in errors and ("unusable masks", ["03.png"]) in errors
+    assert ("masks of another size", ["04.jpg", "04.png"]) in errors
+    assert ("images without mask", ["05.jpg"]) in errors
+    assert ("masks without image", ["06.png"]) in errors
+    assert ("two images of one stem", ["07.jpg", "07.png"]) in errors
+    assert report.errors == 7 == sum(f.level == "error" for f in report.findings)
+    seven = next(f for f in report.findings if "up to 7" in f.what)
+    assert seven.files == [(str(masks / "03.png"),)]
+    assert all(f.advice and f.what and f.where == "set" for f in report.findings)
+    size = next(f for f in report.findings if f.check == "masks of another size")
+    assert "40x30, its image 80x60" in size.what
+
+
+def test_peculiar_masks(pair):
+    masks = pair / "masks"
+    cv2.imwrite(str(masks / "00.png"), np.zeros((60, 80), np.uint8))
+    cv2.imwrite(str(masks / "01.png"), np.full((60, 80), 255, np.uint8))
+    box = picture(0, (60, 80))[1]
+    cv2.imwrite(str(masks / "02.png"), box // 255)
+    cv2.imwrite(str(masks / "03.png"), cv2.GaussianBlur(box, (0, 0), 9))
+    coloured = np.zeros((60, 80, 3), np.uint8)
+    coloured[20:30, 20:30] = (0, 0, 200)
+    cv2.imwrite(str(masks / "04.png"), coloured)
+    palette = Image.fromarray(box // 255, mode="P")
+    palette.putpalette([0, 0, 0, 128, 0, 0])
+    palette.save(masks / "05.png")
+    report = look(pair)
+    assert found(report, "error") == {}
+    assert found(report, "warning") == {
+        "empty masks": [("00.png",)],
+        "all-white masks": [("01.png",)],
+        "soft masks": [("03.png",)],
+        "coloured masks": [("04.png",)],
+    }
+    notes = {"masks of 0 and 1": [("02.png",)], "masks with a palette": [("05.png",)]}
+    assert found(report, "note") == notes
+
+
+def test_peculiar_images(pair):
+    images = pair / "images"
+
+    def replace(stem, image, suffix=".png", **options):
+        (images / f"{stem}.jpg").unlink()
+        image.save(images / f"{stem}{suffix}", **options)
+
+    def rgb(stem):
+        return Image.open(images / f"{stem}.jpg").convert("RGB")
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    replace("00", rgb("00"), ".jpg", exif=exif)
+    replace("01", rgb("01"), ".jpg", exif=exif)
+    mask = cv2.imread(str(pair / "masks" / "01.png"), 0)
+    cv2.imwrite(str(pair / "masks" / "01.png"), mask.T)
+    see_through = rgb("02").convert("RGBA")
+    see_through.putpixel((3, 3), (1, 2, 3, 0))
+    replace("02", see_through)
+    replace("03", rgb("03").convert("RGBA"))
+    replace("04", rgb("04").convert("P"))
+    replace("05", rgb("05").convert("CMYK"), ".jpg")
+    deep = cv2.imread(str(images / "06.jpg")).astype(np.uint16) * 257
+    (images / "06.jpg").unlink()
+    cv2.imwrite(str(images / "06.png"), deep)
+    replace("07", rgb("07").convert("L"), ".jpg")  # grey is nothing to speak of
+    report = look(pair)
+    assert found(report, "error") == {"masks of the turned image": [("01.jpg", "01.png")]}
+    assert found(report, "warning") == {
+        "images with EXIF rotation": [("00.jpg",), ("01.jpg",)],
+        "images with transparent pixels": [("02.png",)],
+        "CMYK images": [("05.jpg",)],
+    }
+    assert found(report, "note") == {
+        "images with an alpha channel": [("03.png",)],
+        "images with a palette": [("04.png",)],
+        "images of 16 bits": [("06.png",)],
+    }
+
+
+def test_duplicates_within_and_between_training_and_test(tmp_path):
+    root = tmp_path / "crabs"
+    for role in ("train", "test"):
+        add(root / role, "images", "masks", [f"{role}{i}" for i in range(6)], (60, 80))
+
+    def copy(source, target, **encoding):
+        image = cv2.imread(str(root / source[0] / "images" / f"{source[1]}.jpg"))
+        add(root / target[0], "images", "masks", [target[1]], (60, 80))
+        path = root / target[0] / "images" / f"{target[1]}"
+        path.with_suffix(".jpg").unlink()
+        quality = [cv2.IMWRITE_JPEG_QUALITY, encoding["quality"]] if encoding else []
+        cv2.imwrite(f"{path}.jpg" if encoding else f"{path}.png", image, quality)
+
+    copy(("train", "train0"), ("test", "leak"))  # another format, the same pixels
+    copy(("train", "train1"), ("test", "near"), quality=40)
+    copy(("train", "train2"), ("train", "twin"))
+    copy(("test", "test3"), ("test", "alike"), quality=40)
+    report = look(root)
+    assert found(report, "error") == {
+        "the same images in training and test": [("leak.png", "train0.jpg")]
+    }
+    assert found(report, "warning") == {
+        "images that are there twice": [("train2.jpg", "twin.png")],
+        "images that look alike": [("alike.jpg", "test3.jpg")],
+        "images that look alike in training and test": [("near.jpg", "train1.jpg")],
+    }
