@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from codmoe.console import TextTable
-from codmoe.evaluation.measures.batched import measure_maps
-from codmoe.evaluation.measures.per_image import find_truths
+from codmoe.evaluation.measures import find_truths, measure_maps
 from codmoe.evaluation.measures.reference import reference_measures
 from codmoe.evaluation.measures.truth import GroundTruthCache, ground_truth
 from codmoe.files import save_json

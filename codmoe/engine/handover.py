@@ -28,7 +28,7 @@ from codmoe.console import TextTable
 from codmoe.datasets.views import drawn_from
 from codmoe.engine.checkpoints import load_parts, load_state, meta_of, read_weights, stored_config
 from codmoe.engine.ddp import bare_model
-from codmoe.evaluation.measures.per_image import THRESHOLD
+from codmoe.evaluation.measures import THRESHOLD
 from codmoe.evaluation.routing_metric import ious_at
 from codmoe.files import save_json
 from codmoe.messages import suggest

@@ -1,4 +1,4 @@
-"""What an image asks of a method, and which expert answers it best: the breakdown by attribute."""
+"""Attributes of the object in an image, and IoU broken down by them: which expert suits what."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from codmoe.evaluation.cod_metric import (
     unique_stems,
 )
 from codmoe.evaluation.conventions import COMBINED
-from codmoe.evaluation.measures.per_image import as_array
+from codmoe.evaluation.measures import as_array, checked_mask
 from codmoe.messages import listed, suggest
 from codmoe.registry import METRICS
 
@@ -86,7 +86,7 @@ def image_attributes(image: np.ndarray | None, mask: np.ndarray) -> dict[str, fl
     Raises:
         ValueError: The mask is not (H, W) or holds other values; the image does not fit it.
     """
-    mask = _checked_mask(mask)
+    mask = checked_mask(mask).view(np.uint8)
     if image is not None and (image.shape != (*mask.shape, 3) or image.dtype != np.uint8):
         raise ValueError(
             f"The image is {image.dtype} of shape {image.shape}; give RGB as uint8 of shape "
@@ -136,7 +136,7 @@ def attribute_bins(values: Iterable[float | str | None], name: str) -> list[str]
         ValueError: There is no such attribute.
     """
     if name in CATEGORIES:
-        return [value or UNKNOWN for value in values]
+        return [str(value) if value else UNKNOWN for value in values]
     if name not in BINS:
         known = [*BINS, *CATEGORIES]
         raise ValueError(f"There is no attribute {name!r} to bin; {suggest(name, known)}")
@@ -190,25 +190,10 @@ def breakdown(
     return rows
 
 
-def _checked_mask(mask: np.ndarray) -> np.ndarray:
-    mask = np.asarray(mask)
-    if mask.ndim != 2 or mask.size == 0:
-        raise ValueError(f"The mask has shape {mask.shape}; it must be (H, W).")
-    if mask.dtype == bool:
-        return mask.view(np.uint8)
-    low, high = mask.min(), mask.max()
-    if low not in (0, 1) or high not in (0, 1):
-        raise ValueError(
-            f"The mask ranges over [{low}, {high}]; it must hold 0 and 1 only (binarise 0/255 "
-            "masks first)."
-        )
-    return mask.astype(np.uint8, copy=False)
-
-
 def _parts(mask: np.ndarray, least: float) -> float:
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     sizes = stats[1:, cv2.CC_STAT_AREA]
-    return float(max(1, np.count_nonzero(sizes >= least)))
+    return float(max(1, int(np.count_nonzero(sizes >= least))))
 
 
 def _contour_length(mask: np.ndarray) -> float:
@@ -233,14 +218,15 @@ def _contrast(image: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int
         return math.nan
     lab = cv2.cvtColor(np.ascontiguousarray(image[window]), cv2.COLOR_RGB2LAB)
     light, a, b = cv2.split(lab)
-    steep = cv2.add(*(cv2.convertScaleAbs(cv2.Sobel(light, cv2.CV_16S, *d)) for d in _AXES))
+    slopes = [cv2.convertScaleAbs(cv2.Sobel(light, cv2.CV_16S, *axis)) for axis in _AXES]
+    steep = cv2.add(slopes[0], slopes[1])
     distances = []
     for channel in (light, a, b, steep):
         pair = [cv2.calcHist([channel], [0], part, [32], [0, 256]) for part in (inside, ring)]
         pair = [counts.reshape(-1, 1) for counts in pair]  # OpenCV 5 has one axis only
         # Smoothed (reflected at the ends), since few pixels leave bins empty by chance.
         pair = [cv2.GaussianBlur(counts, (1, 7), 1.5) for counts in pair]
-        distances.append(cv2.compareHist(*pair, cv2.HISTCMP_BHATTACHARYYA))
+        distances.append(cv2.compareHist(pair[0], pair[1], cv2.HISTCMP_BHATTACHARYYA))
     return float(np.mean(distances))
 
 

@@ -1,4 +1,4 @@
-"""Segmentation quality of the mixture, of each expert, of their plain mean and of an oracle."""
+"""Metric of segmentation quality: the mixture, each expert, their plain mean and an oracle."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
 from codmoe.evaluation.conventions import COMBINED
-from codmoe.evaluation.measures.per_image import (
+from codmoe.evaluation.measures import (
     BACKENDS,
+    TRUTHS,
     aggregate,
     batch_measures,
     best_expert,
@@ -20,7 +21,6 @@ from codmoe.evaluation.measures.per_image import (
     mean_curves,
     uniform_probability,
 )
-from codmoe.evaluation.measures.truth import TRUTHS
 from codmoe.messages import suggest
 from codmoe.registry import METRICS
 

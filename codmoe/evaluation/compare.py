@@ -9,7 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -373,9 +373,8 @@ def _differences(
     for key, interval in zip(keys, intervals, strict=True):
         rising = (interval.difference > 0) != (key in LOWER_IS_BETTER)
         verdict = ("better" if rising else "worse") if interval.excludes_zero else "undecided"
-        row = dict(dataset=dataset, method=method.name, baseline=baseline.name, metric=key)
-        row |= dict(n=interval.n, difference=interval.difference)
-        found.append(row | dict(low=interval.low, high=interval.high, verdict=verdict))
+        names = dict(dataset=dataset, method=method.name, baseline=baseline.name, metric=key)
+        found.append({**names, **asdict(interval), "verdict": verdict})
     return found, without
 
 

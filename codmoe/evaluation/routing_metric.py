@@ -1,8 +1,8 @@
-"""How the router uses the experts, and how much of what they could give it obtains."""
+"""Metric of routing: use of the experts, and how much of what they could give is obtained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,11 @@ from codmoe.evaluation.cod_metric import (
     required,
     unique_stems,
 )
+from codmoe.evaluation.measures import THRESHOLD
 from codmoe.evaluation.measures.histogram import divide
-from codmoe.evaluation.measures.per_image import THRESHOLD
 from codmoe.registry import METRICS
+
+Rows = Tensor | Sequence[Sequence[float]]
 
 
 def mutual_information(probabilities: Tensor) -> float:
@@ -40,7 +42,7 @@ def mutual_information(probabilities: Tensor) -> float:
     return max(float(information), 0.0)
 
 
-def dense_weights(indices: Tensor, weights: Tensor, experts: int) -> Tensor:
+def dense_weights(indices: Rows, weights: Rows, experts: int) -> Tensor:
     """Mixture weights over all experts, zero where not chosen, (N, E).
 
     Args:
@@ -48,20 +50,20 @@ def dense_weights(indices: Tensor, weights: Tensor, experts: int) -> Tensor:
         weights: Their weights, (N, k).
         experts: E.
     """
-    indices = torch.as_tensor(indices, dtype=torch.long)
-    weights = torch.as_tensor(weights, dtype=torch.float64)
-    return weights.new_zeros(len(weights), experts).scatter_add_(1, indices, weights)
+    places = torch.as_tensor(indices, dtype=torch.long)
+    values = torch.as_tensor(weights, dtype=torch.float64)
+    return values.new_zeros(len(values), experts).scatter_add_(1, places, values)
 
 
-def chosen_frequency(indices: Tensor, experts: int) -> Tensor:
+def chosen_frequency(indices: Rows, experts: int) -> Tensor:
     """How often each expert is among the top k, (E,); sums to k.
 
     Args:
         indices: Chosen experts, (N, k).
         experts: E.
     """
-    indices = torch.as_tensor(indices, dtype=torch.long)
-    hit = torch.zeros(len(indices), experts, dtype=torch.float64).scatter_(1, indices, 1.0)
+    places = torch.as_tensor(indices, dtype=torch.long)
+    hit = torch.zeros(len(places), experts, dtype=torch.float64).scatter_(1, places, 1.0)
     return hit.mean(0)
 
 
@@ -124,7 +126,8 @@ class RoutingMetric(PerImageMetric):
             ValueError: A sample has no ``routing``, or experts' maps without a ground truth.
         """
         remedy = "RoutingMetric is for a model with a router, in its `predict` mode"
-        records, ious = [], []
+        records: list[dict[str, Any]] = []
+        ious: list[Tensor] = []
         for sample in map(as_mapping, data_samples):
             routing = required(sample, "routing", remedy)
             record: dict[str, Any] = identity(sample)

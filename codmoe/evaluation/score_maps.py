@@ -18,12 +18,7 @@ from codmoe import __version__
 from codmoe.datasets.layouts import files_by_stem
 from codmoe.datasets.transforms import read_mask
 from codmoe.evaluation.conventions import CONVENTIONS
-from codmoe.evaluation.measures.per_image import (
-    aggregate,
-    batch_measures,
-    image_scalars,
-    mean_curves,
-)
+from codmoe.evaluation.measures import aggregate, batch_measures, image_scalars, mean_curves
 from codmoe.evaluation.tables import result_rows, result_table
 from codmoe.files import save_json
 from codmoe.machine import available_cores, check_device
@@ -86,7 +81,7 @@ def read_map(path: Path) -> np.ndarray:
         if pixels.shape[2] > 2 and (np.ptp(pixels[..., :3], axis=2) > 0).any():
             raise ValueError(f"{path} is in colour; a map is grey, 0 to 255")
         pixels = pixels[..., 0]
-    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    return pixels.astype(np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 65535)
 
 
 def score_maps(

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from codmoe.evaluation.measures.per_image import iou_and_dice
+from codmoe.evaluation.measures import iou_and_dice
 from codmoe.files import replacing
 
 # Inches. Margins and gaps are absolute, so that text keeps its place for any number of rows.

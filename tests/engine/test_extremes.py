@@ -9,7 +9,7 @@ from codmoe.engine import testing as extremes
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.testing import pick
 from codmoe.engine.testing import test as run_test
-from codmoe.evaluation.measures.per_image import iou_and_dice
+from codmoe.evaluation.measures import iou_and_dice
 
 PIPELINE = [dict(type="LoadCODPair"), dict(type="PackCODInputs", keep_original=True)]
 

@@ -7,7 +7,7 @@ import pytest
 from miniature import call
 from PIL import Image
 
-from codmoe.evaluation.measures.per_image import aggregate, batch_measures
+from codmoe.evaluation.measures import aggregate, batch_measures
 from codmoe.evaluation.score_maps import folder_name, read_map, score_folders, score_maps
 
 SIZES = [(30, 40), (41, 25), (33, 33)]

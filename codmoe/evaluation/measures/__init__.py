@@ -1,1 +1,46 @@
-"""The measures of camouflaged object detection, exact and batched."""
+"""The measures of camouflaged object detection, exact and batched, on the CPU or a GPU.
+
+:mod:`per_image` is what others use: the measures of maps and their mean over a data set.
+:mod:`batched` computes them from what depends on the truth alone (:mod:`truth`), on counts of
+pixels (:mod:`histogram`) and on their places (:mod:`spatial`). :mod:`reference` has PySODMetrics
+compute the same.
+"""
+
+from codmoe.evaluation.measures.batched import THRESHOLD, measure_maps
+from codmoe.evaluation.measures.histogram import CURVES
+from codmoe.evaluation.measures.per_image import (
+    BACKENDS,
+    aggregate,
+    as_array,
+    batch_measures,
+    best_expert,
+    checked_mask,
+    find_truths,
+    image_measures,
+    image_scalars,
+    iou_and_dice,
+    mean_curves,
+    uniform_probability,
+)
+from codmoe.evaluation.measures.truth import TRUTHS, GroundTruthCache, ground_truth
+
+__all__ = [
+    "BACKENDS",
+    "CURVES",
+    "THRESHOLD",
+    "TRUTHS",
+    "GroundTruthCache",
+    "aggregate",
+    "as_array",
+    "batch_measures",
+    "best_expert",
+    "checked_mask",
+    "find_truths",
+    "ground_truth",
+    "image_measures",
+    "image_scalars",
+    "iou_and_dice",
+    "mean_curves",
+    "measure_maps",
+    "uniform_probability",
+]

@@ -24,6 +24,7 @@ from codmoe.evaluation.measures.histogram import (
     divide,
     histogram_measures,
     level_values,
+    mean_absolute_error,
 )
 from codmoe.evaluation.measures.spatial import boundary_counts, canvas_arrays, weighted_errors
 from codmoe.evaluation.measures.truth import OBJECT, GroundTruth
@@ -135,7 +136,7 @@ def _pixel_sums(
     flat = prob.view(count, -1)
     bounds = torch.stack([flat.amin(1), flat.amax(1)], dim=1)
     levels = prob.clamp(0, 1).mul_(255).round_().to(torch.uint8)
-    codes = canvas_arrays([t.codes for t in truths], tuple(prob.shape), device)
+    codes = canvas_arrays([t.codes for t in truths], prob.shape, device)
     binary = prob > THRESHOLD
     region = _regions(codes & OBJECT, truths)
     if full:
@@ -204,17 +205,18 @@ def _finish(
     (no_b, no_f), (fp, tp) = ((x[:, :1], x[:, 1:]) for x in by_binary.unbind(1))
     area, size = no_f + tp, no_b + no_f + fp + tp
     counts = [tp, fp, area, size]
-    field = histogram_measures(histogram.sum(1).view(-1, 4, 2, LEVELS), normalise, full)
-    scalars = binary_measures(tp, fp, area, size) | {"MAE": field.mae}
+    by_region = histogram.sum(1).view(-1, 4, 2, LEVELS)
+    scalars = binary_measures(tp, fp, area, size)
+    scalars["MAE"] = mean_absolute_error(by_region, normalise)
     if full:
-        spatial = torch.cat([chunk.spatial for chunk in chunks])
+        spatial = torch.cat([c.spatial for c in chunks if c.spatial is not None])
         missed, false_positive, common, joint = (x[:, None] for x in spatial.unbind(1))
         scalars["BIoU"] = torch.where(joint == 0, 1.0, divide(common, joint))
         scalars["wFm"] = _weighted_f(missed, false_positive, area)
         counts += [common, joint]
     names = list(scalars)
     table = torch.cat([bounds, *scalars.values(), *counts], dim=1).cpu().numpy()
-    shown = field.to_host() if full else None
+    field = histogram_measures(by_region, normalise).to_host() if full else None
     levels = [image for chunk in chunks for image in chunk.levels]
     results = []
     for i, (row, truth) in enumerate(zip(table, truths, strict=True)):
@@ -222,8 +224,8 @@ def _finish(
         check_range(low, high)
         result: dict[str, Any] = dict(zip(names, rest, strict=False))
         result["counts"] = np.array(rest[len(names) :], np.int64)
-        if shown is not None:
-            result |= shown.finish(i, levels[i], truth)
+        if field is not None:
+            result |= field.finish(i, levels[i], truth)
         results.append(result)
     return results
 

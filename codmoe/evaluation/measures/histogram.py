@@ -19,7 +19,11 @@ from torch import Tensor
 from codmoe.evaluation.measures.truth import GroundTruth
 
 LEVELS = 256
+CURVES = ("Precision", "Recall", "Fm", "Em", "IoU", "Dice")
+"""Order of the curves in a stacked tensor."""
+EPS = float(torch.finfo(torch.float64).eps)
 S_ALPHA = 0.5
+F_BETA2 = 0.3
 # By numpy: dividing a CUDA tensor by a number multiplies by its inverse, which rounds differently.
 _UNIT = torch.from_numpy(np.arange(LEVELS) / 255)
 _ADAPTIVE = ("adpEm", "adpFm", "adpIoU", "adpDice")
@@ -31,8 +35,7 @@ class HistogramMeasures:
 
     Args:
         values: Value of the (normalised) map at each level, (N, 256).
-        mae: (N, 1).
-        curves: :func:`threshold_curves`, (N, 6, 256), or None.
+        curves: :func:`threshold_curves`, (N, 6, 256).
         adaptive: Measures at the adaptive threshold, and with the pixels exactly at it left out,
             (N, 2, 4); only :meth:`HostMeasures.finish` knows which holds where that differs.
         tie: Level exactly at the adaptive threshold, or -1, (N, 1).
@@ -44,19 +47,18 @@ class HistogramMeasures:
     """
 
     values: Tensor
-    mae: Tensor
-    curves: Tensor | None = None
-    adaptive: Tensor | None = None
-    tie: Tensor | None = None
-    objects: Tensor | None = None
-    regions: Tensor | None = None
-    shares: Tensor | None = None
-    flat: Tensor | None = None
-    whole: Tensor | None = None
+    curves: Tensor
+    adaptive: Tensor
+    tie: Tensor
+    objects: Tensor
+    regions: Tensor
+    shares: Tensor
+    flat: Tensor
+    whole: Tensor
 
     def to_host(self) -> HostMeasures:
         """One copy to the host of everything but the curves, and one of these."""
-        parts = (self.adaptive.flatten(1), self.tie, self.objects, self.regions, self.shares)
+        parts = [self.adaptive.flatten(1), self.tie, self.objects, self.regions, self.shares]
         table = torch.cat([*parts, self.flat, self.whole], dim=1).cpu().numpy()
         return HostMeasures(table, self.curves.float().cpu().numpy(), self.values)
 
@@ -81,15 +83,15 @@ class HostMeasures:
         row = self.table[index]
         adaptive, tie, objects = row[:8].reshape(2, 4), int(row[8]), row[9]
         regions, shares, flat, whole = row[10:14].copy(), row[14:18], row[18:22], row[22]
-        values = self.values[index].cpu().numpy() if tie >= 0 or (flat >= 0).any() else None
         out = 0
         if tie >= 0:
+            values = self.values[index].cpu().numpy()
             height, width = truth.shape
             pixels = values[levels.cpu().numpy()[:height, :width].copy()]
             out = int(values[tie] < min(2 * pixels.mean(), 1))
         result: dict[str, Any] = dict(zip(_ADAPTIVE, adaptive[out].tolist(), strict=True))
-        for quadrant in (flat >= 0).nonzero()[0]:
-            level = values[int(flat[quadrant])]
+        for quadrant in np.flatnonzero(flat >= 0).tolist():
+            level = float(self.values[index, int(flat[quadrant])])
             regions[quadrant] = _flat_similarity(level, quadrant, truth)
         region = float((regions * shares).sum())
         mixed = max(0.0, S_ALPHA * objects + (1 - S_ALPHA) * region)
@@ -111,34 +113,45 @@ def _flat_similarity(value: float, quadrant: int, truth: GroundTruth) -> float:
     return float(np.sum((region - np.mean(region)) ** 2) == 0)
 
 
-def histogram_measures(histogram: Tensor, normalise: bool, full: bool) -> HistogramMeasures:
+def mean_absolute_error(histogram: Tensor, normalise: bool) -> Tensor:
+    """|map - truth| averaged over the pixels, (N, 1); arguments of :func:`histogram_measures`."""
+    by_truth = histogram.sum(1)
+    level = by_truth.sum(1)
+    values, _, _ = level_values(level, normalise)
+    background, foreground = by_truth.double().unbind(1)
+    error = (background * values + foreground * (values - 1).abs()).sum(1, keepdim=True)
+    return error / level.sum(1, keepdim=True).double()
+
+
+def histogram_measures(histogram: Tensor, normalise: bool) -> HistogramMeasures:
     """Measures of N maps from their counts.
 
     Args:
         histogram: Pixels by quadrant (in rows from the top left), truth (background, object) and
             level, (N, 4, 2, 256) int64.
         normalise: Min-max normalise each map.
-        full: False gives ``values`` and ``mae`` only.
     """
     by_truth = histogram.sum(1)
     level = by_truth.sum(1)
     values, low, span = level_values(level, normalise)
     size = level.sum(1, keepdim=True).double()
     background, foreground = by_truth.double().unbind(1)
-    error = (background * values + foreground * (values - 1).abs()).sum(1, keepdim=True)
-    measures = HistogramMeasures(values, error / size)
-    if not full:
-        return measures
     area = foreground.sum(1, keepdim=True)
-    measures.curves = _curves(by_truth, values, area, size)
-    measures.adaptive, measures.tie = _adaptive(by_truth, level, low, span, area, size)
-    measures.objects = _objects(background, foreground, values, area, size)
-    measures.regions, measures.flat = _regions(histogram.double(), values)
-    measures.shares = histogram.sum((2, 3)).double() / size
+    adaptive, tie = _adaptive(by_truth, level, low, span, area, size)
+    regions, flat = _regions(histogram.double(), values)
     mean = (level * values).sum(1, keepdim=True) / size
     nan = torch.full_like(mean, torch.nan)
-    measures.whole = torch.where(area == 0, 1 - mean, torch.where(area == size, mean, nan))
-    return measures
+    return HistogramMeasures(
+        values=values,
+        curves=_curves(by_truth, values, area, size),
+        adaptive=adaptive,
+        tie=tie,
+        objects=_objects(background, foreground, values, area, size),
+        regions=regions,
+        shares=histogram.sum((2, 3)).double() / size,
+        flat=flat,
+        whole=torch.where(area == 0, 1 - mean, torch.where(area == size, mean, nan)),
+    )
 
 
 def level_values(level: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,12 +253,6 @@ def _regions(histogram: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     value = values.expand_as(counts).gather(-1, level)
     flat = one_level & (truth_squares == 0) & (value > 0) & (value < 1)
     return score.squeeze(-1), torch.where(flat, level, -1).squeeze(-1).double()
-
-
-EPS = float(torch.finfo(torch.float64).eps)
-F_BETA2 = 0.3
-CURVES = ("Precision", "Recall", "Fm", "Em", "IoU", "Dice")
-"""Order of the curves in a stacked tensor."""
 
 
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:

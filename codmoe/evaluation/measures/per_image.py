@@ -24,6 +24,7 @@ from torch import Tensor
 from codmoe.evaluation.conventions import AGGREGATE_KEYS, FAST_KEYS
 from codmoe.evaluation.measures.batched import THRESHOLD, check_range, check_size, measure_maps
 from codmoe.evaluation.measures.histogram import CURVES, LEVELS, binary_measures
+from codmoe.evaluation.measures.reference import reference_measures
 from codmoe.evaluation.measures.truth import TRUTHS, GroundTruth, GroundTruthCache
 
 BACKENDS = ("torch", "pysodmetrics")
@@ -80,10 +81,10 @@ def iou_and_dice(
         prob: Foreground probability, (H, W).
         gt: Ground truth in {0, 1}, (H, W).
     """
-    prob, gt = checked_pair(prob, gt)
-    mask = prob > threshold
-    both = np.count_nonzero(mask & gt)
-    total = np.count_nonzero(mask) + np.count_nonzero(gt)
+    values, truth = checked_pair(prob, gt)
+    mask = values > threshold
+    both = np.count_nonzero(mask & truth)
+    total = np.count_nonzero(mask) + np.count_nonzero(truth)
     return (1.0, 1.0) if total == 0 else (both / (total - both), 2 * both / total)
 
 
@@ -113,8 +114,6 @@ def batch_measures(
         ValueError: See :func:`checked_pair`; or no such backend.
     """
     if backend == "pysodmetrics":
-        from codmoe.evaluation.measures.reference import reference_measures
-
         pairs = [checked_pair(p, m) for p, m in zip(probs, masks, strict=True)]
         results = [reference_measures(prob, gt, full=full) for prob, gt in pairs]
     elif backend == "torch":

@@ -1,4 +1,4 @@
-"""The same measures by PySODMetrics, for whoever wants to check ours against the field's tool."""
+"""The same measures by PySODMetrics, an optional extra, to check ours against the field's tool."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from codmoe.evaluation.measures.batched import THRESHOLD
 from codmoe.evaluation.measures.histogram import CURVES
 from codmoe.evaluation.measures.truth import BOUNDARY_RATIO, boundary_band
 
@@ -29,7 +30,7 @@ def reference_measures(prob: np.ndarray, gt: np.ndarray, *, full: bool = True) -
         import py_sod_metrics as sod
     except ModuleNotFoundError as error:
         raise ValueError(
-            "backend='pysodmetrics' needs PySODMetrics: pip install pysodmetrics"
+            "backend='pysodmetrics' needs PySODMetrics: pip install 'codmoe[pysodmetrics]'"
         ) from error
 
     level, mask = np.round(prob * 255).astype(np.uint8), gt.astype(np.uint8) * 255
@@ -37,7 +38,7 @@ def reference_measures(prob: np.ndarray, gt: np.ndarray, *, full: bool = True) -
     plain.step(prob, gt, normalize=False)
     mae = sod.MAE()
     mae.step(level, mask)
-    measures = _overlaps(prob > 0.5, gt)
+    measures = _overlaps(prob > THRESHOLD, gt)
     measures["BER"] = float(plain.get_results()["ber"]["binary"])
     measures["MAE"] = float(mae.get_results()["mae"])
     if not full:
@@ -56,7 +57,7 @@ def reference_measures(prob: np.ndarray, gt: np.ndarray, *, full: bool = True) -
     sm, wfm, em, results = (step.get_results() for step in steps)
     curves = {name: results[name]["dynamic"] for name in handlers} | {"Em": em["em"]["curve"]}
     return measures | {
-        "BIoU": _boundary(prob > 0.5, gt, measures),
+        "BIoU": _boundary(prob > THRESHOLD, gt, measures),
         "Sm": float(sm["sm"]),
         "wFm": float(wfm["wfm"]),
         "adpEm": float(em["em"]["adp"]),

@@ -21,12 +21,12 @@ from codmoe.evaluation.measures.truth import (
 
 
 def canvas_arrays(
-    arrays: Sequence[np.ndarray], shape: tuple[int, int, int], device: torch.device
+    arrays: Sequence[np.ndarray], shape: Sequence[int], device: torch.device
 ) -> Tensor:
     """Arrays of different sizes on a canvas of (N, H, W), zeros outside, on ``device``."""
-    if len(arrays) == 1 and arrays[0].shape == shape[1:]:
+    if len(arrays) == 1 and arrays[0].shape == tuple(shape[1:]):
         return torch.from_numpy(arrays[0]).to(device)[None]
-    canvas = np.zeros(shape, arrays[0].dtype)
+    canvas = np.zeros(tuple(shape), arrays[0].dtype)
     for place, array in zip(canvas, arrays, strict=True):
         place[: array.shape[0], : array.shape[1]] = array
     return torch.from_numpy(canvas).to(device)
@@ -142,13 +142,12 @@ def weighted_errors(errors: Tensor, codes: Tensor, truths: Sequence[GroundTruth]
     truth = _window(codes & OBJECT, top - REACH, left - REACH, height, width)
     spread = window * truth
     # A background pixel there has the error of the object pixel nearest to it.
-    band, nearest = [], []
+    places: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for i, fact in enumerate(truths):
-        for kept, flat in ((band, fact.nearness.band), (nearest, fact.nearness.nearest)):
+        for kept, flat in zip(places, (fact.nearness.band, fact.nearness.nearest), strict=True):
             row, column = np.divmod(flat, fact.shape[1])
-            inner = (row - top + REACH) * width + column - left + REACH
-            kept.append(inner + i * height * width)
-    band, nearest = (torch.from_numpy(np.concatenate(x)).to(device) for x in (band, nearest))
+            kept.append((row - top + REACH + i * height) * width + column - left + REACH)
+    band, nearest = (torch.from_numpy(np.concatenate(x)).to(device) for x in places)
     spread.view(-1)[band] = window.view(-1)[nearest]
     inner = (slice(None), slice(REACH, -REACH), slice(REACH, -REACH))
     least = torch.minimum(_smooth(spread), window[inner]) * truth[inner]
@@ -158,8 +157,8 @@ def weighted_errors(errors: Tensor, codes: Tensor, truths: Sequence[GroundTruth]
 def _window(values: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
     """``values[:, top : top + height, left : left + width]``, zeros outside."""
     rows, columns = values.shape[1:]
-    over = (max(0, -left), max(0, left + width - columns))
-    over += (max(0, -top), max(0, top + height - rows))
+    over = [max(0, -left), max(0, left + width - columns)]
+    over += [max(0, -top), max(0, top + height - rows)]
     inside = values[:, max(0, top) : top + height, max(0, left) : left + width]
     return F.pad(inside, over) if any(over) else inside.contiguous()
 

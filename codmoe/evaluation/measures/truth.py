@@ -97,7 +97,7 @@ def ground_truth(mask: np.ndarray) -> GroundTruth:
     area = int(np.count_nonzero(mask))
     split, box = (height // 2 + 1, width // 2 + 1), (0, 0, 0, 0)
     if area:
-        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         split = _split(mask, area)
         box = (int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
     boundary_width = max(1, round(BOUNDARY_RATIO * math.hypot(height, width)))
@@ -158,7 +158,7 @@ def _nearest(mask: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.ndarr
     x, y = found.reshape(-1, 2).T.astype(np.int64)
     # A margin of zeros, so that no step leads out of the array.
     margin = REACH + 1
-    padded = cv2.copyMakeBorder(inside, *[margin] * 4, cv2.BORDER_CONSTANT, value=0)
+    padded = np.pad(inside, margin)
     steps = _OFFSETS[:, 0] * padded.shape[1] + _OFFSETS[:, 1]
     start = (y + margin) * padded.shape[1] + x + margin
     first = np.zeros(len(start), np.int64)
@@ -199,7 +199,7 @@ class GroundTruthCache:
         mask = np.ascontiguousarray(mask, dtype=bool)
         # Of the bits, an eighth of the bytes: the digest is what a kept mask costs.
         bits = np.packbits(mask)
-        key = hashlib.blake2b(bits, digest_size=16, key=repr(mask.shape).encode()).digest()
+        key = hashlib.blake2b(bits.data, digest_size=16, key=repr(mask.shape).encode()).digest()
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None:
