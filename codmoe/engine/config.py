@@ -63,6 +63,12 @@ def find_config(name: str | Path) -> Path:
     shipped = config_root() / f"{stem}.py"
     if shipped.is_file() and "_base_" not in Path(stem).parts:
         return shipped
+    if stem.startswith("study/"):  # shipped before 0.2
+        data, _, row = stem.removeprefix("study/").partition("_")
+        raise FileNotFoundError(
+            f"config {str(name)!r} is no longer shipped: in a checkout, set STUDY_DATA={data} and "
+            f"give projects/study/configs/{row}.py"
+        )
     raise FileNotFoundError(f"config {str(name)!r} does not exist; {suggest(stem, list_configs())}")
 
 
