@@ -2,7 +2,10 @@
 
 import importlib
 import itertools
+import os
 import runpy
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -112,3 +115,27 @@ def call(monkeypatch, tool, *arguments):
     except SystemExit as leave:
         return leave.code
     return None
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def bash(script, *arguments, cwd):
+    # For the hook of miniature.STOP, and what a test lays beside its config.
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHON=sys.executable)
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), str(cwd)])
+    command = ["bash", str(ROOT / "tools" / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=300)
+
+
+def assert_same(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(value, other[key], msg=lambda m, k=key: f"{k}: {m}", **tolerance)
+
+
+class Interrupt(Exception):
+    """Ends a training in the middle."""

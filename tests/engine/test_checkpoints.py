@@ -1,8 +1,11 @@
+"""Checkpoints: written whole, read without running code, loaded strictly."""
+
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from miniature import build, write_config
 from mmengine.fileio import get_file_backend
 from torch import nn
 
@@ -156,3 +159,13 @@ def test_plain_state_dicts_and_text_files(tmp_path):
     (tmp_path / "finished.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="cannot be read"):
         read_weights(tmp_path / "finished.json")
+
+
+def test_an_ablation_starts_from_the_whole_models_file(tmp_path):
+    whole = build(write_config(tmp_path, 1))
+    save_weights(tmp_path / "joint.pth", whole, {}, "run")
+    fewer = build(write_config(tmp_path, 1, dict(model=dict(experts=dict(ujsc=None)))))
+    keys = load_parts(fewer, tmp_path / "joint.pth", ("backbone", "experts"))
+    assert not any(key.startswith("experts.ujsc") for key in keys)
+    name = "experts.sinet.search.head.1.weight"
+    assert torch.equal(fewer.state_dict()[name], whole.state_dict()[name])

@@ -1,3 +1,5 @@
+"""Configs: found by name, and checked whole."""
+
 import pytest
 
 from codmoe.engine.config import find_config, list_configs, load_config, parse_options
@@ -149,3 +151,11 @@ def test_delete_is_no_argument_where_there_was_nothing_to_delete():
         load_config(
             "quickstart/stage1", {"model.mixture_loss": dict(loss, _delete_=True, wieght=1)}
         )
+
+
+@pytest.mark.parametrize(
+    "option, hint", [("max_epochs", "train_cfg.max_epochs"), ("data_root", "--data-root")]
+)
+def test_an_override_without_effect_is_told(option, hint):
+    with pytest.raises(ValueError, match=rf"{option}: has no effect; use {hint}"):
+        load_config("ensemble/stage3", {option: 3})

@@ -3,9 +3,6 @@
 import json
 import math
 import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,11 +10,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from miniature import (
     ONE_EXPERT,
-    ROOT,
     SIZE,
     STOP,
     TWO_EXPERTS,
+    bash,
     build,
+    free_port,
     log_of,
     prepared,
     weights,
@@ -121,12 +119,6 @@ def one_rank(rank, port, folder):
         dist.destroy_process_group()
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_gradients_of_two_ranks_are_those_of_the_whole_batch(tmp_path):
     mp.spawn(one_rank, args=(free_port(), str(tmp_path)), nprocs=2)
     images, targets = make_batch()
@@ -152,14 +144,6 @@ def test_launchers_that_need_something_else(monkeypatch):
         init_cpu_process_group("pytorch")
     init_cpu_process_group("none")
     assert not dist.is_initialized()
-
-
-def bash(script, *arguments, cwd):
-    # For the hook of miniature.STOP, and what a test lays beside its config.
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHON=sys.executable)
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), str(cwd)])
-    command = ["bash", str(ROOT / "tools" / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=300)
 
 
 TWO_EACH = dict(train_dataloader=dict(batch_size=2), val_dataloader=dict(batch_size=2))

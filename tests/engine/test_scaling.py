@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from miniature import ONE_EXPERT, ROOT, TWO_EXPERTS, build, log_of, prepared, write_config
+from miniature import ONE_EXPERT, ROOT, TWO_EXPERTS, bash, build, log_of, prepared, write_config
 from mmengine.config import Config
-from test_ddp import bash
 
 from benchmarks.scaling import VARIANTS, benchmark_scaling, expert_load, overrides, reference_of
 from benchmarks.step_timing import image_size, measure, noting_waits

@@ -1,3 +1,5 @@
+"""Stages in a chain: planned, interrupted, resumed, and put into one table."""
+
 import json
 import os
 import signal
@@ -6,19 +8,19 @@ import sys
 import time
 
 import pytest
-from miniature import ROOT, call, write_config
+from miniature import ROOT, TWO_EXPERTS, call, write_config
+from toy_parts import NAMES, REFIT, SOUP, toy_config
 
 from codmoe.engine import stages
-from codmoe.engine import stages as stage_results
 from codmoe.engine.stages import plan, run_stages
 
-SOURCES = ["pranet", "sinet", "ujsc", "zoomnet", "uniform", "router", "oracle", "ensemble"]
+SOURCES = ["pranet", "sinet", "uniform", "router", "oracle", "ensemble"]
 
 
 @pytest.fixture
 def configs(tmp_path):
     few = dict(train_dataloader=dict(dataset=dict(length=4)))
-    return [str(write_config(tmp_path, stage, few)) for stage in (1, 2, 3)]
+    return [str(write_config(tmp_path, stage, TWO_EXPERTS, few)) for stage in (1, 2, 3)]
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_three_stages_and_one_table(configs, commands, tmp_path, capsys):
         raise ZeroDivisionError("oops")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_results, "write_report", fail)
+        patch.setattr(stages, "write_report", fail)
         assert run_stages(configs, work_dir=str(work))["table"]["Synthetic"] == rows
     assert commands == TESTED
     out = capsys.readouterr().out
@@ -210,3 +212,57 @@ def test_separate_experts_chain_through_their_refit(policy, tmp_path):
 def test_a_command_that_fails_is_told():
     with pytest.raises(RuntimeError, match=r"exit code 3$"):
         stages.run_command([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_a_missing_test_set_is_told_before_training(tmp_path, monkeypatch):
+    missing = dict(type="CODDataset", data_root=str(tmp_path / "nowhere"))
+    lost = dict(test_dataloader=dict(dataset=dict(datasets=dict(Mine=missing))))
+    configs = [str(write_config(tmp_path, stage, lost)) for stage in (1, 2, 3)]
+    monkeypatch.setattr(stages, "run_command", lambda command: pytest.fail("it ran"))
+    with pytest.raises(FileNotFoundError, match=r"test_dataloader\.dataset: .*Mine.*nowhere"):
+        run_stages(configs, work_dir=str(tmp_path / "work"))
+
+
+def test_a_start_that_fails_does_not_pass_for_the_run_before(tmp_path, monkeypatch):
+    configs = [str(write_config(tmp_path, stage, TWO_EXPERTS)) for stage in (1, 2, 3)]
+    work = tmp_path / "work"
+    first = plan(configs, work, [])[0]
+    for path in (first.work_dir / "finished.json", first.weights):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    first.mark.write_text(first.fingerprint)
+    assert first.is_finished()
+
+    def fail(command):
+        raise RuntimeError("the child failed")
+
+    monkeypatch.setattr(stages, "run_command", fail)
+    changed = ["train_cfg.max_epochs=7"]
+    with pytest.raises(RuntimeError, match="the child failed"):
+        run_stages(configs, work_dir=str(work), options=changed)
+    assert not plan(configs, work, changed)[0].is_finished()
+    assert list(first.work_dir.glob("earlier-*/finished.json"))  # set aside, not lost
+
+
+def test_several_files_in_a_plan_of_stages(tmp_path, separate):
+    configs = [
+        toy_config(
+            tmp_path, 1, dict(default_hooks=dict(best=dict(name=f"expert_{n}"))), experts=[n]
+        )
+        for n in NAMES
+    ]
+    refit = toy_config(tmp_path, 1, SOUP, REFIT)
+    start = dict(init_from=dict(file="experts_refit_best.pth"))
+    names = [str(c) for c in (*configs, refit, toy_config(tmp_path, 2, start))]
+    stages = plan([*names, str(toy_config(tmp_path, 3))], tmp_path / "work", [])
+    stage = stages[2]
+    assert stage.sources == list(reversed(list(separate.values())))
+    for path in (stage.work_dir / "finished.json", stage.weights):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    stage.mark.write_text(stage.fingerprint)
+    assert stage.is_finished()
+    os.utime(separate["sinet"], (2e9, 2e9))  # one of them was trained again
+    assert not stage.is_finished()
+    with pytest.raises(ValueError, match=r"but the stage before leaves .*expert_sinet_best.pth"):
+        plan([names[1], names[3]], tmp_path / "work", [])

@@ -1,15 +1,18 @@
-"""What a stage loads is measured, and parts that do not fit each other stop it."""
+"""The weights a stage starts from: read, averaged, put together, measured, and refused where they
+do not fit each other.
+"""
 
 import json
 
 import pytest
 import torch
-from miniature import STOP, log_of, prepared, weights
-from test_ddp import bash
+from miniature import STOP, bash, build, log_of, prepared, weights
 from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave, leave_separate, toy_config
 
 from codmoe.engine.checkpoints import save_half
 from codmoe.engine.config import load_config
+from codmoe.engine.handover import average_weights, load_sources, read_sources, summary
+from codmoe.engine.hooks.mixture import table
 from codmoe.engine.launch import train
 from codmoe.models import ModelLevelMoE
 
@@ -17,6 +20,90 @@ from codmoe.models import ModelLevelMoE
 @pytest.fixture
 def separate(tmp_path):
     return leave_separate(tmp_path)
+
+
+def test_the_average_is_exact(tmp_path):
+    paths, states = [], []
+    for i in range(3):
+        path = tmp_path / f"{i}.pth"
+        state = {"backbone.w": torch.randn(5, generator=torch.Generator().manual_seed(i))}
+        state["backbone.same"] = torch.full((4,), 0.1)
+        state["backbone.half"] = torch.full((2,), float(i), dtype=torch.bfloat16)
+        state |= {"backbone.steps": torch.tensor(10 + i), "experts.x.w": torch.zeros(1)}
+        torch.save(dict(state_dict=state), path)
+        paths.append(path)
+        states.append(state)
+    mean = average_weights(paths)
+    assert sorted(mean) == ["backbone.half", "backbone.same", "backbone.steps", "backbone.w"]
+    expected = torch.stack([s["backbone.w"].double() for s in states]).mean(0).float()
+    assert torch.equal(mean["backbone.w"], expected)
+    assert torch.equal(mean["backbone.same"], states[0]["backbone.same"])  # to the last bit
+    assert mean["backbone.half"].tolist() == [1, 1]
+    assert mean["backbone.half"].dtype == torch.float32  # not rounded again
+    assert mean["backbone.steps"] == 10
+
+    torch.save(dict(state_dict={**states[1], "backbone.w": torch.zeros(6)}), paths[1])
+    with pytest.raises(ValueError, match=r"0\.pth and .*1\.pth cannot .* 1 keys .*backbone\.w;"):
+        average_weights(paths)
+    torch.save(dict(state_dict={"experts.x.w": torch.zeros(1)}), paths[2])
+    with pytest.raises(ValueError, match=r"2\.pth holds no backbone"):
+        average_weights([paths[0], paths[2]])
+
+
+def test_buffers_travel_with_their_part(tmp_path, separate):
+    content = torch.load(separate["pranet"], weights_only=True)
+    content["state_dict"]["backbone.shift"].fill_(4)
+    content["state_dict"]["backbone.steps"].fill_(9)
+    torch.save(content, separate["pranet"])
+    for changes, shift in ((ONE_BACKBONE, 0), (SOUP, 2)):
+        config = toy_config(tmp_path, 2, changes)
+        model = build(config)
+        cfg = load_config(config)
+        lines = load_sources(model, read_sources(cfg))
+        assert model.backbone.shift.tolist() == [shift] * 8
+        assert len(lines) == 3 and "tensors of expert pranet" in lines[1]
+
+
+def test_files_that_are_missing_or_another_experts(tmp_path, separate):
+    config = toy_config(tmp_path, 2, ONE_BACKBONE)
+    cfg = prepared(config, tmp_path / "work")
+    separate["pranet"].write_bytes(separate["sinet"].read_bytes())
+    with pytest.raises(
+        ValueError, match=r"init_from.experts.pranet=.* no expert 'pranet', but sin"
+    ):
+        train(cfg)
+    for path in separate.values():
+        path.unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        train(prepared(config, tmp_path / "other"))
+    for word in (*map(str, separate.values()), "do not exist; make them with: make experts"):
+        assert word in str(caught.value)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("init", "words"),
+    [
+        (dict(backbone="a.pth", experts=dict(sinet="a.pth")), "names no file for pranet; it has s"),
+        (dict(file="a.pth", backbone="b.pth"), "file and backbone exclude each other.*_delete_"),
+        (dict(backbone=dict(average=["a.pth"])), r"average.*two files or more"),
+        (dict(backbone=dict(mean=["a.pth", "b.pth"])), r"give a file, or dict\(average"),
+        (dict(backbone="a.pth", parts=("backbone",)), "parts belongs to file"),
+        (dict(parts=("backbone",)), "names no weights"),
+        (dict(backbone="a.pth", expert="b.pth"), "no key 'expert'.*'experts'"),
+        (dict(experts="a.pth"), r"init_from.experts='a.pth': give dict"),
+    ],
+)
+def test_faults_of_the_config_are_told(tmp_path, init, words):
+    config = toy_config(tmp_path, 2, dict(init_from=dict(init, _delete_=True)))
+    with pytest.raises(ValueError, match=words):
+        load_config(config)
+
+
+def test_load_from_beside_it_is_refused(tmp_path, separate):
+    cfg = prepared(toy_config(tmp_path, 2, ONE_BACKBONE), tmp_path / "work", load_from="x.pth")
+    with pytest.raises(ValueError, match=r"load_from='x.pth' would replace what init_from loads"):
+        train(cfg)
 
 
 @pytest.fixture
@@ -215,3 +302,21 @@ def test_two_processes_measure_what_one_does(tmp_path, separate):
     one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
     assert two["experts"] == one["experts"] and two["images"] == 4
     assert log_of(tmp_path / "two").count("experts before the first step") == 1
+
+
+def test_figures_by_hand():
+    # IoU of a, b, their mean and the mixture; IoU of a's mask with b's.
+    rows = [[0.2, 0.6, 0.3, 0.5, 0.1], [0.4, 0.4, 0.3, 0.5, 0.3], [0.6, 0.2, 0.3, 0.5, 0.2]]
+    found = summary(rows, ("a", "b"))
+    assert found["images"] == 3
+    assert found["IoU"] == pytest.approx(
+        dict(a=0.4, b=0.4, uniform=0.3, mixture=0.5, oracle=1.6 / 3)
+    )
+    assert found["diversity"] == pytest.approx(dict(pairwise_iou=0.2, error_correlation=-1.0))
+    assert found["pairs"]["pairwise_iou"] == pytest.approx({"a-b": 0.2})
+    same = summary([[0.5, 0.2, 0.3, 0.5, 0.1], [0.5, 0.7, 0.3, 0.5, 0.3]], ("a", "b"))
+    assert same["diversity"]["error_correlation"] == 0
+    lines = "\n".join(table(found, same))
+    assert "IoU a               0.4000  0.5000  +0.1000" in lines
+    assert "error correlation   -1.0000  0.0000  +1.0000" in lines
+    assert "+" not in "\n".join(table(None, same))

@@ -1,20 +1,33 @@
+"""Hooks that watch the router and the experts."""
+
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from miniature import TWO_EXPERTS, build, log_of, merged, prepared, write_config
+from miniature import STOP, TWO_EXPERTS, build, log_of, merged, prepared, weights, write_config
 
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.hooks.mixture import RouterWatchHook, RoutingFigures
+from codmoe.engine.hooks.training import BestWeightsHook
 from codmoe.engine.launch import train
 from codmoe.models.routers import EvidenceRouter
 
 BLIND = dict(mutual_information=0.004, top1_max_share=1.0, share_a=0.52, share_b=0.48)
+
+
 COLLAPSED = dict(mutual_information=0.01, top1_max_share=0.99, share_a=0.97, share_b=0.03)
+
+
 FAVOURITE = dict(mutual_information=0.2, top1_max_share=0.95, share_a=0.7, share_b=0.3)
+
+
 ROUTES = dict(mutual_information=0.2, top1_max_share=0.6, share_a=0.6, share_b=0.4)
+
+
 GAP = dict(IoU_a=0.70, IoU_b=0.68, IoU_oracle=0.74, regret=0.03)
+
+
 NO_GAP = dict(IoU_a=0.70, IoU_b=0.68, IoU_oracle=0.701, regret=0.001)
 
 
@@ -114,11 +127,14 @@ def test_settings_are_checked():
             RouterWatchHook(**wrong)
 
 
-def started(tmp_path, *changes, epochs):
-    config = write_config(tmp_path, 2, TWO_EXPERTS, *changes, epochs=epochs)
+GIVEN = {2: "experts_joint_best.pth", 3: "router_best.pth"}
+
+
+def started(folder, stage, *changes, epochs=1):
+    """A config of stage 2 or 3, and the weights that it starts from."""
+    config = write_config(folder, stage, TWO_EXPERTS, *changes, epochs=epochs)
     torch.manual_seed(7)
-    path = tmp_path / "weights" / "experts_joint_best.pth"
-    save_weights(path, build(config), {}, "stage 1")
+    save_weights(folder / "weights" / GIVEN[stage], build(config), {}, "the stage before")
     return config
 
 
@@ -129,7 +145,7 @@ def watch(**settings):
 def test_a_training_with_a_router_made_blind(tmp_path, monkeypatch):
     real = EvidenceRouter.score
     monkeypatch.setattr(EvidenceRouter, "score", lambda *args: 0.0 * real(*args))
-    config = started(tmp_path, watch(patience=2, min_gap=-1.0), epochs=3)
+    config = started(tmp_path, 2, watch(patience=2, min_gap=-1.0), epochs=3)
     train(prepared(config, tmp_path / "work"))
     log = log_of(tmp_path / "work")
     assert log.count("router: blind for 2 validations") == 1
@@ -151,6 +167,55 @@ def test_a_training_with_a_router_made_to_collapse(tmp_path, monkeypatch):
 
     monkeypatch.setattr(EvidenceRouter, "score", score)
     changes = merged(watch(patience=1, min_gap=-1.0), dict(model=dict(router=dict(noise=0.0))))
-    train(prepared(started(tmp_path, changes, epochs=1), tmp_path / "work"))
+    train(prepared(started(tmp_path, 2, changes, epochs=1), tmp_path / "work"))
     log = log_of(tmp_path / "work")
     assert log.count("router: collapsed for 1 validations: pranet has 100% of the weight") == 1
+
+
+def read(folder, name="experts_after"):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_experts_are_measured_before_and_with_the_weights_that_are_kept(tmp_path, monkeypatch):
+    scores = [0.9, 0.1]  # the first epoch is the best
+    measured = []
+    real = BestWeightsHook.after_val_epoch
+
+    def after(self, runner, metrics=None):
+        measured.append(metrics)
+        real(self, runner, {**metrics, "IoU": scores[runner.epoch - 1]})
+
+    monkeypatch.setattr(BestWeightsHook, "after_val_epoch", after)
+    work_dir = tmp_path / "work"
+    drop = dict(default_hooks=dict(experts_after=dict(max_drop=-2.0)))  # warns of any change
+    runner = train(prepared(started(tmp_path, 3, drop, epochs=2), work_dir))
+    found = read(work_dir)
+    assert found["before"] == read(work_dir, "experts_before")
+    for name in ("pranet", "sinet", "oracle"):
+        # As RoutingMetric has it: of the first epoch, not of the last.
+        assert found["after"]["IoU"][name] == pytest.approx(measured[0][f"IoU_{name}"])
+        change = found["after"]["IoU"][name] - found["before"]["IoU"][name]
+        assert found["change"]["IoU"][name] == pytest.approx(change)
+    assert found["after"]["IoU"] != pytest.approx(found["before"]["IoU"])
+    assert found["after"]["images"] == 4
+    assert 0 <= found["after"]["diversity"]["pairwise_iou"] <= 1
+    log = log_of(work_dir)
+    assert "experts on 4 validation images" in log and "pairwise iou" in log
+    assert "raise model.expert_loss_weight" in log
+    # The model is left as training left it, not with the best weights.
+    best, last = weights(tmp_path / "weights" / "ensemble_best.pth"), runner.model.state_dict()
+    assert any(not torch.equal(best[key], last[key]) for key in best)
+
+
+def test_a_resumed_run_compares_with_the_first_start(tmp_path):
+    config = started(tmp_path, 3, STOP, epochs=2)
+    train(prepared(config, tmp_path / "work"))
+    before = read(tmp_path / "work", "experts_before")
+    config = write_config(tmp_path, 3, TWO_EXPERTS, epochs=2)
+    train(prepared(config, tmp_path / "work", resume=True))
+    assert read(tmp_path / "work")["before"] == before
+    (tmp_path / "work" / "experts_before.json").unlink()
+    config = write_config(tmp_path, 3, TWO_EXPERTS, epochs=3)
+    train(prepared(config, tmp_path / "work", resume=True))
+    assert read(tmp_path / "work")["before"] is None
+    assert "is not known" in log_of(tmp_path / "work")

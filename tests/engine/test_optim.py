@@ -6,7 +6,7 @@ from miniature import ONE_EXPERT, prepared, write_config
 
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
-from codmoe.engine.optim import lay_out_state, settle_fused
+from codmoe.engine.optim import lay_out_state, settle_amp, settle_fused
 
 PLAIN = {"optim_wrapper.constructor": "DefaultOptimWrapperConstructor"}
 
@@ -82,3 +82,50 @@ def test_the_count_of_steps_stays_where_the_optimiser_wants_it():
     optimizer.state[parameter]["step"] = torch.tensor(3.0)
     lay_out_state(optimizer)
     assert optimizer.state[parameter]["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "amp", "wrapper"),
+    [
+        (False, False, True, dict(type="CODOptimWrapper")),
+        (True, True, False, dict(type="CODOptimWrapper")),
+        (True, True, True, dict(type="CODAmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)),
+        (True, False, True, dict(type="CODAmpOptimWrapper", dtype="float16", loss_scale="dynamic")),
+        (
+            True,
+            True,
+            "fp16",
+            dict(type="CODAmpOptimWrapper", dtype="float16", loss_scale="dynamic"),
+        ),
+        (True, True, "bf16", dict(type="CODAmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)),
+        (False, False, "fp16", dict(type="CODOptimWrapper")),
+    ],
+)
+def test_precision_is_the_machines(tmp_path, monkeypatch, cuda, bf16, amp, wrapper):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    # T4 emulates bf16, slowly, and would say yes if it were asked without the argument.
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: bf16 or including_emulation,
+    )
+    from codmoe.engine.config import load_config
+
+    cfg = load_config(write_config(tmp_path), {"amp": amp})
+    said = settle_amp(cfg)
+    chosen = {k: v for k, v in cfg.optim_wrapper.items() if k in ("type", "dtype", "loss_scale")}
+    assert chosen == wrapper
+    assert said.startswith(wrapper.get("dtype", "float32"))
+
+
+def test_a_precision_that_cannot_be_is_told(tmp_path, monkeypatch):
+    from codmoe.engine.config import load_config
+
+    config = write_config(tmp_path)
+    with pytest.raises(ValueError, match=r"amp='half' is unknown; use True .*'fp16'"):
+        load_config(config, {"amp": "half"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ValueError, match=r"amp='bf16': Tesla T4 has no bf16; use amp='fp16'"):
+        settle_amp(load_config(config, {"amp": "bf16"}))

@@ -6,15 +6,14 @@ import sys
 
 import pytest
 import torch
+from folders import common_tree, separate_downloads
 from miniature import ROOT, SIZE, build, call
 
 from codmoe.engine.checkpoints import save_weights
-from codmoe.engine.config import load_config
-from codmoe.engine.launch import set_data_root
 from codmoe.engine.stages import check_data, plan
 
 sys.path.insert(0, str(ROOT / "tests" / "datasets"))
-from folders import common_tree, separate_downloads
+
 
 CONFIG = """
 _base_ = [{base!r}]
@@ -38,6 +37,8 @@ test_dataloader = dict(batch_size=4, num_workers=0, dataset=dict(
 model = dict(experts=dict(pranet=None, ujsc=None, zoomnet=None))
 train_cfg = dict(max_epochs=1, val_interval=1)
 """
+
+
 WAYS = ["config", "option", "environment"]
 
 
@@ -94,8 +95,3 @@ def test_run_stages_checks_it_before_the_first(tmp_path, where, way):
     shutil.rmtree(tmp_path / "sets" / "TestDataset" / "CHAMELEON")
     with pytest.raises(FileNotFoundError, match=r"test_dataloader.*no CHAMELEON test set in"):
         check_data(stages)
-
-
-def test_a_config_without_data_root_refuses_another():
-    with pytest.raises(ValueError, match=r"--data-root has no effect: .*photo_dir=DIR"):
-        set_data_root(load_config("experts/joint_composite"), "elsewhere")

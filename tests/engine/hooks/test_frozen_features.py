@@ -1,15 +1,12 @@
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from miniature import (
-    ROOT,
     STOP,
     TWO_EXPERTS,
+    bash,
     build,
     log_of,
     merged,
@@ -161,15 +158,8 @@ def test_two_processes_keep_what_comes_to_each(tmp_path):
     each = dict(train_dataloader=dict(batch_size=2), val_dataloader=dict(batch_size=2))
     measured = dict(default_hooks=dict(experts_after=dict(type="ExpertsAfterHook")))
     config = stage_2(tmp_path, each, measured, epochs=3, views=1)
-    script, work_dir = ROOT / "tools" / "dist_train.sh", tmp_path / "work"
-    done = subprocess.run(
-        ["bash", str(script), str(config), "2", "--work-dir", str(work_dir)],
-        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHON=sys.executable),
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
+    work_dir = tmp_path / "work"
+    done = bash("dist_train.sh", config, 2, "--work-dir", work_dir, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     # Of the main process: half of the images at first, later those that were the other's.
     ran = re.findall(r"experts ran on (\d+) of (\d+) images", log_of(work_dir))

@@ -1,61 +1,30 @@
-"""Real trainings in miniature, through ``engine.launch.train``."""
+"""Real trainings in miniature, and what is refused before the first step."""
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
-from miniature import ONE_EXPERT, TWO_EXPERTS, build, log_of, prepared, weights, write_config
+from miniature import (
+    ONE_EXPERT,
+    TWO_EXPERTS,
+    Interrupt,
+    assert_same,
+    build,
+    images,
+    log_of,
+    prepared,
+    weights,
+    write_config,
+)
 
 from codmoe.datasets.synthetic import SyntheticCamouflage
 from codmoe.engine.checkpoints import read_weights, save_weights
-from codmoe.engine.hooks.training import BestWeightsHook, TrainingProgressHook
-from codmoe.engine.launch import settle, train
-from codmoe.engine.optim import settle_amp
+from codmoe.engine.config import load_config
+from codmoe.engine.hooks.training import TrainingProgressHook
+from codmoe.engine.launch import set_data_root, settle, train
 from codmoe.models import ModelLevelMoE
-
-
-class Interrupt(Exception):
-    pass
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """``interrupt(iteration)``: the next training ends there, once."""
-
-    def at(iteration):
-        real = TrainingProgressHook.before_train_iter
-
-        def before(self, runner, batch_idx, data_batch=None):
-            if runner.iter == iteration:
-                monkeypatch.setattr(TrainingProgressHook, "before_train_iter", real)
-                raise Interrupt
-            real(self, runner, batch_idx, data_batch)
-
-        monkeypatch.setattr(TrainingProgressHook, "before_train_iter", before)
-
-    return at
-
-
-@pytest.fixture
-def scores(monkeypatch):
-    """``scores(0.5, 0.4)``: what the validations after epoch 1, 2, ... measure."""
-
-    def give(*values):
-        real = BestWeightsHook.after_val_epoch
-
-        def after(self, runner, metrics=None):
-            real(self, runner, {**metrics, "IoU": values[runner.epoch - 1]})
-
-        monkeypatch.setattr(BestWeightsHook, "after_val_epoch", after)
-
-    return give
-
-
-def assert_same(one, other, **tolerance):
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        torch.testing.assert_close(value, other[key], msg=lambda m, k=key: f"{k}: {m}", **tolerance)
 
 
 def joint_weights(config, seed=7):
@@ -110,9 +79,9 @@ def test_one_training_from_end_to_end(tmp_path):
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, interrupt):
-    config = write_config(tmp_path, 1, TWO_EXPERTS, epochs=3)
+    config = write_config(tmp_path, 1, ONE_EXPERT, epochs=2)
     train(prepared(config, tmp_path / "whole"))
-    reference = read_weights(tmp_path / "whole" / "epoch_3.pth")
+    reference = read_weights(tmp_path / "whole" / "epoch_2.pth")
     whole_best = weights(tmp_path / "weights" / "experts_joint_best.pth")
 
     work_dir = tmp_path / "parts"
@@ -121,62 +90,39 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, interrupt)
         train(prepared(config, work_dir))
     assert not (work_dir / "finished.json").exists()
     assert (work_dir / "epoch_1.pth").is_file() and not (work_dir / "epoch_2.pth").exists()
+    first = read_weights(work_dir / "epoch_1.pth")
     runner = train(prepared(config, work_dir, resume=True))
     assert re.search(r"resumed epoch: 1, iter: 2", log_of(work_dir))
-    assert runner.iter == 6
-    resumed = read_weights(work_dir / "epoch_3.pth")
+    assert runner.iter == 4
+    resumed = read_weights(work_dir / "epoch_2.pth")
     assert_same(resumed, reference, atol=1e-6, rtol=1e-5)
     best = weights(tmp_path / "weights" / "experts_joint_best.pth")
     assert_same(best, whole_best, atol=1e-6, rtol=1e-5)
-    # It matters: two epochs in place of three would not have done.
-    first = read_weights(work_dir / "epoch_2.pth")
+    # It matters: one epoch in place of two would not have done.
     assert any(not torch.allclose(first[k].float(), v.float()) for k, v in reference.items())
 
 
-def test_a_resumed_run_remembers_the_best_of_the_validation_after_its_checkpoint(
-    tmp_path, interrupt, scores
-):
-    config, work_dir = write_config(tmp_path, 1, ONE_EXPERT, epochs=3), tmp_path / "work"
-    scores(0.5, 0.4, 0.45)
-    interrupt(2)  # epoch 1 is validated, which its checkpoint cannot know
-    with pytest.raises(Interrupt):
-        train(prepared(config, work_dir))
-    path = tmp_path / "weights" / "experts_joint_best.pth"
-    best = path.read_bytes()
-    train(prepared(config, work_dir, resume=True))
-    finished = json.loads((work_dir / "finished.json").read_text())
-    assert (finished["best"], finished["best_epoch"]) == (0.5, 1)
-    assert path.read_bytes() == best
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a training that ended: its config, ``work`` and ``weights``."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(prepared(write_config(folder, 1, ONE_EXPERT), folder / "work"))
+    return folder
 
 
-def test_a_new_run_takes_nothing_from_the_best_of_another(tmp_path, scores):
-    config = write_config(tmp_path, 1, ONE_EXPERT, epochs=2)
-    path = tmp_path / "weights" / "experts_joint_best.pth"
-    save_weights(path, build(config), dict(score=0.9, epoch=3), "another")
-    scores(0.2, 0.1)
-    train(prepared(config, tmp_path / "work"))
-    assert torch.load(path, weights_only=True)["meta"]["epoch"] == 1
-    assert len(list(path.parent.iterdir())) == 2
+@pytest.fixture
+def earlier(finished, tmp_path):
+    """A copy of it, and the config that goes with the copy."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return write_config(tmp_path, 1, ONE_EXPERT)
 
 
-@pytest.mark.parametrize(("values", "epoch"), [((0.6, 0.3), 1), ((float("nan"), 0.3), 2)])
-def test_the_best_epoch_is_kept(tmp_path, scores, values, epoch):
-    config, work_dir = write_config(tmp_path, 1, ONE_EXPERT, epochs=2), tmp_path / "work"
-    scores(*values)
-    train(prepared(config, work_dir))
-    best = weights(tmp_path / "weights" / "experts_joint_best.pth")
-    assert_same(best, read_weights(work_dir / f"epoch_{epoch}.pth"), atol=0, rtol=0)
-    assert ("IoU is NaN after epoch 1; not kept" in log_of(work_dir)) == (epoch == 2)
-
-
-def test_starting_again_keeps_the_earlier_checkpoints(tmp_path):
-    config, work_dir = write_config(tmp_path, 1, ONE_EXPERT), tmp_path / "work"
-    train(prepared(config, work_dir))
+def test_starting_again_keeps_the_earlier_checkpoints(tmp_path, earlier):
+    work_dir = tmp_path / "work"
     before = {p.name: p.read_bytes() for p in work_dir.iterdir() if p.is_file()}
     best = tmp_path / "weights" / "experts_joint_best.pth"
     earlier_best = best.read_bytes()
-    train(prepared(config, work_dir, **{"randomness.seed": 1}))
+    train(prepared(earlier, work_dir, **{"randomness.seed": 1}))
     (folder,) = work_dir.glob("earlier-*")
     for name in ("epoch_1.pth", "last_checkpoint", "finished.json"):
         assert (folder / name).read_bytes() == before[name]
@@ -185,13 +131,12 @@ def test_starting_again_keeps_the_earlier_checkpoints(tmp_path):
     assert kept.read_bytes() == earlier_best and best.read_bytes() != earlier_best
 
 
-def test_a_run_that_cannot_start_moves_nothing(tmp_path):
-    work_dir = tmp_path / "work"
-    train(prepared(write_config(tmp_path, 1, ONE_EXPERT), work_dir))
+def test_a_run_that_cannot_start_moves_nothing(tmp_path, earlier):
     wrong = write_config(tmp_path, 1, ONE_EXPERT, dict(model=dict(top_k=5)))
     with pytest.raises(ValueError):
-        train(prepared(wrong, work_dir))
-    assert not list(work_dir.glob("earlier-*")) and (work_dir / "last_checkpoint").is_file()
+        train(prepared(wrong, tmp_path / "work"))
+    assert not list((tmp_path / "work").glob("earlier-*"))
+    assert (tmp_path / "work" / "last_checkpoint").is_file()
 
 
 def test_resuming_nothing_is_refused(tmp_path):
@@ -199,40 +144,6 @@ def test_resuming_nothing_is_refused(tmp_path):
     joint_weights(config)
     with pytest.raises(FileNotFoundError, match=r"work.last_checkpoint.*leave --resume out"):
         train(prepared(config, tmp_path / "work", resume=True))
-
-
-def test_averaged_weights_are_what_is_kept(tmp_path):
-    ema = dict(default_hooks=dict(ema=dict(type="EMAHook", momentum=0.25, update_buffers=True)))
-    config = write_config(tmp_path, 1, TWO_EXPERTS, ema)
-    raw = []
-    with pytest.MonkeyPatch.context() as patch:
-        # The last thing before EMAHook looks at the weights of a step.
-        patch.setattr(
-            TrainingProgressHook,
-            "after_train_iter",
-            lambda self, runner, *args, **kwargs: raw.append(
-                {k: v.clone() for k, v in runner.model.state_dict().items()}
-            ),
-            raising=False,
-        )
-        train(prepared(config, tmp_path / "work"))
-    best = weights(tmp_path / "weights" / "experts_joint_best.pth")
-    first, second = raw
-    key = "backbone.body.patch_embed.proj.weight"
-    assert not torch.equal(best[key], second[key])
-    for key, value in best.items():
-        if value.is_floating_point():
-            # mmengine starts the average with the weights after the first step.
-            expected = 0.75 * first[key] + 0.25 * second[key]
-            torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-4)
-
-
-def test_without_validation_the_last_weights_are_kept(tmp_path):
-    off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
-    config = write_config(tmp_path, 1, ONE_EXPERT, off)
-    train(prepared(config, tmp_path / "work"))
-    best = weights(tmp_path / "weights" / "experts_joint_best.pth")
-    assert_same(best, read_weights(tmp_path / "work" / "epoch_1.pth"), atol=0, rtol=0)
 
 
 @pytest.fixture
@@ -320,65 +231,23 @@ def test_sync_bn_is_refused_where_it_would_hang(tmp_path):
     assert settle(cfg).every_expert_runs
 
 
-@pytest.mark.parametrize(
-    ("cuda", "bf16", "amp", "wrapper"),
-    [
-        (False, False, True, dict(type="CODOptimWrapper")),
-        (True, True, False, dict(type="CODOptimWrapper")),
-        (True, True, True, dict(type="CODAmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)),
-        (True, False, True, dict(type="CODAmpOptimWrapper", dtype="float16", loss_scale="dynamic")),
-        (
-            True,
-            True,
-            "fp16",
-            dict(type="CODAmpOptimWrapper", dtype="float16", loss_scale="dynamic"),
-        ),
-        (True, True, "bf16", dict(type="CODAmpOptimWrapper", dtype="bfloat16", loss_scale=1.0)),
-        (False, False, "fp16", dict(type="CODOptimWrapper")),
-    ],
-)
-def test_precision_is_the_machines(tmp_path, monkeypatch, cuda, bf16, amp, wrapper):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    # T4 emulates bf16, slowly, and would say yes if it were asked without the argument.
-    monkeypatch.setattr(
-        torch.cuda,
-        "is_bf16_supported",
-        lambda including_emulation=True: bf16 or including_emulation,
-    )
-    from codmoe.engine.config import load_config
-
-    cfg = load_config(write_config(tmp_path), {"amp": amp})
-    said = settle_amp(cfg)
-    chosen = {k: v for k, v in cfg.optim_wrapper.items() if k in ("type", "dtype", "loss_scale")}
-    assert chosen == wrapper
-    assert said.startswith(wrapper.get("dtype", "float32"))
+def test_the_log_is_short(finished):
+    """mmengine logs a hundred lines of environment and one for each parameter."""
+    log = log_of(finished / "work")
+    assert len(log.splitlines()) < 40
+    assert "1 × " in log and "paramwise_options" not in log
 
 
-def test_a_precision_that_cannot_be_is_told(tmp_path, monkeypatch):
-    from codmoe.engine.config import load_config
-
-    config = write_config(tmp_path)
-    with pytest.raises(ValueError, match=r"amp='half' is unknown; use True .*'fp16'"):
-        load_config(config, {"amp": "half"})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    with pytest.raises(ValueError, match=r"amp='bf16': Tesla T4 has no bf16; use amp='fp16'"):
-        settle_amp(load_config(config, {"amp": "bf16"}))
+def test_a_model_is_built_for_use(tmp_path):
+    assert not build(write_config(tmp_path, 1, TWO_EXPERTS)).training
 
 
-def test_a_misspelt_monitor_is_told(tmp_path):
-    config = write_config(
-        tmp_path, 1, ONE_EXPERT, dict(default_hooks=dict(best=dict(monitor="Dcie")))
-    )
-    with pytest.raises(ValueError, match=r"default_hooks.best.monitor='Dcie'.*'Dice'"):
+def test_fewer_images_than_a_batch_are_told(tmp_path):
+    config = write_config(tmp_path, 1, TWO_EXPERTS, dict(train_dataloader=images(3)))
+    with pytest.raises(ValueError, match=r"3 images, less than one batch of 4 .*batch_size"):
         train(prepared(config, tmp_path / "work"))
 
 
-def test_no_loss_among_the_monitors_and_one_line_for_the_environment(tmp_path):
-    """mmengine logs a hundred lines of environment and one for each parameter."""
-    off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
-    train(prepared(write_config(tmp_path, 1, ONE_EXPERT, off), tmp_path / "work"))
-    log = log_of(tmp_path / "work")
-    assert len(log.splitlines()) < 40
-    assert "1 × " in log and "paramwise_options" not in log
+def test_a_config_without_data_root_refuses_another():
+    with pytest.raises(ValueError, match=r"--data-root has no effect: .*photo_dir=DIR"):
+        set_data_root(load_config("experts/joint_composite"), "elsewhere")

@@ -1,0 +1,24 @@
+"""Trainings that end in the middle."""
+
+import pytest
+from miniature import Interrupt
+
+from codmoe.engine.hooks.training import TrainingProgressHook
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """``interrupt(iteration)``: the next training ends there, once."""
+
+    def at(iteration):
+        real = TrainingProgressHook.before_train_iter
+
+        def before(self, runner, batch_idx, data_batch=None):
+            if runner.iter == iteration:
+                monkeypatch.setattr(TrainingProgressHook, "before_train_iter", real)
+                raise Interrupt
+            real(self, runner, batch_idx, data_batch)
+
+        monkeypatch.setattr(TrainingProgressHook, "before_train_iter", before)
+
+    return at
