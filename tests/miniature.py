@@ -4,9 +4,13 @@ import importlib
 import itertools
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -139,3 +143,23 @@ def assert_same(one, other, **tolerance):
 
 class Interrupt(Exception):
     """Ends a training in the middle."""
+
+
+@contextmanager
+def interrupted_at(file, seconds=150):
+    """Sends SIGTERM to this process once the file is there, or has not come in so many seconds."""
+    leave, deadline = threading.Event(), time.time() + seconds
+
+    def watch():
+        while not leave.wait(0.1):
+            if file.is_file() or time.time() > deadline:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        leave.set()
+        watcher.join()

@@ -5,15 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from miniature import ROOT, TWO_EXPERTS, call, write_config
+from miniature import TWO_EXPERTS, call, interrupted_at, write_config
 from toy_parts import NAMES, REFIT, SOUP, toy_config
 
 from codmoe.engine import stages
 from codmoe.engine.stages import plan, run_stages
 
+RUN_COMMAND = stages.run_command
 SOURCES = ["pranet", "sinet", "uniform", "router", "oracle", "ensemble"]
 
 
@@ -112,21 +112,12 @@ def _children_of(group):
 
 def test_an_interrupted_stage_goes_on(configs, commands, tmp_path, monkeypatch):
     work = tmp_path / "work"
-    command = [sys.executable, str(ROOT / "tools/run_stages.py"), *configs, "--work-dir", str(work)]
-    process = subprocess.Popen(
-        [*command, "--cfg-options", "train_cfg.max_epochs=500"], cwd=tmp_path
-    )
-    try:
-        checkpoint = work / "stage1" / "last_checkpoint"
-        deadline = time.time() + 120
-        while not checkpoint.is_file():
-            assert process.poll() is None and time.time() < deadline
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM
-    finally:
-        process.kill()
-        process.wait()
+    checkpoint = work / "stage1" / "last_checkpoint"
+    long = ("--cfg-options", "train_cfg.max_epochs=500")
+    with pytest.MonkeyPatch.context() as patch, interrupted_at(checkpoint):
+        patch.setattr(stages, "run_command", RUN_COMMAND)
+        code = call(patch, "run_stages", *configs, "--work-dir", work, *long)
+    assert code == 128 + signal.SIGTERM
     assert not _children_of(str(work))  # the training did not survive
     epoch = int(checkpoint.read_text().rsplit("_", 1)[1].removesuffix(".pth"))
     assert plan(configs, work, ["train_cfg.max_epochs=500"])[0].is_interrupted()

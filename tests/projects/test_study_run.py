@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from miniature import ONE_EXPERT, TWO_EXPERTS, call, write_config
+from miniature import ONE_EXPERT, TWO_EXPERTS, call, interrupted_at, write_config
 
 from projects.study.jobs import Job, estimate, publish
 from projects.study.plan import CONFIGS, Row, plan_study, row_options, study_rows
@@ -158,16 +157,8 @@ def test_it_stops_and_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Job, "launch", launch)
 
-    def interrupt():
-        while not (work / "toy_joint_seed0" / "last_checkpoint").is_file():
-            if time.time() > deadline:
-                break
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    deadline = time.time() + 150
-    threading.Thread(target=interrupt).start()
-    with pytest.MonkeyPatch.context() as patch:
+    last = work / "toy_joint_seed0" / "last_checkpoint"
+    with pytest.MonkeyPatch.context() as patch, interrupted_at(last):
         assert call(patch, "projects.study.run", *arguments) == 128 + signal.SIGTERM
     listed = subprocess.run(["ps", "-eo", "args"], text=True, capture_output=True).stdout
     assert str(work) not in listed  # no training survives
