@@ -25,7 +25,7 @@ from codmoe.engine.launch import set_aside, set_data_root
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
 from codmoe.files import save_json, save_text
 from codmoe.registry import DATASETS
-from codmoe.visualization.report.page import write_report
+from codmoe.visualization.report import write_report
 
 DEFAULT_CONFIGS = ("experts/joint", "router/stage2", "ensemble/stage3")
 

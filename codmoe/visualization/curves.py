@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from codmoe.files import replacing
 from codmoe.messages import suggest
@@ -21,7 +21,6 @@ CURVES = {
     "E": (("threshold", "threshold"), ("Em", "E-measure")),
 }
 _PANEL, _COLUMNS = 3.2, 4
-_COLOURS = [f"C{index}" for index in range(10)]
 _DASHES = ("-", "--", "-.", ":")
 
 # {method: {data set: {"threshold": [...], "Precision": [...], ...}}}
@@ -62,9 +61,8 @@ def save_curves(
     rows = math.ceil(len(datasets) / columns)
     size = (columns * _PANEL + 0.3, rows * _PANEL + 0.3 + 0.2 * math.ceil(len(curves) / columns))
     figure = Figure(figsize=size, dpi=dpi, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    lines = {}
+    lines: dict[str, Line2D] = {}
     for panel, dataset in zip(panels, datasets, strict=False):
         for index, (method, sets) in enumerate(curves.items()):
             found = sets.get(dataset, {})
@@ -92,6 +90,6 @@ def save_curves(
     return path
 
 
-def _draw(panel: Axes, x: Sequence[float], y: Sequence[float], index: int):
-    style = dict(color=_COLOURS[index % 10], linestyle=_DASHES[index // 10 % 4], linewidth=1.2)
-    return panel.plot(x, y, **style)[0]
+def _draw(panel: Axes, x: Sequence[float], y: Sequence[float], index: int) -> Line2D:
+    colour, dash = f"C{index % 10}", _DASHES[index // 10 % len(_DASHES)]
+    return panel.plot(x, y, color=colour, linestyle=dash, linewidth=1.2)[0]

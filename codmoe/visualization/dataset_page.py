@@ -1,4 +1,4 @@
-"""What the objects of a data set are like, on one page of plots."""
+"""One page of plots about the objects of a data set: size, contrast, shape and place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from rich.progress import Progress
@@ -104,8 +103,7 @@ def save_attributes(found: Mapping[str, SetAttributes], path: str | os.PathLike)
     if not 1 <= len(found) <= MAX_SETS:
         raise ValueError(f"{len(found)} data sets; one page holds 1 to {MAX_SETS}")
     figure = Figure(figsize=(11, 8.2), dpi=130, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2, 1.15))
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(2, 1.15)).ravel()
     axes = upper.subplots(2, 3)
     _histogram(axes[0, 0], found, "area", "object, share of the image", log=True)
     _histogram(axes[0, 1], found, "contrast", "contrast to its surroundings (0 = none)")
@@ -140,7 +138,9 @@ def _histogram(
         bins = np.geomspace(low, high, 26) if log else np.linspace(low, high, 26)
         for (name, v), colour in zip(values.items(), _COLOURS, strict=False):
             shares = np.full(len(v), 1 / max(len(v), 1))
-            ax.hist(v, bins, weights=shares, histtype="step", color=colour, label=name, lw=1.4)
+            ax.hist(
+                v, bins.tolist(), weights=shares, histtype="step", color=colour, label=name, lw=1.4
+            )
     if log:
         _log_axis(ax)
     ax.set_xlabel(label, size=9)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -80,7 +79,6 @@ def save_grid(
     width = _EDGE + columns * (_CELL + _GAP) + _NAMES + _BARS + _EDGE
     height = _HEADING + sum(heights) + len(rows) * (_TITLE + _GAP) + _EDGE
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
-    FigureCanvasAgg(figure)
 
     headings = ["image", "truth", *expert_names, "mixture"]
     for column, heading in enumerate(headings):
@@ -99,7 +97,7 @@ def save_grid(
             for x in left
         ]
         _draw_maps(axes, row, expert_names)
-        axes[0].set_title(_shortened(row.title), size=_SMALL, pad=2, loc="left")
+        axes[0].set_title(shortened(row.title, _TITLE_LENGTH), size=_SMALL, pad=2, loc="left")
         # Bars of one thickness in every row, as long as the row is high enough for them.
         bars = min(cell, _BAR * len(expert_names))
         box = (x_bars / width, (bottom + (cell - bars) / 2) / height, _BARS / width, bars / height)
@@ -150,9 +148,10 @@ def _draw_weights(ax: Axes, row: GridRow, names: Sequence[str]) -> None:
         spine.set(linewidth=0.6, color="#666666")
 
 
-def _shortened(title: str) -> str:
-    half = _TITLE_LENGTH // 2
-    return title if len(title) <= _TITLE_LENGTH else f"{title[:half]}…{title[-half + 1 :]}"
+def shortened(title: str, length: int) -> str:
+    """A title without its middle where it is longer than ``length`` characters."""
+    half = length // 2
+    return title if len(title) <= length else f"{title[:half]}…{title[-half + 1 :]}"
 
 
 def _text(

@@ -10,10 +10,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from codmoe.files import replacing
+from codmoe.visualization.grid import shortened
 
 # Inches, and below them pixels: longer side of a cell's picture.
 _CELL, _TITLE, _GAP, _FONT = 1.8, 0.2, 0.06, 6.5
@@ -60,7 +60,7 @@ def unpacked(item: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None, st
         image = np.rint((image - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
     mask = sample.target[0].numpy() if "target" in sample else None
     area = "no mask" if mask is None else f"{mask.mean():.1%}"
-    return image, mask, f"{_shortened(sample.get('stem', ''))} · {area}"
+    return image, mask, f"{shortened(sample.get('stem', ''), _TITLE_LENGTH)} · {area}"
 
 
 def save_samples(
@@ -98,7 +98,6 @@ def save_samples(
     width = columns * (_CELL + _GAP) + _GAP
     height = rows * (_CELL * ratio + _TITLE + _GAP) + _GAP
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
-    FigureCanvasAgg(figure)
     for place, (image, mask, title) in enumerate(cells):
         row, column = divmod(place, columns)
         left = _GAP + column * (_CELL + _GAP)
@@ -113,8 +112,3 @@ def save_samples(
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     return path
-
-
-def _shortened(stem: str) -> str:
-    half = _TITLE_LENGTH // 2
-    return stem if len(stem) <= _TITLE_LENGTH else f"{stem[:half]}…{stem[-half + 1 :]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from codmoe.visualization.report.page import write_report
+from codmoe.visualization.report import write_report
 
 
 def main() -> None:

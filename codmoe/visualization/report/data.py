@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from codmoe.evaluation.conventions import COMBINED
 from codmoe.trust import read_literals
 
 _LINE = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d - \S+ - ([A-Z]+) - (.*)")
@@ -44,6 +46,7 @@ class Training:
     folders: list[Path] = field(default_factory=list)
     resumed: int = 0
 
+    @cached_property
     def opening(self) -> dict[str, str]:
         """Versions, processes, device and seed, as the newest training log says; may be empty."""
         found: dict[str, str] = {}
@@ -54,6 +57,7 @@ class Training:
                     found = match.groupdict() if match else found
         return found
 
+    @cached_property
     def config(self) -> Config | None:
         """The whole config of the training (the newest file in the work directory is a test's)."""
         for folder in reversed(self.folders):
@@ -68,6 +72,7 @@ class Training:
                     return None
         return None
 
+    @cached_property
     def warnings(self) -> dict[str, int]:
         """Warnings and errors of the logs, and how often each was logged."""
         entries = [entry for folder in self.folders for entry in log_entries(folder)]
@@ -112,13 +117,8 @@ def _segment(path: Path) -> tuple[list[dict], list[dict], str, float]:
     if not by_epoch:
         begin = train[0]["step"]
         gap = train[1]["step"] - begin if len(train) > 1 else begin
-        start = max(begin - gap, 0)
-        return (
-            [{**r, "x": r["step"]} for r in train],
-            [{**r, "x": r["step"]} for r in val],
-            ("step"),
-            start,
-        )
+        train, val = ([{**row, "x": row["step"]} for row in rows] for rows in (train, val))
+        return train, val, "step", max(begin - gap, 0)
     steps = _steps_per_epoch(train)
     train = [{**row, "x": min(row["iter"] / steps, row["epoch"])} for row in train]
     # mmengine counts validations in epochs.
@@ -158,9 +158,6 @@ def log_entries(folder: Path) -> list[tuple[str, str]]:
             elif entries:
                 entries[-1][1] += "\n" + line
     return [(level, text.strip()) for level, text in entries]
-
-
-COMBINED = ("uniform", "router", "ensemble", "oracle", "mixture")
 
 
 @dataclass
@@ -212,7 +209,12 @@ class RunRecord:
 
     def experts(self, dataset: str) -> list[str]:
         """Names of the experts of stage 1."""
-        return [name for name in self.table[dataset] if name not in COMBINED]
+        combined = (*COMBINED, "router", "ensemble")
+        return [name for name in self.table[dataset] if name not in combined]
+
+    def after(self, dataset: str) -> dict[str, dict[str, Any]]:
+        """The rows of the experts and their mixtures after stage 3; empty if there are none."""
+        return (self.payload.get("ensemble_experts") or {}).get(dataset) or {}
 
     @property
     def expert_names(self) -> list[str]:
@@ -236,7 +238,8 @@ def load_run(work_dir: str | os.PathLike) -> RunRecord:
         )
     payload = _read(path)
     table = payload.get("table")
-    rows = [row for rows in table.values() for row in rows.values()] if _nested(table) else []
+    nested = isinstance(table, Mapping) and all(isinstance(r, Mapping) for r in table.values())
+    rows = [row for rows in table.values() for row in rows.values()] if table and nested else []
     if not rows or not all(isinstance(row, Mapping) and "n" in row for row in rows):
         raise ValueError(
             f"{path} is no table of tools/run_stages.py: it has no `table` ({{data set: {{source: "
@@ -264,10 +267,6 @@ def stage_titles(count: int) -> list[str]:
         return [f"stage {number}" for number in range(1, count + 1)]
     parts = [f"stage 1, part {number}" for number in range(1, count - 1)]
     return [*parts, "stage 2", "stage 3"]
-
-
-def _nested(table: Any) -> bool:
-    return isinstance(table, Mapping) and all(isinstance(rows, Mapping) for rows in table.values())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -44,15 +44,14 @@ def colours(experts: Sequence[str]) -> dict[str, str]:
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(experts)}
 
 
-def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4) -> str:
+def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4) -> Markup:
     """One plot as an ``<svg>`` element."""
-    ink = dict.fromkeys(_INKED, _INK)
-    with matplotlib.rc_context({**ink, "svg.fonttype": "none", "font.size": 8}):
+    settings: Any = {**dict.fromkeys(_INKED, _INK), "svg.fonttype": "none", "font.size": 8}
+    with matplotlib.rc_context(settings):
         # A legend of many rows adds its height, so that the axes keep theirs.
         rows = math.ceil(sum(bool(line.label) for line in lines) / columns)
         size = (_SIZE[0], _SIZE[1] + 0.15 * max(0, rows - 2))
         figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         for line in lines:
             axes.plot(
@@ -80,17 +79,17 @@ def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4
         figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
-    return svg.replace(_INK, "currentColor").strip()
+    return Markup(svg.replace(_INK, "currentColor").strip())
 
 
-def learning_curves(training: Training, experts: Sequence[str]) -> list[str]:
+def learning_curves(training: Training, experts: Sequence[str]) -> list[Markup]:
     """Losses, IoU on the validation set and learning rate; a panel without values is left out."""
     shade, unit = colours(experts), training.unit
     found = []
     losses = [Line("total", *_series(training.train, "loss"), width=1.8)]
     for part, keys in _loss_parts(training.train).items():
-        style = dict(colour=shade.get(part, _INK), style=_LOSS_STYLES.get(part, "-"), width=1.1)
-        losses.append(Line(part, *_sum(training.train, keys), **style))
+        colour, style = shade.get(part, _INK), _LOSS_STYLES.get(part, "-")
+        losses.append(Line(part, *_sum(training.train, keys), colour, style, width=1.1))
     losses = [_relative(line) for line in losses if len(line.x)]
     if losses:
         y = "loss, relative to the first"
@@ -99,7 +98,7 @@ def learning_curves(training: Training, experts: Sequence[str]) -> list[str]:
     kinds["IoU_oracle"] = ("oracle", _INK, "--", 1.0)
     kinds |= {f"IoU_{name}": (name, shade[name], "-", 1.2) for name in experts}
     scores = [
-        Line(label, *_series(training.val, key), colour, style, width=w, marker=_dot(style))
+        Line(label, *_series(training.val, key), colour, style, w, "o" if style == "-" else "")
         for key, (label, colour, style, w) in kinds.items()
     ]
     scores = [line for line in scores if len(line.x)]
@@ -113,7 +112,7 @@ def learning_curves(training: Training, experts: Sequence[str]) -> list[str]:
     return found
 
 
-def routing_curves(training: Training, experts: Sequence[str]) -> list[str]:
+def routing_curves(training: Training, experts: Sequence[str]) -> list[Markup]:
     """Shares of the experts and mutual information; nothing where the router has no choice."""
     information = _series(training.train, "mutual_information")
     seen = _series(training.val, "mutual_information")
@@ -124,8 +123,8 @@ def routing_curves(training: Training, experts: Sequence[str]) -> list[str]:
         x, y = _series(training.train, f"share_{name}")
         vx, vy = _series(training.val, f"share_{name}")
         if len(x):
-            style = dict(width=0.9, alpha=0.45) if len(vx) else {}
-            shares.append(Line("" if len(vx) else name, x, y, colour=shade[name], **style))
+            line = Line(name, x, y, shade[name])
+            shares.append(replace(line, label="", width=0.9, alpha=0.45) if len(vx) else line)
         if len(vx):
             shares.append(Line(name, vx, vy, colour=shade[name], marker="o", width=1.5))
     found = [panel("share of each expert", shares, x=unit, y="mean weight")] if shares else []
@@ -144,10 +143,6 @@ def _relative(line: Line) -> Line:
     scale = first if first and math.isfinite(first) else 1.0
     label = f"{line.label} {first:.3g} → {last:.3g}"
     return replace(line, label=label, y=[value / scale for value in line.y])
-
-
-def _dot(style: str) -> str:
-    return "o" if style == "-" else ""
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:

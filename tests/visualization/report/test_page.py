@@ -1,10 +1,12 @@
+import html
 import json
 import re
 
 import pytest
+from markupsafe import Markup
 from report_run import STEMS, write_run
 
-from codmoe.visualization.report.page import write_report
+from codmoe.visualization.report import plots, write_report
 
 HEADINGS = {
     "setup": "What was run",
@@ -22,6 +24,19 @@ def made(folder):
     return write_report(folder).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with everything in it: its page and its table."""
+    folder, payload = write_run(tmp_path_factory.mktemp("report") / "run")
+    return made(folder), payload
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Plots that cost nothing."""
+    monkeypatch.setattr(plots, "panel", lambda *_, **__: Markup("<svg></svg>"))
+
+
 def section(page, key):
     return page.split(f'<section id="{key}">')[1].split("</section>")[0]
 
@@ -32,8 +47,8 @@ def cells(page, first):
     return re.findall(r">([-+\d.]+)<", row)
 
 
-def test_every_section_and_nothing_from_outside(tmp_path):
-    page = made(write_run(tmp_path / "run")[0])
+def test_every_section_and_nothing_from_outside(run):
+    page, _ = run
     assert re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', page) == list(HEADINGS.items())
     loaded = re.findall(r'(?:src|href|srcset|data|poster)\s*=\s*"([^"]*)"', page)
     assert all(target.startswith(("#", "data:image/")) for target in loaded) and len(loaded) > 8
@@ -42,9 +57,9 @@ def test_every_section_and_nothing_from_outside(tmp_path):
     assert "prefers-color-scheme: dark" in page and "currentColor" in page
 
 
-def test_figures_are_those_of_the_table(tmp_path):
-    folder, payload = write_run(tmp_path / "run")
-    results = section(made(folder), "results")
+def test_figures_are_those_of_the_table(run):
+    page, payload = run
+    results = section(page, "results")
     labels = {"pranet": "pranet, stage 1", "sinet": "sinet, stage 1"}
     labels |= {"uniform": "uniform mixture of stage 1", "router": "router, stage 2"}
     labels |= {"ensemble": "ensemble, stage 3", "oracle": "oracle of stage 1"}
@@ -61,9 +76,8 @@ def test_figures_are_those_of_the_table(tmp_path):
     assert f"{after:.4f}" in cells(results, "IoU after stage 3")
 
 
-def test_difference_is_paired_and_names_what_it_is_against(tmp_path):
-    folder, payload = write_run(tmp_path / "run")
-    page = made(folder)
+def test_difference_is_paired_and_names_what_it_is_against(run):
+    page, payload = run
     body = section(page, "differences")
     rows = payload["table"]["Animals"]
     gain = 100 * (rows["ensemble"]["IoU"] - rows["sinet"]["IoU"])
@@ -78,8 +92,8 @@ def test_difference_is_paired_and_names_what_it_is_against(tmp_path):
     assert f"(sinet) {rows['sinet']['IoU']:.4f}: {gain:+.1f} points" in page.split("<nav>")[0]
 
 
-def test_curves_routing_attributes_and_notes(tmp_path):
-    page = made(write_run(tmp_path / "run")[0])
+def test_curves_routing_attributes_and_notes(run):
+    page, _ = run
     for words in (
         "total 3 → 1<",
         "sinet 1 → 0.333<",
@@ -98,7 +112,7 @@ def test_curves_routing_attributes_and_notes(tmp_path):
     assert [tone for tone, *_ in values[2:]] == ["more", "less", "less", "more"]
     notes = section(page, "notes")
     assert "the router is &lt;blind&gt; (2 times)" in notes
-    assert "stage 2: the router's probabilities are nearly the same" in notes.replace("&#x27;", "'")
+    assert "stage 2: the router's probabilities are nearly the same" in html.unescape(notes)
     assert "stage 3: the router" not in notes and "40 test images" in notes
     setup = section(page, "setup")
     assert "2 × Some GPU" in setup and "0.5300 (epoch 2)" in setup and "1 min 1 s" in setup
@@ -106,11 +120,10 @@ def test_curves_routing_attributes_and_notes(tmp_path):
     assert "1 h 2 min" in setup and "1,234" in setup
 
 
-def test_what_is_not_shown_is_said(tmp_path):
+def test_what_is_not_shown_is_said(run, tmp_path, plain):
     page = made(write_run(tmp_path / "run", levels=dict(ensemble=0.55))[0])
     assert "better than the best expert of stage 1 (sinet) is not shown" in section(page, "notes")
-    again = made(write_run(tmp_path / "good")[0])
-    assert "best expert of stage 1 (sinet) is not shown" not in again
+    assert "best expert of stage 1 (sinet) is not shown" not in run[0]
 
 
 def test_names_are_escaped(tmp_path):
@@ -142,7 +155,7 @@ def test_names_are_escaped(tmp_path):
          ["curves", "attributes", "pictures"]),
     ],
 )  # fmt: skip
-def test_a_section_without_content_is_left_out(tmp_path, files, gone):
+def test_a_section_without_content_is_left_out(plain, tmp_path, files, gone):
     folder, _ = write_run(tmp_path / "run")
     for pattern in files:
         for path in folder.glob(pattern):
@@ -153,7 +166,7 @@ def test_a_section_without_content_is_left_out(tmp_path, files, gone):
     assert re.findall(r'<a href="#(\w+)"', page) == there
 
 
-def test_a_run_of_an_older_version(tmp_path):
+def test_a_run_of_an_older_version(plain, tmp_path):
     folder, payload = write_run(tmp_path / "run")
     table = {"Animals": {k: {"IoU": r["IoU"], "n": r["n"]} for k, r in
                          payload["table"]["Animals"].items()}}  # fmt: skip
@@ -164,7 +177,7 @@ def test_a_run_of_an_older_version(tmp_path):
     assert cells(page, "sinet, stage 1") == ["40", "-"]
 
 
-def test_a_first_stage_of_several_parts(tmp_path):
+def test_a_first_stage_of_several_parts(plain, tmp_path):
     folder, payload = write_run(tmp_path / "run")
     (folder / "stage3").rename(folder / "stage4")
     payload["configs"].insert(1, "a/refit")
@@ -182,7 +195,7 @@ def test_a_first_stage_of_several_parts(tmp_path):
     assert "stage 2 has no finished.json" in section(page, "notes")
 
 
-def test_what_a_stage_started_from(tmp_path):
+def test_what_a_stage_started_from(plain, tmp_path):
     folder, _ = write_run(tmp_path / "run")
     assert "started from" not in made(folder)
     experts = dict(sinet=dict(own=0.5, assembled=0.4321, drop=0.0679))
@@ -191,7 +204,7 @@ def test_what_a_stage_started_from(tmp_path):
     assert re.search(r"stage 2</td><td>sinet</td>.*0\.5000.*0\.4321", setup)
 
 
-def test_an_earlier_report_is_kept(tmp_path):
+def test_an_earlier_report_is_kept(plain, tmp_path):
     folder, _ = write_run(tmp_path / "run")
     (folder / "report.html").write_text("mine")
     write_report(folder)

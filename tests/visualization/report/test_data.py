@@ -10,19 +10,13 @@ def test_epochs_are_the_axis_of_both(tmp_path):
     found = read_training(tmp_path)
     assert [row["x"] for row in found.train] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
     assert [row["x"] for row in found.val] == [1, 2, 3] and found.unit == "epoch"
-    assert found.opening()["seed"] == "7" and found.opening()["device"] == "Some GPU"
+    assert found.opening["seed"] == "7" and found.opening["device"] == "Some GPU"
 
 
 def test_an_interval_that_does_not_reach_the_end_of_an_epoch(tmp_path):
     write_log(tmp_path, "20260101_000000", scalars(3, steps=13))
-    assert [round(row["x"] * 13) for row in read_training(tmp_path).train] == [
-        5,
-        10,
-        18,
-        23,
-        31,
-        36,
-    ]
+    found = read_training(tmp_path).train
+    assert [round(row["x"] * 13) for row in found] == [5, 10, 18, 23, 31, 36]
 
 
 def test_a_resumed_run_goes_on_and_what_was_trained_again_counts_once(tmp_path):
@@ -49,7 +43,7 @@ def test_an_earlier_run_is_left_out_with_its_warnings(tmp_path):
     (test_only / "x.log").write_text(warning.format("test") * 2)
     found = read_training(tmp_path)
     assert [round(row["IoU"], 2) for row in found.val] == [0.51, 0.52] and found.resumed == 0
-    assert found.warnings() == {"new\nsecond line": 1, "test\nsecond line": 2}
+    assert found.warnings == {"new\nsecond line": 1, "test\nsecond line": 2}
 
 
 def test_a_loop_of_steps(tmp_path):
@@ -64,6 +58,6 @@ def test_a_loop_of_steps(tmp_path):
 
 def test_nothing_there(tmp_path):
     found = read_training(tmp_path)
-    assert not found.train and found.opening() == {} and found.config() is None
+    assert not found.train and found.opening == {} and found.config is None
     (tmp_path / "20260101_000000").mkdir()
-    assert json.dumps(read_training(tmp_path).warnings()) == "{}"
+    assert json.dumps(read_training(tmp_path).warnings) == "{}"
