@@ -1,4 +1,4 @@
-"""Every shim for someone else's bug, each with the condition under which it can be deleted."""
+"""Shims for bugs of other packages, each with the condition under which it can be deleted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def declare_torchvision_ops() -> bool:
-    """Let a torchvision wheel built for CUDA import beside a CPU-only torch.
+    """Lets a torchvision wheel built for CUDA import beside a CPU-only torch.
 
     PyPI's torchvision cannot load its compiled ops there, and then fails to import with ``operator
     torchvision::nms does not exist``; timm and the mmengine Runner die with it. Declaring the two
@@ -48,7 +48,7 @@ _declared: torch.library.Library | None = None
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Drop what is written to the process's standard error, by libraries below Python too.
+    """Drops what is written to the process's standard error, by libraries below Python too.
 
     Around the start and the stop of torch's profiler, which writes a line each time
     ("USDT:… SyncActivityProfilerHandler").

@@ -1,4 +1,4 @@
-"""What the machine offers: cores and devices."""
+"""Cores, memory and devices of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One child registry of mmengine's per kind of part, under the scope ``codmoe``.
+"""Registries of models, data sets, transforms, metrics and hooks, children of mmengine's.
 
 Nothing has to be imported by hand: a registry imports its ``locations`` when it is first asked. An
 unknown ``type=`` and a misspelt argument are answered with the nearest valid names.
@@ -19,7 +19,7 @@ SCOPE = "codmoe"
 
 
 def argument_faults(cls: type, given: Iterable[str]) -> list[str]:
-    """What is wrong with the keyword arguments of a config section, one sentence each.
+    """Faults of the keyword arguments of a config section, one sentence each.
 
     A class that takes ``**kwargs`` hands them to its base class, so the signatures along its method
     resolution order are united until one closes the list; nothing is said if none does.

@@ -1,4 +1,4 @@
-"""The typed values that travel between backbone, router, experts, combiner and metrics."""
+"""Typed values that travel between backbone, router, experts, combiner and metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class RoutingDecision:
-    """Which experts see which image, and with what weight.
+    """Choice of experts for each image, and their weights.
 
     Args:
         logits: Router logits without noise, (N, E).
@@ -41,14 +41,14 @@ class RoutingDecision:
 
 @dataclass
 class ExpertOutput:
-    """What one expert says about the M images it was given.
+    """Output of one expert for the M images it was given.
 
     Args:
         logits: The expert's prediction, (M, 1, h, w) at its own resolution.
         side_logits: Further supervised maps, each (M, 1, h_i, w_i); empty if there are none.
         confidence: Where the prediction is to be trusted, in [0, 1], (M, 1, h', w'), or None.
         rows: Index of each of the M images in the batch, (M,); None means the whole batch in order.
-        extra: What only the expert's own loss reads (UJSC keeps its image here).
+        extra: Tensors that only the expert's own loss reads (UJSC keeps its image here).
     """
 
     logits: Tensor

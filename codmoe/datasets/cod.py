@@ -1,4 +1,4 @@
-"""Data sets of image/mask pairs: one, a benchmark's, several in a group, one with bad files."""
+"""Data sets of image/mask pairs: folders, the COD benchmarks, groups, tolerance of bad files."""
 
 from __future__ import annotations
 

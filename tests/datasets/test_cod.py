@@ -74,14 +74,6 @@ def test_sample_through_the_pipeline(polyp, cache):
     assert data[3]["inputs"].any()
 
 
-def test_cache_needs_no_files_later_and_follows_subsets(polyp):
-    data = CODDataset(polyp, pipeline=PIPELINE, cache=True)
-    expected = data[7]["inputs"]
-    for path in (polyp / "images").iterdir():
-        path.unlink()
-    assert (data.get_subset([7])[0]["inputs"] == expected).all()
-
-
 @pytest.mark.parametrize("exclude", [[], ["3", "7"]])
 def test_parts_are_disjoint_and_leave_known_duplicates_out(polyp, exclude):
     parts = [

@@ -48,23 +48,28 @@ def test_lone_images_and_masks_are_counted_and_five_named(tmp_path):
     assert "'im4'" in text and "'im5'" not in text and "2 more" in text and "'m0'" in text
 
 
-def test_two_files_of_one_stem(tmp_path):
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda root: find_pairs(root / "GT", root / "Masks"),
+            r"mask_dir: .*Masks; .*'GT', 'Imgs'",
+        ),
+        (lambda root: find_pairs(root / "Imgs", root / "GT"), r"'a\.jpg' and 'a\.png'.*same stem"),
+        (lambda root: find_folders(root / "nowhere"), r"data_root: .*nowhere"),
+        (lambda root: find_folders(root, "Trian"), r"split_dir: .*Trian; .*holds 'GT', 'Imgs'"),
+        (lambda root: find_folders(root / "GT" / "a.png"), r"data_root: .*a\.png is a file"),
+        (lambda root: find_folders(root / "pictures"), r"holds 'holiday'.*known are Image"),
+        (lambda root: find_folders(root / "two"), r"more than one layout"),
+    ],
+)
+def test_mistakes_name_key_and_what_is_there(tmp_path, call, message):
     add(tmp_path, "Imgs", "GT", ["a"])
     write(tmp_path / "Imgs" / "a.png")
-    with pytest.raises(ValueError, match=r"'a\.jpg' and 'a\.png'.*same stem"):
-        find_pairs(tmp_path / "Imgs", tmp_path / "GT")
-
-
-def test_missing_folder_names_key_and_what_is_there(tmp_path):
-    add(tmp_path, "Imgs", "GT", ["a"])
-    with pytest.raises(FileNotFoundError, match=r"mask_dir: .*Masks; .*'GT', 'Imgs'"):
-        find_pairs(tmp_path / "Imgs", tmp_path / "Masks")
-    with pytest.raises(FileNotFoundError, match=r"data_root: .*nowhere"):
-        find_folders(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"split_dir: .*Trian; .*holds 'GT', 'Imgs'"):
-        find_folders(tmp_path, "Trian")
-    with pytest.raises(FileNotFoundError, match=r"data_root: .*a\.png is a file"):
-        find_folders(tmp_path / "GT" / "a.png")
+    for name in ("pictures/holiday", "two/images", "two/masks", "two/Imgs", "two/GT"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        call(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +100,6 @@ def test_camo_keeps_all_masks_in_one_folder(tmp_path):
     folders = find_folders(tmp_path, "Test")
     pairs = find_pairs(folders.image, folders.mask, shared_masks=folders.shared_masks)
     assert [p.stem for p in pairs] == ["camourflage_3"]
-
-
-def test_no_layout_and_two_layouts(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds 'pictures'.*known are Image"):
-        find_folders(tmp_path)
-    for name in ("images", "masks", "Imgs", "GT"):
-        (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match=r"more than one layout"):
-        find_folders(tmp_path)
 
 
 def test_root_expands_and_falls_back_to_the_environment(tmp_path, monkeypatch):

@@ -178,7 +178,7 @@ def print_report(report: Report) -> None:
     title = f"{report.root}: {report.layout}"
     TextTable(heads, rows, (0, -1), title, wrap=True).print()
     if report.findings:
-        cells = [
+        cells: list[list[str | Text]] = [
             [Text(f.level, COLOURS[f.level]), _found(f, report.root), f.advice]
             for f in report.findings
         ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from codmoe.datasets.doctor.findings import Finding
 from codmoe.datasets.layouts import Part, image_files, outsiders
@@ -32,80 +33,67 @@ class Listing:
     findings: list[Finding] = field(default_factory=list)
 
 
+# Level, check, what it means, and what to do.
+_RULES = {
+    "twice": ("error", "two {kind} of one stem", "of several files it is not known which is meant",
+              "keep one file for each stem"),
+    "alike": ("warning", "{kind} whose names differ by case alone",
+              "Windows and macOS keep one of them only", "rename them"),
+    "case": ("error", "stems of image and mask differ by case", "they do not pair",
+             "rename one of the two"),
+    "no mask": ("error", "images without mask", "no file of the same stem in {folder}", "{advice}"),
+    "no image": ("error", "masks without image", "no file of the same stem in {folder}",
+                 "download the images again, or remove the masks"),
+    "stray": ("warning", "images of neither set",
+              "their names start with none of the known prefixes, so they are not used",
+              "if they are to be trained on, name the folders by image_dir and mask_dir"),
+    "none": ("error", "no images", "the folder holds none that is used",
+             "unpack the data set again"),
+    "few": ("error", "number of images", "{found:,} of the protocol's {expected:,}: numbers would "
+            "not compare with published ones", "download the data set again, whole"),
+    "many": ("warning", "number of images", "{found:,} where the protocol has {expected:,}: "
+             "numbers will not compare with published ones", "find out what was added"),
+}  # fmt: skip
+
+
 def list_part(part: Part, parts: Sequence[Part]) -> Listing:
     """Pairs the files of a part by stem, and finds all that is wrong with their names."""
-    listing = Listing(part)
     images, left_out = _by_stem(part.folders.image, part.prefix)
     masks, _ = _by_stem(part.folders.mask, part.prefix)
-    listing.left_out = left_out
+    jobs = _jobs(images, masks, part.folders.shared_masks)
+    listing = Listing(part, jobs, len(images), left_out)
 
-    def say(level: str, check: str, items, what: str, advice: str) -> None:
-        rows = [tuple(map(str, row if isinstance(row, tuple) else (row,))) for row in items]
-        if rows:
-            listing.findings.append(Finding(level, check, part.label, what, advice, rows))
+    def say(rule: str, rows: Iterable[Path | tuple[Path, ...]], **words: Any) -> None:
+        level, check, what, advice = (text.format(**words) for text in _RULES[rule])
+        files = [tuple(map(str, row if isinstance(row, tuple) else (row,))) for row in rows]
+        if files:
+            listing.findings.append(Finding(level, check, part.label, what, advice, files))
 
     for kind, files in (("images", images), ("masks", masks)):
-        twice = [tuple(paths) for paths in files.values() if len(paths) > 1]
-        say(
-            "error",
-            f"two {kind} of one stem",
-            twice,
-            "of several files it is not known which is meant",
-            "keep one file for each stem",
-        )
-        by_case: dict[str, list[str]] = {}
-        for stem in files:
-            by_case.setdefault(stem.lower(), []).append(stem)
-        alike = [tuple(files[s][0] for s in stems) for stems in by_case.values() if len(stems) > 1]
-        say(
-            "warning",
-            f"{kind} whose names differ by case alone",
-            alike,
-            "Windows and macOS keep one of them only",
-            "rename them",
-        )
+        say("twice", (tuple(paths) for paths in files.values() if len(paths) > 1), kind=kind)
+        by_case: dict[str, list[Path]] = {}
+        for stem, paths in files.items():
+            by_case.setdefault(stem.lower(), []).append(paths[0])
+        say("alike", (tuple(paths) for paths in by_case.values() if len(paths) > 1), kind=kind)
     no_mask, no_image = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
     lower = {stem.lower(): stem for stem in no_image}
-    other_case = [s for s in no_mask if s.lower() in lower]
-    say(
-        "error",
-        "stems of image and mask differ by case",
-        [(images[s][0], masks[lower[s.lower()]][0]) for s in other_case],
-        "they do not pair",
-        "rename one of the two",
-    )
-    taken = {lower[s.lower()] for s in other_case}
+    other_case = {s: lower[s.lower()] for s in no_mask if s.lower() in lower}
+    say("case", ((images[s][0], masks[other][0]) for s, other in other_case.items()))
     no_mask = [s for s in no_mask if s not in other_case]
-    no_image = [s for s in no_image if s not in taken]
-    say(
-        "error",
-        "images without mask",
-        [images[s][0] for s in no_mask],
-        f"no file of the same stem in {part.folders.mask}",
-        _mask_advice(no_mask, no_image),
-    )
+    no_image = [s for s in no_image if s not in other_case.values()]
+    advice = _mask_advice(no_mask, no_image)
+    say("no mask", (images[s][0] for s in no_mask), folder=part.folders.mask, advice=advice)
     if not part.folders.shared_masks:
-        say(
-            "error",
-            "masks without image",
-            [masks[s][0] for s in no_image],
-            f"no file of the same stem in {part.folders.image}",
-            "download the images again, or remove the masks",
-        )
-    listing.images = len(images)
-    stray = outsiders(part, parts)
+        say("no image", (masks[s][0] for s in no_image), folder=part.folders.image)
     # Reported once, by the first of the parts that share the folder.
     first = next(p for p in parts if p.folders.image == part.folders.image)
-    if stray and part is first and part.layout != "COD10K-v3":
-        say(
-            "warning",
-            "images of neither set",
-            [part.folders.image / name for name in stray],
-            "their names start with none of the known prefixes, so they are not used",
-            "if they are to be trained on, name the folders by image_dir and mask_dir",
-        )
-    _count(listing, say)
-    listing.jobs = _jobs(images, masks, part.folders.shared_masks)
+    if part is first and part.layout != "COD10K-v3":
+        say("stray", (part.folders.image / name for name in outsiders(part, parts)))
+    if not listing.images:
+        say("none", [part.folders.image])
+    elif part.expected and listing.images != part.expected:
+        rule = "few" if listing.images < part.expected else "many"
+        say(rule, [part.folders.image], found=listing.images, expected=part.expected)
     return listing
 
 
@@ -137,33 +125,3 @@ def _mask_advice(no_mask: Sequence[str], no_image: Sequence[str]) -> str:
         if count > len(no_mask[:50]) / 2:
             return f"the masks end in {ending!r}: rename them to the names of the images"
     return "download the masks again, or remove the images"
-
-
-def _count(listing: Listing, say: Callable) -> None:
-    part, found, expected = listing.part, listing.images, listing.part.expected
-    if not found:
-        say(
-            "error",
-            "no images",
-            [part.folders.image],
-            "the folder holds none that is used",
-            "unpack the data set again",
-        )
-    elif expected and found < expected:
-        say(
-            "error",
-            "number of images",
-            [part.folders.image],
-            f"{found:,} of the protocol's {expected:,}: numbers would not compare with published "
-            "ones",
-            "download the data set again, whole",
-        )
-    elif expected and found > expected:
-        say(
-            "warning",
-            "number of images",
-            [part.folders.image],
-            f"{found:,} where the protocol has {expected:,}: numbers will not compare with "
-            "published ones",
-            "find out what was added",
-        )

@@ -31,53 +31,53 @@ _printed = None
 
 
 @dataclass
-class ImageRecord:
-    """One image file.
+class Record:
+    """One file.
 
     Args:
         path: The file.
         error: Why it cannot be read, or None; all else is then unset.
         size: Width and height in pixels, as stored.
-        traits: Of ``exif``, ``alpha``, ``alpha_used``, ``palette``, ``cmyk``, ``16bit``, ``grey``.
-        orientation: EXIF orientation, 1 to 8.
+        traits: Of ``exif``, ``alpha``, ``alpha_used``, ``palette``, ``cmyk``, ``16bit``, ``grey``;
+            of a mask also ``colour`` and ``zero_one``.
         damage: Complaints of the decoder.
-        digest: Equal for equal pixels.
-        code: Perceptual hash, 64 bits.
-        thumbnail: Grey, (32, 32) uint8.
     """
 
     path: str
     error: str | None = None
     size: tuple[int, int] = (0, 0)
     traits: tuple[str, ...] = ()
-    orientation: int = 1
     damage: str = ""
+
+
+@dataclass
+class ImageRecord(Record):
+    """One image file.
+
+    Args:
+        orientation: EXIF orientation, 1 to 8.
+        digest: Equal for equal pixels.
+        code: Perceptual hash, 64 bits.
+        thumbnail: Grey, (32, 32) uint8.
+    """
+
+    orientation: int = 1
     digest: bytes = b""
     code: int = 0
     thumbnail: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
 
 
 @dataclass
-class MaskRecord:
+class MaskRecord(Record):
     """One mask file.
 
     Args:
-        path: The file.
-        error: Why it cannot be read, or None; all else is then unset.
-        size: Width and height in pixels.
-        traits: Of ``palette``, ``colour``, ``16bit``, ``zero_one``, ``exif``, ``cmyk``, ``alpha``.
         area: Share of object pixels.
         soft: Share of pixels that are neither dark nor bright.
-        damage: Complaints of the decoder.
     """
 
-    path: str
-    error: str | None = None
-    size: tuple[int, int] = (0, 0)
-    traits: tuple[str, ...] = ()
     area: float = 0.0
     soft: float = 0.0
-    damage: str = ""
 
 
 def start_worker() -> None:

@@ -98,15 +98,9 @@ def poisson_blend(patch: np.ndarray, under: np.ndarray, inside: np.ndarray) -> n
     # OpenCV refuses objects that touch the border, and takes the centre of their bounding box.
     pad = 2
     mask = np.pad(inside.astype(np.uint8) * 255, pad)
+    sides = (pad, pad), (pad, pad), (0, 0)
     source, target = (
-        cv2.copyMakeBorder(
-            np.clip(np.rint(image), 0, 255).astype(np.uint8),
-            pad,
-            pad,
-            pad,
-            pad,
-            cv2.BORDER_REFLECT_101,
-        )
+        np.pad(np.clip(np.rint(image), 0, 255).astype(np.uint8), sides, "reflect")
         for image in (patch, under)
     )
     x, y, width, height = cv2.boundingRect(mask)
