@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from miniature import TWO_EXPERTS, call, interrupted_at, write_config
-from toy_parts import NAMES, REFIT, SOUP, toy_config
+from toy_parts import NAMES, REFIT, SOUP, leave_separate, toy_config
 
 from codmoe.engine import stages
 from codmoe.engine.stages import plan, run_stages
@@ -235,7 +235,8 @@ def test_a_start_that_fails_does_not_pass_for_the_run_before(tmp_path, monkeypat
     assert list(first.work_dir.glob("earlier-*/finished.json"))  # set aside, not lost
 
 
-def test_several_files_in_a_plan_of_stages(tmp_path, separate):
+def test_several_files_in_a_plan_of_stages(tmp_path):
+    separate = leave_separate(tmp_path)
     configs = [
         toy_config(
             tmp_path, 1, dict(default_hooks=dict(best=dict(name=f"expert_{n}"))), experts=[n]
