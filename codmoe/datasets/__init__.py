@@ -1,12 +1,12 @@
-"""Datasets of image/mask pairs, synthetic data, and the transforms between files and network."""
+"""Data sets of image/mask pairs, synthetic data, and the transforms between files and network."""
 
-from codmoe.datasets import synthetic as synthetic  # registers its datasets
 from codmoe.datasets.cache import SampleCache
 from codmoe.datasets.cod import COD10K, CODBenchmark, CODDataset, DatasetGroup, TolerantDataset
 from codmoe.datasets.collate import multiscale_collate, stack_collate
 from codmoe.datasets.integrity import UnreadableFile, check_pairs
 from codmoe.datasets.layouts import Pair, find_folders, find_pairs
 from codmoe.datasets.splits import split_indices
+from codmoe.datasets.synthetic import CompositeCamouflage, SyntheticCamouflage
 from codmoe.datasets.transforms import (
     CopyPaste,
     LoadCODPair,
@@ -22,6 +22,7 @@ __all__ = [
     "COD10K",
     "CODBenchmark",
     "CODDataset",
+    "CompositeCamouflage",
     "CopyPaste",
     "DatasetGroup",
     "FixedViews",
@@ -33,6 +34,7 @@ __all__ = [
     "RandomJPEG",
     "RandomWarp",
     "SampleCache",
+    "SyntheticCamouflage",
     "TolerantDataset",
     "UnreadableFile",
     "check_pairs",

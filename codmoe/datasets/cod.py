@@ -449,7 +449,7 @@ class TolerantDataset(WrappedDataset):
 
     The samples found unreadable are marked in shared memory, so that all workers of a loader and
     the process that started them know; ``UnreadableFilesHook`` reports each once, and stops
-    training above ``max_share`` (mmengine's ``max_refetch`` draws anew without a word or a bound).
+    training above ``max_share``; mmengine's ``max_refetch`` tells neither which nor how many.
     The engine wraps the training set alone: in evaluation an unreadable file is an error.
 
     Args:
