@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from codmoe.console import TextTable
-from codmoe.datasets.doctor.findings import Examined, Finding, all_findings
+from codmoe.datasets.doctor.checks import Examined, Finding, all_findings
 from codmoe.datasets.doctor.pairing import Listing, list_part
 from codmoe.datasets.doctor.records import inspect, start_worker
 from codmoe.datasets.layouts import Folders, Part, Tree, recognise, require_folder, resolve_root

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codmoe.datasets.doctor.findings import Finding
+from codmoe.datasets.doctor.checks import Finding
 from codmoe.datasets.layouts import Part, image_files, outsiders
 
 _Files = Mapping[str, Sequence[Path]]

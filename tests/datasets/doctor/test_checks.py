@@ -1,4 +1,4 @@
-"""Findings about the files: what cannot be used, what is peculiar, what is there twice."""
+"""Checks of the files: what cannot be used, what is peculiar, what is there twice."""
 
 from pathlib import Path
 

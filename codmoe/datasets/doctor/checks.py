@@ -1,4 +1,4 @@
-"""Findings of the data doctor: faults of the files it read, each with what to do about it."""
+"""Checks of the files that the doctor read: rules, each with what to do, and look-alikes."""
 
 from __future__ import annotations
 
