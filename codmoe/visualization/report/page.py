@@ -238,14 +238,15 @@ def describe(dataset: Any) -> str:
     """A data set's config in a line: its type and what chooses its images."""
     if not isinstance(dataset, Mapping):
         return str(dataset)
-    inner = dataset.get("datasets")
+    inner, within = dataset.get("datasets"), dataset.get("dataset")
     own = [f"{k}={_plain(v)}" for k, v in dataset.items() if k not in _UNTOLD and v is not None]
     if dataset.get("type") == "TolerantDataset":
-        return describe(dataset.get("dataset"))
+        return describe(within)
     if isinstance(inner, Mapping):
         parts = [f"{name}: {describe(each)}" for name, each in inner.items() if each is not None]
         return "; ".join(parts + own)
-    return f"{dataset.get('type', '')} ({', '.join(own)})" if own else str(dataset.get("type"))
+    text = f"{dataset.get('type', '')} ({', '.join(own)})" if own else str(dataset.get("type"))
+    return f"{text} of {describe(within)}" if isinstance(within, Mapping) else text
 
 
 def _plain(value: Any) -> str:

@@ -3,9 +3,10 @@ import pytest
 import torch
 from pairs import reference
 
-from codmoe.evaluation.conventions import AGGREGATE_KEYS, CONVENTIONS, LOWER_IS_BETTER
-from codmoe.evaluation.measures.histogram import CURVES
-from codmoe.evaluation.measures.per_image import (
+from codmoe.evaluation.conventions import AGGREGATE_KEYS
+from codmoe.evaluation.measures import (
+    CURVES,
+    GroundTruthCache,
     aggregate,
     batch_measures,
     best_expert,
@@ -16,7 +17,6 @@ from codmoe.evaluation.measures.per_image import (
     mean_curves,
     uniform_probability,
 )
-from codmoe.evaluation.measures.truth import GroundTruthCache
 
 
 def blobs(seed, height, width):
@@ -86,16 +86,6 @@ def test_pooled_measures_are_of_all_pixels_together():
     assert row["BIoU_pooled"] == pytest.approx(counts[4] / counts[5]) != row["BIoU"]
     error = [image_measures(prob, gt, full=False)["MAE"] * gt.size for prob, gt in pairs]
     assert row["MAE_pooled"] == pytest.approx(sum(error) / len(truth))
-
-
-def test_every_number_has_its_convention():
-    assert set(CONVENTIONS) == set(AGGREGATE_KEYS)
-    assert all("\n" not in line for line in CONVENTIONS.values())
-    for key, line in CONVENTIONS.items():
-        if key != "n":  # what; normalised or not, and threshold; averaged over what; resolution
-            assert "normalised" in line and "resolution" in line, key
-            assert ("lower is better" in line) == (key in LOWER_IS_BETTER), key
-            assert ("pixels of all images" in line) == key.endswith("_pooled"), key
 
 
 @pytest.mark.parametrize(

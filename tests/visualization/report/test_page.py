@@ -7,6 +7,7 @@ from markupsafe import Markup
 from report_run import STEMS, write_run
 
 from codmoe.visualization.report import plots, write_report
+from codmoe.visualization.report.page import describe, duration
 
 HEADINGS = {
     "setup": "What was run",
@@ -222,3 +223,16 @@ def test_what_is_no_run_is_named(tmp_path):
         with pytest.raises(ValueError, match=r"table\.json is no table of tools/run_stages"):
             write_report(tmp_path)
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_data_set_in_a_line():
+    photos = dict(type="CODDataset", pipeline=[1], data_root="d", name=None)
+    views = dict(type="FixedViews", dataset=dict(type="TolerantDataset", dataset=photos), views=4)
+    assert describe(views) == "FixedViews (views=4) of CODDataset (data_root=d)"
+    group = dict(type="DatasetGroup", datasets=dict(A=photos, B=None, C=dict(type="X")), seed=1)
+    assert describe(group) == "A: CODDataset (data_root=d); C: X; seed=1"
+
+
+def test_durations():
+    told = [duration(seconds) for seconds in (12, 200, 7500, float("nan"))]
+    assert told == ["12 s", "3 min 20 s", "2 h 5 min", "-"]
