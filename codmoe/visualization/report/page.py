@@ -21,14 +21,14 @@ from codmoe.evaluation.bootstrap import Interval
 from codmoe.evaluation.conventions import LOWER_IS_BETTER
 from codmoe.evaluation.tables import format_value, ranks, result_rows, table_notes
 from codmoe.files import save_text
-from codmoe.visualization.report.data import RunRecord, StageRecord, load_run, number
-from codmoe.visualization.report.findings import (
+from codmoe.visualization.report.conclusions import (
     METRICS,
     Gain,
     ensemble_gains,
     findings,
     outcome,
 )
+from codmoe.visualization.report.data import RunRecord, StageRecord, load_run, number
 from codmoe.visualization.report.plots import learning_curves, routing_curves
 
 TITLES = dict(
