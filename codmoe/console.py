@@ -56,7 +56,7 @@ class TextTable:
             console.print(note, style="dim", markup=False, highlight=False)
 
     def text(self) -> str:
-        """What :meth:`print` prints, without colours, such as for a log."""
+        """The table as :meth:`print` writes it, without colours, such as for a log."""
         text = io.StringIO()
         self.print(Console(file=text, width=10_000))
         return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())

@@ -21,6 +21,7 @@ from codmoe.evaluation.measures import (
     mean_curves,
     uniform_probability,
 )
+from codmoe.evaluation.measures.reference import pysodmetrics
 from codmoe.messages import suggest
 from codmoe.registry import METRICS
 
@@ -130,6 +131,8 @@ class CODMetric(PerImageMetric):
             raise ValueError("CODMetric: sources is empty; name at least one, such as 'mixture'.")
         if backend not in BACKENDS:
             raise ValueError(f"CODMetric: backend={backend!r}; {suggest(backend, BACKENDS)}")
+        if backend == "pysodmetrics":
+            pysodmetrics()  # a missing package is told now, not after the first batch
         self.backend = backend
         if cache_gb is not None:
             if not cache_gb >= 0:

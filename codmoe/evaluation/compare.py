@@ -203,7 +203,7 @@ def _unique(bases: Sequence[str], paths: Sequence[Path]) -> list[str]:
 
 @dataclass
 class Comparison:
-    """What :func:`compare` finds.
+    """Result of :func:`compare`.
 
     Args:
         metrics: The columns.

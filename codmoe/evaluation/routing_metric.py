@@ -56,7 +56,7 @@ def dense_weights(indices: Rows, weights: Rows, experts: int) -> Tensor:
 
 
 def chosen_frequency(indices: Rows, experts: int) -> Tensor:
-    """How often each expert is among the top k, (E,); sums to k.
+    """Share of the images that have each expert in their top k, (E,); sums to k.
 
     Args:
         indices: Chosen experts, (N, k).

@@ -3,8 +3,8 @@
 One pass counts pixels by region, truth and 8-bit value; from that histogram follow the
 normalisation, MAE, S-measure and every measure at a threshold (:mod:`histogram`).
 The weighted F-measure and the boundary IoU need the pixels' places and have a pass of their own
-(:mod:`spatial`). Maps of different sizes share a canvas on the GPU; pixels
-outside a map count nowhere.
+(:mod:`spatial`). Maps of different sizes share a canvas on the GPU; pixels outside a map count
+nowhere.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CHUNK_PIXELS = 1 << 23
 
 @dataclass
 class PixelSums:
-    """What has to be read off the pixels of N maps; all on their device.
+    """Sums read off the pixels of N maps; all on their device.
 
     Args:
         histogram: Pixels by binary value (probability > 0.5), region and level,

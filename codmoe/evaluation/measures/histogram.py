@@ -1,4 +1,4 @@
-"""Every measure that follows from how often each 8-bit value occurs in each region of the image.
+"""Measures that follow from how often each 8-bit value occurs in each region of the image.
 
 PySODMetrics rounds a map to 8 bits, min-max normalises it and looks at each of its pixels again for
 each measure. All pixels of one value and region are alike, so counting them once is enough, and
@@ -65,7 +65,7 @@ class HistogramMeasures:
 
 @dataclass
 class HostMeasures:
-    """What :class:`HistogramMeasures` holds, as numpy arrays."""
+    """:class:`HistogramMeasures` as numpy arrays, its tensors but the curves in one table."""
 
     table: np.ndarray
     curves: np.ndarray

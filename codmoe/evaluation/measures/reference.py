@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,20 @@ import numpy as np
 from codmoe.evaluation.measures.batched import THRESHOLD
 from codmoe.evaluation.measures.histogram import CURVES
 from codmoe.evaluation.measures.truth import BOUNDARY_RATIO, boundary_band
+
+
+def pysodmetrics() -> ModuleType:
+    """The package of the reference.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    try:
+        return importlib.import_module("py_sod_metrics")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "backend='pysodmetrics' needs PySODMetrics: pip install 'codmoe[pysodmetrics]'"
+        ) from error
 
 
 def reference_measures(prob: np.ndarray, gt: np.ndarray, *, full: bool = True) -> dict[str, Any]:
@@ -26,13 +42,7 @@ def reference_measures(prob: np.ndarray, gt: np.ndarray, *, full: bool = True) -
     Raises:
         ValueError: PySODMetrics is not installed.
     """
-    try:
-        import py_sod_metrics as sod
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "backend='pysodmetrics' needs PySODMetrics: pip install 'codmoe[pysodmetrics]'"
-        ) from error
-
+    sod = pysodmetrics()
     level, mask = np.round(prob * 255).astype(np.uint8), gt.astype(np.uint8) * 255
     plain = sod.FmeasureV2({"ber": sod.BERHandler(False, False, with_binary=True)})
     plain.step(prob, gt, normalize=False)

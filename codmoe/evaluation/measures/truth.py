@@ -1,4 +1,4 @@
-"""What the measures need of a ground truth alone: computed once, kept for every later map.
+"""Facts of a ground truth that the measures need, computed once and kept for every later map.
 
 An epoch of validation, each of four experts, their mixture and every method compared are measured
 against the same masks. Distances, nearest object pixels, centroid and boundary band depend on the
@@ -29,7 +29,7 @@ OBJECT, BOUNDARY = 1, 2
 
 
 class Nearness(NamedTuple):
-    """Where the object is, seen from the background.
+    """Distances and directions from the background to the object.
 
     Args:
         squared_distance: To the nearest object pixel, capped at ``MAX_SQUARED``, 0 on the object
@@ -171,7 +171,7 @@ def _nearest(mask: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.ndarr
 
 
 class GroundTruthCache:
-    """Facts of masks by content; threads may share it.
+    """The facts of masks, found again by content; threads may share it.
 
     A data set is seen in the same order again and again. Were the mask not used for longest dropped
     for each new one, a set larger than the memory would never find one kept; so what is kept stays

@@ -1,4 +1,4 @@
-"""What a run shows: the ensemble's gains with intervals over images, and what limits them."""
+"""Gains of the ensemble with intervals over images, and sentences on what limits them."""
 
 from __future__ import annotations
 
@@ -42,10 +42,13 @@ class Gain:
 
 
 def ensemble_gains(run: RunRecord) -> dict[str, dict[str, Gain]]:
-    """What the ensemble gains on each data set over what is there of ``"expert"``,
-    ``"expert_after"``, ``"uniform"``, ``"uniform_after"`` and ``"router"``.
+    """The ensemble's gains on each data set over each baseline that the run has.
 
     The best expert is that with the highest IoU on the test images themselves.
+
+    Returns:
+        By data set and baseline: ``"expert"``, ``"expert_after"`` (stage 3), ``"uniform"``,
+        ``"uniform_after"`` and ``"router"``.
     """
     gains: dict[str, dict[str, Gain]] = {}
     for dataset, rows in run.table.items():

@@ -1,4 +1,4 @@
-"""Gathers what a run of all stages left in its work directory."""
+"""Gathers the tables, curves, logs and configs that a run of all stages left behind."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def load_run(work_dir: str | os.PathLike) -> RunRecord:
 
 
 def stage_titles(count: int) -> list[str]:
-    """What the runs are called: the last two are stage 2 and 3, all before them are stage 1."""
+    """Names of the runs: the last two are stage 2 and 3, all before them are stage 1."""
     if count <= 3:
         return [f"stage {number}" for number in range(1, count + 1)]
     parts = [f"stage 1, part {number}" for number in range(1, count - 1)]

@@ -458,7 +458,7 @@ def _shaded(value: float, strength: float, n: int, *, bold: bool = False) -> Cel
 
 
 def _pictures(run: RunRecord) -> Iterator[tuple[str, str]]:
-    """What the test step drew of the images with the highest, middle and lowest IoU, as base64.
+    """Pictures of the images with the highest, middle and lowest IoU, as base64.
 
     JPEG, for photographs as PNG would take several times the room.
     """

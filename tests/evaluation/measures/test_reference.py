@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from codmoe.evaluation import image_measures
+from codmoe.evaluation import CODMetric, image_measures
 
 
 def test_without_pysodmetrics_the_extra_is_named(monkeypatch):
@@ -12,3 +12,5 @@ def test_without_pysodmetrics_the_extra_is_named(monkeypatch):
     assert image_measures(prob, gt)["IoU"] == 1
     with pytest.raises(ValueError, match=r"pip install 'codmoe\[pysodmetrics\]'"):
         image_measures(prob, gt, backend="pysodmetrics")
+    with pytest.raises(ValueError, match="needs PySODMetrics"):
+        CODMetric(backend="pysodmetrics")
