@@ -181,6 +181,20 @@ def require_files(sources: Sources) -> None:
         )
 
 
+def hand_over(runner, sources: Sources) -> dict[str, Any] | None:
+    """Load the weights that a stage starts from into its Runner, and measure what that made.
+
+    Returns:
+        See :func:`check_assembly`.
+
+    Raises:
+        FileNotFoundError, ValueError: See :func:`load_sources` and :func:`check_assembly`.
+    """
+    for line in load_sources(bare_model(runner), sources):
+        runner.logger.info(line)
+    return check_assembly(runner, sources)
+
+
 def load_sources(model: nn.Module, sources: Sources) -> list[str]:
     """Load the parts of a model from their files, each strictly, its buffers included.
 

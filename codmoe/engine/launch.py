@@ -13,11 +13,10 @@ from mmengine.logging import print_log
 from mmengine.runner.utils import set_random_seed
 
 from codmoe.engine.config import config_root
-from codmoe.engine.ddp import bare_model, every_expert_runs, init_cpu_process_group
+from codmoe.engine.ddp import every_expert_runs, init_cpu_process_group
 from codmoe.engine.handover import (
     Sources,
-    check_assembly,
-    load_sources,
+    hand_over,
     read_sources,
     require_files,
     skip_pretrained,
@@ -117,11 +116,9 @@ def settle(cfg: Config) -> LaunchPlan:
             checkpoint to resume from.
     """
     resume, all_run = bool(cfg.get("resume")), every_expert_runs(cfg.model)
-    _refuse_deadlocks(cfg, all_run)
+    _refuse(cfg, resume, all_run)
     sources = read_sources(cfg)
-    if resume:
-        _require_checkpoint(cfg)
-    elif sources is not None:
+    if sources is not None and not resume:
         require_files(sources)
         if cfg.get("load_from"):
             raise ValueError(
@@ -141,7 +138,15 @@ def settle(cfg: Config) -> LaunchPlan:
     return LaunchPlan(cfg, None if resume else sources, resume, all_run, precision)
 
 
-def _refuse_deadlocks(cfg: Config, all_run: bool) -> None:
+def _refuse(cfg: Config, resume: bool, all_run: bool) -> None:
+    """Refuse what would deadlock, and a resumed run without its checkpoint."""
+    last = Path(cfg.work_dir) / "last_checkpoint"
+    if resume and not last.is_file() and not cfg.get("load_from"):
+        # mmengine would begin at epoch 0, and without the weights of the stage before.
+        raise FileNotFoundError(
+            f"{last} does not exist, so there is nothing to resume; leave --resume out to "
+            "start, or give the --work-dir of the run that was interrupted"
+        )
     if cfg.get("sync_bn") and cfg.model.get("train_dispatch", "sparse") == "sparse":
         raise ValueError(
             f"sync_bn={cfg.sync_bn!r} with model.train_dispatch='sparse' deadlocks as soon as an "
@@ -157,16 +162,6 @@ def _refuse_deadlocks(cfg: Config, all_run: bool) -> None:
                 "expert that no image of a rank was routed to gets no gradient; leave it out, "
                 "or set train_dispatch='dense'"
             )
-
-
-def _require_checkpoint(cfg: Config) -> None:
-    # mmengine would begin at epoch 0, and without the weights of the stage before.
-    last = Path(cfg.work_dir) / "last_checkpoint"
-    if not last.is_file() and not cfg.get("load_from"):
-        raise FileNotFoundError(
-            f"{last} does not exist, so there is nothing to resume; leave --resume out to "
-            "start, or give the --work-dir of the run that was interrupted"
-        )
 
 
 def _tolerate_unreadable(cfg: Config) -> None:
@@ -186,7 +181,7 @@ def no_benchmark(cfg: Config) -> None:
 
 
 def build_runner(plan: LaunchPlan) -> CODRunner:
-    """A Runner that is ready to train, its weights loaded.
+    """A Runner that is ready to train but for weights of other runs.
 
     Raises:
         FileNotFoundError, ValueError: Something is missing or does not fit.
@@ -196,9 +191,6 @@ def build_runner(plan: LaunchPlan) -> CODRunner:
         # The weights are the same by now. The router's noise is not to be: with one seed for all
         # processes it would choose the same experts in each.
         set_random_seed(runner.seed, diff_rank_seed=True)
-    if plan.sources is not None:
-        for line in load_sources(bare_model(runner), plan.sources):
-            runner.logger.info(line)
     return runner
 
 
@@ -223,7 +215,7 @@ def train(cfg: Config) -> CODRunner:
             "lower train_dataloader.batch_size, or give the part more in split"
         )
     if plan.sources is not None:
-        runner.experts_before = check_assembly(runner, plan.sources)
+        runner.experts_before = hand_over(runner, plan.sources)
     work_dir = Path(plan.cfg.work_dir)
     # Not before the Runner stands: only then is it known which process is the main one.
     if is_main_process() and not plan.resume:

@@ -82,8 +82,8 @@ class CODRunner(Runner):
         compiled = compile_parts(model, self.cfg.get("compile"))
         if compiled:
             self.logger.info(f"compiled for training: {', '.join(compiled)}")
-        graphed = graph_parts(model, self.cfg.get("train_graphs"))
-        if graphed:
+        if any((self.cfg.get("train_graphs") or {}).values()):
+            graphed = graph_parts(model, self.cfg.train_graphs)
             self.logger.info(f"CUDA graphs for training: {', '.join(graphed)}")
         return super().wrap_model(model_wrapper_cfg, model)
 

@@ -72,6 +72,9 @@ class AverageBuffersHook(Hook):
     averaged model of an EMAHook, whose buffers follow those of its own process. Buffers of frozen
     parts are left alone: a mean of equal numbers need not be equal to the last bit. In a loop by
     iterations, which has no epochs, before each validation.
+
+    Not mmengine's SyncBuffersHook: it changes frozen parts, and knows neither averaged models nor
+    loops by iterations.
     """
 
     def after_train_epoch(self, runner) -> None:
@@ -102,6 +105,9 @@ class BestWeightsHook(Hook):
 
     Weights only, readable with ``torch.load(..., weights_only=True)["state_dict"]``; with EMA the
     averaged ones, which are what validation measured. Without validation, the last weights.
+
+    Not mmengine's ``CheckpointHook(save_best)``: its files hold objects besides weights, carry the
+    epoch in their name, by which no later stage finds them, and replace those of another run.
 
     Args:
         name: Stage, e.g. ``"expert_sinet"``, ``"experts_joint"``, ``"router"``, ``"ensemble"``.
