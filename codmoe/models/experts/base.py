@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,17 +21,23 @@ class Expert(nn.Module, ABC):
 
     Args:
         in_channels: Channels of the pyramid at strides 4, 8, 16, 32; the model fills this in.
+        input_scale: Scale of the image that the expert reads, 1.0 being the one that all share. At
+            1.25 it sees finer detail, at 0.75 more context in one receptive field. Another pass of
+            the backbone is made for it, for the images routed here alone, and once where several
+            experts read the same scale. Logits lie on the frame of the image at any scale.
+
+    Raises:
+        ValueError: ``in_channels`` are not four, or ``input_scale`` is no positive number.
     """
 
-    input_scales: ClassVar[tuple[float, ...]] = (1.0,)
-    """Image scales whose pyramids this expert reads. 1.0 is shared by all experts; others are made
-    only for the images routed here."""
+    input_scales: tuple[float, ...] = (1.0,)
+    """Image scales whose pyramids this expert reads, in the order in which it is given them."""
 
     gives_confidence: bool = True
     """Whether :meth:`forward` estimates its confidence, if it can. Switched off by who evaluates
     with a combiner that does not read it."""
 
-    def __init__(self, *, in_channels: Sequence[int]):
+    def __init__(self, *, in_channels: Sequence[int], input_scale: float = 1.0):
         super().__init__()
         if len(in_channels) != 4:
             raise ValueError(
@@ -39,7 +45,23 @@ class Expert(nn.Module, ABC):
                 "channels at strides 4, 8, 16, 32"
             )
         self.in_channels = tuple(in_channels)
+        self.input_scales = self.check_scales("input_scale", (input_scale,))
         self.structure_loss = StructureLoss()
+
+    def check_scales(self, key: str, scales: Sequence[float]) -> tuple[float, ...]:
+        """The image scales as floats; ``key`` is the argument to blame.
+
+        Raises:
+            ValueError: One of them is no positive finite number.
+        """
+        for scale in scales:
+            number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+            if not number or not 0 < scale < math.inf:
+                raise ValueError(
+                    f"{type(self).__name__}: {key}={scale!r} must be a positive number; 1.0 reads "
+                    "the image as all experts do, 1.5 half as large again"
+                )
+        return tuple(float(scale) for scale in scales)
 
     @abstractmethod
     def forward(self, images: Tensor, pyramids: Sequence[Sequence[Tensor]]) -> ExpertOutput:
@@ -65,3 +87,14 @@ class Expert(nn.Module, ABC):
         names = ["structure", *(f"structure_side{i}" for i in range(len(output.side_logits)))]
         values = self.structure_loss.of_maps([output.logits, *output.side_logits], target)
         return dict(zip(names, values, strict=True))
+
+
+def check_output_stride(expert: Expert, value: int) -> None:
+    """Raises:
+    ValueError: ``output_stride`` is neither 8 nor 4.
+    """
+    if value not in (4, 8):
+        raise ValueError(
+            f"{type(expert).__name__}: output_stride={value!r} is unknown; use 8, as in the paper, "
+            "or 4"
+        )

@@ -27,10 +27,18 @@ class FPNExpert(Expert):
         in_channels: See :class:`Expert`.
         channels: Width. 256 gives 5.0 M parameters on PVT-v2-B2, 128 gives 1.3 M.
         fuse: ``"concat"`` or ``"sum"`` of the four levels.
+        input_scale: See :class:`Expert`.
     """
 
-    def __init__(self, *, in_channels: Sequence[int], channels: int = 256, fuse: str = "concat"):
-        super().__init__(in_channels=in_channels)
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        channels: int = 256,
+        fuse: str = "concat",
+        input_scale: float = 1.0,
+    ):
+        super().__init__(in_channels=in_channels, input_scale=input_scale)
         if fuse not in FUSIONS:
             raise ValueError(f"FPNExpert: fuse={fuse!r} is unknown; use 'concat' or 'sum'")
         self.fuse = fuse

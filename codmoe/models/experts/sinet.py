@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from codmoe.models.experts.base import Expert
-from codmoe.models.layers import PartialDecoder, ReceptiveFieldBlock, resize_to
+from codmoe.models.experts.base import Expert, check_output_stride
+from codmoe.models.layers import PartialDecoder, ReceptiveFieldBlock, conv_bn, resize_to
 from codmoe.registry import MODELS
 from codmoe.structures import ExpertOutput
 
@@ -95,20 +95,42 @@ class SINetExpert(Expert):
         in_channels: See :class:`Expert`.
         channels: Width, a multiple of 8. 144 gives 14.4 M parameters on PVT-v2-B2; the paper's is
             32.
+        input_scale: See :class:`Expert`.
+        output_stride: 8 as in the paper; 4, a deviation, identifies once more, on f1 beside the
+            features of f2, at a quarter of the width.
     """
 
-    def __init__(self, *, in_channels: Sequence[int], channels: int = 144):
-        super().__init__(in_channels=in_channels)
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        channels: int = 144,
+        input_scale: float = 1.0,
+        output_stride: int = 8,
+    ):
+        super().__init__(in_channels=in_channels, input_scale=input_scale)
+        check_output_stride(self, output_stride)
         if channels % 8:
             raise ValueError(f"SINetExpert: channels={channels} must be a multiple of 8")
         self.receptive = nn.ModuleList(ReceptiveFieldBlock(c, channels) for c in in_channels[1:])
         self.search = PartialDecoder(channels, chained=True)
         self.identify = nn.ModuleList(GroupReversalStage(channels) for _ in range(3))
+        self.fine_feature = self.fine = None
+        if output_stride == 4:
+            width = max(channels // 32, 1) * 8
+            self.fine_feature = conv_bn(in_channels[0] + channels, width, 3)
+            self.fine = GroupReversalStage(width)
 
     def forward(self, images: Tensor, pyramids: Sequence[Sequence[Tensor]]) -> ExpertOutput:
-        """See :class:`Expert`; logits at stride 8, side maps: search, stride 32, stride 16."""
+        """See :class:`Expert`; logits at ``output_stride``, side maps: search, then each stride
+        from 32 on.
+        """
         features = [block(f) for block, f in zip(self.receptive, pyramids[0][1:], strict=True)]
         maps = [self.search(*features)]
         for stage, feature in zip(self.identify, reversed(features), strict=True):
             maps.append(stage(feature, maps[-1]))
+        if self.fine is not None:
+            f1 = pyramids[0][0]
+            beside = torch.cat([f1, resize_to(features[0], f1)], dim=1)
+            maps.append(self.fine(self.fine_feature(beside), maps[-1]))
         return ExpertOutput(logits=maps[-1], side_logits=maps[:-1])

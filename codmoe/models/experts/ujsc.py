@@ -74,24 +74,32 @@ class ChannelAttentionResidual(nn.Module):
 
 
 class FusionDecoder(nn.Module):
-    """Fuses a list of levels from deep to shallow: concatenate, channel attention, reduce."""
+    """Fuses a list of levels from deep to shallow: concatenate, channel attention, reduce.
 
-    def __init__(self, channels: int, levels: int):
+    Args:
+        channels: Width of every level.
+        levels: Number of levels.
+        dense: Whether a stage reads the results of all stages before it, and the deepest level, as
+            in the released code, or that of the last one alone.
+    """
+
+    def __init__(self, channels: int, levels: int, *, dense: bool = False):
         super().__init__()
+        self.dense = dense
+        widths = [channels * (i + 2 if dense else 2) for i in range(levels - 1)]
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                ChannelAttentionResidual(2 * channels), conv_bn(2 * channels, channels, 3)
-            )
-            for _ in range(levels - 1)
+            nn.Sequential(ChannelAttentionResidual(width), conv_bn(width, channels, 3))
+            for width in widths
         )
         self.head = DilatedSum(channels, 1, (6, 12, 18, 24))
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Maps (N, C, ·, ·) from shallow to deep → logits (N, 1, h, w) at the first one's size."""
-        x = levels[-1]
+        done = [levels[-1]]
         for stage, level in zip(self.stages, reversed(levels[:-1]), strict=True):
-            x = stage(torch.cat([resize_to(x, level), level], dim=1))
-        return self.head(x)
+            before = done if self.dense else done[-1:]
+            done.append(stage(torch.cat([*(resize_to(x, level) for x in before), level], dim=1)))
+        return self.head(done[-1])
 
 
 class HolisticAttention(nn.Module):
@@ -130,31 +138,39 @@ class UJSCExpert(Expert):
 
     Args:
         in_channels: See :class:`Expert`.
-        channels: Width. 128 gives 15.0 M parameters on PVT-v2-B2; the paper's is 32.
+        channels: Width. 128, or 96 with ``dense``, gives 15 M parameters on PVT-v2-B2 and is the
+            default; the paper's is 32.
         confidence_channels: Width of the discriminator.
         adversarial_weight: λ of the decoder's adversarial term, 0.1 in the paper.
+        dense: Whether every stage of a decoder reads all stages before it, as in the released code,
+            or the last one alone.
+        input_scale: See :class:`Expert`. The discriminator sees the image at scale 1.
     """
 
     def __init__(
         self,
         *,
         in_channels: Sequence[int],
-        channels: int = 128,
+        channels: int | None = None,
         confidence_channels: int = 64,
         adversarial_weight: float = 0.1,
+        dense: bool = False,
+        input_scale: float = 1.0,
     ):
-        super().__init__(in_channels=in_channels)
+        super().__init__(in_channels=in_channels, input_scale=input_scale)
+        if channels is None:
+            channels = 96 if dense else 128
         self.adversarial_weight = adversarial_weight
         c = channels
         self.reduce = nn.ModuleList(DilatedSum(i, c, (3, 6, 12, 18)) for i in in_channels)
         self.position = nn.ModuleList(PositionAttention(c) for _ in range(2))
-        self.initial = FusionDecoder(c, levels=4)
+        self.initial = FusionDecoder(c, levels=4, dense=dense)
         self.holistic = HolisticAttention()
         self.carry = nn.ModuleList(
             nn.Sequential(conv_bn(c, c, 3, stride=2), conv_bn(c, c, 3)) for _ in range(2)
         )
         self.join = nn.ModuleList(conv_bn(2 * c, c, 3) for _ in range(2))
-        self.refined = FusionDecoder(c, levels=4)
+        self.refined = FusionDecoder(c, levels=4, dense=dense)
         self.confidence = ConfidenceEstimator(confidence_channels)
 
     def forward(self, images: Tensor, pyramids: Sequence[Sequence[Tensor]]) -> ExpertOutput:

@@ -113,16 +113,20 @@ class HierarchicalMixedUnit(nn.Module):
 
 @MODELS.register_module()
 class ZoomNetExpert(Expert):
-    """Looks at the image at 0.5×, 1× and 1.5× through the one shared backbone.
+    """Looks at the image at three scales through the one shared backbone.
 
-    The two further scales cost 0.25 + 2.25 = 2.5 times the backbone on top, for routed images only.
+    The paper's two further scales cost 0.25 + 2.25 = 2.5 times the backbone on top, for routed
+    images only.
 
     Args:
         in_channels: See :class:`Expert`.
         channels: Width. 128 gives 15.4 M parameters on PVT-v2-B2; the paper's is 64.
         groups: Groups of the hierarchical mixed units.
         ual_weight: Final weight of the uncertainty-awareness loss.
+        ual_start: Share of that loss's ramp that is done when training begins; 1.0 in a stage that
+            goes on from one in which it was done.
         segmentation_loss: ``"bce"`` as in the paper, or ``"structure"`` as the other experts use.
+        input_scales: The three image scales in ascending order; the map has the middle one's size.
     """
 
     input_scales = (0.5, 1.0, 1.5)
@@ -134,9 +138,18 @@ class ZoomNetExpert(Expert):
         channels: int = 128,
         groups: int = 6,
         ual_weight: float = 1.0,
+        ual_start: float = 0.0,
         segmentation_loss: str = "bce",
+        input_scales: Sequence[float] = (0.5, 1.0, 1.5),
     ):
         super().__init__(in_channels=in_channels)
+        self.input_scales = self.check_scales("input_scales", input_scales)
+        # Distinct, too: who makes the pyramids makes one a scale.
+        if len(self.input_scales) != 3 or list(self.input_scales) != sorted(set(self.input_scales)):
+            raise ValueError(
+                f"ZoomNetExpert: input_scales={tuple(input_scales)} must be three in ascending "
+                "order, e.g. (0.5, 1.0, 1.5)"
+            )
         if segmentation_loss not in ("bce", "structure"):
             raise ValueError(
                 f"ZoomNetExpert: segmentation_loss={segmentation_loss!r} is unknown; use 'bce' or "
@@ -152,10 +165,12 @@ class ZoomNetExpert(Expert):
         # (projects/study/README.md): where it cuts every feature off, the logit is the bias alone.
         inner = max(c // 2, 8)
         self.head = nn.Sequential(conv_bn(c, inner, 3, act=False), nn.Conv2d(inner, 1, 1))
-        self.uncertainty_loss = UncertaintyAwareLoss(weight=ual_weight)
+        self.uncertainty_loss = UncertaintyAwareLoss(weight=ual_weight, start=ual_start)
 
     def forward(self, images: Tensor, pyramids: Sequence[Sequence[Tensor]]) -> ExpertOutput:
-        """See :class:`Expert`; logits at stride 2, upsampled before the last two convolutions."""
+        """See :class:`Expert`; logits at stride 2 of the middle scale, upsampled before the last
+        two convolutions.
+        """
         x = None
         for level in reversed(range(4)):
             small, middle, large = (self.reduce[level](pyramid[level]) for pyramid in pyramids)

@@ -131,18 +131,27 @@ class SoftIoULoss(nn.Module):
 class UncertaintyAwareLoss(nn.Module):
     """Pushes probabilities away from 1/2: λ(t)·mean(1 − |2p − 1|²), with λ a cosine rising from 0
     to ``weight`` over training (Pang et al., ZoomNet, CVPR 2022).
+
+    Args:
+        weight: λ at the end.
+        start: Share of the ramp that is done when training begins, in [0, 1]: a later stage goes on
+            where the one before ended.
     """
 
-    def __init__(self, *, weight: float = 1.0):
+    def __init__(self, *, weight: float = 1.0, start: float = 0.0):
         super().__init__()
+        if not 0 <= start <= 1:
+            raise ValueError(f"UncertaintyAwareLoss: start={start} must lie in [0, 1]")
         self.weight = weight
+        self.start = start
 
     def forward(self, logits: Tensor, progress: float) -> Tensor:
         """Args:
         logits: (N, 1, h, w).
         progress: Share of training done, in [0, 1].
         """
-        ramp = 0.5 * (1 - math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+        done = self.start + (1 - self.start) * min(max(progress, 0.0), 1.0)
+        ramp = 0.5 * (1 - math.cos(math.pi * done))
         ambiguity = 1 - (2 * logits.float().sigmoid() - 1).square()
         return self.weight * ramp * ambiguity.mean()
 

@@ -31,6 +31,8 @@ model = dict(
         z=dict(type="RouterZLoss", weight=0.001),
     ),
     evaluate_all_experts=True,
+    # Its uncertainty loss goes on where stage 1 ended, at full weight.
+    experts=dict(zoomnet=dict(ual_start=1.0)),
 )
 train_cfg = dict(max_epochs=80)
 optim_wrapper = dict(optimizer=dict(lr=5e-5))

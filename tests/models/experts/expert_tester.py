@@ -48,6 +48,7 @@ class ExpertTester:
     gives_confidence = False
     published: tuple[int, float] | None = None  # channels, millions of parameters on PVT-v2-B2
     gradient_free: tuple[str, ...] = ()  # parameters whose gradient is zero by mathematics
+    scale = "input_scale"  # argument that says at which scale the image is read
 
     def make(self, in_channels=CHANNELS, **kwargs):
         return MODELS.build(dict(type=self.type, in_channels=in_channels, **kwargs))
@@ -127,6 +128,21 @@ class ExpertTester:
         assert millions(self.make(PVT_V2_B2, channels=channels)) == pytest.approx(
             expected, rel=0.02
         )
+
+    def test_the_image_can_be_read_at_another_scale(self):
+        value = 1.5 if self.scale == "input_scale" else (0.5, 1.5, 2.0)
+        expert = self.make(**self.miniature, **{self.scale: value}).eval()
+        assert expert.input_scales == (value if isinstance(value, tuple) else (value,))
+        _, images, _, target = self.example()
+        output = expert(images, pyramids_of(expert, images))
+        assert output.logits.shape[:2] == (2, 1)
+        assert all(torch.isfinite(v) for v in expert.loss(output, target, 0.5).values())
+
+    @pytest.mark.parametrize("value", [0, -1.0, math.inf, "1.5", True])
+    def test_an_impossible_scale_is_told(self, value):
+        value = value if self.scale == "input_scale" else (value, 1.0, 1.5)
+        with pytest.raises(ValueError, match=rf"{self.type}: {self.scale}=.*positive number"):
+            self.make(**self.miniature, **{self.scale: value})
 
     def test_wrong_number_of_levels_is_told(self):
         with pytest.raises(ValueError, match=rf"{self.type}.*in_channels.*four"):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from expert_tester import ExpertTester
+from expert_tester import PVT_V2_B2, ExpertTester, millions
 
 from codmoe.models.experts.sinet import GroupReversalBlock, GroupReversalStage
 
@@ -20,6 +20,33 @@ class TestSINet(ExpertTester):
         output = expert(images, pyramids)
         sides = [m.shape[-1] for m in (*output.side_logits, output.logits)]
         assert sides == [8, 2, 4, 8]
+
+
+class TestSINetFine(TestSINet):
+    """With a map at stride 4, a deviation from the paper."""
+
+    miniature = dict(channels=32, output_stride=4)
+    side_maps = 4
+
+    def test_maps_go_from_coarse_search_to_fine(self):
+        expert, images, pyramids, _ = self.example()
+        output = expert(images, pyramids)
+        sides = [m.shape[-1] for m in (*output.side_logits, output.logits)]
+        assert sides == [8, 2, 4, 8, 16]
+
+    def test_size_at_default_and_published_width(self):
+        assert 13.5 <= millions(self.make(PVT_V2_B2, output_stride=4)) <= 16.5
+
+    def test_f1_reaches_the_map(self):
+        expert, images, pyramids, _ = self.example()
+        expert.eval()
+        before = expert(images, pyramids).logits
+        pyramids[0][0] = pyramids[0][0] + 5
+        assert not torch.allclose(expert(images, pyramids).logits, before)
+
+    def test_another_stride_is_told(self):
+        with pytest.raises(ValueError, match="output_stride=16 is unknown"):
+            self.make(output_stride=16)
 
 
 @pytest.mark.parametrize("groups", [1, 4, 8])

@@ -1,5 +1,5 @@
 import torch
-from expert_tester import ExpertTester, nudge_zeros
+from expert_tester import PVT_V2_B2, ExpertTester, millions, nudge_zeros
 
 from codmoe.models.experts.ujsc import ConfidenceEstimator, HolisticAttention
 
@@ -45,6 +45,20 @@ class TestUJSC(ExpertTester):
         torch.testing.assert_close(output.confidence, expected)
         with torch.no_grad():
             torch.testing.assert_close(expert(images, pyramids).confidence, output.confidence)
+
+
+class TestUJSCDense(TestUJSC):
+    """With the concatenations of the released code."""
+
+    miniature = dict(TestUJSC.miniature, dense=True)
+
+    def test_size_at_default_and_published_width(self):
+        assert 13.5 <= millions(self.make(PVT_V2_B2, dense=True)) <= 16.5
+
+    def test_the_last_stage_reads_all_levels_before_it(self):
+        expert = self.make(**self.miniature)
+        widths = [stage[1].conv.in_channels for stage in expert.initial.stages]
+        assert widths == [2 * 16, 3 * 16, 4 * 16]
 
 
 def test_discriminator_learns_to_tell_prediction_from_truth():

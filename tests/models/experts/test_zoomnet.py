@@ -10,6 +10,7 @@ class TestZoomNet(ExpertTester):
     type = "ZoomNetExpert"
     miniature = dict(channels=16)
     side_maps = 0
+    scale = "input_scales"
     published = (64, 4.49)
 
     def test_reads_half_whole_and_one_and_a_half(self):
@@ -33,6 +34,21 @@ class TestZoomNet(ExpertTester):
         assert early["uncertainty"] == 0
         ambiguity = 1 - (2 * output.logits.sigmoid() - 1) ** 2
         torch.testing.assert_close(late["uncertainty"], ambiguity.mean())
+
+    def test_the_ramp_of_certainty_goes_on_where_it_was(self):
+        _, images, pyramids, target = self.example()
+        first, later, half = (self.make(**self.miniature, ual_start=s) for s in (0.0, 1.0, 0.5))
+        output = first(images, pyramids)
+        end = first.loss(output, target, 1.0)["uncertainty"]
+        assert later.loss(output, target, 0.0)["uncertainty"] == end
+        torch.testing.assert_close(half.loss(output, target, 0.0)["uncertainty"], end / 2)
+        with pytest.raises(ValueError, match="start=2"):
+            self.make(ual_start=2)
+
+    @pytest.mark.parametrize("scales", [(1.0, 1.5), (1.5, 1.0, 0.5), (1.0, 1.0, 1.5)])
+    def test_three_ascending_scales(self, scales):
+        with pytest.raises(ValueError, match="three in ascending order"):
+            self.make(**self.miniature, input_scales=scales)
 
     def test_segmentation_loss_can_be_exchanged(self):
         expert = self.make(**self.miniature, segmentation_loss="structure")
