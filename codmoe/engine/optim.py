@@ -16,7 +16,14 @@ from torch.optim import Optimizer
 # In mmengine's own registry: the Runner looks there.
 @root.OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's constructor, with one group for all parameters of equal settings.
+    """mmengine's constructor, with one group for all parameters of equal settings, and without
+    weight decay on what must not decay.
+
+    mmengine does not look at ``norm_decay_mult`` and ``bias_decay_mult`` wherever an entry of
+    ``custom_keys`` matches, as for the pretrained part of the backbone. Here they hold for every
+    norm and bias, unless that entry has a ``decay_mult`` of its own; ``norm_decay_mult`` holds for
+    embeddings (of positions, of the class token) and layer scales too, as is usual for
+    transformers.
 
     mmengine makes a group of every parameter, over a thousand of them, and an optimiser launches
     its kernels group by group. The result is the same; a checkpoint of one cannot be resumed with
@@ -31,6 +38,7 @@ class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix=prefix, **kwargs)
         if prefix:
             return
+        self._spare(params, module)
         merged: dict[tuple, dict[str, Any]] = {}
         for group in params:
             settings = tuple(sorted((k, v) for k, v in group.items() if k != "params"))
@@ -39,6 +47,39 @@ class MergedGroupsConstructor(DefaultOptimWrapperConstructor):
             else:
                 merged[settings] = dict(group, params=list(group["params"]))
         params[:] = merged.values()
+
+    def _spare(self, params: list[dict[str, Any]], model: nn.Module) -> None:
+        """Set the decay of norms, biases and embeddings."""
+        names = {id(p): name for name, p in model.named_parameters()}
+        custom = self.paramwise_cfg.get("custom_keys", {})
+        # As mmengine: the longest key that occurs in the name is the one that counts.
+        keys = sorted(sorted(custom), key=len, reverse=True)
+        for group in params:
+            name = names[id(group["params"][0])]
+            key = next((k for k in keys if k in name), None)
+            if key is not None and "decay_mult" in custom[key]:
+                continue
+            if key is None and not _is_embedding(name):
+                continue  # mmengine has seen to it
+            mult = self._decay_mult(name, group["params"][0])
+            if mult is not None and self.base_wd is not None:
+                group["weight_decay"] = self.base_wd * mult
+
+    def _decay_mult(self, name: str, parameter: nn.Parameter) -> float | None:
+        if name.endswith("bias"):
+            return self.paramwise_cfg.get("bias_decay_mult")
+        # A weight of one dimension is a norm's or a layer scale's.
+        if parameter.ndim <= 1 or _is_embedding(name):
+            return self.paramwise_cfg.get("norm_decay_mult")
+        return None
+
+
+EMBEDDINGS = ("pos_embed", "cls_token", "reg_token", "dist_token", "relative_position_bias_table")
+
+
+def _is_embedding(name: str) -> bool:
+    # By the parameter's own name: pos_embed may also be a module with convolutions of its own.
+    return name.rpartition(".")[2].startswith(EMBEDDINGS)
 
 
 @root.OPTIM_WRAPPERS.register_module()

@@ -6,7 +6,12 @@ from miniature import ONE_EXPERT, prepared, write_config
 
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
-from codmoe.engine.optim import lay_out_state, settle_amp, settle_fused
+from codmoe.engine.optim import (
+    MergedGroupsConstructor,
+    lay_out_state,
+    settle_amp,
+    settle_fused,
+)
 
 PLAIN = {"optim_wrapper.constructor": "DefaultOptimWrapperConstructor"}
 
@@ -17,7 +22,8 @@ def test_merged_groups_give_the_same_weights(tmp_path):
     rates = dict(
         optim_wrapper=dict(
             optimizer=dict(_delete_=True, type="SGD", lr=1e-3, weight_decay=0.05),
-            paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=0.1)}),
+            # With a decay of its own: what has none, mmengine's constructor would decay whole.
+            paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=0.1, decay_mult=1.0)}),
         )
     )
     off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
@@ -129,3 +135,50 @@ def test_a_precision_that_cannot_be_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     with pytest.raises(ValueError, match=r"amp='bf16': Tesla T4 has no bf16; use amp='fp16'"):
         settle_amp(load_config(config, {"amp": "bf16"}))
+
+
+class Tower(torch.nn.Module):
+    """A transformer's kinds of parameters, where the pretrained part of a backbone has them."""
+
+    def __init__(self):
+        super().__init__()
+        body = torch.nn.Module()
+        body.pos_embed = torch.nn.Parameter(torch.zeros(1, 4, 8))
+        body.cls_token = torch.nn.Parameter(torch.zeros(1, 1, 8))
+        body.norm = torch.nn.LayerNorm(8)
+        body.linear = torch.nn.Linear(8, 8)
+        body.gamma = torch.nn.Parameter(torch.ones(8))
+        self.backbone = torch.nn.ModuleDict(dict(body=body))
+        self.head = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))
+
+
+@pytest.mark.parametrize("own", [None, 0.5])
+def test_norms_biases_and_embeddings_do_not_decay(own):
+    model = Tower()
+    key = dict(lr_mult=0.05) if own is None else dict(lr_mult=0.05, decay_mult=own)
+    constructor = MergedGroupsConstructor(
+        dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1.0, weight_decay=0.1)),
+        dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"backbone.body": key}),
+    )
+    groups = constructor(model).param_groups
+    found = {
+        name: (group["lr"], group["weight_decay"])
+        for group in groups
+        for name, parameter in model.named_parameters()
+        if any(parameter is p for p in group["params"])
+    }
+    spared = 0.0 if own is None else 0.1 * own
+    body = "backbone.body."
+    assert found == {
+        body + "pos_embed": (0.05, spared),
+        body + "cls_token": (0.05, spared),
+        body + "gamma": (0.05, spared),
+        body + "norm.weight": (0.05, spared),
+        body + "norm.bias": (0.05, spared),
+        body + "linear.weight": (0.05, 0.1 if own is None else 0.1 * own),
+        body + "linear.bias": (0.05, spared),
+        "head.0.weight": (1.0, 0.1),
+        "head.0.bias": (1.0, 0.0),
+        "head.1.weight": (1.0, 0.0),
+        "head.1.bias": (1.0, 0.0),
+    }
