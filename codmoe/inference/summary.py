@@ -143,7 +143,10 @@ def _measure(model: ModelLevelMoE, size: int, say: Callable[[str], None]) -> dic
     always = [model.backbone, model.router, model.combiner]
     fixed = sum(_parameters(part) for part in always)
     routes = []
+    shared = {model.expert_names[index] for index in model.router.shared}
     for names in combinations(experts, model.router.top_k):
+        if not shared <= set(names):
+            continue
         read = {scale for name in names for scale in model.experts[name].input_scales}
         routes.append(
             dict(

@@ -11,8 +11,9 @@ from codmoe.messages import suggest
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.combiners import Combiner
 from codmoe.models.experts.base import Expert
+from codmoe.models.router_truth import RouterTruth
 from codmoe.models.routers.base import Router
-from codmoe.registry import MODELS
+from codmoe.registry import MODELS, argument_faults
 
 DEFAULT_EXPERTS = dict(
     sinet=dict(type="SINetExpert"),
@@ -128,6 +129,34 @@ def check_train_top_k(value: int | str | None, router: Router, dispatch: str) ->
             "alone; set train_dispatch='dense' or train_top_k=None"
         )
     return count
+
+
+def build_router_truth(truth: Mapping | None, names: Sequence[str]) -> RouterTruth | None:
+    """What tells the routing losses the experts' IoU, or None for the experts at hand."""
+    if not truth:
+        return None
+    faults = argument_faults(RouterTruth, truth) if isinstance(truth, Mapping) else [repr(truth)]
+    if faults or not truth.get("files"):
+        found = "; ".join(faults) or "no files"
+        raise ValueError(f"router_truth: {found}; give dict(files=(...)) and, if wanted, centred")
+    return RouterTruth(expert_names=names, **truth)
+
+
+def check_shared(names: Sequence[str], router: Router) -> tuple[int, ...]:
+    """Positions of the experts that every image gets.
+
+    Raises:
+        ValueError: One is none of the experts, or no choice would be left to the router.
+    """
+    shared = tuple(router.index_of(name, "shared_experts") for name in names)
+    if shared and router.top_k == len(router.expert_names):
+        return ()  # all are chosen anyway
+    if len(shared) >= router.top_k and shared:
+        raise ValueError(
+            f"shared_experts={tuple(names)} with top_k={router.top_k}: top_k counts them, and at "
+            f"least one is to be chosen by the router; set top_k={len(shared) + 1} or more"
+        )
+    return shared
 
 
 def build_combiner(combiner: dict | None, names: Sequence[str]) -> Combiner:

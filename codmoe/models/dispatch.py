@@ -35,17 +35,56 @@ class PyramidBank:
         self.pyramid = pyramid
         self.backbone = backbone
         self.size_divisor = size_divisor
-        self._whole_batch: dict[float, Pyramid] = {}
+        self._made: dict[float, Pyramid] = {}
+        # Of a scale that several experts read: the rows that any of them reads (None for all) and,
+        # for each row of the batch, its place among these.
+        self._joint: dict[float, tuple[Tensor | None, Tensor | None]] = {}
+
+    def share(self, experts: Mapping[str, Expert], rows: Mapping[str, Tensor | None]) -> None:
+        """Have a scale that several of the chosen experts read made once, for all their images.
+
+        Args:
+            experts: All experts by name.
+            rows: As of :func:`run_experts`.
+        """
+        readers: dict[float, list[Tensor | None]] = {}
+        for name, index in rows.items():
+            for scale in set(experts[name].input_scales) - {1.0}:
+                readers.setdefault(scale, []).append(index)
+        for scale, indices in readers.items():
+            if len(indices) < 2:
+                continue
+            read = [index for index in indices if index is not None]
+            if len(read) < len(indices):
+                self._joint[scale] = (None, None)
+                continue
+            # Waits for the device once more; a backbone pass costs a hundred times that.
+            union = sorted(set(torch.cat(read).tolist()))
+            if len(union) == len(self.images):
+                self._joint[scale] = (None, None)
+                continue
+            device = self.images.device
+            chosen = torch.tensor(union, device=device)
+            place = torch.zeros(len(self.images), dtype=torch.long, device=device)
+            place[chosen] = torch.arange(len(union), device=device)
+            self._joint[scale] = (chosen, place)
 
     def get(self, scale: float, rows: Tensor | None) -> Pyramid:
         """The pyramid at ``scale`` of the images ``rows`` (M,), or of all of them for None."""
         if scale == 1.0:
             return self.pyramid if rows is None else [level[rows] for level in self.pyramid]
-        if rows is not None:
+        joint = self._joint.get(scale)
+        if rows is not None and joint is None:
             return self.backbone(self._scaled(self.images[rows], scale))
-        if scale not in self._whole_batch:
-            self._whole_batch[scale] = self.backbone(self._scaled(self.images, scale))
-        return self._whole_batch[scale]
+        chosen, place = joint or (None, None)
+        if scale not in self._made:
+            images = self.images if chosen is None else self.images[chosen]
+            self._made[scale] = self.backbone(self._scaled(images, scale))
+        pyramid = self._made[scale]
+        if rows is None:
+            return pyramid
+        places = rows if place is None else place[rows]
+        return [level[places] for level in pyramid]
 
     def _scaled(self, images: Tensor, scale: float) -> Tensor:
         divisor = self.size_divisor

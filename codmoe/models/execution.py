@@ -77,7 +77,7 @@ class ExpertTraining(nn.Module):
             self.balance.update()
         outputs, losses = {}, {}
         # Pyramids of further scales are not made before those who read them run.
-        for name in sorted(rows, key=lambda name: len(experts[name].input_scales)):
+        for name in sorted(rows, key=lambda name: len({*experts[name].input_scales} - {1.0})):
             outputs[name], losses[name] = self._run(
                 name, experts[name], bank, rows[name], targets, progress, scale_loss
             )

@@ -82,6 +82,8 @@ class ModelLevelMoE(BaseModel, HubModel):
             for ``top_k``; a frozen router does not read it. Where all experts run anyway
             (``train_dispatch="dense"``), a mixture of all costs nothing more and teaches the router
             about those that it would not choose.
+        shared_experts: Names of experts that every image gets, as the shared experts of DeepSeekMoE
+            (Dai et al., ACL 2024); the router chooses the rest of the ``top_k`` and weighs all.
         router: Config of a :class:`Router`. Default: the evidence router; uniform for one expert.
         combiner: Config of a :class:`Combiner`. Default: weighted sum of probabilities.
         mixture_loss: Config of a loss on the combined map, ``loss(logits, targets)``; None for
@@ -98,6 +100,9 @@ class ModelLevelMoE(BaseModel, HubModel):
             further image scales (``"extra"``), ``"all"``.
         routing_losses: ``{name: config}`` of losses on the decision; entries that are None are
             dropped.
+        router_truth: Arguments of :class:`RouterTruth`, ``dict(files=(...))``: result files that
+            tell the routing losses how good each expert is on each training image, in place of the
+            IoU of this model's own experts, which have seen these images. Default: none.
         train_dispatch: ``"sparse"`` runs only the chosen experts in training too, ``"dense"`` all
             of them (needed where a loss compares all experts).
         frozen: Parts that are not trained, e.g. ``("backbone", "experts")``; their parameters get
@@ -118,6 +123,7 @@ class ModelLevelMoE(BaseModel, HubModel):
         num_experts: int | None = None,
         top_k: int | None = None,
         train_top_k: int | str | None = None,
+        shared_experts: Sequence[str] = (),
         router: dict | None = None,
         combiner: dict | None = None,
         mixture_loss: dict | None = None,
@@ -126,6 +132,7 @@ class ModelLevelMoE(BaseModel, HubModel):
         expert_execution: str = "together",
         checkpoint_backbone: str | None = None,
         routing_losses: Mapping[str, dict | None] | None = None,
+        router_truth: Mapping | None = None,
         train_dispatch: str = "sparse",
         frozen: Sequence[str] = (),
         evaluate_all_experts: bool = False,
@@ -144,8 +151,10 @@ class ModelLevelMoE(BaseModel, HubModel):
         names = tuple(self.experts)
         self.router: Router = build.build_router(router, names, top_k, self.backbone.channels)
         self.router.train_top_k = build.check_train_top_k(train_top_k, self.router, train_dispatch)
+        self.router.shared = build.check_shared(shared_experts, self.router)
         self.combiner: Combiner = build.build_combiner(combiner, names)
         self.mixture_loss = MODELS.build(mixture_loss) if mixture_loss else None
+        self.router_truth = build.build_router_truth(router_truth, names)
         self.routing_losses = build.build_routing_losses(routing_losses, train_dispatch)
         self.expert_training = ExpertTraining(
             names,
@@ -249,8 +258,11 @@ class ModelLevelMoE(BaseModel, HubModel):
         if len(outputs) == len(self.experts) and all(o.rows is None for o in outputs.values()):
             ious = [iou_per_image(outputs[name].logits, targets) for name in self.experts]
             expert_iou = torch.stack(ious, dim=1)
+        truth = expert_iou
+        if self.router_truth is not None and self.routing_losses:
+            truth = self.router_truth.of(data_samples, images.device)
         for name, routing_loss in self.routing_losses.items():
-            losses[f"router.loss_{name}"] = routing_loss(decision, expert_iou)
+            losses[f"router.loss_{name}"] = routing_loss(decision, truth)
         losses.update(routing_monitors(decision, expert_iou))
         losses.update(self.expert_training.monitors())
         return losses
@@ -313,6 +325,7 @@ class ModelLevelMoE(BaseModel, HubModel):
             rows = dict.fromkeys(self.experts)
         else:
             rows = routed_rows(decision, self.expert_names)
+        bank.share(self.experts, rows)
         with torch.no_grad() if no_expert_grad else nullcontext():
             if targets is None or not self.expert_training.weight > 0:
                 return decision, run_experts(self.experts, bank, rows), {}

@@ -120,6 +120,27 @@ def test_every_route_gives_the_eager_result(model, preparer):
     assert difference(engine(images), eager(model, images)[0]) < TOLERANCE, "the router's own"
 
 
+def test_experts_of_other_image_scales_and_shared_ones(preparer):
+    """As the model itself computes them, also where two experts read the same scale."""
+    experts = dict(
+        pranet=dict(MODEL["experts"]["pranet"], input_scale=1.5, output_stride=4),
+        sinet=dict(MODEL["experts"]["sinet"], input_scale=1.5, output_stride=4),
+        ujsc=dict(MODEL["experts"]["ujsc"], input_scale=0.5, dense=True),
+        zoomnet=MODEL["experts"]["zoomnet"],
+    )
+    model = build(experts=experts, top_k=3, shared_experts=("zoomnet",))
+    model.router = ByBrightness(
+        in_channels=model.backbone.channels, expert_names=model.expert_names, top_k=3
+    )
+    model.router.shared = (model.expert_names.index("zoomnet"),)
+    images = torch.randn(5, 3, 64, 96)
+    engine = build_engine(model, **SMALL)
+    expected, decision, _ = eager(model, images)
+    assert (decision.indices == model.router.shared[0]).sum(1).tolist() == [1] * 5
+    for _ in range(2):
+        assert difference(engine(images), expected) < TOLERANCE
+
+
 @pytest.mark.parametrize("combiner", ["PixelCombiner", "LogitCombiner"])
 def test_a_combiner_that_learns_and_reads_confidence(combiner, preparer):
     model = build(combiner=dict(type=combiner, learn_temperature=True))

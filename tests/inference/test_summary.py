@@ -139,6 +139,27 @@ def test_scales_of_the_backbone(model):
         assert rows[f"zoomnet backbone at {scale:g}×"] == alone
 
 
+def test_a_scale_that_experts_share_is_counted_once_and_shared_experts_always():
+    experts = dict(
+        fpn=dict(type="FPNExpert", channels=8),
+        sinet=dict(type="SINetExpert", channels=8, input_scale=1.5),
+        zoomnet=dict(type="ZoomNetExpert", channels=8),
+    )
+    changes = dict(experts=experts, router=dict(type="RandomRouter"))
+    summary = summarise(ModelLevelMoE(**{**MODEL, **changes}), 64)
+    flops = {row["part"]: row["flops"] for row in summary["parts"]}
+    assert "sinet, zoomnet backbone at 1.5×" in flops
+    assert summary["route_flops"]["min_experts"] == ["fpn", "sinet"]
+    both = {"fpn", "zoomnet"}
+    ever = summarise(ModelLevelMoE(**{**MODEL, **changes, "shared_experts": ("zoomnet",)}), 64)
+    assert set(ever["route_flops"]["min_experts"]) == both
+    without = flops["sinet"] + flops["sinet, zoomnet backbone at 1.5×"]
+    without += flops["zoomnet backbone at 0.5×"] + flops["zoomnet"]
+    whole = sum(flops.values()) - without
+    expected = whole + flops["sinet"] + flops["sinet, zoomnet backbone at 1.5×"]
+    assert summary["route_flops"]["min"] == expected
+
+
 def test_a_size_that_does_not_divide_is_refused(model):
     with pytest.raises(ValueError, match="use 96"):
         summarise(model, 100)

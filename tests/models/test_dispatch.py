@@ -146,3 +146,65 @@ def test_bank_makes_a_scale_once_for_the_whole_batch():
     assert calls == [(3, 3, 64, 32), (2, 3, 192, 96)]
     bank.get(0.1, torch.tensor([0]))
     assert calls[-1] == (1, 3, 32, 32)  # never smaller than the backbone can read
+
+
+SHARED = dict(
+    sinet=dict(type="SINetExpert", channels=16, input_scale=1.5),
+    pranet=dict(
+        type="PraNetExpert", channels=16, deep_channels=16, shallow_channels=16, input_scale=1.5
+    ),
+    zoomnet=dict(type="ZoomNetExpert", channels=16),
+    fpn=dict(type="FPNExpert", channels=16),
+)
+
+
+@pytest.mark.parametrize(
+    ("routes", "images"),
+    [
+        ([("pranet", "sinet"), ("fpn", "zoomnet"), ("fpn", "sinet"), ("fpn", "zoomnet")], 4),
+        ([("pranet", "sinet"), ("fpn", "pranet"), ("fpn", "sinet"), ("fpn", "sinet")], 4),
+        ([("pranet", "sinet"), ("pranet", "sinet"), ("fpn", "pranet"), ("pranet", "sinet")], 4),
+        ([("pranet", "sinet"), ("fpn", "pranet"), ("fpn", "sinet"), ("pranet", "sinet")], 4),
+    ],
+)
+def test_a_scale_that_experts_share_is_made_once(make_model, force, batch, routes, images):
+    names = sorted(SHARED)
+    logits = torch.full((len(routes), 4), -9.0)
+    for row, pair in enumerate(routes):
+        logits[row, [names.index(name) for name in pair]] = torch.tensor([1.0, 0.5])
+    model = force(make_model(experts=SHARED).eval(), logits)
+    calls = []
+    model.backbone.register_forward_pre_hook(lambda _, args: calls.append(tuple(args[0].shape)))
+    model.double()  # fresh experts blow rounding up
+    whole = batch(images)[0].double()
+    with torch.no_grad():
+        together = model(whole)
+        readers = sum(bool({"pranet", "sinet", "zoomnet"} & set(pair)) for pair in routes)
+        assert [c for c in calls if c[-1] == 96] == [(readers, 3, 96, 96)]
+        for row in range(len(routes)):
+            model.router.logits.data[0] = logits[row]
+            alone = model(whole[row : row + 1])
+            torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_maps_lie_on_the_frame_of_the_image(make_model, batch):
+    experts = dict(fpn=dict(type="FPNExpert", channels=16, input_scale=0.5))
+    model = make_model(experts=experts).eval()
+    assert model(batch(2, 64, 96)[0]).shape == (2, 1, 64, 96)
+
+
+@pytest.mark.parametrize("execution", ["together", "sequential", "checkpoint"])
+def test_experts_that_share_a_scale_train(make_model, batch, execution):
+    model = make_model(
+        experts=SHARED,
+        router=dict(type="UniformRouter"),
+        expert_loss_weight=1.0,
+        expert_execution=execution,
+        checkpoint_backbone="extra",
+    ).train()
+    calls = []
+    model.backbone.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[-1]))
+    losses = model(*batch(2)[:1], targets=batch(2)[1], mode="loss")
+    assert sorted(calls) == [32, 64, 96]
+    sum(v for k, v in losses.items() if "loss" in k).backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())

@@ -352,3 +352,26 @@ def test_builds_from_a_config_through_mmengine(make_model, batch):
     _, info = model(batch(2)[0], return_routing_info=True)
     assert info["top_k_indices"].tolist() == [[1, 3]] * 2  # in alphabetical order
     torch.testing.assert_close(info["top_k_weights"], torch.tensor([[0.75, 0.25]] * 2))
+
+
+def test_shared_experts_are_chosen_for_every_image(make_model, batch):
+    model = make_model(top_k=3, shared_experts=("ujsc",)).eval()
+    for parameter in model.router.parameters():  # fresh, it scores all experts alike
+        torch.nn.init.normal_(parameter, std=0.3)
+    _, info = model(batch(4)[0], return_routing_info=True)
+    ujsc = model.expert_names.index("ujsc")
+    assert (info["top_k_indices"] == ujsc).sum(1).tolist() == [1] * 4
+    # Weighed by its own score, as the others are.
+    chosen = info["logits"].gather(1, info["top_k_indices"])
+    torch.testing.assert_close(info["top_k_weights"], chosen.softmax(1))
+    rest = info["logits"].clone()
+    rest[:, ujsc] = -torch.inf
+    best = rest.topk(2, dim=1).indices
+    assert torch.equal(best, info["top_k_indices"][:, 1:])
+
+
+def test_shared_experts_leave_the_router_a_choice(make_model):
+    with pytest.raises(ValueError, match="set top_k=2 or more"):
+        make_model(top_k=1, shared_experts=("ujsc",))
+    with pytest.raises(ValueError, match=r"shared_experts='ujcs'.*'ujsc'"):
+        make_model(top_k=2, shared_experts=("ujcs",))

@@ -32,6 +32,9 @@ class Router(nn.Module, ABC):
     """Experts that the mixture is made of in training, where it is another number than ``top_k``;
     the model fills this in."""
 
+    shared: tuple[int, ...] = ()
+    """Experts that are chosen for every image, among the ``top_k``; the model fills this in."""
+
     def __init__(self, *, in_channels: Sequence[int], expert_names: Sequence[str], top_k: int):
         super().__init__()
         if not 1 <= top_k <= len(expert_names):
@@ -69,7 +72,12 @@ class Router(nn.Module, ABC):
         if self.training and self.noise > 0:
             noisy = logits + torch.randn_like(logits) * self.noise_at(progress)
         k = (self.train_top_k if self.training else None) or self.top_k
-        chosen, indices = noisy.topk(k, dim=-1)
+        ranked = noisy
+        if self.shared:
+            ranked = noisy.clone()
+            ranked[:, list(self.shared)] = torch.inf
+        indices = ranked.topk(k, dim=-1).indices
+        chosen = noisy.gather(-1, indices)
         return RoutingDecision(
             logits=logits,
             probabilities=logits.softmax(dim=-1),
