@@ -1,0 +1,9 @@
+# A plain head of about the operations of the mixture, as long as its experts learn.
+_base_ = ["./_base_/plain.py"]
+train_cfg = dict(max_epochs=40, val_interval=20)
+default_hooks = dict(best=dict(name="plain_728"))
+train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipelines.px728}}))
+val_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipelines.px728}}))
+test_dataloader = dict(
+    dataset=dict(datasets=dict(CAMO=dict(pipeline={{_base_.test_pipelines.px728}})))
+)
