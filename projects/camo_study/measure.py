@@ -22,6 +22,7 @@ from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.evaluation.conventions import CONVENTIONS
 
 CONFIGS = Path(__file__).parent / "configs"
+BATCH = 16
 
 
 def predict(row: str, part: str, maps: dict, masks: dict, work_dir: str, flip: bool) -> None:
@@ -60,29 +61,30 @@ def _maps(name: str, sample, alone: bool, mirrored: bool) -> dict[str, torch.Ten
     return {k: v.flip(-1) for k, v in found.items()} if mirrored else found
 
 
-def add_means(maps: dict, means: list[str]) -> None:
-    """Adds the mean of the sources that ``a+b`` names."""
-    for mean in means:
-        members = [maps[name] for name in mean.split("+")]
-        maps[mean] = {
-            stem: torch.stack([m[stem].float() for m in members]).mean(0).round().to(torch.uint8)
-            for stem in members[0]
-        }
+def score(source: str, maps: dict, masks: dict, device: str, full: bool) -> dict:
+    """A row of the table, with per-image values; all measures, or IoU, Dice and MAE.
 
-
-def score(maps: dict, masks: dict, device: str) -> dict:
-    """``table[source]`` with all measures and per-image values."""
-    table = {}
-    for source, each in maps.items():
-        metric = CODMetric()
-        for stem, small in each.items():
-            sample = dict(stem=stem, dataset="CAMO", gt_mask=masks[stem].to(device))
-            sample["pred_prob"] = small.to(device).float() / 255
-            metric.process(None, [sample])
-        metric.evaluate(len(each))
-        table[source] = metric.table["CAMO"]["mixture"]
-        table[source].pop("curves", None)
-    return table
+    Args:
+        source: One of ``maps``, or several with ``+`` between them for the mean of theirs.
+        maps: ``{source: {stem: map}}``.
+        masks: ``{stem: truth}``.
+        device: Where it is computed.
+        full: Whether all measures are wanted.
+    """
+    members = [maps[name] for name in source.split("+")]
+    metric, stems = CODMetric(full=full), list(members[0])
+    for start in range(0, len(stems), BATCH):
+        samples = []
+        for stem in stems[start : start + BATCH]:
+            prob = sum(member[stem].to(device).float() for member in members)
+            prob = prob / (255 * len(members))
+            gt_mask = masks[stem].to(device)
+            samples.append(dict(stem=stem, dataset="CAMO", gt_mask=gt_mask, pred_prob=prob))
+        metric.process(None, samples)
+    metric.evaluate(len(stems))
+    row = metric.table["CAMO"]["mixture"]
+    row.pop("curves", None)
+    return row
 
 
 def alike(maps: dict, masks: dict, sources: list[str], device: str) -> dict:
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="+", help="config names, or NAME=WEIGHTS")
     parser.add_argument("--part", choices=("val", "test"), default="test")
     parser.add_argument("--mean", nargs="*", default=[], help="sources with + between them")
+    parser.add_argument("--subsets", nargs="*", default=[], help="rows: means of some experts, too")
     parser.add_argument("--flip", action="store_true", help="mean with the mirrored image's maps")
     parser.add_argument("--json", required=True)
     parser.add_argument("--work-dir", default="work_dirs/camo")
@@ -148,34 +151,30 @@ def main() -> None:
         except FileNotFoundError as error:
             print(f"{row}: left out, {error}")
     experts = {row: [s for s in maps if s.startswith(f"{row}/")] or [row] for row in done}
-    lone = [row for row in done if experts[row] == [row]]
-    for row in done:
-        if len(experts[row]) > 1:
-            add_means(maps, ["+".join(experts[row])])
+    groups = {row: names for row, names in experts.items() if len(names) > 1}
+    lone = [row for row in done if row not in groups]
     if len(lone) > 1:
-        add_means(
-            maps, ["+".join(c) for n in range(2, len(lone) + 1) for c in combinations(lone, n)]
-        )
-    for mean in args.mean:
-        if all(source in maps for source in mean.split("+")):
-            add_means(maps, [mean])
-    sources = [s for row in done for s in experts[row]]
-    pairs = alike(maps, masks, sources, device)
-    table = score(maps, masks, device)
-    groups = {row: summary(table, pairs, experts[row]) for row in done if len(experts[row]) > 1}
-    if len(lone) > 1:
-        groups["lone"] = summary(table, pairs, lone)
-    for name, group in groups.items():
-        print(name, json.dumps({k: v for k, v in group.items() if k != "sources"}))
-    for source, row in table.items():
-        print(
-            *(f"{row[metric]:.4f}" for metric in ("IoU", "Sm", "wFm", "MAE")),
-            f" {source}",
-        )
+        groups["lone"] = lone
+    means = ["+".join(names) for names in groups.values()]
+    for names in (lone, *(groups[row] for row in args.subsets if row in groups)):
+        means += ["+".join(c) for n in range(2, len(names)) for c in combinations(names, n)]
+    means += [mean for mean in args.mean if all(name in maps for name in mean.split("+"))]
+    pairs = alike(maps, masks, [s for row in done for s in experts[row]], device)
+    table: dict = {}
     payload = dict(part=args.part, flip=args.flip, conventions=CONVENTIONS, table=dict(CAMO=table))
-    payload |= dict(groups=groups, pairs=pairs)
+    payload |= dict(groups={}, pairs=pairs)
     Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.json).write_text(json.dumps(payload))
+    for source in dict.fromkeys([*maps, *means]):
+        # All measures of an expert alone are in the row's own test.
+        full = source in done or source in args.mean or source in map("+".join, groups.values())
+        table[source] = score(source, maps, masks, device, full)
+        print(f"{table[source]['IoU']:.4f} {table[source]['MAE']:.4f}  {source}", flush=True)
+        for row, names in groups.items():
+            if row not in payload["groups"] and all(name in table for name in names):
+                payload["groups"][row] = summary(table, pairs, names)
+        Path(args.json).write_text(json.dumps(payload))  # whatever ends this, this much stays
+    for name, group in payload["groups"].items():
+        print(name, json.dumps({k: v for k, v in group.items() if k != "sources"}))
 
 
 if __name__ == "__main__":

@@ -110,9 +110,10 @@ measure() { # GPU RESULT [ARGUMENT ...]
     --work-dir "$logs" "$@" >"$logs/$result.log" 2>&1
   say "measured $result: $?"
 }
-measure 0 alike_test --part test &
+more=(--subsets stage3 joint --mean plain_728+stage3 plain_448+plain_560+plain_728+stage3)
+measure 0 alike_test --part test "${more[@]}" &
 {
-  measure 1 alike_val --part val
+  measure 1 alike_val --part val "${more[@]}"
   measure 1 alike_test_flip --part test --flip
 } &
 wait
