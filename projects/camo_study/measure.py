@@ -27,8 +27,9 @@ BATCH = 16
 
 def predict(row: str, part: str, maps: dict, masks: dict, work_dir: str, flip: bool) -> None:
     """Adds the row's maps to ``maps[source][stem]``, in 255ths of a probability, on the CPU."""
-    name, _, weights = row.partition("=")
-    cfg = load_config(CONFIGS / f"{name}.py")
+    name, _, source = row.partition("=")
+    config, _, weights = (source or name).partition(":")
+    cfg = load_config(CONFIGS / f"{config}.py")
     if part == "val":
         cfg.test_dataloader = cfg.val_dataloader
     cfg.model.evaluate_all_experts = True
@@ -40,7 +41,7 @@ def predict(row: str, part: str, maps: dict, masks: dict, work_dir: str, flip: b
     for batch in runner.test_dataloader:
         views = []
         for mirrored in (False, True) if flip else (False,):
-            inputs = batch["inputs"].flip(-1) if mirrored else batch["inputs"]
+            inputs = [x.flip(-1) if mirrored else x for x in batch["inputs"]]
             again = dict(batch, inputs=inputs)
             again["data_samples"] = [sample.clone() for sample in batch["data_samples"]]
             with torch.no_grad():
@@ -132,7 +133,7 @@ def summary(table: dict, pairs: dict, sources: list[str]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="+", help="config names, or NAME=WEIGHTS")
+    parser.add_argument("rows", nargs="+", help="config names, or NAME=CONFIG:WEIGHTS")
     parser.add_argument("--part", choices=("val", "test"), default="test")
     parser.add_argument("--mean", nargs="*", default=[], help="sources with + between them")
     parser.add_argument("--subsets", nargs="*", default=[], help="rows: means of some experts, too")
