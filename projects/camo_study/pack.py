@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,16 @@ METRICS = ("IoU", "Sm", "wFm", "MAE")
 DROPPED = ("attributes", "breakdown", "routing_weights", "engine", "seconds")
 
 
-def packed(result: dict[str, Any]) -> dict[str, Any]:
-    """The result without curves, with per-image values of four measures to five digits."""
+def packed(result: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    """The result without curves, with per-image values of some measures to five digits.
+
+    Sources that were scored by IoU alone, among some dozens, keep their means.
+    """
+    if "images" in result:
+        return _row(result, metrics)
     table = {
         dataset: {
-            source: {
-                **{k: v for k, v in row.items() if k not in ("images", "curves")},
-                "images": {
-                    stem: {m: round(image[m], 5) for m in METRICS if m in image}
-                    for stem, image in row["images"].items()
-                },
-            }
+            source: _row(row if "Sm" in row else {**row, "images": {}}, metrics)
             for source, row in sources.items()
         }
         for dataset, sources in result["table"].items()
@@ -31,15 +31,25 @@ def packed(result: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in result.items() if k not in DROPPED} | dict(table=table)
 
 
+def _row(row: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    kept = {k: v for k, v in row.items() if k not in ("images", "curves")}
+    images = {
+        stem: {m: round(image[m], 5) for m in metrics if m in image}
+        for stem, image in row["images"].items()
+    }
+    return kept | dict(images=images)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", nargs="+")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--metrics", nargs="+", default=METRICS, help="per-image values to keep")
     args = parser.parse_args()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     for file in map(Path, args.results):
-        text = json.dumps(packed(json.loads(file.read_text())), separators=(",", ":"))
+        text = json.dumps(packed(json.loads(file.read_text()), args.metrics), separators=(",", ":"))
         (out / file.name).write_text(text + "\n")
 
 
