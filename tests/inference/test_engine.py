@@ -134,7 +134,7 @@ def test_experts_of_other_image_scales_and_shared_ones(preparer):
     )
     model.router.shared = (model.expert_names.index("zoomnet"),)
     images = torch.randn(5, 3, 64, 96)
-    engine = build_engine(model, **SMALL)
+    engine = CompiledMoE(model, **SMALL)
     expected, decision, _ = eager(model, images)
     assert (decision.indices == model.router.shared[0]).sum(1).tolist() == [1] * 5
     for _ in range(2):

@@ -129,7 +129,7 @@ class ZoomNetExpert(Expert):
         input_scales: The three image scales in ascending order; the map has the middle one's size.
     """
 
-    input_scales = (0.5, 1.0, 1.5)
+    input_scales: tuple[float, ...] = (0.5, 1.0, 1.5)
 
     def __init__(
         self,
