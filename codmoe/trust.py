@@ -11,6 +11,7 @@ import ast
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _literal(node: ast.AST) -> Any:
         kind = {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)]
         return kind(map(_literal, node.elts))
     try:
-        return ast.literal_eval(node)  # type: ignore[arg-type]
+        return ast.literal_eval(node)
     except ValueError:
         raise _NotLiteral(node) from None
 
@@ -218,7 +219,7 @@ def _allowed() -> list[Callable | tuple[Callable, str]]:
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    core = import_module(f"numpy.{'_core' if hasattr(np, '_core') else 'core'}.multiarray")
     dtypes = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdg"}
     allowed: list[Callable | tuple[Callable, str]] = [HistoryBuffer, np.dtype, *dtypes]
     for module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # numpy 2 and 1

@@ -247,9 +247,9 @@ def test_reports_do_not_run_the_configs_of_a_folder(tmp_path, sentinel):
     row = dict(lr=0.1, loss=1.0, epoch=1, iter=1, step=1, time=0.1, data_time=0.0)
     (folder / "scalars.json").write_text(json.dumps(row) + "\n")
     (folder / "config.py").write_text("import os\nos.system('touch $CODMOE_SENTINEL')\n")
-    assert read_training(tmp_path).config() is None
+    assert read_training(tmp_path).config is None
     (folder / "config.py").write_text("a = dict(b=1)\n")
-    assert read_training(tmp_path).config().a.b == 1
+    assert read_training(tmp_path).config.a.b == 1
     assert not sentinel.exists()
 
 
