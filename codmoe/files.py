@@ -39,13 +39,13 @@ def keep_old(path: str | os.PathLike) -> Path | None:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike, *, keep: bool = True) -> Iterator[Path]:
     """A temporary path that becomes ``path`` when the block ends well.
 
     The temporary file lies in the same folder, because ``os.replace`` is atomic only within one
     file system, and has the same suffix, because writers read the format from it. A file already at
-    ``path`` is kept under a dated name (see :func:`keep_old`). If the block raises, nothing
-    changes.
+    ``path`` is kept under a dated name (see :func:`keep_old`) unless ``keep`` is off, which is for
+    files that the run itself wrote. If the block raises, nothing changes.
     """
     path = Path(path)
     if path.is_dir():
@@ -54,7 +54,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield temporary
-        keep_old(path)
+        if keep:
+            keep_old(path)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

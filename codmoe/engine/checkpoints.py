@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,30 +27,12 @@ class AtomicBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes to a temporary file beside ``filepath`` and rename it."""
-        with _renamed(Path(filepath)) as temporary:
+        with replacing(filepath, keep=False) as temporary:
             temporary.write_bytes(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
         """Likewise for text."""
         self.put(obj.encode(encoding), filepath)
-
-
-class _renamed:
-    """Temporary path that replaces ``path`` on success: for files that this run owns."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.temporary
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
 
 
 def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], run_id: str) -> Path | None:
@@ -77,7 +57,7 @@ def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], run_id: 
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in model.state_dict().items()
     }
-    with _renamed(path) as temporary:
+    with replacing(path, keep=False) as temporary:
         torch.save(dict(state_dict=state, meta=dict(meta, run_id=run_id)), temporary)
     return kept
 

@@ -120,7 +120,7 @@ def one_rank(rank, port, folder):
 
 
 def test_gradients_of_two_ranks_are_those_of_the_whole_batch(tmp_path):
-    mp.spawn(one_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    mp.start_processes(one_rank, (free_port(), str(tmp_path)), nprocs=2, start_method="fork")
     images, targets = make_batch()
     for way in WAYS:
         expected = gradients(make_model(way), images, targets)

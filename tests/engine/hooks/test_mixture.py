@@ -7,6 +7,7 @@ import pytest
 import torch
 from miniature import STOP, TWO_EXPERTS, build, log_of, merged, prepared, weights, write_config
 
+from codmoe.engine import handover
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.hooks.mixture import RouterWatchHook, RoutingFigures
 from codmoe.engine.hooks.training import BestWeightsHook
@@ -186,11 +187,19 @@ def test_experts_are_measured_before_and_with_the_weights_that_are_kept(tmp_path
         real(self, runner, {**metrics, "IoU": scores[runner.epoch - 1]})
 
     monkeypatch.setattr(BestWeightsHook, "after_val_epoch", after)
+    measurements, summary = [], handover.summary
+    monkeypatch.setattr(handover, "summary", lambda *args: measurements.append(1) or summary(*args))
     work_dir = tmp_path / "work"
     drop = dict(default_hooks=dict(experts_after=dict(max_drop=-2.0)))  # warns of any change
     runner = train(prepared(started(tmp_path, 3, drop, epochs=2), work_dir))
     found = read(work_dir)
     assert found["before"] == read(work_dir, "experts_before")
+    # Not twice before the first step: loading the weights measured them.
+    assert len(measurements) == 2
+    assembly = read(work_dir, "assembly")
+    for name, expert in assembly["experts"].items():
+        assert expert["assembled"] == found["before"]["IoU"][name]
+    assert assembly["uniform"] == found["before"]["IoU"]["uniform"]
     for name in ("pranet", "sinet", "oracle"):
         # As RoutingMetric has it: of the first epoch, not of the last.
         assert found["after"]["IoU"][name] == pytest.approx(measured[0][f"IoU_{name}"])
@@ -215,7 +224,6 @@ def test_a_resumed_run_compares_with_the_first_start(tmp_path):
     train(prepared(config, tmp_path / "work", resume=True))
     assert read(tmp_path / "work")["before"] == before
     (tmp_path / "work" / "experts_before.json").unlink()
-    config = write_config(tmp_path, 3, TWO_EXPERTS, epochs=3)
-    train(prepared(config, tmp_path / "work", resume=True))
+    train(prepared(config, tmp_path / "work", resume=True))  # it has ended: there is no step to do
     assert read(tmp_path / "work")["before"] is None
     assert "is not known" in log_of(tmp_path / "work")

@@ -424,15 +424,20 @@ def with_bad_files(tmp_path, bad, *changes, bad_val=()):
 
 
 def test_each_is_reported_once_and_training_goes_on(tmp_path, monkeypatch):
-    work = tmp_path / "work"
-    two_epochs = dict(train_cfg=dict(max_epochs=2), max_unreadable=0.05)
-    path = with_bad_files(tmp_path, [3, 30], two_epochs)
-    assert call(monkeypatch, "train", path, "--work-dir", work) is None
-    log = log_of(work)
-    for name in ("03.jpg", "30.jpg"):
-        assert log.count(f"images/{name} is unreadable") == 1
-    assert log.count("replaced by another sample: ") == 2
-    assert (work / "finished.json").is_file()
+    work, again = tmp_path / "work", tmp_path / "again"
+    path = with_bad_files(
+        tmp_path, [3, 30], dict(train_cfg=dict(max_epochs=2), max_unreadable=0.05)
+    )
+    left = work / path.name  # the config as the run leaves it, which must not be wrapped again
+    one_epoch = ("--cfg-options", "train_cfg.max_epochs=1")
+    for config, folder, options in ((path, work, ()), (left, again, one_epoch)):
+        assert call(monkeypatch, "train", config, "--work-dir", folder, *options) is None
+        log = log_of(folder)
+        for name in ("03.jpg", "30.jpg"):
+            assert log.count(f"images/{name} is unreadable") == 1
+        assert log.count("replaced by another sample: ") == 2
+        assert (folder / "finished.json").is_file()
+    assert "TolerantDataset" in left.read_text()
 
 
 def test_too_many_end_it_with_the_list(tmp_path, monkeypatch):
@@ -495,14 +500,3 @@ def test_two_processes_count_together(tmp_path):
         assert first.startswith(f"replaced by another sample: {tmp_path}/images/00.jpg")
         assert second.startswith(f"replaced by another sample: {tmp_path}/images/01.jpg")
         assert error.startswith("2 of 20 training samples are unreadable")
-
-
-def test_a_config_that_a_run_left_is_wrapped_once(tmp_path, monkeypatch):
-    path = with_bad_files(tmp_path, [3], dict(max_unreadable=0.05))
-    work = tmp_path / "work"
-    assert call(monkeypatch, "train", path, "--work-dir", work) is None
-    left = work / path.name
-    assert "TolerantDataset" in left.read_text()
-    again = tmp_path / "again"
-    assert call(monkeypatch, "train", left, "--work-dir", again) is None
-    assert log_of(again).count("images/03.jpg is unreadable") == 1
