@@ -144,7 +144,7 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
 
 
 def _loop_faults(cfg: Mapping[str, Any]) -> list[str]:
-    """Of ``train_cfg``, the optimiser and its schedule, which the Runner builds late."""
+    """Faults of ``train_cfg``, the optimiser and its schedule, which the Runner builds late."""
     loop, wrapper = dict(cfg.get("train_cfg") or {}), dict(cfg.get("optim_wrapper") or {})
     by_epoch = loop.pop("by_epoch", True)
     loop.setdefault("type", "EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop")

@@ -1,4 +1,4 @@
-"""The weights a stage starts from: their files, how they are put together, and what they are worth.
+"""The weights that a stage starts from: named, loaded, put together and measured.
 
 A stage starts from one file (the joint run, the stage before), or from a backbone and heads of
 several runs. What was put together is measured once before the first step, on the validation data:

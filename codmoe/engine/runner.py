@@ -39,7 +39,7 @@ class CODRunner(Runner):
     """
 
     experts_before: dict[str, Any] | None = None
-    """What :func:`check_assembly` measured of the experts before the first step."""
+    """Figures of the experts before the first step, where :func:`check_assembly` took them."""
 
     def __init__(self, *args, every_expert_runs: bool = False, **kwargs):
         self.every_expert_runs = every_expert_runs

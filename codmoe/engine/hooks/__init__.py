@@ -1,1 +1,1 @@
-"""Hooks of training and test runs; importing this package registers them."""
+"""Hooks of training runs; importing ``codmoe.engine`` registers them."""

@@ -1,4 +1,4 @@
-"""Computes what is frozen once for each image and view, and not in every epoch."""
+"""The cache of frozen parts: they run once for each image and view, not in every epoch."""
 
 from __future__ import annotations
 

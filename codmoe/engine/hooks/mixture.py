@@ -53,7 +53,7 @@ class RoutingGain:
 
 @dataclass(frozen=True)
 class RoutingFigures:
-    """What a validation says about the router; ``gain`` is None where not all experts were run."""
+    """The router in one validation; ``gain`` is None where not all experts were run."""
 
     information: float
     first_share: float
@@ -168,7 +168,7 @@ class RouterWatchHook(Hook):
         )
 
     def message(self, state: str, figures: RoutingFigures, model) -> str:
-        """What was seen and what to change."""
+        """The warning: figures of the router, and the config keys to change."""
         most, gain = math.log(len(figures.shares)), figures.gain
         seen = f"mutual information {figures.information:.3f} of at most {most:.3f} nats"
         favourite = max(figures.shares, key=lambda name: figures.shares[name])

@@ -39,7 +39,7 @@ class Log:
 
 
 def watched(*validations, **settings):
-    """What a run says whose validations measured these."""
+    """The lines that a run logs whose validations measured these."""
     loss = SimpleNamespace(tau=0.05, needs_all_experts=True)
     model = SimpleNamespace(
         expert_names=("a", "b"),

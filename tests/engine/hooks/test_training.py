@@ -459,7 +459,7 @@ def test_in_validation_it_is_an_error(tmp_path, monkeypatch):
 
 
 class LoggingRunner:
-    """What the hook asks of a runner."""
+    """As much of a runner as the hook asks for."""
 
     def __init__(self, dataset):
         self.train_dataloader = DataLoader(dataset)
