@@ -14,10 +14,11 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
-from codmoe.engine.hooks.progress import bare_model
 
 from codmoe.engine.config import load_config
-from codmoe.engine.launch import prepare, test_runner
+from codmoe.engine.ddp import bare_model
+from codmoe.engine.launch import prepare
+from codmoe.engine.testing import test_runner
 from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.evaluation.conventions import CONVENTIONS
 

@@ -17,18 +17,17 @@ DROPPED = ("attributes", "breakdown", "routing_weights", "engine", "seconds")
 def packed(result: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
     """The result without curves, with per-image values of some measures to five digits.
 
-    Sources that were scored by IoU alone, among some dozens, keep their means.
+    Sources that were scored by IoU alone, dozens of them, come under ``means``, without images.
     """
     if "images" in result:
         return _row(result, metrics)
-    table = {
-        dataset: {
-            source: _row(row if "Sm" in row else {**row, "images": {}}, metrics)
-            for source, row in sources.items()
-        }
-        for dataset, sources in result["table"].items()
-    }
-    return {k: v for k, v in result.items() if k not in DROPPED} | dict(table=table)
+    table: dict[str, dict] = {}
+    means: dict[str, float] = {}
+    for dataset, sources in result["table"].items():
+        table[dataset] = {s: _row(row, metrics) for s, row in sources.items() if "Sm" in row}
+        means |= {s: round(row["IoU"], 5) for s, row in sources.items() if "Sm" not in row}
+    kept = {k: v for k, v in result.items() if k not in DROPPED} | dict(table=table)
+    return kept | dict(means=means) if means else kept
 
 
 def _row(row: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Experts of unlike image scales on CAMO."""
