@@ -113,7 +113,8 @@ class HubModel(
                 token=token,
             )
         MODELS.import_from_location()
-        check_received(config, MODELS.module_dict, str(Path(model_id) / CONFIG), key="config")
+        built = {key: value for key, value in (config or {}).items() if key not in SIZES}
+        check_received(built, MODELS.module_dict, str(Path(model_id) / CONFIG), key="config")
         model = cls(**model_kwargs)
         try:
             model.load_state_dict(load_file(path))
@@ -121,7 +122,7 @@ class HubModel(
             raise ValueError(
                 f"{path} does not fit the config beside it: {' '.join(str(error).split()[:40])}"
             ) from error
-        sizes = {key: config[key] for key in SIZES if key in (config or {})}
+        sizes = {key: _sizes_in(config[key]) for key in SIZES if key in (config or {})}
         model.cfg = Config(dict(model=dict(type=cls.__name__, **model_kwargs), **sizes))
         return model.eval()
 

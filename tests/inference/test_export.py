@@ -19,6 +19,8 @@ from codmoe.models.combiners import mix_probabilities
 
 SIZE = 64
 EXPERTS = dict(
+    # A head of few operators, where any will do.
+    fpn=dict(type="FPNExpert", channels=16),
     sinet=dict(type="SINetExpert", channels=16),
     pranet=dict(type="PraNetExpert", channels=16, deep_channels=16, shallow_channels=16),
     zoomnet=dict(type="ZoomNetExpert", channels=16, groups=2),
@@ -59,7 +61,7 @@ def miniature(names, seed=0, backbone=BACKBONE, **settings):
 
 @pytest.fixture(scope="module")
 def model():
-    return miniature(("pranet", "sinet", "zoomnet"), backbone=SHORT)
+    return miniature(("fpn", "pranet", "zoomnet"), backbone=SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_a_sparse_bundle_runs_the_chosen_experts_alone(model, sparse):
     assert without.any() and not without.all()
     del runner._graphs["expert_zoomnet"], runner._graphs["scales"]
     assert len(runner(batch[without].numpy())["probability"]) == without.sum()
-    assert set(runner.used) == {"pranet", "sinet"}
+    assert set(runner.used) == {"fpn", "pranet"}
     with pytest.raises(KeyError, match="scales"):
         runner(batch.numpy())
 
@@ -117,7 +119,7 @@ def test_a_bundle_needs_neither_torch_nor_codmoe(model, sparse, tmp_path):
 def test_a_bundle_says_what_it_is_and_what_is_wrong(sparse, tmp_path):
     folder = sparse[0]
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["files"]["expert_sinet"]["inputs"] == ["f2", "f3", "f4"]
+    assert manifest["files"]["expert_pranet"]["inputs"] == ["f2", "f3", "f4"]
     assert set(manifest) >= {"codmoe", "size", "mean", "std", "top_k", "expert_names"}
     runner = OnnxRunner(folder)
     for wrong in (images().float().numpy(), images(size=96).numpy(), images()[0].numpy()):
@@ -150,7 +152,7 @@ def test_dense_onnx_with_a_combiner_that_reads_confidence(tmp_path):
 
 def test_torch_export(tmp_path):
     combiner = dict(type="LogitCombiner", learn_temperature=True)
-    model = miniature(("pranet", "sinet"), backbone=SHORT, combiner=combiner)
+    model = miniature(("fpn", "sinet"), backbone=SHORT, combiner=combiner)
     model.combiner.log_temperature.data.fill_(0.5)
     found = export(model, tmp_path / "program", format="torch-export", size=SIZE)
     assert 0 <= found["probability"] < TOLERANCE
