@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from codmoe import registry
 from codmoe.compiled.layout import speed_faults
 from codmoe.engine.handover import assembly_faults, init_faults
-from codmoe.engine.optim import check_amp
+from codmoe.engine.optim import amp_faults
 from codmoe.messages import suggest
 from codmoe.registry import argument_faults
 
@@ -132,11 +132,7 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
             faults += [f"{key}: not a config key; did you mean {close[0]!r}?"] if close else []
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
-    faults += _loop_faults(cfg) + speed_faults(cfg)
-    try:
-        check_amp(cfg.get("amp", True))
-    except ValueError as error:
-        faults.append(str(error))
+    faults += _loop_faults(cfg) + speed_faults(cfg) + amp_faults(cfg)
     for path in ("train_dataloader", "val_dataloader", "test_dataloader"):
         unknown = [key for key in cfg.get(path) or () if key not in LOADER_KEYS]
         faults += [f"{path}: no key {key!r}; {suggest(key, LOADER_KEYS)}" for key in unknown]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -113,17 +114,12 @@ def lay_out_state(optimizer: Optimizer) -> None:
                 state[key] = laid_out.copy_(value)
 
 
-AMP = (True, False, None, "fp16", "bf16")
-
-
-def check_amp(amp: bool | str) -> None:
-    """Raises:
-    ValueError: ``amp`` is no choice of precision.
-    """
-    if amp not in AMP:
-        raise ValueError(
-            f"amp={amp!r} is unknown; use True (bf16 or fp16, by the GPU), 'fp16', 'bf16' or False"
-        )
+def amp_faults(cfg: Mapping[str, Any]) -> list[str]:
+    """Faults of ``cfg.amp``, one sentence each."""
+    amp = cfg.get("amp", True)
+    if amp in (True, False, None, "fp16", "bf16"):
+        return []
+    return [f"amp={amp!r} is unknown; use True (bf16 or fp16, by the GPU), 'fp16', 'bf16' or False"]
 
 
 def settle_amp(cfg: Config) -> str:
@@ -142,7 +138,8 @@ def settle_amp(cfg: Config) -> str:
     wrapper, amp = cfg.optim_wrapper, cfg.get("amp", True)
     for key in ("dtype", "loss_scale"):
         wrapper.pop(key, None)
-    check_amp(amp)
+    for fault in amp_faults(cfg):
+        raise ValueError(fault)
     if not amp or not torch.cuda.is_available():
         wrapper.type = "CODOptimWrapper"
         return "float32"

@@ -122,19 +122,13 @@ def views_of(dataset: Any) -> FixedViews | None:
     return dataset
 
 
-def settle_frozen_cache(cfg: Config) -> bool:
-    """Give the data sets keys by which frozen results are kept, if the config asks for it.
-
-    Returns:
-        Whether it does.
+def settle_frozen_cache(cfg: Config) -> None:
+    """Give the data sets of a config with a FrozenCacheHook keys by which results are kept.
 
     Raises:
         ValueError: Something that is to be kept changes in this stage.
     """
-    hook = (cfg.get("default_hooks") or {}).get("frozen_cache")
-    if not hook:
-        return False
-    model = cfg.model
+    model, views = cfg.model, cfg.default_hooks.frozen_cache.get("views", 4)
     missing = {"backbone", "experts"} - set(model.get("frozen") or ())
     if missing:
         raise ValueError(
@@ -146,10 +140,9 @@ def settle_frozen_cache(cfg: Config) -> bool:
             "default_hooks.frozen_cache keeps every expert's map and no expert's loss: it needs "
             f"model.train_dispatch='dense' and model.expert_loss_weight=0; set these, {OFF}"
         )
-    views = hook.get("views", 4)
     loader = cfg.train_dataloader
     if _kind(loader) == "FixedViews":  # the config that an earlier run left
-        return True
+        return
     seed = (cfg.get("randomness") or {}).get("seed") or 0
     if views == 1:
         _plain_images(cfg)
@@ -157,7 +150,6 @@ def settle_frozen_cache(cfg: Config) -> bool:
     if cfg.get("val_dataloader"):
         val = cfg.val_dataloader
         val.dataset = dict(type="FixedViews", dataset=val.dataset, views=1, part="val")
-    return True
 
 
 def _kind(loader: Mapping[str, Any]) -> str:
