@@ -78,6 +78,8 @@ def test_use_of_experts():
     assert scalars["top1_max_share"] == pytest.approx(0.75)
     assert "regret" not in scalars and not any("loss" in key for key in scalars)
     assert [record["stem"] for record in metric.records] == ["0", "1"]
+    weights = metric.weights()["CAMO"]
+    assert weights["0"] == {"a": 0.75, "b": 0.25, "c": 0} and weights["1"]["c"] == 0.5
 
 
 def test_quality_of_the_choice_by_hand():

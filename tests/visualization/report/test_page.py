@@ -205,6 +205,27 @@ def test_what_a_stage_started_from(plain, tmp_path):
     assert re.search(r"stage 2</td><td>sinet</td>.*0\.5000.*0\.4321", setup)
 
 
+def test_model_and_data_are_those_of_the_config(plain, tmp_path):
+    folder, payload = write_run(tmp_path / "run")
+    config = """model = dict(backbone=dict(type='Timm', name='pvt_v2_b0'), top_k=2,
+        experts=dict(sinet=dict(), pranet=dict(), ujsc=None))
+train_dataloader = dict(batch_size=12, dataset=dict(type='Photos', data_root='{}'))
+"""
+    for number in (1, 2, 3):
+        (path,) = folder.glob(f"stage{number}/*/vis_data")
+        (path / "config.py").write_text(config.format("a" if number == 2 else "b"))
+    setup = section(made(folder), "setup")
+    rows = dict(re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td></tr>", setup))
+    assert rows == {
+        "backbone": "pvt_v2_b0",
+        "experts": "pranet, sinet, 2 an image",
+        "weights": ", ".join(payload["weights"]),
+        "trained on: stage 1 and 3": "Photos (data_root=b)",
+        "trained on: stage 2": "Photos (data_root=a)",
+    }
+    assert "12 × 2" in setup
+
+
 def test_an_earlier_report_is_kept(plain, tmp_path):
     folder, _ = write_run(tmp_path / "run")
     (folder / "report.html").write_text("mine")
