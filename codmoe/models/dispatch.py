@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codmoe.models.backbones.base import Backbone
 from codmoe.models.experts.base import Expert
 from codmoe.structures import ExpertOutput, RoutingDecision
 
@@ -125,7 +126,7 @@ def padded_to(images: Tensor, divisor: int) -> Tensor:
 
 
 def run_everything(
-    backbone: Callable[[Tensor], Pyramid], experts: Mapping[str, Expert], images: Tensor
+    backbone: Backbone, experts: Mapping[str, Expert], images: Tensor
 ) -> tuple[Pyramid, dict[str, ExpertOutput]]:
     """Pyramid and the output of every expert for all images (N, 3, H, W)."""
     pyramid = backbone(images)

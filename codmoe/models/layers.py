@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
@@ -28,7 +30,7 @@ class BatchNorm(nn.BatchNorm2d):
             self.weight,
             self.bias,
             training=from_batch,
-            momentum=self.momentum,
+            momentum=cast(float, self.momentum),
             eps=self.eps,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -27,7 +28,7 @@ class Backbone(nn.Module, ABC):
         size_divisor: Height and width of the images must be multiples of this.
     """
 
-    channels: tuple[int, int, int, int]
+    channels: tuple[int, ...]
     size_divisor: int
 
     @abstractmethod
@@ -46,7 +47,7 @@ def laid_out_as(images: Tensor, pyramid: list[Tensor]) -> list[Tensor]:
     return [level.contiguous(memory_format=layout) for level in pyramid]
 
 
-def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs) -> nn.Module:
+def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs) -> Any:
     """``timm.create_model`` whose failures say what to do.
 
     Args:

@@ -87,8 +87,8 @@ class ViTPyramid(Backbone):
         for layer, scale, output, stride in zip(
             self.layers, self.scales, self.outputs, STRIDES, strict=True
         ):
-            size = tuple(-(-side // stride) for side in images.shape[-2:])
-            pyramid.append(output(resize_to(scale(by_layer[layer]), size)))
+            height, width = (-(-side // stride) for side in images.shape[-2:])
+            pyramid.append(output(resize_to(scale(by_layer[layer]), (height, width))))
         return laid_out_as(images, pyramid)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -81,11 +82,11 @@ class PraNetExpert(Expert):
         c1, c2, c3, c4 = in_channels
         self.receptive = nn.ModuleList(ReceptiveFieldBlock(c, channels) for c in (c2, c3, c4))
         self.decoder = PartialDecoder(channels, chained=False)
-        deep = dict(kernel=5, depth=3, head_kernel=1, norm=residual_norm)
-        shallow = dict(kernel=3, depth=2, head_kernel=3, norm=residual_norm)
-        self.reverse = nn.ModuleList([ReverseAttention(c4, deep_channels, **deep)])
+        deep = partial(ReverseAttention, kernel=5, depth=3, head_kernel=1, norm=residual_norm)
+        shallow = partial(ReverseAttention, kernel=3, depth=2, head_kernel=3, norm=residual_norm)
+        self.reverse = nn.ModuleList([deep(c4, deep_channels)])
         for channels_in in (c3, c2) if output_stride == 8 else (c3, c2, c1):
-            self.reverse.append(ReverseAttention(channels_in, shallow_channels, **shallow))
+            self.reverse.append(shallow(channels_in, shallow_channels))
 
     def forward(self, images: Tensor, pyramids: Sequence[Sequence[Tensor]]) -> ExpertOutput:
         """See :class:`Expert`; logits at ``output_stride``, side maps: global, then each stride

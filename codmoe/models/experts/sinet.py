@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +31,15 @@ class GroupReversalBlock(nn.Module):
         self.score = nn.Conv2d(channels, 1, 3, padding=1)
 
     def forward(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
-        conv, relu = self.conv
+        conv = cast(nn.Conv2d, self.conv[0])
         grouped = conv.weight.unflatten(1, (self.groups, -1))
         features, guides = grouped[:, :, :-1].flatten(1, 2), grouped[:, :, -1].sum(1, keepdim=True)
         mixed = F.conv2d(x, features, conv.bias, padding=1) + F.conv2d(guide, guides, padding=1)
-        x = x + relu(mixed)
+        x = x + self.conv[1](mixed)
         return x, guide + self.score(x)
 
     def evaluation_form(self) -> MergedGuideBlock:
-        """An equal block with its weights in order; see ``inference.folding.frozen_copy``."""
+        """An equal block with its weights in order; see ``compiled.pieces.frozen_copy``."""
         return MergedGuideBlock(self)
 
 
@@ -53,7 +54,7 @@ class MergedGuideBlock(nn.Module):
 
     def __init__(self, block: GroupReversalBlock):
         super().__init__()
-        conv, self.score = block.conv[0], block.score
+        conv, self.score = cast(nn.Conv2d, block.conv[0]), block.score
         channels = conv.out_channels
         grouped = conv.weight.unflatten(1, (block.groups, -1))
         features, guide = grouped[:, :, :-1].flatten(1, 2), grouped[:, :, -1].sum(1, keepdim=True)
@@ -115,7 +116,7 @@ class SINetExpert(Expert):
         self.receptive = nn.ModuleList(ReceptiveFieldBlock(c, channels) for c in in_channels[1:])
         self.search = PartialDecoder(channels, chained=True)
         self.identify = nn.ModuleList(GroupReversalStage(channels) for _ in range(3))
-        self.fine_feature = self.fine = None
+        self.fine: GroupReversalStage | None = None
         if output_stride == 4:
             width = max(channels // 32, 1) * 8
             self.fine_feature = conv_bn(in_channels[0] + channels, width, 3)

@@ -114,6 +114,7 @@ class HolisticAttention(nn.Module):
         super().__init__()
         x = torch.arange(size, dtype=torch.float32) - size // 2
         kernel = torch.exp(-x.square() / (2 * sigma**2))
+        self.kernel: Tensor
         self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
 
     def forward(self, logits: Tensor, feature: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class ScaleIntegrationUnit(nn.Module):
 
     def forward(self, small: Tensor, middle: Tensor, large: Tensor) -> Tensor:
         """Three (N, C, ·, ·) maps → (N, C, h, w) at the middle one's size."""
-        size = middle.shape[-2:]
+        size = middle.shape[-2], middle.shape[-1]
         large = self.large_before(large)
         scales = [
             self.large_after(self._shrink(large, size)),
@@ -96,7 +96,9 @@ class HierarchicalMixedUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) → (N, C, h, w)."""
-        emitted, gates, handed_on = [], [], None
+        emitted: list[Tensor] = []
+        gates: list[Tensor] = []
+        handed_on: Tensor | None = None
         for chunk, conv in zip(self.expand(x).chunk(self.groups, 1), self.interact, strict=True):
             if handed_on is not None:
                 chunk = torch.cat([chunk, handed_on], dim=1)
@@ -171,13 +173,14 @@ class ZoomNetExpert(Expert):
         """See :class:`Expert`; logits at stride 2 of the middle scale, upsampled before the last
         two convolutions.
         """
-        x = None
+        x: Tensor | None = None
         for level in reversed(range(4)):
             small, middle, large = (self.reduce[level](pyramid[level]) for pyramid in pyramids)
             merged = self.integrate[level](small, middle, large)
             x = self.mix[level](merged if x is None else merged + resize_to(x, merged))
-        size = tuple(2 * side for side in x.shape[-2:])
-        return ExpertOutput(logits=self.head(resize_to(x, size)))
+        assert x is not None
+        height, width = x.shape[-2:]
+        return ExpertOutput(logits=self.head(resize_to(x, (2 * height, 2 * width))))
 
     def loss(self, output: ExpertOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Segmentation and uncertainty-awareness loss on the one output; see :class:`Expert`."""
