@@ -38,6 +38,7 @@ class CODRunner(Runner):
         **kwargs: mmengine's.
     """
 
+    param_schedulers: Any
     experts_before: dict[str, Any] | None = None
     """Figures of the experts before the first step, where :func:`check_assembly` took them."""
 
@@ -146,19 +147,31 @@ class CODRunner(Runner):
 
         On another number of processes, or with another batch size, the checkpoint's count of steps
         means another share of training: the schedules would end early or late.
+
+        Raises:
+            ValueError: The checkpoint has other parameter groups, also with the decays of earlier
+                versions.
         """
-        schedulers = self.param_schedulers
-        fresh = [dict(s.state_dict()) for s in schedulers] if isinstance(schedulers, list) else []
+        fresh = self._schedules()
         try:
             super().resume(filename, *args, **kwargs)
         except ValueError as error:
             if "parameter group" not in str(error):
                 raise
-            raise ValueError(
-                f"{filename} was written with other parameter groups ({error}). If it is from a "
-                "run before groups were merged, resume it with --cfg-options "
-                "optim_wrapper.constructor=DefaultOptimWrapperConstructor"
-            ) from error
+            self._decay_as_before()
+            fresh = self._schedules()
+            try:
+                super().resume(filename, *args, **kwargs)
+            except ValueError:
+                raise ValueError(
+                    f"{filename} was written with other parameter groups ({error}). If it is from "
+                    "a run before groups were merged, resume it with --cfg-options "
+                    "optim_wrapper.constructor=DefaultOptimWrapperConstructor"
+                ) from error
+            self.logger.warning(
+                "norms and biases under optim_wrapper.paramwise_cfg.custom_keys decay until this "
+                "run ends, as when it began; in new runs they do not"
+            )
         lay_out_state(self.optim_wrapper.optimizer)
         loop = self.train_loop
         if not isinstance(loop, EpochBasedTrainLoop):
@@ -180,6 +193,22 @@ class CODRunner(Runner):
                 scheduler._global_step = steps
                 scheduler.last_step = max(min(steps, scheduler.end - 1) - scheduler.begin, -1)
                 scheduler._last_value = rates
+
+    def _schedules(self) -> list[dict[str, Any]]:
+        """States of the schedules as they stand."""
+        schedulers = self.param_schedulers
+        return [dict(s.state_dict()) for s in schedulers] if isinstance(schedulers, list) else []
+
+    def _decay_as_before(self) -> None:
+        """Build the optimiser anew, with the groups that runs had when whatever ``custom_keys``
+        matched decayed.
+        """
+        wrapper = copy.deepcopy(self.cfg.optim_wrapper)
+        for entry in ((wrapper.get("paramwise_cfg") or {}).get("custom_keys") or {}).values():
+            entry.setdefault("decay_mult", 1.0)
+        self.optim_wrapper = self.build_optim_wrapper(wrapper)
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.build_param_scheduler(self.cfg.param_scheduler)
 
     def get_hooks_info(self) -> str:
         """Names of the hooks in the order of their priorities, on one line."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from miniature import ONE_EXPERT, prepared, write_config
+from miniature import ONE_EXPERT, STOP, log_of, prepared, write_config
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
@@ -76,3 +76,16 @@ def test_a_training_logs_what_it_logs_with_mmengines_hub(tmp_path, monkeypatch):
     plain, theirs = logged("plain")
     assert type(plain.message_hub) is MessageHub
     assert ours == theirs and len(ours) == 2 and "grad_norm" in ours[0]
+
+
+def test_a_run_goes_on_with_the_decays_that_it_began_with(tmp_path):
+    """Earlier versions let the norms and biases decay that an entry of ``custom_keys`` matches."""
+    decays = dict(paramwise_cfg=dict(custom_keys={"backbone.body": dict(decay_mult=1.0)}))
+    before = write_config(tmp_path, 1, ONE_EXPERT, STOP, dict(optim_wrapper=decays), epochs=2)
+    began = train(prepared(before, tmp_path / "work")).optim_wrapper.param_groups
+    config = write_config(tmp_path, 1, ONE_EXPERT, epochs=2)
+    runner = train(prepared(config, tmp_path / "work", resume=True))
+    assert runner.iter == 4 and "decay until this run ends" in log_of(tmp_path / "work")
+    assert [(len(g["params"]), g["weight_decay"]) for g in runner.optim_wrapper.param_groups] == [
+        (len(g["params"]), g["weight_decay"]) for g in began
+    ]
