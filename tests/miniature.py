@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import multiprocessing
 import os
 import runpy
 import signal
@@ -13,7 +14,10 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
+import torch.multiprocessing as mp
+import yapf.yapflib.yapf_api
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
@@ -26,6 +30,9 @@ SIZE = 64
 ONE_EXPERT = dict(model=dict(experts=dict(pranet=None, ujsc=None, zoomnet=None)))
 TWO_EXPERTS = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
 _count = itertools.count(1)
+multiprocessing.set_forkserver_preload(["codmoe.engine.launch", "codmoe.engine.testing"])
+# mmengine lays out a config five times a training, which takes as long as all else in a miniature.
+yapf.yapflib.yapf_api.FormatCode = lambda text, **_: (text, True)
 
 
 @HOOKS.register_module()
@@ -125,6 +132,28 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def ranks(function, *arguments):
+    """Runs ``function(rank, *arguments)`` in two processes. They are forked from one that has
+    imported the package, which takes seconds, and nothing else: a GPU's threads survive no fork.
+    """
+    mp.start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+
+def on_two_ranks(tool, *arguments, cwd):
+    """As :func:`bash` runs ``dist_train.sh``, but for the launcher; raises what a rank raises."""
+    ranks(_tool_on_rank, free_port(), tool, arguments, cwd)
+
+
+def _tool_on_rank(rank, port, tool, arguments, cwd):
+    os.chdir(cwd)
+    sys.path.insert(0, str(cwd))
+    place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, MASTER_PORT=port)
+    os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    code = call(pytest.MonkeyPatch(), tool, *arguments, "--launcher", "pytorch")
+    if code:
+        raise RuntimeError(code)
 
 
 def bash(script, *arguments, cwd):

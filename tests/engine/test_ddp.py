@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from miniature import (
     ONE_EXPERT,
     SIZE,
@@ -17,7 +16,9 @@ from miniature import (
     build,
     free_port,
     log_of,
+    on_two_ranks,
     prepared,
+    ranks,
     weights,
     write_config,
 )
@@ -120,7 +121,7 @@ def one_rank(rank, port, folder):
 
 
 def test_gradients_of_two_ranks_are_those_of_the_whole_batch(tmp_path):
-    mp.start_processes(one_rank, (free_port(), str(tmp_path)), nprocs=2, start_method="fork")
+    ranks(one_rank, free_port(), str(tmp_path))
     images, targets = make_batch()
     for way in WAYS:
         expected = gradients(make_model(way), images, targets)
@@ -212,8 +213,7 @@ def test_one_process_trains_and_two_go_on(tmp_path):
     work_dir = tmp_path / "work"
     finished = train(prepared(stopped, work_dir)).message_hub.get_info("codmoe_best")
     config = write_config(tmp_path, 1, ONE_EXPERT, TWO_EACH, epochs=2)
-    done = bash("dist_train.sh", config, 2, "--work-dir", work_dir, "--resume", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_ranks("train", config, "--work-dir", work_dir, "--resume", cwd=tmp_path)
     assert "going on from epoch 1, step 2" in log_of(work_dir)
     assert assert_went_on(work_dir, steps=4, adam_steps=4 + 2)["best"] >= finished
 

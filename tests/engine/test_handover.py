@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from miniature import STOP, bash, build, log_of, prepared, weights
+from miniature import STOP, build, log_of, on_two_ranks, prepared, weights
+from torch.multiprocessing import ProcessRaisedException
 from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave, leave_separate, toy_config
 
 from codmoe.engine.checkpoints import save_half
@@ -295,8 +296,8 @@ def test_weights_that_hold_no_config_are_measured_as_this_stage_is(tmp_path, sep
 
 def test_two_processes_measure_what_one_does(tmp_path, separate):
     config = toy_config(tmp_path, 2, ONE_BACKBONE, dict(val_dataloader=dict(batch_size=1)))
-    done = bash("dist_train.sh", config, 2, "--work-dir", tmp_path / "two", cwd=tmp_path)
-    assert done.returncode != 0 and "expert 'pranet' has IoU" in done.stderr
+    with pytest.raises(ProcessRaisedException, match="expert 'pranet' has IoU"):
+        on_two_ranks("train", config, "--work-dir", tmp_path / "two", cwd=tmp_path)
     with pytest.raises(ValueError):
         train(prepared(config, tmp_path / "one"))
     one, two = measured(tmp_path / "one"), measured(tmp_path / "two")

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from miniature import ranks
 from mmengine.evaluator import Evaluator
 
 from codmoe.evaluation import CODMetric, iou_and_dice
@@ -199,7 +199,7 @@ def _rank(rank, folder):
 
 
 def test_seven_images_on_two_ranks(tmp_path):
-    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+    ranks(_rank, str(tmp_path))
     alone = CODMetric(full=True, sources="all")
     expected = run(alone, [sample(i) for i in range(7)])
     for device in ("cpu", "gpu"):

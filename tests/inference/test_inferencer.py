@@ -1,11 +1,8 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 import torch
+from miniature import call
 from mmcv.transforms import Resize
 from mmengine.config import Config
 from PIL import Image
@@ -16,7 +13,6 @@ from codmoe.engine.checkpoints import save_weights
 from codmoe.inference.inferencer import Inferencer, Prediction, size_of
 from codmoe.inference.zoo import create_model
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = dict(
     model=dict(
         type="ModelLevelMoE",
@@ -194,18 +190,15 @@ def test_size_of():
     assert size_of(dict(test_dataloader=loader(image_size=96), val_dataloader=None)) == (96, 96)
 
 
-def test_the_command_line(weights, folder, tmp_path):
-    def run(*arguments):
-        command = [sys.executable, str(ROOT / "tools/predict.py"), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-
-    good = run(folder, "--checkpoint", weights, "--out", "out", "--device", "cpu")
-    assert good.returncode == 0, good.stderr
-    assert "wrote 3 map(s)" in good.stdout and "sinet" in good.stdout
+def test_the_command_line(weights, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = (folder, "--checkpoint", weights, "--out", "out", "--device", "cpu")
+    assert call(monkeypatch, "predict", *arguments) is None
+    said = capsys.readouterr().out
+    assert "wrote 3 map(s)" in said and "sinet" in said
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
-    bad = run(folder, "--checkpoint", "absent.pth", "--out", "out")
-    assert bad.returncode == 1 and "absent.pth does not exist" in bad.stderr
-    assert "Traceback" not in bad.stderr
+    code = call(monkeypatch, "predict", folder, "--checkpoint", "absent.pth", "--out", "out")
+    assert code.startswith("error: ") and "absent.pth does not exist" in code
 
 
 def test_compiled_it_predicts_the_same(weights, inferencer, folder):

@@ -1,10 +1,8 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from miniature import call
 from mmengine.config import Config
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from codmoe.inference.summary import count_flops, summarise
 from codmoe.models.moe import ModelLevelMoE
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = dict(
     backbone=dict(type="TimmPyramid", name="pvt_v2_b0", pretrained=False),
     experts=dict(
@@ -174,22 +171,21 @@ def test_the_counter_still_agrees_with_the_plain_one():
     assert count_flops(conv, x)[0] == plain.get_total_flops()
 
 
-def test_the_command_line(tmp_path):
+def test_the_command_line(tmp_path, monkeypatch, capsys):
     config = tmp_path / "miniature.py"
     # It asks for weights: the tool must neither read nor download them.
     section = dict(MODEL, type="ModelLevelMoE")
     section["backbone"] = dict(MODEL["backbone"], pretrained=True, checkpoint="absent.safetensors")
     config.write_text(Config(dict(model=section)).pretty_text)
 
-    def run(*arguments):
-        command = [sys.executable, str(ROOT / "tools/analysis/model_summary.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-
-    good = run("miniature.py", "--size", "64", "--json", "out/summary.json")
-    assert good.returncode == 0, good.stderr
-    assert "GFLOPs (1 multiply-add = 2)" in good.stdout and "zoomnet" in good.stdout
+    monkeypatch.chdir(tmp_path)
+    tool = "analysis/model_summary"
+    arguments = ("miniature.py", "--size", 64, "--json", "out/summary.json")
+    assert call(monkeypatch, tool, *arguments) is None
+    said = capsys.readouterr().out
+    assert "GFLOPs (1 multiply-add = 2)" in said and "zoomnet" in said
     written = json.loads((tmp_path / "out/summary.json").read_text())
     assert written["total"]["flops"] == sum(row["flops"] for row in written["parts"])
     assert written["size"] == 64 and written["config"] == "miniature.py"
-    bad = run("miniature.py", "--size", "65")
-    assert bad.returncode == 1 and "use 64" in bad.stderr and "Traceback" not in bad.stderr
+    code = call(monkeypatch, tool, "miniature.py", "--size", 65)
+    assert code.startswith("error: ") and "use 64" in code

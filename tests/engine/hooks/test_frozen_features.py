@@ -6,10 +6,10 @@ import torch
 from miniature import (
     STOP,
     TWO_EXPERTS,
-    bash,
     build,
     log_of,
     merged,
+    on_two_ranks,
     prepared,
     weights,
     write_config,
@@ -159,8 +159,7 @@ def test_two_processes_keep_what_comes_to_each(tmp_path):
     measured = dict(default_hooks=dict(experts_after=dict(type="ExpertsAfterHook")))
     config = stage_2(tmp_path, each, measured, epochs=3, views=1)
     work_dir = tmp_path / "work"
-    done = bash("dist_train.sh", config, 2, "--work-dir", work_dir, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_ranks("train", config, "--work-dir", work_dir, cwd=tmp_path)
     # Of the main process: half of the images at first, later those that were the other's.
     ran = re.findall(r"experts ran on (\d+) of (\d+) images", log_of(work_dir))
     assert ran[0] == ("4", "4") and all(int(some) <= int(of) for some, of in ran)

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from miniature import (
     ONE_EXPERT,
     ROOT,
@@ -20,12 +19,13 @@ from miniature import (
     TWO_EXPERTS,
     Interrupt,
     assert_same,
-    bash,
     build,
     call,
     free_port,
     log_of,
+    on_two_ranks,
     prepared,
+    ranks,
     weights,
     write_config,
 )
@@ -173,7 +173,7 @@ def average(rank, port, folder):
 
 def test_processes_end_an_epoch_with_the_same_statistics(tmp_path):
 
-    mp.start_processes(average, args=(free_port(), str(tmp_path)), nprocs=2, start_method="fork")
+    ranks(average, free_port(), str(tmp_path))
     states = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
     assert [state["router.running_mean"].item() for state in states] == [2, 2]
     # What EMAHook validates and keeps.
@@ -275,8 +275,7 @@ def test_two_processes(tmp_path, option):
     two |= dict(custom_imports=dict(imports=["rank_weights"]))
     two |= dict(custom_hooks=[dict(type="RankWeights")])
     config = write_config(tmp_path, 1, TWO_EXPERTS, HELD, two, epochs=2)
-    done = bash("dist_train.sh", config, 2, "--work-dir", tmp_path / "work", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_ranks("train", config, "--work-dir", tmp_path / "work", cwd=tmp_path)
     assert "warm-up is over" in log_of(tmp_path / "work")
     state = torch.load(tmp_path / "work" / "epoch_2.pth", weights_only=False)["optimizer"]["state"]
     steps = {int(values["step"]) for values in state.values()}
@@ -493,7 +492,7 @@ def test_two_processes_count_together(tmp_path):
     for name in ("00.jpg", "01.jpg"):
         (tmp_path / "images" / name).write_bytes(b"")
     arguments = (free_port(), str(tmp_path))
-    mp.start_processes(meet_one_bad_file, arguments, nprocs=2, start_method="fork")
+    ranks(meet_one_bad_file, *arguments)
     for rank in (0, 1):
         early, first, second, error = (tmp_path / f"{rank}.txt").read_text().splitlines()
         assert early == "0"

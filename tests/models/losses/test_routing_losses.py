@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from miniature import ranks
 
 from codmoe.models.losses import (
     ExpectedRegretLoss,
@@ -179,7 +179,7 @@ def one_rank(rank, world, folder):
 
 
 def test_two_processes_balance_as_one(tmp_path):
-    mp.spawn(one_rank, (2, str(tmp_path)), nprocs=2)
+    ranks(one_rank, 2, str(tmp_path))
     results = torch.load(tmp_path / "results.pt")
     for form, (value, gradient) in results.items():
         x, w = data()
