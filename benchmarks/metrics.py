@@ -6,8 +6,7 @@ import argparse
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,9 +19,8 @@ from codmoe.evaluation.measures import find_truths, measure_maps
 from codmoe.evaluation.measures.reference import reference_measures
 from codmoe.evaluation.measures.truth import GroundTruthCache, ground_truth
 from codmoe.files import save_json
+from codmoe.inference.timing import Call, side_by_side, warmed
 from codmoe.machine import available_cores, check_device
-
-Timed = Callable[[], Any]
 
 
 def sample_pairs(count: int, size: int, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -79,13 +77,12 @@ def benchmark(
     cv2.setNumThreads(1)
     maps, masks = sample_pairs(images, size)
     cases = _cases(maps, masks, devices)
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    cpu = torch.device("cpu")  # a case ends with results on the host, so the GPU has finished too
     with np.errstate(all="ignore"):
         for case in cases.values():
-            case()  # first calls load libraries and kernels
-        for _ in range(repeats):
-            for name, case in cases.items():
-                seconds[name].append(_seconds(case))
+            warmed(case, cpu, 1)  # first calls load libraries and kernels
+        samples = side_by_side(cases, cpu, repeats=repeats)
+    seconds = {name: sample.seconds for name, sample in samples.items()}
     each = {name: 1e3 * statistics.median(times) / images for name, times in seconds.items()}
     spread = {n: [1e3 * f(t) / images for f in (min, max)] for n, t in seconds.items()}
     reference = each["PySODMetrics"]
@@ -109,7 +106,7 @@ def benchmark(
 
 def _cases(
     maps: list[np.ndarray], masks: list[np.ndarray], devices: Sequence[str]
-) -> dict[str, Timed]:
+) -> dict[str, Call]:
     kept = GroundTruthCache()
     tensors = [torch.from_numpy(prob) for prob in maps]
     cores = available_cores()
@@ -129,7 +126,7 @@ def _cases(
         torch.set_num_threads(1)
         return results
 
-    cases: dict[str, Timed] = {
+    cases: dict[str, Call] = {
         "PySODMetrics": lambda: _reference(maps, masks),
         "ours, cpu, cold": lambda: ours("cpu", 16, cold=True),
         "ours, cpu, warm": lambda: ours("cpu", 16),
@@ -152,12 +149,6 @@ def _cases(
 
 def _reference(maps: list[np.ndarray], masks: list[np.ndarray]) -> list[dict[str, Any]]:
     return [reference_measures(prob, mask) for prob, mask in zip(maps, masks, strict=True)]
-
-
-def _seconds(case: Timed) -> float:
-    started = time.perf_counter()
-    case()  # ends with results on the host, so the GPU has finished too
-    return time.perf_counter() - started
 
 
 def _difference(

@@ -1,4 +1,4 @@
-"""The engine's whole check in one run, printed as it goes."""
+"""Whether the prepared model equals the model, and how fast it is, printed as it goes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.step_timing import noting_waits
-from codmoe.compiled.layout import set_memory_format
-from codmoe.compiled.pieces import DTYPES
 from codmoe.compiled.prepared import CompiledMoE
+from codmoe.compiled.speed import set_memory_format
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import parse_options
 from codmoe.files import save_json
+from codmoe.inference.benchmark import in_precision
 from codmoe.inference.timing import reserved, side_by_side, synchronise, warmed, working_memory
 from codmoe.inference.zoo import create_model
 from codmoe.models.moe import ModelLevelMoE
-from codmoe.models.routers.base import Router
 
 Results = dict[str, Any]
 
@@ -52,7 +52,7 @@ def run(
     options: dict[str, Any] | None = None,
 ) -> Results:
     """Latency, throughput, parity on every route, host waits, memory and the time of each piece, of
-    the engine and of the model itself in one process.
+    the prepared model and of the model itself in one process.
 
     Args:
         config: Config of the model.
@@ -61,7 +61,7 @@ def run(
         large: Batch of the throughput.
         dtype: Precision; see :class:`CompiledMoE`.
         inductor: Also the ``"inductor"`` backend, last: compiling takes minutes. ``"only"`` leaves
-            all else out but the speed of the engine beside it.
+            all else out but the speed of the usual backend beside it.
         repeats: Calls that count.
         budget: Seconds; what has not begun by then is left out.
         device: The first GPU if there is one.
@@ -83,45 +83,43 @@ def run(
     print(f"{config} on {card}, torch {torch.__version__}, {size} × {size}", flush=True)
     results: Results = dict(config=config, card=card, torch=torch.__version__, size=size)
     run_ = _Run(model, where, size, repeats, results)
-    sections = Sections(budget)
-    engine = run_.engine("engine", dtype=dtype)
+    limits = Limits(budget)
+    prepared = CompiledMoE(model, dtype=dtype)
     if inductor != "only":
-        _everything(run_, sections, engine, large, dtype)
+        _everything(run_, limits, prepared, large, dtype)
     if inductor:
-        with sections.begin("variant inductor", 900):
-            run_.compiled(engine, large, dtype=dtype, backend="inductor")
-    sections.end()
-    print("\n" + engine.report, flush=True)
+        with limits.part("variant inductor", 900):
+            run_.compiled(prepared, large, dtype=dtype, backend="inductor")
+    limits.end()
+    print("\n" + prepared.report, flush=True)
     if json_file is not None:
         print(f"wrote {save_json(json_file, results)}")
     return results
 
 
-def _everything(
-    run_: _Run, sections: Sections, engine: CompiledMoE, large: int, dtype: str
-) -> None:
-    kind, size, results = engine.frozen.dtype, run_.size, run_.results
-    with sections.begin("one image", 90):
-        run_.speed(1, {"": engine}, eager=True)
-    with sections.begin(f"parity in {kind}, {len(routes_of(run_.model))} routes", 60):
-        run_.parity(engine)
-    with sections.begin(f"{large} images", 100):
-        run_.speed(large, {"": engine}, eager=True)
-    with sections.begin("host waits and memory", 30):
-        run_.waits_and_memory(engine, large)
-    with sections.begin("pieces by themselves", 30):
+def _everything(run_: _Run, limits: Limits, prepared: CompiledMoE, large: int, dtype: str) -> None:
+    kind, size, results = prepared.copies.dtype, run_.size, run_.results
+    with limits.part("one image", 90):
+        run_.speed(1, {"": prepared}, eager=True)
+    with limits.part(f"parity in {kind}, {len(routes_of(run_.model))} routes", 60):
+        run_.parity(prepared)
+    with limits.part(f"{large} images", 100):
+        run_.speed(large, {"": prepared}, eager=True)
+    with limits.part("host waits and memory", 30):
+        run_.waits_and_memory(prepared, large)
+    with limits.part("pieces by themselves", 30):
         for batch in (1, large):
-            times = piece_times(engine, batch, size)
+            times = piece_times(prepared, batch, size)
             results[f"pieces_{batch}"] = times
             print(f"batch {batch}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in times.items()))
     if kind != "fp32":
-        with sections.begin("parity in fp32, without TF32", 60), exact_products():
-            run_.parity(run_.engine("fp32", dtype="fp32"))
+        with limits.part("parity in fp32, without TF32", 60), exact_products():
+            run_.parity(CompiledMoE(run_.model, dtype="fp32"))
     others = dict(contiguous=dict(memory_format="contiguous"), apart=dict(overlap=False))
     others |= dict(fp16=dict(dtype="fp16")) if kind == "bf16" else {}
     for name, changes in others.items():
-        with sections.begin(f"variant {name}: {changes}", 60):
-            other = run_.engine(name, **{"dtype": dtype, **changes})
+        with limits.part(f"variant {name}: {changes}", 60):
+            other = CompiledMoE(run_.model, **{"dtype": dtype, **changes})
             run_.speed(1, {name: other}, eager=False)
             run_.speed(large, {name: other}, eager=False)
             if name == "fp16":
@@ -142,16 +140,13 @@ class _Run:
         chosen += [(*plain[: k - 1], *further[:1])] if further else []
         self.routes |= {" + ".join(route): route for route in chosen}
 
-    def engine(self, name: str, **options: Any) -> CompiledMoE:
-        return CompiledMoE(self.model, **options)
-
     def images(self, batch: int) -> torch.Tensor:
         return pictures(batch, self.size, self.device)
 
-    def speed(self, batch: int, engines: dict[str, CompiledMoE], *, eager: bool) -> None:
+    def speed(self, batch: int, variants: dict[str, CompiledMoE], *, eager: bool) -> None:
         """Prints median, 90th percentile and images/s of every route."""
         images, calls = self.images(batch), {}
-        kind = next(iter(engines.values())).frozen.dtype
+        kind = next(iter(variants.values())).copies.dtype
         model, x = self.model, images
         if eager:
             model = deepcopy(self.model)
@@ -160,10 +155,8 @@ class _Run:
         for route, names in self.routes.items():
             if eager:
                 calls[route, "eager"] = eager_call(model, x, kind, names)
-            for label, engine in engines.items():
-                calls[route, f"engine {label}".strip()] = lambda e=engine, n=names: e(
-                    images, names=n
-                )
+            for label, variant in variants.items():
+                calls[route, f"prepared {label}".strip()] = partial(variant, images, names=names)
         for call in calls.values():
             warmed(call, self.device, 4)
         for (route, what), sample in side_by_side(calls, self.device, repeats=self.repeats).items():
@@ -176,30 +169,31 @@ class _Run:
                 f"p90 {row['p90_ms']:8.2f} ms  {row['images_per_second']:8.1f} images/s",
                 flush=True,
             )
-        for label, engine in engines.items():
-            seconds = sum(piece.seconds for piece in engine.pieces)
-            print(f"engine {label}: {len(engine.pieces)} pieces, {seconds:.1f} s to prepare so far")
+        for label, variant in variants.items():
+            seconds = sum(piece.seconds for piece in variant.pieces)
+            count = len(variant.pieces)
+            print(f"prepared {label}: {count} pieces, {seconds:.1f} s to prepare so far")
 
-    def compiled(self, engine: CompiledMoE, large: int, **options: Any) -> None:
-        """A further backend beside the engine, with the time of its pieces."""
-        other = self.engine(options["backend"], **options)
+    def compiled(self, prepared: CompiledMoE, large: int, **options: Any) -> None:
+        """A further backend beside the usual one, with the time of its pieces."""
+        other = CompiledMoE(self.model, **options)
         # The router's choice makes groups of many sizes, each of which takes a minute to compile.
         self.routes = {label: names for label, names in self.routes.items() if names}
         for batch in (large, 1):
-            self.speed(batch, {"": engine, options["backend"]: other}, eager=False)
+            self.speed(batch, {"": prepared, options["backend"]: other}, eager=False)
         self.parity(other, batch=large, routes=list(self.routes.values()))
         times = piece_times(other, large, self.size)
         self.results[f"pieces_{large}_{options['backend']}"] = times
         print(f"batch {large}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in times.items()))
 
-    def parity(self, engine: CompiledMoE, batch: int = 2, routes: list | None = None) -> None:
-        kind = engine.frozen.dtype
-        rows = parity(self.model, engine, self.images(batch), routes)
+    def parity(self, prepared: CompiledMoE, batch: int = 2, routes: list | None = None) -> None:
+        kind = prepared.copies.dtype
+        rows = parity(self.model, prepared, self.images(batch), routes)
         key = f"parity_{kind}" + ("" if routes is None else f"_{batch}")
         self.results[key] = {" + ".join(k) or "router": v for k, v in rows.items()}
         for route, row in rows.items():
             print(
-                f"{' + '.join(route) or 'router':20s} engine: max {row['max']:.1e} mean "
+                f"{' + '.join(route) or 'router':20s} prepared: max {row['max']:.1e} mean "
                 f"{row['mean']:.1e} mask {row['mask']:.1e}   autocast: max {row['eager_max']:.1e} "
                 f"mean {row['eager_mean']:.1e}",
                 flush=True,
@@ -208,10 +202,10 @@ class _Run:
         mean = statistics.fmean(row["mean"] for row in rows.values())
         print(f"worst of a probability in {kind}: {worst:.2e}; mean {mean:.2e}")
 
-    def waits_and_memory(self, engine: CompiledMoE, batch: int) -> None:
+    def waits_and_memory(self, prepared: CompiledMoE, batch: int) -> None:
         images = self.images(batch)
-        calls = dict(eager=eager_call(self.model, images, engine.frozen.dtype, None))
-        calls["engine"] = lambda: engine(images)
+        calls = dict(eager=eager_call(self.model, images, prepared.copies.dtype, None))
+        calls["prepared"] = lambda: prepared(images)
         for name, call in calls.items():
             warmed(call, self.device, 1)
             waits, memory = host_waits(call, self.device), working_memory(call, self.device)
@@ -222,57 +216,16 @@ class _Run:
             )
         if self.device.type == "cuda":
             held = reserved(self.device) - self.reserved
-            print(f"engine: {held:.0f} MiB for weights, buffers and what graphs compute with")
-            self.results["engine_mb"] = held
-
-
-class ForcedRouter(nn.Module):
-    """Runs a router and then chooses ``names`` with equal weights whatever it says: what a route
-    costs, the router included.
-    """
-
-    def __init__(self, router: Router, names: Sequence[str]):
-        super().__init__()
-        self.router, self.names, self.top_k = router, tuple(names), len(names)
-        wanted = torch.tensor([router.expert_names.index(name) for name in names])
-        self.register_buffer("wanted", wanted, persistent=False)
-
-    def forward(self, images: Tensor, pyramid: Sequence[Tensor], progress: float = 1.0):
-        """See :class:`Router`."""
-        decision = self.router(images, pyramid, progress)
-        shape = (len(images), self.top_k)
-        decision.indices = self.wanted.expand(shape)
-        decision.weights = decision.logits.new_full(shape, 1 / self.top_k)
-        return decision
-
-
-@contextmanager
-def on_route(model: ModelLevelMoE, names: Sequence[str] | None) -> Iterator[None]:
-    """The model with its router's choice replaced by ``names``; None leaves it."""
-    router = model.router
-    if names is not None:
-        model.router = ForcedRouter(router, names).to(next(model.parameters()).device)
-    try:
-        yield
-    finally:
-        model.router = router
+            print(f"prepared: {held:.0f} MiB for weights, buffers and what graphs compute with")
+            self.results["prepared_mb"] = held
 
 
 def eager_call(
     model: ModelLevelMoE, images: Tensor, dtype: str, names: Sequence[str] | None
 ) -> Callable[[], Tensor]:
-    """A call of the model itself on a route, under autocast for 16 bit."""
-
-    def call() -> Tensor:
-        kind = DTYPES[dtype]
-        with (
-            on_route(model, names),
-            torch.inference_mode(),
-            torch.autocast(images.device.type, kind, enabled=kind != torch.float32),
-        ):
-            return model.mixture(images)[0]
-
-    return call
+    """A call of the model itself on a route, under autocast for 16 bit; its router runs."""
+    routed = model if names is None else model.on_route(names, run_router=True)
+    return in_precision(lambda x: routed.mixture(x)[0], images, dtype)
 
 
 def as_if_trained(model: ModelLevelMoE, size: int, *, rounds: int = 4) -> ModelLevelMoE:
@@ -309,31 +262,32 @@ def routes_of(model: ModelLevelMoE) -> list[tuple[str, ...]]:
 
 def parity(
     model: ModelLevelMoE,
-    engine: CompiledMoE,
+    prepared: CompiledMoE,
     images: Tensor,
     routes: Sequence[tuple[str, ...]] | None = None,
 ) -> dict[tuple[str, ...], dict[str, float]]:
-    """Differences of probabilities between an engine and the float32 model, route by route.
+    """Differences of probabilities between a prepared model and the float32 model, route by route.
 
     Args:
         model: The model.
-        engine: Made of it.
+        prepared: Made of it.
         images: Normalised images.
         routes: Names of the experts of each; all, and the router's own, by default.
 
     Returns:
         ``{route: {max, mean, mask, eager_max, eager_mean}}``: largest and mean difference, share of
         pixels on the other side of 0.5, and the differences of the model under autocast to the
-        engine's precision from itself in float32. The route ``()`` is the router's own choice.
+        precision of the prepared one from itself in float32. The route ``()`` is the router's
+        own choice.
     """
     rows = {}
     for route in routes if routes is not None else [*routes_of(model), ()]:
         names = route or None
         with exact_products():
             expected = eager_call(model, images, "fp32", names)().sigmoid()
-        usual = eager_call(model, images, engine.frozen.dtype, names)().sigmoid()
+        usual = eager_call(model, images, prepared.copies.dtype, names)().sigmoid()
         for _ in range(2):  # the second is a replay
-            got = engine(images, names=names).sigmoid()
+            got = prepared(images, names=names).sigmoid()
         apart, usual = (got - expected).abs(), (usual - expected).abs()
         rows[route] = dict(
             max=apart.max().item(),
@@ -371,12 +325,14 @@ def host_waits(call: Callable[[], Any], device: torch.device) -> dict[str, int]:
     return dict(counts)
 
 
-def piece_times(engine: CompiledMoE, batch: int, size: int, repeats: int = 20) -> dict[str, float]:
-    """Milliseconds of each prepared piece of one lane by itself, replayed one after the other."""
-    lane, times = engine.lanes[batch, size, size], {}
-    for key, run in lane._ready.items():
-        call = warmed(_quiet(run), engine.device, 2)
-        sample = side_by_side({"x": call}, engine.device, repeats=repeats)["x"]
+def piece_times(
+    prepared: CompiledMoE, batch: int, size: int, repeats: int = 20
+) -> dict[str, float]:
+    """Milliseconds of each piece for one batch size, each replayed by itself."""
+    times = {}
+    for key, run in prepared.buffers[batch, size, size].pieces.items():
+        call = warmed(_quiet(run), prepared.device, 2)
+        sample = side_by_side({"x": call}, prepared.device, repeats=repeats)["x"]
         times[" ".join(map(str, key))] = 1e3 * sample.burst
     return times
 
@@ -390,10 +346,10 @@ def _quiet(run: Callable[[], None]) -> Callable[[], None]:
 
 
 class OutOfTime(BaseException):
-    """A section took too long. No error that somebody on the way would answer."""
+    """A part took too long. No error that somebody on the way would answer."""
 
 
-class Sections:
+class Limits:
     """Runs parts of a check one after the other; one that fails or takes too long is reported, and
     the next begins.
 
@@ -412,8 +368,8 @@ class Sections:
         return self.budget - (time.monotonic() - self.started)
 
     @contextmanager
-    def begin(self, title: str, limit: float) -> Iterator[None]:
-        """A section; used as ``with sections.begin(...)``, around all that it does."""
+    def part(self, title: str, limit: float) -> Iterator[None]:
+        """A part; used as ``with limits.part(...)``, around all that it does."""
         begun = time.monotonic()
         limit = min(limit, self.left)
         print(f"\n== {title} (at {begun - self.started:.0f} s, limit {limit:.0f} s)", flush=True)
@@ -425,7 +381,7 @@ class Sections:
         signal.setitimer(signal.ITIMER_REAL, max(limit, 0.01))
         try:
             yield
-        except (Exception, OutOfTime) as error:  # the next section may still tell something
+        except (Exception, OutOfTime) as error:  # the next part may still tell something
             print(f"!! {title}: {type(error).__name__}: {error}", flush=True)
             traceback.print_exc(limit=-4)
         finally:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks.step_timing import work
 from codmoe.console import TextTable
-from codmoe.engine.config import config_root, load_config, parse_options
+from codmoe.engine.config import load_config, parse_options
 from codmoe.engine.ddp import leave_cpu_process_group
 from codmoe.engine.stages import child_environment
 from codmoe.files import keep_old, save_json
@@ -53,6 +53,7 @@ def expert_load(loads: Sequence[Sequence[Sequence[int]]], names: Sequence[str]) 
     )
 
 
+ROOT = Path(__file__).resolve().parents[1]
 _DDP = "model_wrapper_cfg"
 VARIANTS: dict[str, dict[str, Any]] = {
     "as_configured": {},
@@ -254,14 +255,10 @@ def _launch(
     out, spec_file = (folder / "result.json").absolute(), (folder / "spec.json").absolute()
     out.unlink(missing_ok=True)
     spec_file.write_text(json.dumps(dict(spec, out=str(out), work_dir=str(folder))))
-    tools = Path(config_root()).parent / "tools"
-    tool = str(tools / "analysis" / "benchmark_scaling.py")
-    command = (
-        [sys.executable, tool]
-        if launcher == "none"
-        else ["bash", str(tools / "dist_run.sh"), tool, str(processes)]
-    )
-    command += [spec["config"], "--worker", str(spec_file)]
+    command = [sys.executable, "-m"]
+    if launcher != "none":
+        command = ["bash", str(ROOT / "tools" / "dist_run.sh"), "-m", str(processes)]
+    command += ["benchmarks.scaling", spec["config"], "--worker", str(spec_file)]
     with (folder / "output.log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, start_new_session=True, env=child_environment()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
@@ -19,6 +21,8 @@ class RoutingDecision:
         weights: Mixture weights of the chosen experts, (N, k); rows sum to 1.
         expert_names: Names in the order of the expert axis, length E.
         top_k: How many of ``indices``, the best first, are chosen outside training; None for all.
+        everywhere: Experts that every image takes, where that is known without looking at
+            ``indices``; None otherwise.
     """
 
     logits: Tensor
@@ -27,6 +31,22 @@ class RoutingDecision:
     weights: Tensor
     expert_names: tuple[str, ...] = ()
     top_k: int | None = None
+    everywhere: tuple[str, ...] | None = None
+
+    def forced(self, names: Sequence[str]) -> RoutingDecision:
+        """The decision with these experts for every image, with equal weights.
+
+        Nothing is copied from the host, so that a CUDA graph can hold it.
+        """
+        n, k = len(self.indices), len(names)
+        slots = [self.indices.new_full((n,), self.expert_names.index(name)) for name in names]
+        return replace(
+            self,
+            indices=torch.stack(slots, dim=1),
+            weights=self.weights.new_full((n, k), 1 / k),
+            top_k=None,
+            everywhere=tuple(names),
+        )
 
     def as_info(self) -> dict:
         """The dictionary that ``model(images, return_routing_info=True)`` hands to users."""

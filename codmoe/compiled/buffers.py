@@ -1,9 +1,10 @@
-"""The model at one batch size and image size: buffers that stay, and pieces of work on them."""
+"""Buffers for one batch size and image size, and the pieces of work that read and write them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from math import comb
 
@@ -22,7 +23,7 @@ MOST_ROUTES = 32
 
 @dataclass
 class Parts:
-    """What a lane calls; see :class:`CompiledMoE`."""
+    """What the pieces of work call; see :class:`CompiledMoE`."""
 
     backbone: Callable[[Tensor], list[Tensor]]
     router: Callable[[Tensor, list[Tensor]], RoutingDecision]
@@ -45,8 +46,8 @@ class Parts:
         return [self.cast(level) for level in self.backbone(self.cast(images))]
 
 
-class Lane:
-    """Runs up to ``batch`` images of one size.
+class Buffers:
+    """Runs a model on up to ``batch`` images of one size.
 
     Rows beyond the images of a call hold what was there before: no part mixes images, and nobody
     reads theirs. Every expert writes its maps at full size into a plane of its own; the combiner
@@ -89,11 +90,11 @@ class Lane:
         if device.type == "cuda":
             self.host_rows = self.host_rows.pin_memory()
         self.every_row = torch.arange(batch, device=device)[:, None]
-        self.pyramid: list[Tensor] | None = None
+        self.pyramid: list[Tensor] = []
         self.decision: RoutingDecision | None = None
         self.mixed: dict[tuple[int, bool], Tensor] = {}
         self.forced: dict[int, RoutingDecision] = {}
-        self._ready: dict[tuple, Work] = {}
+        self.pieces: dict[tuple, Work] = {}
         # One image does not fill a GPU: its experts are one piece, side by side.
         routes = comb(len(self.names), parts.top_k)
         self.joined = batch == 1 and parts.overlap and routes <= MOST_ROUTES
@@ -118,8 +119,8 @@ class Lane:
         Returns:
             Logits (n, 1, H, W) and decision (n, ·), views of buffers that the next call overwrites.
         """
-        decision = self.decision
-        chosen: dict[int, list[int] | None] = dict.fromkeys(range(len(self.names)))
+        decision = self._decided()
+        chosen: Mapping[int, list[int] | None] = dict.fromkeys(range(len(self.names)))
         if names is not None or not (dense or decision.indices.shape[1] == len(self.names)):
             # The one wait for the device: here the host learns which experts to launch.
             choice = decision.indices[:count].tolist()
@@ -145,41 +146,33 @@ class Lane:
     def _piece(self, part: str, work: Work, *sizes: int | bool) -> None:
         """Runs a piece, which is prepared (and so run) when it is first asked for."""
         key = (part, *sizes)
-        if key in self._ready:
-            self._ready[key]()
+        if key in self.pieces:
+            self.pieces[key]()
             return
         at = f"{part}, {self.batch} × {self.size[0]} × {self.size[1]}"
         if part in self.parts.experts and sizes:
             at += f", group of {sizes[0]}"
-        self._ready[key] = self.prepare(at, work)
+        self.pieces[key] = self.prepare(at, work)
 
     def _backbone(self) -> None:
-        self.pyramid = _stored(self.pyramid, self.parts.pyramid(self.images))
+        self.pyramid = _stored(self.pyramid or None, self.parts.pyramid(self.images))
 
     def _router(self) -> None:
         made = self.parts.router(self.images, self.pyramid)
-        fields = ("logits", "probabilities", "indices", "weights")
-        old = self.decision and [getattr(self.decision, field) for field in fields]
-        new = _stored(old, [getattr(made, field) for field in fields])
-        self.decision = RoutingDecision(*new, expert_names=made.expert_names)
+        self.decision = _kept(self.decision, made)
+
+    def _decided(self) -> RoutingDecision:
+        if self.decision is None:
+            raise RuntimeError("finish() before start()")
+        return self.decision
 
     def _force(self, names: Sequence[str]) -> RoutingDecision:
-        k, indices = len(names), [self.names.index(name) for name in names]
-        if k not in self.forced:
-            made = self.decision
-            self.forced[k] = RoutingDecision(
-                made.logits,
-                made.probabilities,
-                made.indices.new_zeros(self.batch, k),
-                made.weights.new_full((self.batch, k), 1 / k),
-                made.expert_names,
-            )
-        for slot, index in enumerate(indices):
-            self.forced[k].indices[:, slot].fill_(index)
+        made, k = self._decided().forced(names), len(names)
+        self.forced[k] = _kept(self.forced.get(k), made)
         return self.forced[k]
 
     def _launch(self, chosen: Mapping[int, list[int] | None]) -> None:
-        """Run each expert on its rows; None stands for the whole lane, in order."""
+        """Run each expert on its rows; None stands for the whole batch, in order."""
         padded = {}
         for expert, rows in chosen.items():
             fitting = [group for group in self.groups if rows is not None and group >= len(rows)]
@@ -188,7 +181,8 @@ class Lane:
             # As one table, since the device idles until it has it.
             table = [[[0], [self.batch]]] * len(self.names)
             for expert, rows in chosen.items():
-                table[expert] = [rows + rows[:1], [*rows, self.batch]]
+                taken = rows or []
+                table[expert] = [taken + taken[:1], [*taken, self.batch]]
             wide = self.batch
             table = [[(row + row[-1:] * wide)[:wide] for row in pair] for pair in table]
             # Nobody still reads the host's copy: since the last one the device was waited for.
@@ -201,26 +195,27 @@ class Lane:
             return
         for expert, group in padded.items():
             name = self.names[expert]
-            self._piece(name, lambda e=expert, g=group: self._expert(e, g), group)
+            self._piece(name, partial(self._expert, expert, group), group)
 
     def _side_by_side(self, route: Sequence[int]) -> None:
-        works = [lambda e=expert: self._expert(e, self.batch) for expert in route]
+        works = [partial(self._expert, expert, self.batch) for expert in route]
         run_beside(works, self.prepare.streams("route", len(works) - 1))
 
     def _expert(self, expert: int, group: int) -> None:
         parts, name = self.parts, self.names[expert]
-        images, pyramid, target = self.images, self.pyramid, slice(0, self.batch)
+        images, pyramid = self.images, self.pyramid
+        target: Tensor | slice = slice(0, self.batch)
         if group < self.batch:
             source, target = self.rows[expert, 0, :group], self.rows[expert, 1, :group]
             images = images[source]
             pyramid = [parts.cast(level[source]) for level in pyramid]
         bank = PyramidBank(images, pyramid, parts.pyramid, parts.size_divisor)
-        pyramids = dict.fromkeys(parts.scales[name])
+        pyramids: dict[float, list[Tensor]] = {scale: [] for scale in parts.scales[name]}
 
         def fill(scale: float) -> None:
             pyramids[scale] = bank.get(scale, None)
 
-        further = [lambda s=scale: fill(s) for scale in pyramids if scale != 1.0]
+        further = [partial(fill, scale) for scale in pyramids if scale != 1.0]
         streams = self.prepare.streams(name, len(further) - 1) if parts.overlap else []
         run_beside(further, streams)
         if 1.0 in pyramids:
@@ -242,8 +237,8 @@ class Lane:
         self.mixed[key] = _stored(old, [mixed])[0]
 
 
-def runs_in_lanes(combiner: Combiner) -> bool:
-    """Whether a combiner only has a :meth:`Combiner.combine` of its own."""
+def reads_whole_maps(combiner: Combiner) -> bool:
+    """Whether a combiner only has a :meth:`Combiner.combine` of its own, as ours have."""
     return type(combiner).forward is Combiner.forward
 
 
@@ -264,6 +259,23 @@ def _stored(buffers: Sequence[Tensor] | None, values: Sequence[Tensor]) -> list[
     return list(buffers)
 
 
+def tensors_of_decision(decision: RoutingDecision) -> list[Tensor]:
+    """Logits, probabilities, indices and weights, as :func:`decision_of` takes them."""
+    return [decision.logits, decision.probabilities, decision.indices, decision.weights]
+
+
+def decision_of(tensors: Sequence[Tensor], names: tuple[str, ...]) -> RoutingDecision:
+    """A decision of its tensors and the names of the experts."""
+    logits, probabilities, indices, weights = tensors
+    return RoutingDecision(logits, probabilities, indices, weights, names)
+
+
+def _kept(old: RoutingDecision | None, new: RoutingDecision) -> RoutingDecision:
+    """``new`` in the tensors of ``old``."""
+    stored = _stored(None if old is None else tensors_of_decision(old), tensors_of_decision(new))
+    return decision_of(stored, new.expert_names)
+
+
 def _first(decision: RoutingDecision, count: int) -> RoutingDecision:
-    fields = (decision.logits, decision.probabilities, decision.indices, decision.weights)
-    return RoutingDecision(*(field[:count] for field in fields), decision.expert_names)
+    fields = [field[:count] for field in tensors_of_decision(decision)]
+    return decision_of(fields, decision.expert_names)

@@ -1,22 +1,96 @@
-"""Work of fixed shapes, run as it is, compiled, or captured once in a CUDA graph and replayed."""
+"""CUDA graphs: streams to capture on, the capture, and pieces of work that are run by them."""
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 Work = Callable[[], None]
 """Reads tensors that stay where they are, and writes others."""
 
+T = TypeVar("T")
 BACKENDS = ("auto", "eager", "cudagraph", "inductor")
 WARM_UP = 3
+
+
+STREAMS = 32
+"""That torch has on a GPU, and gives out in turn."""
+
+_taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+# Handles of streams on which a capture broke off, and may still be under way.
+_broken: set[int] = set()
+
+
+class NoStreamLeft(RuntimeError):
+    """Every stream has a graph, or a capture that broke off."""
+
+
+def take(owner: Any) -> torch.cuda.Stream:
+    """A stream that is nobody else's as long as ``owner`` lives.
+
+    Raises:
+        NoStreamLeft: All are taken.
+    """
+    taken = _broken | set(_taken.values())
+    for _ in range(STREAMS):
+        stream = torch.cuda.Stream()
+        if stream.cuda_stream not in taken:
+            _taken[owner] = stream.cuda_stream
+            return stream
+    raise NoStreamLeft(f"each of torch's {STREAMS} streams has a CUDA graph or a broken capture")
+
+
+def warm_up(work: Callable[[], Any], stream: torch.cuda.Stream) -> None:
+    """Run work some times on a stream: what is done once, such as choosing algorithms or compiling,
+    cannot be captured.
+    """
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            work()
+    torch.cuda.synchronize()
+
+
+def capture(record: Callable[[], T], stream: torch.cuda.Stream, pool: Any = None) -> T:
+    """Capture work that was warmed up on a stream.
+
+    Other threads, which load and pin batches, may go on. After a failure the stream is given to
+    nobody any more.
+
+    Args:
+        record: Captures, by :func:`fill` or ``torch.cuda.make_graphed_callables``.
+        stream: Where the graph is captured.
+        pool: Memory that graphs share; by default each has its own.
+
+    Returns:
+        What ``record`` returns.
+    """
+    usual: Any = torch.cuda.graph
+    shared = {} if pool is None else dict(pool=pool)
+    # As defaults, since make_graphed_callables lets nobody choose them.
+    settings = partial(usual, stream=stream, capture_error_mode="thread_local", **shared)
+    setattr(torch.cuda, "graph", settings)  # noqa: B010
+    try:
+        with torch.cuda.stream(torch.cuda.current_stream()):
+            return record()
+    except Exception:
+        _broken.add(stream.cuda_stream)
+        raise
+    finally:
+        setattr(torch.cuda, "graph", usual)  # noqa: B010
+
+
+def fill(graph: torch.cuda.CUDAGraph, work: Callable[[], T]) -> T:
+    """Capture work in a graph; its result lies where every replay writes it anew."""
+    with torch.cuda.graph(graph):
+        return work()
 
 
 @dataclass
@@ -74,8 +148,8 @@ class Preparer:
         self.pieces: list[Piece] = []
         self._reasons: dict[str, str] = {}
         # With a graph goes the memory in which cuBLAS works on its stream, and with that what the
-        # graphs captured there before compute in (engine/capture_streams.py): a broken one stays.
-        self._broken: list[torch.cuda.CUDAGraph] = []
+        # graphs captured there before compute in (pytorch#193402): a broken one stays.
+        self._kept: list[torch.cuda.CUDAGraph] = []
         if self.captures:
             self._begin_anew()
 
@@ -149,18 +223,12 @@ class Preparer:
         # Shapes are fixed: the fastest algorithm of each convolution is found here, once.
         torch.backends.cudnn.benchmark = True
         try:
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(self.stream):
-                for _ in range(WARM_UP):
-                    work()
-            torch.cuda.current_stream(self.device).wait_stream(self.stream)
-            graph = torch.cuda.CUDAGraph()
-            self._broken.append(graph)
-            # Other threads, which load pictures, may go on as they like.
-            options = dict(pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
-            with torch.cuda.device(self.device), torch.cuda.graph(graph, **options):
-                work()
-            self._broken.pop()
+            with torch.cuda.device(self.device):
+                warm_up(work, self.stream)
+                graph = torch.cuda.CUDAGraph()
+                self._kept.append(graph)
+                capture(partial(fill, graph, work), self.stream, pool=self.pool)
+                self._kept.pop()
         finally:
             torch.backends.cudnn.benchmark = benchmark
             torch.cuda.synchronize(self.device)  # after a failure, too, nothing is under way
@@ -208,48 +276,3 @@ def _many_shapes(compiles: bool):
     limits = ("recompile_limit", "accumulated_recompile_limit")
     with config.patch({limit: 1024 for limit in limits if hasattr(config, limit)}):
         yield
-
-
-STREAMS = 32
-"""That torch has on a GPU, and gives out in turn."""
-
-_held: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-# Handles of streams on which a capture broke off, and may still be under way.
-_broken: set[int] = set()
-
-
-class NoStreamLeft(RuntimeError):
-    """Every stream has a graph, or a capture that broke off."""
-
-
-def take(owner: Any) -> torch.cuda.Stream:
-    """A stream that is nobody else's as long as ``owner`` lives.
-
-    Raises:
-        NoStreamLeft: All are taken.
-    """
-    taken = _broken | set(_held.values())
-    for _ in range(STREAMS):
-        stream = torch.cuda.Stream()
-        if stream.cuda_stream not in taken:
-            _held[owner] = stream.cuda_stream
-            return stream
-    raise NoStreamLeft(f"each of torch's {STREAMS} streams has a CUDA graph or a broken capture")
-
-
-@contextmanager
-def capturing_on(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Has ``torch.cuda.graph`` capture on ``stream``.
-
-    Other threads, which pin batches, may go on; the stream of a broken capture is left alone.
-    """
-    graph = torch.cuda.graph
-    torch.cuda.graph = partial(graph, stream=stream, capture_error_mode="thread_local")
-    try:
-        with torch.cuda.stream(torch.cuda.current_stream()):
-            yield
-    except Exception:
-        _broken.add(stream.cuda_stream)
-        raise
-    finally:
-        torch.cuda.graph = graph

@@ -9,9 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codmoe.compiled.buffers import Lane, runs_in_lanes
+from codmoe.compiled.buffers import (
+    Buffers,
+    decision_of,
+    reads_whole_maps,
+    tensors_of_decision,
+)
+from codmoe.compiled.copies import DTYPES, PartCopies
 from codmoe.compiled.graphs import Piece, Preparer, settle_backend
-from codmoe.compiled.pieces import DTYPES, FrozenModel
 from codmoe.messages import suggest
 from codmoe.models.dispatch import padded_to
 from codmoe.models.moe import ModelLevelMoE
@@ -22,7 +27,7 @@ GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 
 
 class CompiledMoE:
-    """Evaluates a model in pieces that are prepared once: ``engine(images)`` → logits.
+    """Evaluates a model in pieces that are prepared once: ``prepared(images)`` → logits.
 
     Backbone, router, every expert (with the backbone passes at its further image scales) and the
     combiner are pieces of fixed shapes. Between router and experts the host reads the choice, its
@@ -69,10 +74,10 @@ class CompiledMoE:
         if not batches or min(*batches, *groups, 1) < 1:
             raise ValueError(f"batches={batches}, groups={groups}: give sizes of 1 or more")
         self.model, self.max_sizes = model, max_sizes
-        self.frozen = FrozenModel(model, dtype, memory_format)
-        self.device = self.frozen.device
+        self.copies = PartCopies(model, dtype, memory_format)
+        self.device = self.copies.device
         self.backend, self.reason = settle_backend(backend, self.device)
-        self.usable = runs_in_lanes(model.combiner)
+        self.usable = reads_whole_maps(model.combiner)
         if not self.usable:
             self.reason = (
                 f"{type(model.combiner).__name__} has a forward of its own, and reads more than "
@@ -80,8 +85,8 @@ class CompiledMoE:
             )
         self.batches, self.groups = sorted(set(batches)), sorted(set(groups))
         self.prepare = Preparer(self.device, self.backend)
-        self.lanes: dict[tuple[int, int, int], Lane] = {}
-        self.parts = self.frozen.parts(self.prepare, overlap)
+        self.buffers: dict[tuple[int, int, int], Buffers] = {}
+        self.parts = self.copies.parts(self.prepare, overlap)
 
     @property
     def pieces(self) -> list[Piece]:
@@ -90,12 +95,12 @@ class CompiledMoE:
 
     @property
     def report(self) -> str:
-        """How the engine runs, and what does not run as it was asked to; one line each."""
+        """How it runs, and what does not run as it was asked to; one line each."""
         hows = [piece.how for piece in self.pieces]
         counts = ", ".join(f"{hows.count(how)} × {how}" for how in dict.fromkeys(hows))
         seconds = sum(piece.seconds for piece in self.pieces)
         lines = [
-            f"engine: {self.backend}, {self.frozen.dtype}, {self.frozen.memory_format}, "
+            f"prepared model: {self.backend}, {self.copies.dtype}, {self.copies.memory_format}, "
             f"{self.device}; pieces: {counts or 'none yet'}, prepared in {seconds:.1f} s"
         ]
         lines += [self.reason] if self.reason else []
@@ -111,7 +116,7 @@ class CompiledMoE:
         """Like :meth:`ModelLevelMoE.mixture`, without gradients.
 
         Args:
-            images: Normalised images, (N, 3, H, W), on the engine's device.
+            images: Normalised images, (N, 3, H, W), on the device of the model.
             dense: Run every expert on every image. Their maps are returned in the size of the
                 images, padded to a multiple of the backbone's ``size_divisor``.
             names: These experts on every image, with equal weights, instead of the router's
@@ -131,25 +136,23 @@ class CompiledMoE:
                 return self._as_it_is(images, dense, names)
             results = []
             for chunk in padded.split(self.batches[-1]):
-                lane = self._lane(chunk)
-                lane.start(chunk)
+                buffers = self._buffers_for(chunk)
+                buffers.start(chunk)
                 # While the device is at work, which hides what looking costs.
-                if self.frozen.watch.changed():
+                if self.copies.watch.changed():
                     self.refresh()
-                    lane.start(chunk)
-                logits, decision = lane.finish(len(chunk), dense=dense, names=names)
-                maps = lane.maps[:, : len(chunk)].transpose(0, 1) if dense else logits[:, :0]
-                fields = (decision.logits, decision.probabilities)
-                fields += (decision.indices, decision.weights, logits, maps)
-                results.append(_clones(fields))
+                    buffers.start(chunk)
+                logits, decision = buffers.finish(len(chunk), dense=dense, names=names)
+                maps = buffers.maps[:, : len(chunk)].transpose(0, 1) if dense else logits[:, :0]
+                results.append(_clones([*tensors_of_decision(decision), logits, maps]))
         with torch.no_grad():
             whole = results[0]
             if len(results) > 1:
                 whole = [torch.cat(pieces) for pieces in zip(*results, strict=True)]
             *fields, logits, maps = whole
-            names = self.model.experts if dense else ()
-            outputs = {n: ExpertOutput(logits=maps[:, i : i + 1]) for i, n in enumerate(names)}
-            decision = RoutingDecision(*fields, decision.expert_names)
+            experts = self.model.expert_names if dense else ()
+            outputs = {n: ExpertOutput(logits=maps[:, i : i + 1]) for i, n in enumerate(experts)}
+            decision = decision_of(fields, decision.expert_names)
             return logits[..., :height, :width], decision, outputs
 
     def warm_up(
@@ -175,15 +178,15 @@ class CompiledMoE:
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
                 padded = padded_to(images, self.model.backbone.size_divisor)
                 if self._prepares(padded):
-                    self._lane(padded).prepare_groups(count)
+                    self._buffers_for(padded).prepare_groups(count)
         return self
 
     def refresh(self) -> None:
         """Take over the model's weights as they are now; nothing has to be prepared anew."""
-        self.frozen.refresh()
+        self.copies.refresh()
 
     def attach(self) -> CompiledMoE:
-        """Have the model evaluate through this engine (``predict``, ``forward``) where it records
+        """Have the model evaluate through this (``predict``, ``forward``) where it records
         no gradients; :meth:`detach` ends it.
         """
         self.model.run_state.prepared = self
@@ -194,31 +197,31 @@ class CompiledMoE:
         self.model.run_state.prepared = None
 
     def __deepcopy__(self, memo: dict) -> None:
-        """A copy of the model has no engine."""
+        """A copy of the model is not prepared."""
 
     def __reduce__(self):
-        """Nor has a pickled one."""
+        """Nor is a pickled one."""
         return type(None), ()
 
     def _prepares(self, padded: Tensor) -> bool:
         size = tuple(padded.shape[-2:])
-        known = {lane[1:] for lane in self.lanes}
+        known = {key[1:] for key in self.buffers}
         return self.usable and (size in known or len(known) < self.max_sizes)
 
-    def _lane(self, images: Tensor) -> Lane:
+    def _buffers_for(self, images: Tensor) -> Buffers:
         batch = next(batch for batch in self.batches if batch >= len(images))
         key = (batch, *images.shape[-2:])
-        if key not in self.lanes:
-            self.lanes[key] = Lane(
+        if key not in self.buffers:
+            self.buffers[key] = Buffers(
                 self.parts, self.prepare, batch, key[1:], self.groups, self.device
             )
-        return self.lanes[key]
+        return self.buffers[key]
 
     def _as_it_is(self, images: Tensor, dense: bool, names: Sequence[str] | None):
         if names is not None:
-            raise ValueError(f"names={names} needs the engine's own pieces: {self.report}")
+            raise ValueError(f"names={names} needs pieces that are prepared: {self.report}")
         model, state, training = self.model, self.model.run_state, self.model.training
-        attached, dtype = state.prepared, DTYPES[self.frozen.dtype]
+        attached, dtype = state.prepared, DTYPES[self.copies.dtype]
         state.prepared = None
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
@@ -231,8 +234,8 @@ class CompiledMoE:
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise ValueError(f"images of shape {tuple(images.shape)} are not (N, 3, H, W), N ≥ 1")
         if images.device.type != self.device.type:
-            raise ValueError(f"images on {images.device}, the engine on {self.device}: move them")
-        self.frozen.check()
+            raise ValueError(f"images on {images.device}, the model on {self.device}: move them")
+        self.copies.check()
         for name in names or ():
             if name not in self.model.experts:
                 raise ValueError(f"names: no expert {name!r}; {suggest(name, self.model.experts)}")

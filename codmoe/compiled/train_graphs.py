@@ -6,8 +6,9 @@ import gc
 import logging
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,21 +17,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from codmoe.compiled import graphs as streams
-from codmoe.compiled.layout import GRAPHED, InTraining
+from codmoe.compiled.graphs import NoStreamLeft, capture, take, warm_up
+from codmoe.compiled.speed import GRAPHED, InTraining
 from codmoe.structures import ExpertOutput
 
-MOST_KEYS = 6
-"""Graphs of one region; each keeps its activations for good."""
-WARM_UP = 3
+MOST_GRAPHS = 6
+"""Graphs of one part; each keeps its activations for good."""
 
 
 def graph_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str]:
     """Have parts of a model captured in CUDA graphs when training first calls them on a GPU.
 
     Config: top-level ``train_graphs = dict(backbone=True, experts=True)``. A graph is of one size:
-    inputs of another get another graph, and beyond ``MOST_KEYS`` of them run without. Names in the
-    state dict do not change. Evaluation runs as ever. Gradients have to be None before each
+    inputs of another get another graph, and beyond ``MOST_GRAPHS`` sizes they run without. Names in
+    the state dict do not change. Evaluation runs as ever. Gradients have to be None before each
     backward pass, as ``zero_grad()`` leaves them: they lie where the graph writes. Of a part that
     :func:`compile_parts` was given before, the compiled code is captured.
 
@@ -47,7 +47,7 @@ def graph_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str
         regions = module.named_children() if part == "experts" else [("", module)]
         for name, region in regions:
             names.append(f"{part}.{name}" if name else part)
-            region._compiled_call_impl = _Graphs(region, names[-1])
+            region._compiled_call_impl = _GraphedPart(region, names[-1])
     return names
 
 
@@ -61,7 +61,7 @@ def _computed_again(model: nn.Module, part: str) -> str | None:
     return None
 
 
-class _Graphs:
+class _GraphedPart:
     """Calls a module by its graphs while it trains; otherwise, and for good after a failure, as it
     was called before: compiled or not.
 
@@ -87,8 +87,8 @@ class _Graphs:
         self._follow(leaves)
         key = (str(spec), *map(_looks, leaves), *_autocast())
         graph = self.graphs.get(key)
-        if graph is None and len(self.graphs) >= MOST_KEYS and not self.full:
-            self._log(f"beyond {MOST_KEYS} sizes of its inputs, it runs without CUDA graph")
+        if graph is None and len(self.graphs) >= MOST_GRAPHS and not self.full:
+            self._log(f"beyond {MOST_GRAPHS} sizes of its inputs, it runs without CUDA graph")
             self.full = True
         if graph is None and self.full:
             return plain(*args, **kwargs)
@@ -123,9 +123,8 @@ class _Graphs:
         try:
             graph = _Graph(self.module, leaves, spec)
             self._warm_up(graph)
-            with streams.capturing_on(graph.stream):
-                graph.capture()
-        except streams.NoStreamLeft as error:
+            graph.capture()
+        except NoStreamLeft as error:
             graph, self.full = None, True
             self._log(f"further sizes of its inputs run without CUDA graph: {error}")
         except Exception as error:  # out of memory, or the region waits for the device
@@ -185,8 +184,9 @@ class _Graph:
         self.names, self.parameters = list(trained), list(trained.values())
         self.static = [x.detach().clone().requires_grad_(x.requires_grad) for x in leaves]
         self.static += [p.detach().requires_grad_() for p in self.parameters]
+        self.replay: Callable[..., tuple[Tensor, ...]]
         self.pending: Callable[[], _Pending | None] = lambda: None
-        self.stream = streams.take(self)
+        self.stream = take(self)
 
     def _run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = tree_unflatten(list(tensors[: self.count]), self.spec)
@@ -206,22 +206,25 @@ class _Graph:
         warns.
         """
         learning = [x for x in self.static if x.requires_grad]
-        torch.cuda.synchronize()
-        with torch.cuda.stream(self.stream), torch.autocast("cuda", enabled=False):
-            for _ in range(WARM_UP):
-                outputs = [x for x in self._run(*self.static) if x.requires_grad]
-                if outputs:
-                    incoming = [torch.empty_like(x) for x in outputs]
-                    torch.autograd.grad(outputs, learning, incoming, allow_unused=True)
-                del outputs  # and their nodes, before the next pass or the capture
-        torch.cuda.synchronize()
+
+        def both_passes() -> None:
+            # Results and their nodes are gone before the next pass or the capture.
+            outputs = [x for x in self._run(*self.static) if x.requires_grad]
+            if outputs:
+                incoming = [torch.empty_like(x) for x in outputs]
+                torch.autograd.grad(outputs, learning, incoming, allow_unused=True)
+
+        with torch.autocast("cuda", enabled=False):
+            warm_up(both_passes, self.stream)
 
     def capture(self) -> None:
         """After :meth:`warm_up`."""
+        settings = dict(num_warmup_iters=0, allow_unused_input=True)
+        record: Callable[[], Any] = partial(
+            torch.cuda.make_graphed_callables, self._run, tuple(self.static), **settings
+        )
         with torch.autocast("cuda", enabled=False):
-            self.replay = torch.cuda.make_graphed_callables(
-                self._run, tuple(self.static), num_warmup_iters=0, allow_unused_input=True
-            )
+            self.replay = capture(record, self.stream)
 
     @property
     def busy(self) -> bool:
@@ -230,7 +233,7 @@ class _Graph:
         return pending is not None and not pending.done
 
     def __call__(self, leaves: list[Tensor]) -> Any:
-        result = self.replay(*leaves, *self.parameters)
+        result: Sequence[Tensor] = self.replay(*leaves, *self.parameters)
         node = next((x.grad_fn for x in result if x.grad_fn is not None), None)
         if node is not None:
             pending = _Pending()

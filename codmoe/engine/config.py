@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from codmoe import registry
-from codmoe.compiled.layout import speed_faults
+from codmoe.compiled.speed import speed_faults
 from codmoe.engine.handover import assembly_faults, init_faults
 from codmoe.engine.optim import amp_faults
 from codmoe.messages import suggest

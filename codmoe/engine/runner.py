@@ -19,7 +19,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import Tensor
 
 from codmoe import __version__
-from codmoe.compiled.layout import compile_parts, set_fast_norm, set_memory_format
+from codmoe.compiled.speed import compile_parts, set_fast_norm, set_memory_format
 from codmoe.compiled.train_graphs import graph_parts
 from codmoe.engine.ddp import idle_parameters
 from codmoe.engine.optim import lay_out_state

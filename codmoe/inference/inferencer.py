@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from codmoe.compiled.layout import set_memory_format
+from codmoe.compiled.speed import set_memory_format
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
 from codmoe.datasets.integrity import is_complete
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS

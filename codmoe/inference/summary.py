@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -115,19 +116,19 @@ def _measure(model: ModelLevelMoE, size: int, say: Callable[[str], None]) -> dic
     scales: dict[float, int] = {}
     experts: dict[str, int] = {}
     outputs = {}
-    for name, expert in model.experts.items():
+    for name, expert in model.expert_parts.items():
         for scale in sorted(set(expert.input_scales) - {1.0} - set(scales)):
             say(f"backbone at {scale:g}×, for {name}")
             # The bank keeps what it makes: a second expert of the same scale costs nothing here, as
             # in a run.
-            scales[scale], _ = count_flops(model, lambda s=scale: bank.get(s, None))
+            scales[scale], _ = count_flops(model, partial(bank.get, scale, None))
         say(f"expert {name}")
         with torch.no_grad():
             pyramids = [bank.get(scale, None) for scale in expert.input_scales]
-        experts[name], outputs[name] = count_flops(model, lambda e=expert, p=pyramids: e(image, p))
+        experts[name], outputs[name] = count_flops(model, partial(expert, image, pyramids))
         rows.append(_row(name, expert, experts[name]))
     for scale, flops in scales.items():
-        users = [n for n, e in model.experts.items() if scale in e.input_scales]
+        users = [n for n, e in model.expert_parts.items() if scale in e.input_scales]
         rows.append(
             dict(
                 part=f"{', '.join(users)} backbone at {scale:g}×",
@@ -147,7 +148,7 @@ def _measure(model: ModelLevelMoE, size: int, say: Callable[[str], None]) -> dic
     for names in combinations(experts, model.router.top_k):
         if not shared <= set(names):
             continue
-        read = {scale for name in names for scale in model.experts[name].input_scales}
+        read = {scale for name in names for scale in model.expert_parts[name].input_scales}
         routes.append(
             dict(
                 experts=list(names),

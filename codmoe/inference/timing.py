@@ -7,13 +7,14 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from codmoe.compat import quiet_stderr
 
 Call = Callable[[], Any]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass
@@ -48,8 +49,8 @@ def synchronise(device: torch.device) -> None:
 
 
 def side_by_side(
-    calls: Mapping[Hashable, Call], device: torch.device, *, repeats: int = 30, seed: int = 0
-) -> dict[Hashable, Sample]:
+    calls: Mapping[Name, Call], device: torch.device, *, repeats: int = 30, seed: int = 0
+) -> dict[Name, Sample]:
     """Times warmed-up calls.
 
     Every round runs each call once, in an order drawn anew: a clock that drifts, or another
@@ -61,7 +62,7 @@ def side_by_side(
         repeats: Rounds.
         seed: Of the order.
     """
-    seconds: dict[Hashable, list[float]] = {name: [] for name in calls}
+    seconds: dict[Name, list[float]] = {name: [] for name in calls}
     order, draw = list(calls), random.Random(seed)
     for _ in range(repeats):
         draw.shuffle(order)
@@ -123,7 +124,8 @@ def _peak_by_profiler(call: Call) -> int:
     finally:
         with quiet_stderr():
             profile.stop()
-    events = profile.profiler.kineto_results.events()
+    recorded: Any = profile.profiler
+    events = recorded.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     held = peak = 0
     for _, change in sorted(changes, key=lambda item: item[0]):
@@ -148,30 +150,3 @@ def reserved(device: torch.device) -> float:
 def allocated(device: torch.device) -> float:
     """MiB that lie allocated on a GPU; 0 on the CPU."""
     return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
-
-
-def captured(call: Call, device: torch.device) -> Call:
-    """The kernels of a call as one CUDA graph, launched at once; its result is left where it was.
-
-    Raises:
-        ValueError: The device is no GPU.
-        RuntimeError: The call waits for the device, which a graph cannot.
-    """
-    if device.type != "cuda":
-        raise ValueError("CUDA graphs need a GPU")
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Not torch's stream for all captures: see engine/capture_streams.py.
-    with torch.cuda.graph(graph, stream=stream):
-        result = call()
-
-    def replay():
-        graph.replay()
-        return result
-
-    return replay

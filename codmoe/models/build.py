@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from codmoe.models.router_truth import RouterTruth
 from codmoe.models.routers.base import Router
 from codmoe.registry import MODELS, argument_faults
 
+Part = TypeVar("Part", bound=nn.Module)
 DEFAULT_EXPERTS = dict(
     sinet=dict(type="SINetExpert"),
     pranet=dict(type="PraNetExpert"),
@@ -34,21 +36,22 @@ def check_choice(key: str, value: str | None, choices: Sequence[str | None]) -> 
         raise ValueError(f"{key}={value!r} is unknown; use {listed} or {choices[-1]!r}")
 
 
-def _build(cfg: dict, key: str, contract: type, **filled_in) -> nn.Module:
+def _build(cfg: Any, key: str, contract: Callable[..., Part], **filled_in: Any) -> Part:
     if not isinstance(cfg, Mapping) or "type" not in cfg:
         raise ValueError(f"{key}={cfg!r} needs a dict with a type, e.g. dict(type='...')")
+    kind: Any = contract
     try:
         # Before it is built: another kind of part would trip over what is filled in.
         cls = MODELS.get(cfg["type"]) if isinstance(cfg["type"], str) else cfg["type"]
-        if inspect.isclass(cls) and not issubclass(cls, contract):
-            raise ValueError(f"type={cfg['type']!r} is no {contract.__name__}")
+        if inspect.isclass(cls) and not issubclass(cls, kind):
+            raise ValueError(f"type={cfg['type']!r} is no {kind.__name__}")
         part = MODELS.build(dict(cfg), default_args=filled_in)
     except (ValueError, FileNotFoundError) as error:
         if str(error).startswith(key):
             raise
         raise type(error)(f"{key}: {error}") from error
-    if not isinstance(part, contract):
-        raise ValueError(f"{key}: type={cfg['type']!r} is no {contract.__name__}")
+    if not isinstance(part, kind):
+        raise ValueError(f"{key}: type={cfg['type']!r} is no {kind.__name__}")
     return part
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -158,8 +159,10 @@ class PixelCombiner(Combiner):
             nn.ReLU(),
             nn.Conv2d(channels, 1, 1),
         )
-        nn.init.zeros_(self.outer[-1].weight)
-        nn.init.zeros_(self.outer[-1].bias)
+        last = cast(nn.Conv2d, self.outer[-1])
+        nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
 
     def combine(self, maps: Tensor, decision: RoutingDecision, confidence: Tensor | None) -> Tensor:
         """See :class:`Combiner`."""
@@ -175,7 +178,7 @@ class PixelCombiner(Combiner):
                 maps.clamp(-10, 10) / 10,
                 probability,
                 mixture,
-                confidence,
+                torch.full_like(maps, 0.5) if confidence is None else confidence,
                 log_weights.expand_as(maps),
             ],
             dim=2,

@@ -171,6 +171,8 @@ class GradientBalance(nn.Module):
         self.momentum = momentum
         self.limit = limit
         missing = torch.full((len(names),), torch.nan)
+        self.ratio: Tensor
+        self.norms: Tensor
         self.register_buffer("ratio", missing.clone(), persistent=False)
         """Running norm of each expert over the mean of all; NaN until the first was seen."""
         self.register_buffer("norms", missing.clone(), persistent=False)
@@ -289,7 +291,8 @@ def forward_backward(
     if not inputs or not torch.is_grad_enabled():
         return run(list(levels))
     output, losses = run(leaves)
-    total = sum(losses.values())
+    first, *others = losses
+    total = sum((losses[name] for name in others), start=losses[first])
     device = total.device.type
     scale = None
     if scale_loss is None and _is_fp16(device):
@@ -305,7 +308,6 @@ def forward_backward(
         )
     carrier = _Carrier.apply(list(gradients), scale, total.detach(), *(o for o, _ in inputs))
     losses = {name: value.detach() for name, value in losses.items()}
-    first = next(iter(losses))
     losses[first] = losses[first] + carrier
     return output, losses
 
@@ -362,12 +364,12 @@ def backbone_pass(backbone: nn.Module, images: Tensor) -> list[Tensor]:
     if not switches:
         return checkpointed(backbone, images, module=backbone)
     for module in switches:
-        module.grad_checkpointing = True
+        setattr(module, "grad_checkpointing", True)  # noqa: B010
     try:
         return backbone(images)
     finally:
         for module in switches:
-            module.grad_checkpointing = False
+            setattr(module, "grad_checkpointing", False)  # noqa: B010
 
 
 def _block_switches(backbone: nn.Module) -> list[nn.Module]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from mmengine.config import Config
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from codmoe import __version__
 from codmoe.files import keep_old, replacing
@@ -52,7 +52,7 @@ class HubModel(
         return super().save_pretrained(folder, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **kwargs: Any):
+    def from_pretrained(cls, source: str | Path, **kwargs: Any):  # type: ignore[override]
         """A model in evaluation mode, from a folder or the hub.
 
         Args:
@@ -79,8 +79,10 @@ class HubModel(
         sizes = {key: config[key] for key in SIZES if key in config}
         section = {key: config[key] for key in self._hub_mixin_init_parameters if key in config}
         text = Config(dict(model=dict(type=type(self).__name__, **section), **sizes)).pretty_text
-        meta = dict(config=text, expert_names=list(self.expert_names), codmoe=__version__)
-        state = {k: _stored(v) for k, v in self.state_dict().items()}
+        meta = dict(
+            config=text, expert_names=list(cast(Any, self).expert_names), codmoe=__version__
+        )
+        state = {k: _stored(v) for k, v in cast(nn.Module, self).state_dict().items()}
         with replacing(save_directory / WEIGHTS) as temporary:
             temporary.write_bytes(save(state, metadata=dict(format="pt", meta=json.dumps(meta))))
         config["codmoe_version"] = __version__
@@ -101,7 +103,7 @@ class HubModel(
         **model_kwargs: Any,
     ):
         if Path(model_id).is_dir():
-            path = Path(model_id) / WEIGHTS
+            path = str(Path(model_id) / WEIGHTS)
         else:
             path = hf_hub_download(
                 model_id,
@@ -113,22 +115,23 @@ class HubModel(
                 token=token,
             )
         MODELS.import_from_location()
-        built = {key: value for key, value in (config or {}).items() if key not in SIZES}
+        stored = config or {}
+        built = {key: value for key, value in stored.items() if key not in SIZES}
         check_received(built, MODELS.module_dict, str(Path(model_id) / CONFIG), key="config")
-        model = cls(**model_kwargs)
+        model: Any = cls(**model_kwargs)
         try:
             model.load_state_dict(load_file(path))
         except RuntimeError as error:
             raise ValueError(
                 f"{path} does not fit the config beside it: {' '.join(str(error).split()[:40])}"
             ) from error
-        sizes = {key: _sizes_in(config[key]) for key in SIZES if key in (config or {})}
+        sizes = {key: _sizes_in(stored[key]) for key in SIZES if key in stored}
         model.cfg = Config(dict(model=dict(type=cls.__name__, **model_kwargs), **sizes))
         return model.eval()
 
     def _plain_config(self) -> dict[str, Any]:
         """What the model was built with, without its backbone's pretrained weights."""
-        config = dict(self._hub_mixin_config or {})
+        config = dict(cast(Mapping[str, Any], self._hub_mixin_config or {}))
         cfg = self.cfg or {}
         sizes = {key: _sizes_in(cfg.get(key)) for key in SIZES}
         config.update({key: found for key, found in sizes.items() if found})

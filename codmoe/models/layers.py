@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ class BatchNorm(nn.BatchNorm2d):
             self.weight,
             self.bias,
             training=from_batch,
-            momentum=cast(float, self.momentum),
+            momentum=0.0 if self.momentum is None else self.momentum,
             eps=self.eps,
         )
 
@@ -58,7 +58,7 @@ def conv_bn(
     )
 
 
-def resize_to(x: Tensor, reference: Tensor | tuple[int, int]) -> Tensor:
+def resize_to(x: Tensor, reference: Tensor | Sequence[int]) -> Tensor:
     """Bilinear resize of (N, C, h, w) to the spatial size of ``reference``; a no-op if it fits."""
     size = tuple(reference.shape[-2:]) if isinstance(reference, Tensor) else tuple(reference)
     if tuple(x.shape[-2:]) == size:

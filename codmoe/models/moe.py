@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from codmoe.messages import suggest
 from codmoe.models import build
 from codmoe.models.combiners import Combiner
 from codmoe.models.dispatch import (
@@ -23,9 +25,11 @@ from codmoe.models.dispatch import (
     run_experts,
 )
 from codmoe.models.execution import ExpertTraining, backbone_pass
+from codmoe.models.experts.base import Expert
 from codmoe.models.frozen_cache import FrozenCache
 from codmoe.models.hub import HubModel
 from codmoe.models.losses.segmentation import iou_per_image
+from codmoe.models.routers import ForcedRouter
 from codmoe.models.routers.base import Router
 from codmoe.registry import MODELS
 from codmoe.structures import CODDataSample, ExpertOutput, RoutingDecision
@@ -176,6 +180,30 @@ class ModelLevelMoE(BaseModel, HubModel):
         """Names of the experts, in the (alphabetical) order of every expert axis."""
         return tuple(self.experts)
 
+    @property
+    def expert_parts(self) -> Mapping[str, Expert]:
+        """``experts``, typed."""
+        return cast(Mapping[str, Expert], self.experts)
+
+    def on_route(self, names: Sequence[str], *, run_router: bool = False) -> ModelLevelMoE:
+        """The same model, all parts shared, with every image sent to the same experts.
+
+        Args:
+            names: Experts, which get equal weights.
+            run_router: Whether the router runs all the same, and its choice is waited for.
+
+        Raises:
+            ValueError: There is no such expert.
+        """
+        for name in names:
+            if name not in self.experts:
+                raise ValueError(f"names: no expert {name!r}; {suggest(name, self.experts)}")
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.router = ForcedRouter(self.router, names, run=run_router).train(self.router.training)
+        other.run_state = RunState()
+        return other
+
     def forward(
         self,
         inputs: Tensor,
@@ -309,7 +337,7 @@ class ModelLevelMoE(BaseModel, HubModel):
         keys = [sample.get("cache_key") for sample in data_samples or ()]
         state = self.run_state
         if state.frozen_cache is not None and dense and keys and None not in keys:
-            compute = partial(run_everything, self.backbone, self.experts)
+            compute = partial(run_everything, self.backbone, self.expert_parts)
             pyramid, outputs = state.frozen_cache.through(keys, images, compute)
             return self.router(images, pyramid, state.progress), outputs, {}
         no_backbone_grad = "backbone" in self.frozen
@@ -323,14 +351,16 @@ class ModelLevelMoE(BaseModel, HubModel):
         bank = PyramidBank(images, pyramid, further, self.backbone.size_divisor)
         if dense or decision.indices.shape[1] == len(self.experts):
             rows = dict.fromkeys(self.experts)
+        elif decision.everywhere is not None:
+            rows = dict.fromkeys(decision.everywhere)
         else:
             rows = routed_rows(decision, self.expert_names)
         bank.share(self.experts, rows)
         with torch.no_grad() if no_expert_grad else nullcontext():
             if targets is None or not self.expert_training.weight > 0:
-                return decision, run_experts(self.experts, bank, rows), {}
+                return decision, run_experts(self.expert_parts, bank, rows), {}
             outputs, losses = self.expert_training(
-                self.experts, bank, rows, targets, state.progress, state.scale_loss
+                self.expert_parts, bank, rows, targets, state.progress, state.scale_loss
             )
             return decision, outputs, losses
 

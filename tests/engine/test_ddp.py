@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,12 +23,20 @@ from miniature import (
     weights,
     write_config,
 )
+from mmengine.config import Config
 from torch import nn
 
 from codmoe.engine.checkpoints import read_weights, save_weights
-from codmoe.engine.ddp import CODDistributedDataParallel, init_cpu_process_group
+from codmoe.engine.config import load_config
+from codmoe.engine.ddp import (
+    CODDistributedDataParallel,
+    every_expert_runs,
+    idle_parameters,
+    init_cpu_process_group,
+)
 from codmoe.engine.hooks.training import TrainingProgressHook
-from codmoe.engine.launch import train
+from codmoe.engine.launch import settle, train
+from codmoe.engine.runner import CODRunner
 from codmoe.engine.testing import test as run_test
 from codmoe.models import ModelLevelMoE
 from codmoe.models.routers import Router
@@ -264,3 +273,97 @@ def test_two_processes_count_each_image_once(tmp_path, monkeypatch):
     names = [sorted(p.name for p in (tmp_path / d).rglob("*.png")) for d in ("maps1", "maps2")]
     assert len(names[0]) == 7 and names[0] == names[1]
     assert [p.name for p in tmp_path.glob("grid*")] == ["grid.png"]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_parameter_gets_a_gradient_where_all_experts_run(tmp_path, stage):
+    """So that find_unused_parameters may be off there."""
+    config = load_config(write_config(tmp_path, stage))
+    assert every_expert_runs(config.model)
+    torch.manual_seed(0)
+    model = build(config).train()
+    targets = (torch.rand(2, 1, 64, 64) > 0.5).float()
+    losses = model(torch.randn(2, 3, 64, 64), targets=targets, mode="loss")
+    model.parse_losses(losses)[0].backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("option", [dict(find_unused_parameters=False), dict(static_graph=True)])
+def test_ddp_is_not_told_that_sparse_experts_all_learn(tmp_path, option):
+    sparse = dict(train_dispatch="sparse", train_top_k=None)
+    config = write_config(tmp_path, 3, dict(init_from=None, model=sparse))
+    cfg = prepared(config, tmp_path / "work")
+    cfg.model_wrapper_cfg.update(option)
+    settle(cfg)  # one process has no DDP
+    cfg.launcher = "pytorch"
+    with pytest.raises(ValueError, match=rf"model_wrapper_cfg.{next(iter(option))}=.*'dense'"):
+        settle(cfg)
+    cfg.model.train_dispatch = "dense"
+    settle(cfg)
+
+
+VIT = dict(_delete_=True, type="ViTPyramid", name="vit_tiny_patch16_224", image_size=64)
+PRANET_ALONE = dict(sinet=None, ujsc=None, zoomnet=None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "idle"),
+    [
+        (3, dict(), ""),
+        # Without its own loss.
+        (3, dict(expert_loss_weight=0), "experts.ujsc.confidence"),
+        # PraNet reads no stride 4, for which a plain ViT has layers of its own.
+        (
+            1,
+            dict(backbone=VIT, experts=PRANET_ALONE, expert_execution="together"),
+            "backbone.scales.0",
+        ),
+    ],
+)
+def test_what_gets_no_gradient_is_found_and_the_model_left_alone(tmp_path, stage, model, idle):
+    built = build(load_config(write_config(tmp_path, stage, dict(init_from=None, model=model))))
+    before = {key: value.clone() for key, value in built.state_dict().items()}
+    state = torch.get_rng_state()
+    found = idle_parameters(built)
+    assert bool(found) == bool(idle) and (not idle or found[0].startswith(idle)), found
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.grad is None for p in built.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in built.state_dict().items())
+
+
+def test_a_model_that_refuses_small_images_is_searched(tmp_path):
+    built = build(load_config(write_config(tmp_path, 3, dict(init_from=None))))
+    told, wrapper = [], dict(find_unused_parameters=None)
+    logger = SimpleNamespace(info=told.append)
+    runner = SimpleNamespace(distributed=True, every_expert_runs=True, logger=logger)
+    CODRunner._settle_search(runner, wrapper, built)
+    assert wrapper == dict(find_unused_parameters=False) and not told
+    built.backbone.forward = refuse
+    wrapper["find_unused_parameters"] = None
+    CODRunner._settle_search(runner, wrapper, built)
+    assert wrapper == dict(find_unused_parameters=True) and "of 448 pixels alone" in told[0]
+
+
+def refuse(images):
+    raise AssertionError("images of 448 pixels alone")
+
+
+@pytest.mark.parametrize("case", ["dense", "learned temperature, no loss on the mixture", "sparse"])
+def test_two_processes_search_for_unused_parameters_where_there_are_some(tmp_path, case):
+    two = dict(train_dataloader=dict(batch_size=2), val_dataloader=dict(batch_size=2))
+    changes = {
+        "dense": (1, TWO_EXPERTS),
+        "sparse": (3, dict(init_from=None, model=dict(train_dispatch="sparse", train_top_k=None))),
+    }
+    tempered = dict(type="ProbabilityCombiner", learn_temperature=True)
+    stage, change = changes.get(case, (1, {**TWO_EXPERTS, "model": dict(
+        TWO_EXPERTS["model"], combiner=tempered)}))  # fmt: skip
+    config = write_config(tmp_path, stage, change, two)
+    on_two_ranks("train", config, "--work-dir", tmp_path / "work", cwd=tmp_path)
+    searched = "DDP searches for unused parameters in each step: 1 have" in log_of(
+        tmp_path / "work"
+    )
+    assert searched == case.startswith("learned")
+    left = Config.fromfile(next((tmp_path / "work").glob("*/vis_data/config.py")))
+    assert left.model_wrapper_cfg.find_unused_parameters is None

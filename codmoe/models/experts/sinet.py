@@ -39,7 +39,7 @@ class GroupReversalBlock(nn.Module):
         return x, guide + self.score(x)
 
     def evaluation_form(self) -> MergedGuideBlock:
-        """An equal block with its weights in order; see ``compiled.pieces.frozen_copy``."""
+        """An equal block with its weights in order; see :func:`frozen_copy`."""
         return MergedGuideBlock(self)
 
 

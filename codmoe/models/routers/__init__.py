@@ -1,6 +1,7 @@
 from codmoe.models.routers.base import Router
 from codmoe.models.routers.baselines import (
     FixedRouter,
+    ForcedRouter,
     OracleRouter,
     RandomRouter,
     StaticRouter,
@@ -11,6 +12,7 @@ from codmoe.models.routers.evidence import EvidenceRouter
 __all__ = [
     "EvidenceRouter",
     "FixedRouter",
+    "ForcedRouter",
     "OracleRouter",
     "RandomRouter",
     "Router",

@@ -28,6 +28,9 @@ class Router(nn.Module, ABC):
 
     noise: float = 0.0
     noise_end: float = 0.8
+    convolution_dtype: torch.dtype | None = None
+    """16-bit type of its convolutions where autocast is off, None for that of everything else; the
+    prepared model sets it in its copy."""
     train_top_k: int | None = None
     """Experts that the mixture is made of in training, where it is another number than ``top_k``;
     the model fills this in."""

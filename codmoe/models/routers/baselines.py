@@ -68,11 +68,45 @@ class FixedRouter(Router):
         logits = torch.full((len(expert_names),), -1e4)
         for name, weight in weights.items():
             logits[self.index_of(name, "router.weights")] = torch.tensor(weight).log()
+        self.fixed_logits: Tensor
         self.register_buffer("fixed_logits", logits)
 
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         """See :class:`Router`; the logarithms of the weights."""
         return self.fixed_logits.expand(images.shape[0], -1)
+
+
+class ForcedRouter(Router):
+    """Sends every image to the experts named, with equal weights, whatever another router says.
+
+    Measurements use it, by :meth:`ModelLevelMoE.on_route`; configs take :class:`FixedRouter`.
+
+    Args:
+        router: The router that it stands for.
+        names: Experts.
+        run: Whether that router runs all the same, and its choice is waited for, so that a route
+            costs what it costs in use. Otherwise logits are zeros, and nothing is waited for.
+    """
+
+    def __init__(self, router: Router, names: Sequence[str], *, run: bool):
+        super().__init__(
+            in_channels=router.in_channels, expert_names=router.expert_names, top_k=len(names)
+        )
+        self.router = router if run else None
+        self.names = tuple(names)
+
+    def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """See :class:`Router`."""
+        if self.router is not None:
+            return self.router.score(images, pyramid)
+        return torch.zeros(len(images), len(self.expert_names), device=images.device)
+
+    def choose(self, logits: Tensor, progress: float = 1.0) -> RoutingDecision:
+        """See :class:`Router`; always the same experts."""
+        decision = super().choose(logits, progress).forced(self.names)
+        if self.router is not None:
+            decision.everywhere = None
+        return decision
 
 
 @MODELS.register_module()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,7 @@ class EdgeBranch(nn.Module):
         sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
         laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
         kernels = torch.stack([sobel, sobel.T, laplacian]).unsqueeze(1)
+        self.kernels: Tensor
         self.register_buffer("kernels", kernels, persistent=False)
         self.scales = 3
         self.layers = nn.Sequential(
@@ -187,6 +189,9 @@ class FrequencyBranch(nn.Module):
         sector = (angle / math.pi * directional).long().clamp(max=directional - 1)
         inside = (radius > 0) & (ring < radial)  # without the mean and the corners beyond Nyquist
         cell = (sector * radial + ring.clamp(max=radial - 1))[inside]
+        self.inside: Tensor
+        self.bins: Tensor
+        self.window: Tensor
         self.register_buffer("inside", inside.flatten().nonzero().squeeze(1), persistent=False)
         cells = torch.zeros(len(cell), directional * radial)
         cells[torch.arange(len(cell)), cell] = 1
@@ -264,8 +269,6 @@ class EvidenceRouter(Router):
             raise ValueError(f"router.noise_end={noise_end} must be above 0; noise=0 is no noise")
         self.noise, self.noise_end = noise, noise_end
         self.detach = detach
-        self.convolution_dtype: torch.dtype | None = None
-        """16-bit type of the convolutions where autocast is off; None: that of everything else."""
         self.branches = nn.ModuleDict({name: BRANCHES[name](in_channels, width) for name in used})
         # Over the batch and not over the features, so that what all images share (every photograph
         # has a falling spectrum) cannot drown what tells them apart; see
@@ -275,8 +278,9 @@ class EvidenceRouter(Router):
             nn.Linear(len(used) * width, width), nn.GELU(), nn.Linear(width, len(expert_names))
         )
         # Every expert starts with the same chance.
-        nn.init.zeros_(self.fuse[-1].weight)
-        nn.init.zeros_(self.fuse[-1].bias)
+        last = cast(nn.Linear, self.fuse[-1])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         """See :class:`Router`."""

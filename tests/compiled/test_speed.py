@@ -7,7 +7,7 @@ import torch
 from miniature import ONE_EXPERT, build, prepared, write_config
 from timm.layers import fast_norm
 
-from codmoe.compiled.layout import compile_parts, set_memory_format
+from codmoe.compiled.speed import compile_parts, set_memory_format
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import build_runner, settle, train

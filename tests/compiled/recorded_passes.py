@@ -159,8 +159,12 @@ def stand_in(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     # Torch has 32 streams, and gives them out in turn.
     numbers = itertools.cycle(range(1, 33))
-    stream = type("Stream", (), dict(__init__=lambda s: setattr(s, "cuda_stream", next(numbers))))
-    monkeypatch.setattr(torch.cuda, "Stream", stream)
+
+    class Stream:
+        def __init__(self, *_):
+            self.cuda_stream = next(numbers)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     return graphs
 

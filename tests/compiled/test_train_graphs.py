@@ -11,10 +11,9 @@ from recorded_passes import stand_in, tensors
 from timm.layers import DropPath
 
 from benchmarks.scaling import overrides
-from codmoe.compiled import graphs as capture_streams
-from codmoe.compiled import layout as speed
-from codmoe.compiled import train_graphs
-from codmoe.compiled.layout import compile_parts
+from codmoe.compiled import graphs as all_graphs
+from codmoe.compiled import speed, train_graphs
+from codmoe.compiled.speed import compile_parts
 from codmoe.compiled.train_graphs import graph_parts
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
@@ -179,7 +178,7 @@ def test_no_two_graphs_that_live_share_a_stream(make, graphs):
     for step in range(12):
         hold(graphed, held=step % 2 == 0)
         backward(graphed)
-    assert graphs.captures > capture_streams.STREAMS and graphs.kept == 3
+    assert graphs.captures > all_graphs.STREAMS and graphs.kept == 3
     regions = [graphed.backbone, *graphed.experts.values()]
     living = [g for region in regions for g in region._compiled_call_impl.graphs.values()]
     assert len({graph.stream.cuda_stream for graph in living}) == len(living) == 3
@@ -191,7 +190,7 @@ def test_a_part_keeps_its_graphs_when_no_stream_is_left(make, graphs, said, monk
     backward(graphed)
     captures, replays = graphs.captures, graphs.replays
     with monkeypatch.context() as none_left:
-        none_left.setattr(capture_streams, "_broken", set(range(33)))
+        none_left.setattr(all_graphs, "_broken", set(range(33)))
         for _ in range(2):
             torch.testing.assert_close(backward(eager, size=96), backward(graphed, size=96))
             same(eager, graphed)
@@ -255,7 +254,7 @@ def test_a_part_that_waits_for_the_device_runs_all_the_same(make, graphs, said):
 
 
 def test_beyond_a_number_of_sizes_it_runs_eagerly(make, graphs, said, monkeypatch):
-    monkeypatch.setattr(train_graphs, "MOST_KEYS", 2)
+    monkeypatch.setattr(train_graphs, "MOST_GRAPHS", 2)
     eager, graphed = pair(make(1, TWO_EXPERTS), dict(experts=True))
     for count in (2, 3, 4, 5, 2):
         losses = [backward(model, count=count) for model in (eager, graphed)]

@@ -1,10 +1,10 @@
-"""A model's parts as the engine runs them: copies that follow the model's weights."""
+"""Copies of a model's parts for evaluation, faster and equal, which follow the model's weights."""
 
 from __future__ import annotations
 
 from copy import deepcopy
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmcv.cnn import ConvModule
@@ -13,15 +13,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from codmoe.compiled.buffers import Parts
 from codmoe.compiled.graphs import Preparer
-from codmoe.compiled.layout import FORMATS
+from codmoe.compiled.speed import FORMATS
 from codmoe.messages import suggest
+from codmoe.models.combiners import Combiner
 from codmoe.models.layers import BatchNorm
 from codmoe.models.moe import ModelLevelMoE
+from codmoe.models.routers.base import Router
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 
-class FrozenModel:
+class PartCopies:
     """Copies of all parts, batch norm folded; backbone and experts in ``dtype``, router and
     combiner in float32, but for the router's convolutions.
 
@@ -49,21 +51,21 @@ class FrozenModel:
                 raise ValueError(f"{key}={value!r} is unknown; {suggest(str(value), known)}")
         self.dtype, self.memory_format = dtype, memory_format
         self.sources = _parts_of(model)
-        self.copies = {name: self._copy(name, part) for name, part in self.sources.items()}
+        self.modules = {name: self._copy(name, part) for name, part in self.sources.items()}
         self.watch = ChangeWatch(*self.sources.values())
-        reads_confidence = self.copies["combiner"].reads_confidence
+        reads_confidence = self.modules["combiner"].reads_confidence
         for expert in model.experts:
-            self.copies[f"experts.{expert}"].gives_confidence = reads_confidence
+            self.modules[f"experts.{expert}"].gives_confidence = reads_confidence
 
     def parts(self, prepare: Preparer, overlap: bool) -> Parts:
-        """What a lane calls, compiled if ``prepare`` compiles."""
-        model, combiner = self.model, self.copies["combiner"]
-        compiled = {name: prepare.compiled(name, part) for name, part in self.copies.items()}
+        """What :class:`Buffers` call, compiled if ``prepare`` compiles."""
+        model, combiner = self.model, cast(Combiner, self.modules["combiner"])
+        compiled = {name: prepare.compiled(name, part) for name, part in self.modules.items()}
         return Parts(
             backbone=compiled["backbone"],
             router=compiled["router"],
             experts={name: compiled[f"experts.{name}"] for name in model.experts},
-            scales={name: tuple(e.input_scales) for name, e in model.experts.items()},
+            scales={name: e.input_scales for name, e in model.expert_parts.items()},
             combine=prepare.compiled("combiner", combiner.combine),
             combiner=combiner,
             size_divisor=model.backbone.size_divisor,
@@ -77,7 +79,7 @@ class FrozenModel:
         """Take over the model's weights as they are now."""
         self.watch.changed()
         for name, part in self.sources.items():
-            overwrite(self.copies[name], self._copy(name, part))
+            overwrite(self.modules[name], self._copy(name, part))
 
     def check(self) -> None:
         """Raises:
@@ -87,17 +89,17 @@ class FrozenModel:
         same = parts.keys() == self.sources.keys() and all(
             part is self.sources[name] for name, part in parts.items()
         )
-        if not same or self.model.router.top_k != self.copies["router"].top_k:
+        if not same or self.model.router.top_k != self.modules["router"].top_k:
             raise ValueError(
-                "parts of the model, or its top_k, were replaced since the engine was built; build "
-                "another one"
+                "parts of the model, or its top_k, were replaced since it was prepared; prepare it "
+                "again"
             )
 
     def _copy(self, name: str, part: nn.Module) -> nn.Module:
         exact = name in ("router", "combiner")
         form: dict[str, Any] = dict(device=self.device, memory_format=FORMATS[self.memory_format])
         copy = frozen_copy(part, dtype=torch.float32 if exact else DTYPES[self.dtype], **form)
-        if hasattr(copy, "convolution_dtype") and DTYPES[self.dtype] != torch.float32:
+        if isinstance(copy, Router) and DTYPES[self.dtype] != torch.float32:
             copy.convolution_dtype = DTYPES[self.dtype]
         return copy
 
@@ -171,9 +173,11 @@ def frozen_copy(
         fold_batch_norm(copy)
         for parent in list(copy.modules()):
             for name, child in list(parent.named_children()):
-                if hasattr(child, "evaluation_form"):
-                    setattr(parent, name, child.evaluation_form())
-        return copy.to(device=device, dtype=dtype).to(memory_format=memory_format)
+                form = getattr(child, "evaluation_form", None)
+                if form is not None:
+                    setattr(parent, name, form())
+        copy = copy.to(device=device, dtype=dtype)
+        return copy.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch declares less
 
 
 def tensors_of(*modules: nn.Module) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""How the model lies in memory, and which of its parts are compiled."""
+"""Settings for speed: memory format, norms in half precision, compiled parts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from timm.layers import fast_norm
 from torch import nn
 
 from codmoe.messages import suggest
+from codmoe.models.preprocessor import CODDataPreprocessor
 
 FORMATS = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_format)
 PARTS = ("backbone", "experts", "router", "combiner")
@@ -33,9 +34,9 @@ def set_memory_format(model: nn.Module, name: str | None) -> None:
         return
     if name not in FORMATS:
         raise ValueError(f"memory_format={name!r} is unknown; {suggest(str(name), FORMATS)}")
-    model.to(memory_format=FORMATS[name])
+    model.to(memory_format=FORMATS[name])  # type: ignore[call-overload]  # torch declares less
     preprocessor = getattr(model, "data_preprocessor", None)
-    if hasattr(preprocessor, "memory_format"):
+    if isinstance(preprocessor, CODDataPreprocessor):
         preprocessor.memory_format = FORMATS[name]
 
 
@@ -73,7 +74,8 @@ def _graph_faults(cfg: Mapping[str, Any]) -> list[str]:
     unknown = [key for key in options or () if key not in GRAPHED]
     faults = [f"train_graphs: no key {key!r}; {suggest(key, GRAPHED)}" for key in unknown]
     chosen = [part for part in GRAPHED if (options or {}).get(part)]
-    both = isinstance(compiled, Mapping) and any(compiled.get(part) for part in chosen)
+    compiled = compiled if isinstance(compiled, Mapping) else {}
+    both = any(compiled.get(part) for part in chosen)
     if both and compiled.get("mode") in GRAPHING_MODES:
         faults.append(
             f"train_graphs with compile.mode={compiled['mode']!r}, which captures graphs of its "

@@ -1,6 +1,4 @@
-import gc
-import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from itertools import combinations
 
@@ -12,9 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from codmoe.compiled import prepared as engine_module
-from codmoe.compiled.graphs import Preparer
-from codmoe.compiled.pieces import fold_batch_norm
+from codmoe.compiled import prepared as prepared_module
+from codmoe.compiled.copies import fold_batch_norm
 from codmoe.compiled.prepared import CompiledMoE
 from codmoe.models.combiners import ProbabilityCombiner
 from codmoe.models.routers import FixedRouter
@@ -71,9 +68,9 @@ def model():
 
 @pytest.fixture(params=["eager", "recorded"])
 def preparer(request, monkeypatch):
-    """The engine as it runs on the CPU, and with graphs that are recorded and repeated."""
+    """The prepared model as it runs on the CPU, and with graphs that are recorded and repeated."""
     if request.param == "recorded":
-        monkeypatch.setattr(engine_module, "Preparer", lambda *_: RecordingPreparer())
+        monkeypatch.setattr(prepared_module, "Preparer", lambda *_: RecordingPreparer())
     return request.param
 
 
@@ -89,25 +86,25 @@ def difference(a, b):
 
 def test_mixed_routes_padded_groups_and_larger_batches_give_the_eager_result(model, preparer):
     images = torch.randn(7, 3, 70, 64)
-    engine = CompiledMoE(model, **SMALL)
+    prepared = CompiledMoE(model, **SMALL)
     expected, decision, _ = eager(model, images)
     assert len({tuple(sorted(pair)) for pair in decision.indices.tolist()}) > 2
     for _ in range(2):  # prepared, and again with another order of what was prepared
-        logits, chosen, _ = engine.mixture(images)
+        logits, chosen, _ = prepared.mixture(images)
         assert torch.equal(chosen.indices, decision.indices)
         assert torch.allclose(chosen.weights, decision.weights, atol=1e-4)
         assert difference(logits, expected) < TOLERANCE
     flipped = images.flip(0)
-    assert difference(engine(flipped), eager(model, flipped)[0]) < TOLERANCE
+    assert difference(prepared(flipped), eager(model, flipped)[0]) < TOLERANCE
     if preparer == "recorded":
-        assert not any(piece.reason for piece in engine.pieces), engine.report
-        assert engine.prepare.replays > 10
+        assert not any(piece.reason for piece in prepared.pieces), prepared.report
+        assert prepared.prepare.replays > 10
 
 
 def test_every_route_gives_the_eager_result(model, preparer):
     routes = [pair for k in (1, 2) for pair in combinations(NAMES, k)]
     images, copy = torch.randn(1, 3, 64, 64), deepcopy(model)
-    engine = CompiledMoE(model, **SMALL)
+    prepared = CompiledMoE(model, **SMALL)
     for route in routes:
         copy.router = FixedRouter(
             in_channels=model.backbone.channels,
@@ -116,8 +113,8 @@ def test_every_route_gives_the_eager_result(model, preparer):
         )
         expected = eager(copy, images)[0]
         for _ in range(2):
-            assert difference(engine(images, names=route), expected) < TOLERANCE, route
-    assert difference(engine(images), eager(model, images)[0]) < TOLERANCE, "the router's own"
+            assert difference(prepared(images, names=route), expected) < TOLERANCE, route
+    assert difference(prepared(images), eager(model, images)[0]) < TOLERANCE, "the router's own"
 
 
 def test_experts_of_other_image_scales_and_shared_ones(preparer):
@@ -153,58 +150,58 @@ def test_a_combiner_that_learns_and_reads_confidence(combiner, preparer):
 
 
 def test_cost_follows_the_pairs_of_image_and_expert_and_the_host_waits_once(model, monkeypatch):
-    engine = CompiledMoE(model, batches=(8,), groups=range(1, 8))
+    prepared = CompiledMoE(model, batches=(8,), groups=range(1, 8))
     images = torch.randn(8, 3, 64, 64)
-    engine(images)
-    pairs = torch.bincount(engine.mixture(images)[1].indices.flatten(), minlength=4).tolist()
+    prepared(images)
+    pairs = torch.bincount(prepared.mixture(images)[1].indices.flatten(), minlength=4).tolist()
     seen, waits = {}, []
     for name in NAMES:
-        expert = engine.frozen.copies[f"experts.{name}"]
+        expert = prepared.copies.modules[f"experts.{name}"]
         expert.register_forward_pre_hook(
             lambda _, args, name=name: seen.setdefault(name, []).append(len(args[0]))
         )
     tolist = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda x: waits.append(x) or tolist(x))
-    engine(images)
+    prepared(images)
     assert len(waits) == 1
     exact = {name: [count] for name, count in zip(NAMES, pairs, strict=True) if count}
     assert seen == exact, "each expert once, on its own images alone"
 
 
-def test_an_engine_follows_the_weights_and_refuses_other_parts(model, preparer):
+def test_a_prepared_model_follows_the_weights_and_refuses_other_parts(model, preparer):
     model, images = deepcopy(model), torch.randn(2, 3, 64, 64)
-    engine = CompiledMoE(model, **SMALL)
-    before = engine(images)
+    prepared = CompiledMoE(model, **SMALL)
+    before = prepared(images)
     with torch.no_grad():
         for parameter in model.experts.parameters():
             parameter.mul_(0.9)
     expected = eager(model, images)[0]
     assert difference(before, expected) > 10 * TOLERANCE
-    assert difference(engine(images), expected) < TOLERANCE
+    assert difference(prepared(images), expected) < TOLERANCE
     model.router = deepcopy(model.router)
     with pytest.raises(ValueError, match="replaced"):
-        engine(images)
+        prepared(images)
 
 
-def test_an_attached_engine_predicts_for_the_model(model, preparer):
+def test_an_attached_model_predicts_for_the_model(model, preparer):
     model = deepcopy(model)
     images = torch.randn(3, 3, 50, 64)
     with torch.no_grad():
         expected = {d: predictions(model, images, d) for d in (False, True)}
-        engine = CompiledMoE(model, **SMALL).attach()
+        prepared = CompiledMoE(model, **SMALL).attach()
         for dense, values in expected.items():
             got = predictions(model, images, dense)
             assert got.keys() == values.keys()
             assert all(torch.allclose(got[key], values[key], atol=TOLERANCE) for key in got)
-        assert engine.pieces
-        count = len(engine.pieces)
+        assert prepared.pieces
+        count = len(prepared.pieces)
         assert deepcopy(model).run_state.prepared is None
         model(torch.randn(1, 3, 96, 64))
-        assert len(engine.pieces) > count
-        engine.detach()
+        assert len(prepared.pieces) > count
+        prepared.detach()
         model(torch.randn(1, 3, 64, 96))
-        assert not any("64 × 96" in piece.name for piece in engine.pieces)
-    engine.attach()
+        assert not any("64 × 96" in piece.name for piece in prepared.pieces)
+    prepared.attach()
     assert model(images).requires_grad, "who wants gradients gets the model itself"
 
 
@@ -224,26 +221,26 @@ def test_what_cannot_be_prepared_runs_as_it_is_and_says_why(model, monkeypatch):
 
     other, images = deepcopy(model), torch.randn(2, 3, 64, 64)
     other.combiner = Own(expert_names=model.expert_names)
-    engine = CompiledMoE(other, **SMALL).attach()
-    assert "Own has a forward of its own" in engine.report
-    assert torch.equal(engine(images), eager(model, images)[0] + 1)
+    prepared = CompiledMoE(other, **SMALL).attach()
+    assert "Own has a forward of its own" in prepared.report
+    assert torch.equal(prepared(images), eager(model, images)[0] + 1)
 
     class Asks(ByBrightness):
         def score(self, images, pyramid):
             return super().score(images, pyramid) * (2 if images.mean().item() > 9 else 1)
 
-    monkeypatch.setattr(engine_module, "Preparer", lambda *_: RecordingPreparer())
+    monkeypatch.setattr(prepared_module, "Preparer", lambda *_: RecordingPreparer())
     other = deepcopy(model)
     other.router.__class__ = Asks
-    engine = CompiledMoE(other, **SMALL, max_sizes=1)
-    assert difference(engine(images), eager(model, images)[0]) < TOLERANCE
-    assert "router, 2 × 64 × 64: eager" in engine.report
-    assert "not capturable" in engine.report
-    assert sum(bool(piece.reason) for piece in engine.pieces) == 1
-    pieces = len(engine.pieces)
+    prepared = CompiledMoE(other, **SMALL, max_sizes=1)
+    assert difference(prepared(images), eager(model, images)[0]) < TOLERANCE
+    assert "router, 2 × 64 × 64: eager" in prepared.report
+    assert "not capturable" in prepared.report
+    assert sum(bool(piece.reason) for piece in prepared.pieces) == 1
+    pieces = len(prepared.pieces)
     wide = torch.randn(1, 3, 64, 96)
-    assert torch.equal(engine(wide), eager(other, wide)[0])
-    assert len(engine.pieces) == pieces, "more image sizes than asked for"
+    assert torch.equal(prepared(wide), eager(other, wide)[0])
+    assert len(prepared.pieces) == pieces, "more image sizes than asked for"
 
 
 def test_what_cannot_be_compiled_runs_uncompiled_and_says_why(model, monkeypatch):
@@ -254,14 +251,14 @@ def test_what_cannot_be_compiled_runs_uncompiled_and_says_why(model, monkeypatch
         return fails if type(function).__name__ == "UJSCExpert" else function
 
     monkeypatch.setattr(torch, "compile", compile)
-    engine, images = CompiledMoE(model, backend="inductor", **SMALL), torch.randn(1, 3, 64, 64)
+    prepared, images = CompiledMoE(model, backend="inductor", **SMALL), torch.randn(1, 3, 64, 64)
     for _ in range(2):
-        got = engine(images, names=NAMES[1:3])
+        got = prepared(images, names=NAMES[1:3])
     assert difference(got, CompiledMoE(model, **SMALL)(images, names=NAMES[1:3])) < TOLERANCE
-    failed = [piece for piece in engine.pieces if piece.reason]
+    failed = [piece for piece in prepared.pieces if piece.reason]
     assert [piece.how for piece in failed] == ["eager"] and "sinet + ujsc" in failed[0].name
-    assert "not compilable: RuntimeError: no compiler" in engine.report
-    assert {piece.how for piece in engine.pieces} == {"inductor", "eager"}
+    assert "not compilable: RuntimeError: no compiler" in prepared.report
+    assert {piece.how for piece in prepared.pieces} == {"inductor", "eager"}
 
 
 def test_batch_norm_is_folded_where_it_follows_a_convolution(model):
@@ -291,8 +288,8 @@ def test_unknown_arguments(model, options, fault):
 def test_half_precision_stays_near(model):
     images = torch.randn(4, 3, 64, 64)
     expected = eager(model, images)[0]
-    engine = CompiledMoE(model, dtype="bf16", memory_format="channels_last", **SMALL)
-    logits, decision, _ = engine.mixture(images)
+    prepared = CompiledMoE(model, dtype="bf16", memory_format="channels_last", **SMALL)
+    logits, decision, _ = prepared.mixture(images)
     assert logits.dtype == decision.weights.dtype == torch.float32
     assert difference(logits, expected) < 0.1
     assert (logits.sigmoid() - expected.sigmoid()).abs().mean() < 0.01
@@ -325,50 +322,9 @@ def test_no_part_copies_between_host_and_device_when_it_evaluates(model, monkeyp
 def test_cuda_graphs_give_the_eager_result():
     model = build().cuda()
     torch.nn.init.normal_(model.router.fuse[-1].weight, std=3)
-    engine = CompiledMoE(model, dtype="fp32", **SMALL)
+    prepared = CompiledMoE(model, dtype="fp32", **SMALL)
     for count in (1, 7, 3, 7):
         images = torch.randn(count, 3, 64, 64, device="cuda")
         expected = eager(model, images)[0]
-        assert difference(engine(images), expected) < 1e-2  # TF32
-    assert {piece.how for piece in engine.pieces} == {"CUDA graph"}, engine.report
-
-
-def test_the_graph_of_a_broken_capture_stays_with_its_stream(monkeypatch):
-    """With it would go memory in which the graphs captured before it on this stream compute."""
-    graphs, used = [], []
-
-    class Graph:
-        def __init__(self):
-            graphs.append(weakref.ref(self))
-
-        def replay(self):
-            pass
-
-    @contextmanager
-    def capture(graph, stream, **options):
-        used.append(stream)
-        yield
-
-    stream = type("Stream", (), dict(wait_stream=lambda *_: None))
-    fakes = dict(
-        CUDAGraph=Graph, graph=capture, graph_pool_handle=object, synchronize=lambda _: None
-    )
-    fakes |= dict(Stream=lambda *_: stream(), current_stream=lambda *_: stream())
-    fakes |= dict(device=lambda _: nullcontext(), stream=lambda _: nullcontext())
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-    preparer = Preparer(torch.device("cpu"), "eager")
-    preparer.captures = True
-    preparer._begin_anew()
-
-    def breaks():
-        if len(used) == 2:
-            raise torch.OutOfMemoryError
-
-    kept = [preparer("good", lambda: None), preparer("bad", breaks), preparer("next", lambda: None)]
-    gc.collect()
-    assert [graph() is not None for graph in graphs] == [True, True, True] and kept[1] is breaks
-    assert used[0] is used[1] is not used[2]
-    del preparer
-    gc.collect()
-    assert [graph() is not None for graph in graphs] == [True, False, True]
+        assert difference(prepared(images), expected) < 1e-2  # TF32
+    assert {piece.how for piece in prepared.pieces} == {"CUDA graph"}, prepared.report
