@@ -8,8 +8,8 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from rich.console import Console
 
 from codmoe.console import TextTable
 from codmoe.files import save_json
-from codmoe.inference.export.cut import WholeGraph
 from codmoe.inference.export.exporting import export, model_for_export
+from codmoe.inference.export.onnx_graphs import WholeGraph
 from codmoe.inference.export.onnx_runner import OnnxRunner
+from codmoe.inference.timing import side_by_side, warmed
 from codmoe.models.moe import ModelLevelMoE
-from codmoe.structures import RoutingDecision
 
 PROGRAMS = ("torch", "torch-compiled", "onnx", "onnx-sparse")
 Route = tuple[int, ...]
@@ -133,14 +133,6 @@ def _programs(
 
 def _torch(model: ModelLevelMoE, *, compiled: bool) -> Program:
     model = copy.deepcopy(model).eval()
-    weights = torch.full((1, model.router.top_k), 1 / model.router.top_k)
-    route: Route = ()
-
-    def choose(logits: torch.Tensor, progress: float = 1.0) -> RoutingDecision:
-        indices = torch.tensor([route])
-        return RoutingDecision(logits, logits, indices, weights, model.expert_names)
-
-    model.router.choose = choose
     if compiled:
         # Part by part: what is chosen is Python's business. With shapes as they come, or the three
         # scales of ZoomNet would end in one slower program for all.
@@ -153,9 +145,9 @@ def _torch(model: ModelLevelMoE, *, compiled: bool) -> Program:
 
     @torch.inference_mode()
     def run(images: np.ndarray, chosen: Route) -> torch.Tensor:
-        nonlocal route
-        route = chosen
-        return model.mixture(preprocess(torch.from_numpy(images)))[0].sigmoid()
+        names = [model.expert_names[index] for index in chosen]
+        routed = model.on_route(names, run_router=True)
+        return routed.mixture(preprocess(torch.from_numpy(images)))[0].sigmoid()
 
     return run
 
@@ -173,17 +165,15 @@ def _time(
 ) -> dict[str, dict[Route, float]]:
     """Median seconds of each program on each route."""
     images = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8)
-    found: dict[str, dict[Route, float]] = {name: {} for name in programs}
+    cpu, found = torch.device("cpu"), {name: {} for name in programs}
     for route in combinations(range(len(model.experts)), model.router.top_k):
-        times: dict[str, list[float]] = {name: [] for name in programs}
-        for i in range(runs + 2):
-            for name, program in programs.items():
-                started = time.perf_counter()
-                program(images, route)
-                if i >= 2:  # the first ones allocate, and compile
-                    times[name].append(time.perf_counter() - started)
-        for name, values in times.items():
-            found[name][route] = statistics.median(values)
+        # The first ones allocate, and compile.
+        calls = {
+            name: warmed(partial(program, images, route), cpu, 2)
+            for name, program in programs.items()
+        }
+        for name, sample in side_by_side(calls, cpu, repeats=runs).items():
+            found[name][route] = statistics.median(sample.seconds)
     return found
 
 

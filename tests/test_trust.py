@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from codmoe import ModelLevelMoE, create_model
 from codmoe.engine.checkpoints import meta_of, read_meta, read_weights, stored_config
 from codmoe.inference.inferencer import Inferencer
-from codmoe.inference.zoo import ready_weights
+from codmoe.inference.zoo import shipped_weights
 from codmoe.registry import MODELS
 from codmoe.trust import check_received, import_custom, read_literals, read_pickle
 from codmoe.visualization.report.data import read_training
@@ -44,7 +44,7 @@ class Attack:
 
 def shipped(tmp_path: Path, change) -> Path:
     """The shipped ensemble, its stored config changed by ``change(text) -> text``."""
-    source = ready_weights("small")
+    source = shipped_weights("small")
     meta = dict(read_meta(source))
     meta["config"] = change(meta["config"])
     path = tmp_path / "received.safetensors"
@@ -104,7 +104,7 @@ def test_what_is_no_literal_is_refused_with_its_source(text):
 
 def test_mutated_configs_do_nothing(sentinel, tmp_path):
     """600 texts, made by cutting, doubling and inserting attacks into a real one."""
-    base = read_meta(ready_weights("small"))["config"]
+    base = read_meta(shipped_weights("small"))["config"]
     command = "touch $CODMOE_SENTINEL"
     payloads = [
         f"__import__('os').system('{command}')",

@@ -16,8 +16,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from codmoe.compiled.speed import set_memory_format
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
+from codmoe.compiled.speed import set_memory_format
 from codmoe.datasets.integrity import is_complete
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS
 from codmoe.datasets.transforms import read_image
@@ -143,8 +143,9 @@ class Inferencer:
             ValueError: A file is unreadable (all files are looked at before the first is
                 predicted), a folder holds no images, or two maps would have one name.
         """
-        options = dict(out_dir=out_dir, threshold=threshold, return_routing=return_routing)
-        return list(self.stream(inputs, **options))
+        return list(
+            self.stream(inputs, out_dir=out_dir, threshold=threshold, return_routing=return_routing)
+        )
 
     def stream(
         self,
@@ -178,10 +179,11 @@ class Inferencer:
                     samples = self._predict(loaded)
                     maps = _to_host([sample.pred_prob for sample in samples])
                     for i, (sample, map_) in enumerate(zip(samples, maps, strict=True), first):
+                        picture = pictures[i]
                         prediction = Prediction(
                             map_.numpy(),
                             _weights(sample.routing) if return_routing else {},
-                            pictures[i] if isinstance(pictures[i], Path) else None,
+                            picture if isinstance(picture, Path) else None,
                             0.5 if threshold is None else threshold,
                         )
                         if targets is not None:

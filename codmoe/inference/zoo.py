@@ -6,7 +6,7 @@ import fnmatch
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from mmengine.config import Config
@@ -17,6 +17,12 @@ from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS, PLAIN_VITS
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
+
+SHIPPED = dict(small="small/stage3")
+"""Name of each model that ships trained, and the config that trained it."""
+DEFAULT = "small"
+FOLDER = Path(__file__).resolve().parents[1] / "weights"
+"""Holds ``<name>_ensemble.safetensors`` and ``MODEL_CARD.md``."""
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
@@ -29,7 +35,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
         pattern: Shell pattern.
         pretrained: Only those that ship trained.
     """
-    trained = ready_names(pattern)
+    trained = shipped_names(pattern)
     return trained if pretrained else sorted([*fnmatch.filter(list_configs(), pattern), *trained])
 
 
@@ -72,12 +78,15 @@ def create_model(
     if name is None and checkpoint is None:
         names = ", ".join(list_models())
         raise ValueError(f"create_model needs name= (one of {names}; or a path) or checkpoint=")
-    if is_ready(name):
+    if is_shipped(name):
         if pretrained and checkpoint is None:
-            name, checkpoint = None, ready_weights(name)
+            checkpoint, name = shipped_weights(name), None
         else:
-            name = READY[name]
-    cfg = config_of(checkpoint, trust_code) if name is None else load_config(name)
+            name = SHIPPED[name]
+    if name is not None:
+        cfg = load_config(name)
+    else:
+        cfg = config_of(cast("str | Path", checkpoint), trust_code)
     if "model" not in cfg:
         raise ValueError(f"{name or checkpoint}: the config has no model=dict(...)")
     section = cfg.model.to_dict()
@@ -206,7 +215,7 @@ def config_of(checkpoint: str | Path, trust_code: bool = False) -> Config:
                 f"checkpoint {checkpoint} holds a config, but not the order of its experts, by "
                 "which the router knows them; give name=, or use the stage's *_best.pth"
             )
-        cfg.model.experts = _in_order(experts.to_dict(), order)
+        cfg.model.experts = _in_order(cfg.model.experts.to_dict(), order)
     return cfg
 
 
@@ -215,32 +224,25 @@ def _in_order(experts: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any
     return {**first, **experts}
 
 
-READY = dict(small="small/stage3")
-"""Name of each ready model, and the config that trained it."""
-DEFAULT = "small"
-FOLDER = Path(__file__).resolve().parents[1] / "weights"
-"""Holds ``<name>_ensemble.safetensors`` and ``MODEL_CARD.md``."""
-
-
-def is_ready(name: Any) -> bool:
+def is_shipped(name: Any) -> TypeGuard[str]:
     """Whether this is the name of a model that ships trained."""
-    return isinstance(name, str) and name in READY
+    return isinstance(name, str) and name in SHIPPED
 
 
-def ready_names(pattern: str = "*") -> list[str]:
-    """Names of the ready models that match a shell pattern."""
-    return fnmatch.filter(sorted(READY), pattern)
+def shipped_names(pattern: str = "*") -> list[str]:
+    """Names of the models that ship trained and match a shell pattern."""
+    return fnmatch.filter(sorted(SHIPPED), pattern)
 
 
-def ready_weights(name: str = DEFAULT) -> Path:
-    """Weights file of a ready model.
+def shipped_weights(name: str = DEFAULT) -> Path:
+    """Weights file of a model that ships trained.
 
     Raises:
         ValueError: There is no such model.
         FileNotFoundError: This installation lacks the file.
     """
-    if not is_ready(name):
-        raise ValueError(f"{name!r} is no ready model; {suggest(str(name), READY)}")
+    if not is_shipped(name):
+        raise ValueError(f"no model {name!r} ships trained; {suggest(str(name), SHIPPED)}")
     path = FOLDER / f"{name}_ensemble.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
@@ -253,7 +255,7 @@ def ready_weights(name: str = DEFAULT) -> Path:
 def weights_to_use(model: Any, checkpoint: Any) -> tuple[Any, Any]:
     """What ``create_model`` takes, of an :class:`Inferencer`'s ``model`` and ``checkpoint``.
 
-    Without a checkpoint these are the ready weights, and one line on standard error says so.
+    Without a checkpoint these are the weights that ship, and one line on standard error says so.
 
     Raises:
         ValueError: A model is named that has no weights.
@@ -261,13 +263,13 @@ def weights_to_use(model: Any, checkpoint: Any) -> tuple[Any, Any]:
     """
     if checkpoint is not None:
         return model, checkpoint
-    if model is not None and not is_ready(model):
+    if model is not None and not is_shipped(model):
         raise ValueError(
             f"Inferencer needs checkpoint='FILE.pth' for {str(model)!r} (or a model that has its "
-            f"weights already, or one that ships trained: {', '.join(READY)})"
+            f"weights already, or one that ships trained: {', '.join(SHIPPED)})"
         )
     name = model or DEFAULT
-    path = ready_weights(name)
+    path = shipped_weights(name)
     print(
         f"using the trained weights {name!r} that ship with codmoe; what they can do and where "
         f"they fail: {FOLDER / 'MODEL_CARD.md'}",

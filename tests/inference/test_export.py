@@ -11,8 +11,7 @@ from miniature import call
 
 from codmoe import Inferencer, ModelLevelMoE, create_model
 from codmoe.inference.export import exporting as exporting
-from codmoe.inference.export.check import TOLERANCE, compare
-from codmoe.inference.export.exporting import export, load_exported
+from codmoe.inference.export.exporting import TOLERANCE, compare, export, load_exported
 from codmoe.inference.export.onnx_runner import OnnxRunner
 from codmoe.inference.export.replacements import for_onnx, mix_stably, pool_to
 from codmoe.models.combiners import mix_probabilities

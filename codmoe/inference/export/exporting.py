@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -9,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,11 @@ from codmoe import __version__
 from codmoe.datasets.synthetic import KINDS, generate
 from codmoe.datasets.transforms import read_image
 from codmoe.engine.config import list_configs
-from codmoe.inference.export import onnx_files as export_onnx
-from codmoe.inference.export import onnx_runner
-from codmoe.inference.export.check import compare
-from codmoe.inference.export.cut import WholeGraph
+from codmoe.inference.export import onnx_graphs, onnx_runner
+from codmoe.inference.export.onnx_graphs import WholeGraph
 from codmoe.inference.export.replacements import for_onnx
 from codmoe.inference.inferencer import collect, size_of, to_input
-from codmoe.inference.zoo import create_model, is_ready, ready_weights
+from codmoe.inference.zoo import create_model, is_shipped, shipped_weights
 from codmoe.models.hub import WEIGHTS
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.models.routers.evidence import EvidenceRouter
@@ -32,6 +31,9 @@ from codmoe.models.routers.evidence import EvidenceRouter
 FORMATS = ("onnx", "onnx-sparse", "torch-export", "safetensors")
 PROGRAM = "model.pt2"
 IMAGES = 5
+TOLERANCE = 1e-4
+"""Largest difference that a probability or a weight may have."""
+COMPARED = ("probability", "weights", "routing")
 
 
 def export(
@@ -67,7 +69,7 @@ def export(
         raise ValueError(f"format={format!r} is unknown; use one of {', '.join(FORMATS)}")
     height, width = _size(model, size)
     if format.startswith("onnx"):
-        export_onnx.require_onnx()
+        onnx_graphs.require_onnx()
     batch = _batch(images, (height, width)) if check else None
     with _new_folder(Path(out).expanduser().resolve()) as folder:
         found = _WRITERS[format](model, (height, width), folder)
@@ -76,6 +78,85 @@ def export(
         if batch is None:
             return {}
         return compare(model, load_exported(folder), batch)
+
+
+def compare(
+    model: ModelLevelMoE,
+    exported: Callable[[Tensor], Mapping[str, Tensor]],
+    images: Tensor,
+    tolerance: float = TOLERANCE,
+) -> dict[str, float]:
+    """Hold an exported model against the model itself, which runs only the chosen experts.
+
+    The whole batch, its first image alone and its other images are predicted, so that a batch size
+    that went into the graph as a constant shows.
+
+    Args:
+        model: Stays as it is.
+        exported: uint8 images (N, 3, H, W) → named tensors.
+        images: uint8 RGB, (N, 3, H, W).
+        tolerance: Of probabilities and weights.
+
+    Returns:
+        Largest absolute difference of ``probability``, ``logits``, ``weights`` and ``routing``;
+        ``undecided``, the number of images left out because the router holds the last expert chosen
+        and the first one left out for equal, within the tolerance.
+
+    Raises:
+        ValueError: A difference is larger than the tolerance, or other experts were chosen.
+    """
+    model = copy.deepcopy(model).cpu().float().eval()
+    found: dict[str, float] = dict(probability=0.0, logits=0.0, weights=0.0, routing=0.0)
+    left_out = set()
+    rows = torch.arange(len(images))
+    for batch in (rows, rows[:1], rows[1:]):
+        if not len(batch):
+            continue
+        expected, margin = _expected(model, images[batch])
+        given = exported(images[batch])
+        same = (given["indices"] == expected["indices"]).all(1)
+        if (~same & (margin > tolerance)).any():
+            raise ValueError(
+                f"the export chooses other experts than the model on {int((~same).sum())} of "
+                f"{len(batch)} images; it was not kept"
+            )
+        left_out.update(batch[~same].tolist())
+        for name in found:
+            a, b = expected[name][same], given[name][same]
+            if a.shape != b.shape:
+                raise ValueError(f"the export's {name} is {tuple(b.shape)}, not {tuple(a.shape)}")
+            if len(a):
+                difference = (a - b).abs().nan_to_num(nan=float("inf")).max()
+                found[name] = max(found[name], float(difference))
+    worst = max(COMPARED, key=lambda name: found[name])
+    if found[worst] > tolerance:
+        raise ValueError(
+            f"the export's {worst} differs from the model's by up to {found[worst]:.2g}, more than "
+            f"{tolerance:g}; it was not kept"
+        )
+    if len(left_out) == len(images):
+        raise ValueError("the router is undecided on every image; give others to compare on")
+    return dict(found, undecided=len(left_out))
+
+
+@torch.no_grad()
+def _expected(model: ModelLevelMoE, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The model's tensors, and by how much its last choice was ahead (N,)."""
+    batch = model.data_preprocessor(dict(inputs=images))["inputs"]
+    logits, decision, _ = model.mixture(batch)
+    k = decision.indices.shape[1]
+    ordered = decision.logits.sort(dim=1, descending=True).values
+    # Of the chosen ones among each other, too: their order is part of the answer.
+    margin = -ordered[:, : k + 1].diff(dim=1)
+    margin = margin.amin(1) if margin.shape[1] else torch.full((len(images),), float("inf"))
+    expected = dict(
+        probability=logits.sigmoid(),
+        logits=logits,
+        weights=decision.weights,
+        indices=decision.indices,
+        routing=decision.probabilities,
+    )
+    return expected, margin
 
 
 def load_exported(folder: str | Path) -> Callable[[Tensor], Mapping[str, Tensor]]:
@@ -107,8 +188,8 @@ def model_for_export(
         FileNotFoundError: No such checkpoint or config.
         ValueError: The checkpoint holds no config, or does not fit.
     """
-    if is_ready(source):
-        source = ready_weights(source)
+    if is_shipped(source):
+        source = shipped_weights(source)
     if not (str(source) in list_configs() or Path(source).suffix == ".py"):
         return create_model(config, checkpoint=source, trust_code=trust_code)
     model = create_model(source)
@@ -123,7 +204,7 @@ def _make_ordinary(model: ModelLevelMoE) -> None:
     """
     if isinstance(model.router, EvidenceRouter):
         # It starts with equal scores, among which every program chooses other experts.
-        nn.init.normal_(model.router.fuse[-1].weight)
+        nn.init.normal_(cast(nn.Linear, model.router.fuse[-1]).weight)
     norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]
     calls = dict.fromkeys(norms, 0)
@@ -142,7 +223,8 @@ def _make_ordinary(model: ModelLevelMoE) -> None:
     for norm, momentum, hook in zip(norms, before, hooks, strict=True):
         hook.remove()
         norm.momentum = momentum
-        norm.running_var.clamp_(min=0.1)  # channels that were silent on these few images
+        if norm.running_var is not None:
+            norm.running_var.clamp_(min=0.1)  # channels that were silent on these few images
     model.eval()
 
 
@@ -163,8 +245,8 @@ def _write_pretrained(model: ModelLevelMoE, size: tuple[int, int], folder: Path)
 
 
 _WRITERS = {
-    "onnx": export_onnx.write_dense,
-    "onnx-sparse": export_onnx.write_sparse,
+    "onnx": onnx_graphs.write_dense,
+    "onnx-sparse": onnx_graphs.write_sparse,
     "torch-export": _write_program,
     "safetensors": _write_pretrained,
 }

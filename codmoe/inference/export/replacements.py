@@ -22,6 +22,13 @@ class MatrixFrequencyBranch(FrequencyBranch):
     ``interpolate(antialias=True)`` and ``rfft2`` do; the window is part of the second pair.
     """
 
+    shrink_rows: Tensor
+    shrink_columns: Tensor
+    rows_real: Tensor
+    rows_imaginary: Tensor
+    columns_real: Tensor
+    columns_imaginary: Tensor
+
     def prepare(self, height: int, width: int) -> None:
         """Makes the matrices for images of this size, which must be constants of the graph."""
         # In double precision: what is stored is then exact to float32.
@@ -80,7 +87,7 @@ def _pool_axis(x: Tensor, axis: int, new: int, kind: str) -> Tensor:
         return F.avg_pool2d(x, kernel) if kind == "mean" else F.max_pool2d(x, kernel)
     windows = [(i * old // new, -(-(i + 1) * old // new)) for i in range(new)]
     longest = max(end - start for start, end in windows)
-    result = None
+    result = torch.empty(0)
     for step in range(longest):
         # A shorter window repeats its last position, which counts for the maximum only.
         positions = torch.tensor([min(start + step, end - 1) for start, end in windows])
@@ -88,7 +95,7 @@ def _pool_axis(x: Tensor, axis: int, new: int, kind: str) -> Tensor:
         if kind == "mean":
             shares = [1 / (end - start) * (start + step < end) for start, end in windows]
             part = part * torch.tensor(shares).view((-1, 1) if axis == 2 else (-1,))
-        if result is None:
+        if step == 0:
             result = part
         else:
             result = result + part if kind == "mean" else torch.maximum(result, part)

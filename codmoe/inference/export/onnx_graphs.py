@@ -1,19 +1,33 @@
-"""The model cut into graphs with plain tensors in and out, for exporters that know no dataclasses.
+"""The model cut into graphs with plain tensors in and out, and these as ONNX files.
 
-Images are uint8 RGB; normalisation is part of every graph that reads them.
+Images are uint8 RGB; normalisation is part of every graph that reads them. One dense graph runs
+every expert; a bundle of graphs runs the chosen ones alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from codmoe.inference.export.replacements import for_onnx
+from codmoe.models.backbones.base import Backbone
+from codmoe.models.combiners import Combiner
 from codmoe.models.dispatch import PyramidBank
+from codmoe.models.experts.base import Expert
 from codmoe.models.layers import resize_to
 from codmoe.models.moe import ModelLevelMoE
+from codmoe.models.routers.base import Router
 from codmoe.structures import RoutingDecision
 
+OPSET = 18
+WHOLE = "model.onnx"
+PYRAMID, SCALES, COMBINER = "backbone_router.onnx", "backbone_scales.onnx", "combiner.onnx"
 LEVELS = ("f1", "f2", "f3", "f4")
 MAPS = ("probability", "logits")
 ROUTING = ("weights", "indices", "routing")
@@ -29,6 +43,8 @@ class Graph(nn.Module):
 
     inputs: tuple[str, ...] = ("images",)
     outputs: tuple[str, ...] = ()
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, whole: ModelLevelMoE, **parts: nn.Module):
         super().__init__()
@@ -48,6 +64,7 @@ class WholeGraph(Graph):
     """Images → mixture and routing; every expert runs on every image, for a graph cannot choose."""
 
     outputs = MAPS + ROUTING
+    model: ModelLevelMoE
 
     def __init__(self, model: ModelLevelMoE):
         super().__init__(model, model=model)
@@ -64,6 +81,8 @@ class PyramidGraph(Graph):
     """Images → routing and pyramid."""
 
     outputs = ROUTING + LEVELS
+    backbone: Backbone
+    router: Router
 
     def __init__(self, model: ModelLevelMoE):
         super().__init__(model, backbone=model.backbone, router=model.router)
@@ -79,6 +98,8 @@ class PyramidGraph(Graph):
 class ScalesGraph(Graph):
     """Images → their pyramids at further scales, for the experts that read such."""
 
+    backbone: Backbone
+
     def __init__(self, model: ModelLevelMoE, scales: Sequence[float]):
         super().__init__(model, backbone=model.backbone)
         self.scales = tuple(scales)
@@ -93,6 +114,8 @@ class ScalesGraph(Graph):
 
 class ExpertGraph(Graph):
     """Images and pyramids → one expert's map at the size of the images."""
+
+    expert: Expert
 
     def __init__(self, model: ModelLevelMoE, name: str, size: tuple[int, int]):
         super().__init__(model, expert=model.experts[name])
@@ -119,6 +142,7 @@ class CombinerGraph(Graph):
     """Maps of the chosen experts → mixture."""
 
     outputs = MAPS
+    combiner: Combiner
 
     def __init__(self, model: ModelLevelMoE):
         super().__init__(model, combiner=model.combiner)
@@ -140,3 +164,115 @@ class CombinerGraph(Graph):
 def level_names(scale: float) -> tuple[str, ...]:
     """Names of the four maps at an image scale: ``f1``, or ``f1_x0.5``."""
     return LEVELS if scale == 1.0 else tuple(f"{level}_x{scale:g}" for level in LEVELS)
+
+
+def write_dense(model: ModelLevelMoE, size: tuple[int, int], folder: Path) -> dict[str, Any]:
+    """Writes ``model.onnx``: uint8 images (N, 3, H, W) with N free → mixture and routing.
+
+    Returns:
+        What the manifest says of it.
+    """
+    graph = WholeGraph(for_onnx(model, size))
+    return dict(files={"model": _write(graph, dict(images=_images(size)), folder / WHOLE)})
+
+
+def write_sparse(model: ModelLevelMoE, size: tuple[int, int], folder: Path) -> dict[str, Any]:
+    """Writes the bundle: backbone with router, one graph an expert, combiner, and the backbone at
+    further scales if an expert reads any.
+
+    Returns:
+        What the manifest says of it: every file with its inputs and outputs.
+    """
+    model = for_onnx(model, size)
+    images = dict(images=_images(size))
+    known = dict(images)
+    files: dict[str, Any] = {}
+
+    def write(key: str, name: str, graph: Graph, values: Mapping[str, Tensor]) -> tuple:
+        files[key] = _write(graph, values, folder / name)
+        with torch.no_grad():
+            return graph(*values.values())
+
+    graph: Graph = PyramidGraph(model)
+    known.update(zip(graph.outputs, write("pyramid", PYRAMID, graph, images), strict=True))
+    experts = model.expert_parts.values()
+    scales = sorted({s for expert in experts for s in expert.input_scales} - {1.0})
+    if scales:
+        graph = ScalesGraph(model, scales)
+        known.update(zip(graph.outputs, write("scales", SCALES, graph, images), strict=True))
+    for name in model.expert_names:
+        graph = ExpertGraph(model, name, size)
+        values = {key: known[key] for key in graph.inputs}
+        found = write(f"expert_{name}", f"expert_{name}.onnx", graph, values)
+    graph = CombinerGraph(model)
+    maps = [part.expand(-1, model.router.top_k, -1, -1).contiguous() for part in found]
+    values = dict(maps=maps[0], weights=known["weights"], indices=known["indices"])
+    if "confidence" in graph.inputs:
+        values["confidence"] = maps[1]
+    write("combiner", COMBINER, graph, values)
+    return dict(files=files)
+
+
+def require_onnx() -> None:
+    """Raises:
+    ValueError: A package is missing that writing or checking ONNX needs.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise ValueError(
+                f"exporting to ONNX needs {package}, which is not installed; pip install "
+                "'codmoe[export]'"
+            ) from error
+
+
+def _images(size: tuple[int, int]) -> Tensor:
+    # Two, for a size of 1 would be taken for a constant.
+    return torch.zeros(2, 3, *size, dtype=torch.uint8)
+
+
+def _write(graph: Graph, values: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    graph.eval()
+    try:
+        program = _translate(graph, values)
+    except Exception as error:  # the exporter raises a dozen kinds
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{path.stem}: torch has no ONNX for something in this part ({reason[0]}); use "
+            "--format torch-export or safetensors"
+        ) from error
+    # An expert need not read every level.
+    kept = [value for value in program.model.graph.inputs if value.uses()]
+    program.model.graph.inputs[:] = kept
+    program.save(path, external_data=False)
+    return dict(file=path.name, inputs=[value.name for value in kept], outputs=list(graph.outputs))
+
+
+def _translate(graph: Graph, values: Mapping[str, Tensor]) -> torch.onnx.ONNXProgram:
+    shapes = _shapes(graph, len(values), torch.export.Dim("batch"))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(
+            graph, tuple(values.values()), dynamic_shapes=shapes, strict=False
+        )
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            opset_version=OPSET,
+            verbose=False,
+            # It takes as long as the rest, and onnxruntime does the same when it loads a graph.
+            optimize=False,
+        )
+        assert program is not None  # with dynamo=True
+        return program
+
+
+def _shapes(graph: Graph, count: int, batch: Any) -> tuple:
+    parameters = inspect.signature(graph.forward).parameters.values()
+    single = sum(p.kind is not inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    shapes = ({0: batch},) * count
+    # What a *argument takes is one entry.
+    return (*shapes[:single], shapes[single:]) if count > single else shapes
