@@ -131,11 +131,11 @@ def test_experts_of_other_image_scales_and_shared_ones(preparer):
     )
     model.router.shared = (model.expert_names.index("zoomnet"),)
     images = torch.randn(5, 3, 64, 96)
-    engine = CompiledMoE(model, **SMALL)
+    prepared = CompiledMoE(model, **SMALL)
     expected, decision, _ = eager(model, images)
     assert (decision.indices == model.router.shared[0]).sum(1).tolist() == [1] * 5
     for _ in range(2):
-        assert difference(engine(images), expected) < TOLERANCE
+        assert difference(prepared(images), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("combiner", ["PixelCombiner", "LogitCombiner"])

@@ -409,3 +409,20 @@ def test_a_lone_expert_has_nothing_to_watch_but_itself():
     d = decide([[1.0]] * 2, [[0]] * 2, [[1.0]] * 2, names="a")
     assert routing_monitors(d) == {}
     assert set(routing_monitors(d, torch.ones(2, 1))) == {"IoU_a"}
+
+
+@pytest.mark.parametrize("run_router", [True, False])
+def test_a_model_on_a_route_shares_all_parts_and_takes_the_names(make_model, batch, run_router):
+    model, (images, _), ran = make_model(), batch(2), []
+    watched = dict(router=model.router.fuse, **dict(model.experts.items()))
+    for name, part in watched.items():
+        part.register_forward_hook(lambda *_, name=name: ran.append(name))
+    routed = model.on_route(["sinet", "pranet"], run_router=run_router)
+    with torch.no_grad():
+        _, decision, outputs = routed.mixture(images)
+    assert sorted(ran) == ["pranet", *(["router"] if run_router else []), "sinet"]
+    assert decision.indices.tolist() == [[1, 0]] * 2 and decision.weights.unique().item() == 0.5
+    assert set(outputs) == {"pranet", "sinet"}
+    assert routed.experts is model.experts and routed.router is not model.router
+    with pytest.raises(ValueError, match=r"no expert 'sient'.*'sinet'"):
+        model.on_route(["sient"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from codmoe.models.backbones.base import STRIDES, Backbone, create_timm, laid_out_as
@@ -34,14 +36,15 @@ class TimmPyramid(Backbone):
     ):
         super().__init__()
         self.name = name
-        self.body = create_timm(
+        body: Any = create_timm(
             name,
             pretrained=pretrained,
             checkpoint=checkpoint,
             features_only=True,
             **(timm_args or {}),
         )
-        reductions = self.body.feature_info.reduction()
+        self.body = body
+        reductions = body.feature_info.reduction()
         absent = [stride for stride in STRIDES if stride not in reductions]
         if absent:
             raise ValueError(
@@ -50,7 +53,7 @@ class TimmPyramid(Backbone):
             )
         # The last of several levels of one stride is the deepest.
         self.levels = [len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES]
-        self.channels = tuple(self.body.feature_info.channels()[i] for i in self.levels)
+        self.channels = tuple(body.feature_info.channels()[i] for i in self.levels)
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, images: Tensor) -> list[Tensor]:

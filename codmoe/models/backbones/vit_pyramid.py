@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -45,10 +46,11 @@ class ViTPyramid(Backbone):
     ):
         super().__init__()
         self.name = name
-        self.channels = tuple(channels)
-        if len(self.channels) != len(STRIDES):
+        if len(channels) != len(STRIDES):
             raise ValueError(f"backbone.channels={channels} needs four numbers, one a stride")
-        self.body = create_timm(
+        first, second, third, fourth = channels
+        self.channels = (first, second, third, fourth)
+        body: Any = create_timm(
             name,
             pretrained=pretrained,
             checkpoint=checkpoint,
@@ -57,15 +59,16 @@ class ViTPyramid(Backbone):
             dynamic_img_size=True,
             **(timm_args or {}),
         )
-        self.size_divisor = self.body.patch_embed.patch_size[0]
-        depth = len(self.body.blocks)
+        self.body = body
+        self.size_divisor = body.patch_embed.patch_size[0]
+        depth = len(body.blocks)
         self.layers = list(layers) if layers is not None else [depth - 1] * len(STRIDES)
         if len(self.layers) != len(STRIDES) or not all(0 <= i < depth for i in self.layers):
             raise ValueError(
                 f"backbone.layers={layers} needs four block numbers from 0 to {depth - 1}"
             )
-        self.scales = nn.ModuleList(_scale(self.body.embed_dim, s) for s in STRIDES)
-        widths = [self.body.embed_dim // d for d in (4, 2, 1, 1)]
+        self.scales = nn.ModuleList(_scale(body.embed_dim, s) for s in STRIDES)
+        widths = [body.embed_dim // d for d in (4, 2, 1, 1)]
         self.outputs = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(width, out, 1, bias=False),
@@ -79,7 +82,8 @@ class ViTPyramid(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         """See :class:`Backbone`."""
         wanted = sorted(set(self.layers))
-        maps = self.body.forward_intermediates(
+        body: Any = self.body
+        maps = body.forward_intermediates(
             images, indices=wanted, norm=True, output_fmt="NCHW", intermediates_only=True
         )
         by_layer = dict(zip(wanted, maps, strict=True))
