@@ -37,7 +37,8 @@ lint: .venv/.installed-test
 	$(BIN)/python -m pytest tests/test_layout.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --cov=codmoe --cov-report=term
+	# A file stays on one worker: its exported models and trained studies are made once.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=codmoe --cov-report=term
 
 clean:
 	rm -rf .venv
