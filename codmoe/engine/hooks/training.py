@@ -300,15 +300,20 @@ class BackboneWarmupHook(Hook):
 
     Args:
         epochs: Epochs without it; 0 for none.
+        ramp: Epochs after these in which its learning rate rises linearly to what the schedule
+            says: while it was held, the schedule's own warm-up went by.
     """
 
-    def __init__(self, epochs: int = 1):
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 0:
-            raise ValueError(
-                f"default_hooks.warmup.epochs={epochs!r} must be a whole number, 0 or more"
-            )
+    def __init__(self, epochs: int = 1, ramp: int = 0):
+        for key, value in dict(epochs=epochs, ramp=ramp).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(
+                    f"default_hooks.warmup.{key}={value!r} must be a whole number, 0 or more"
+                )
         self.epochs = epochs
+        self.ramp = ramp
         self._held: list[nn.Parameter] = []
+        self._scheduled: list[tuple[dict[str, Any], float]] = []
 
     def before_train(self, runner) -> None:
         if self.epochs and not isinstance(runner.train_loop, EpochBasedTrainLoop):
@@ -346,9 +351,37 @@ class BackboneWarmupHook(Hook):
             body = _body(bare_model(runner))
             if body is not None and body.training:
                 body.eval()
+        elif self.epochs and self.epochs <= runner.epoch < self.epochs + self.ramp:
+            steps = self.ramp * len(runner.train_dataloader)
+            share = (runner.iter - self.epochs * len(runner.train_dataloader) + 1) / (steps + 1)
+            for group in self._groups(runner):
+                self._scheduled.append((group, group["lr"]))
+                group["lr"] *= share
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        # Before the schedule makes its step, which goes on from the rate that it finds.
+        for group, rate in self._scheduled:
+            group["lr"] = rate
+        self._scheduled = []
 
     def after_train(self, runner) -> None:
         self._release()
+
+    def _groups(self, runner) -> list[dict[str, Any]]:
+        """Parameter groups of the body."""
+        body = _body(bare_model(runner))
+        own = {id(p) for p in body.parameters()} if body is not None else set()
+        found = []
+        for group in runner.optim_wrapper.param_groups:
+            inside = [id(p) in own for p in group["params"]]
+            if any(inside) and not all(inside):
+                raise ValueError(
+                    "default_hooks.warmup.ramp: backbone.body shares its rate with other parts; "
+                    "give it one of its own (optim_wrapper.paramwise_cfg.custom_keys, "
+                    "'backbone.body'), or set ramp=0"
+                )
+            found += [group] if any(inside) else []
+        return found
 
     def _release(self) -> None:
         for parameter in self._held:

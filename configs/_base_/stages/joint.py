@@ -11,5 +11,5 @@ model = dict(
 # The pretrained backbone is held for an epoch, while the heads are still random; then it learns at
 # a tenth of their rate (adamw_cosine.py). 0 switches that off.
 default_hooks = dict(
-    best=dict(name="experts_joint"), warmup=dict(type="BackboneWarmupHook", epochs=1)
+    best=dict(name="experts_joint"), warmup=dict(type="BackboneWarmupHook", epochs=1, ramp=1)
 )

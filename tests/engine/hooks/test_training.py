@@ -44,6 +44,7 @@ from codmoe.engine.hooks.training import (
     UnreadableFilesHook,
 )
 from codmoe.engine.launch import build_runner, settle, train
+from codmoe.engine.optim import CODOptimWrapper
 from codmoe.engine.runner import DeferredMessageHub
 
 sys.path.insert(0, str(ROOT / "tests" / "datasets"))
@@ -213,6 +214,38 @@ def test_the_body_is_held_for_an_epoch_and_then_learns(tmp_path, monkeypatch):
     ]
     assert torch.equal(seen[0][3], seen[1][3]) and not torch.equal(seen[1][3], seen[3][3])
     assert "backbone.body is held until epoch 1 is over" in log_of(tmp_path / "work")
+
+
+def body_rate(mult):
+    keys = {"backbone.body": dict(lr_mult=mult)}
+    return dict(optim_wrapper=dict(paramwise_cfg=dict(custom_keys=keys)))
+
+
+def test_after_the_warm_up_the_rate_of_the_body_rises(tmp_path, monkeypatch):
+    rates = []
+    real = CODOptimWrapper.step
+
+    def step(self, *args, **kwargs):
+        rates.append(sorted({group["lr"] for group in self.param_groups}))
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(CODOptimWrapper, "step", step)
+    ramp = dict(default_hooks=dict(warmup=dict(ramp=2)), param_scheduler=[])
+    config = write_config(tmp_path, 1, TWO_EXPERTS, HELD, ramp, body_rate(0.1), epochs=4)
+    runner = train(prepared(config, tmp_path / "work"))
+    base = runner.cfg.optim_wrapper.optimizer.lr
+    # Two steps an epoch: held for one, rising for two (of which each step is a fifth), at a tenth.
+    shares = [1, 1, 0.2, 0.4, 0.6, 0.8, 1, 1]
+    assert [low for low, _ in rates] == pytest.approx([0.1 * base * share for share in shares])
+    assert [high for _, high in rates] == pytest.approx([base] * 8)
+
+
+def test_a_body_that_shares_its_rate_cannot_rise_alone(tmp_path):
+    same = dict(optim_wrapper=dict(paramwise_cfg=dict(_delete_=True, bias_decay_mult=0.0)))
+    ramp = dict(default_hooks=dict(warmup=dict(ramp=1)))
+    config = write_config(tmp_path, 1, TWO_EXPERTS, HELD, ramp, same, epochs=2)
+    with pytest.raises(ValueError, match=r"warmup.ramp: backbone.body shares its rate"):
+        train(prepared(config, tmp_path / "work"))
 
 
 def test_resuming_inside_and_behind_the_warm_up(tmp_path, monkeypatch):

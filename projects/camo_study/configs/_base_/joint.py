@@ -12,5 +12,5 @@ model = dict(
     checkpoint_backbone=None,
 )
 optim_wrapper = {{_base_.rates.experts}}
-default_hooks = dict(checkpoint={{_base_.checkpoint}})
+default_hooks = dict(checkpoint={{_base_.checkpoint}}, warmup=dict(ramp=0))
 env_cfg = dict(cudnn_benchmark=False)
