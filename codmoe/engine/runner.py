@@ -63,7 +63,7 @@ class CODRunner(Runner):
 
     def build_message_hub(self, message_hub=None):
         """A hub that fetches scalars from the device when they are read, not one by one."""
-        install((message_hub or {}).get("name", self._experiment_name))
+        install(str((message_hub or {}).get("name", self._experiment_name)))
         return super().build_message_hub(message_hub)
 
     def build_model(self, model):
