@@ -116,15 +116,12 @@ class Job:
         return bool(errors) and "out of memory" in errors[-1]
 
 
-def test_command(run: Run, arguments: Sequence[str]) -> list[str]:
+def testing_command(run: Run, arguments: Sequence[str]) -> list[str]:
     """The command line that tests a run; ``arguments`` go to ``tools/test.py`` as they are."""
     tool = Path(config_root()).parent / "tools" / "test.py"
     result = run.work_dir / "test.json"
     command = [sys.executable, str(tool), run.name, str(run.weights), "--experts"]
     return [*command, "--json", str(result), "--work-dir", str(run.work_dir), *arguments]
-
-
-test_command.__test__ = False  # pytest takes the name for a test
 
 
 def device_environment(gpu: int, gpus: int, slots: int) -> dict[str, str]:

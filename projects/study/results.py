@@ -73,7 +73,7 @@ def load_results(folder: str | os.PathLike) -> dict[str, dict[int, dict[str, Any
     paths = sorted(p for p in folder.glob("*_seed*.json") if not _DATED.search(p.stem))
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no results (<row>_seed<k>.json); make them with projects/study/run.py"
+            f"{folder} holds no results (<row>_seed<k>.json); make them with projects.study.run"
         )
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for path in paths:

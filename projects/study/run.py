@@ -29,7 +29,7 @@ from projects.study.jobs import (
     read_state,
     record,
     say,
-    test_command,
+    testing_command,
 )
 from projects.study.plan import CONFIGS, VARIABLE, Row, Run, plan_study, sources_first, study_rows
 
@@ -130,7 +130,9 @@ class Study:
         self.earlier = read_state(self.work_dir / STATE)
         for run in self.runs:
             measured = self.earlier.get(run.label, {})
-            known = {key: measured[key] for key in ("seconds", "epochs") if key in measured}
+            known: dict[str, Any] = {
+                key: measured[key] for key in ("seconds", "epochs") if key in measured
+            }
             self.status[run.label] = dict(state="done" if run.is_done() else "waiting", **known)
         # Weights of a finished run may be gone: what starts from them now needs them once more.
         for run in reversed(sources_first(self.runs)):
@@ -236,7 +238,7 @@ class Study:
         if phase == "train":
             command = train_command(run, 1, arguments, resume)
         else:
-            command = test_command(run, arguments)
+            command = testing_command(run, arguments)
         environment = device_environment(job.gpu, self.gpus, self.slots)
         if run.dataset:
             environment[VARIABLE] = run.dataset

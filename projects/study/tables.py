@@ -127,9 +127,9 @@ def summary_table(results: Results, order: Sequence[str]) -> str:
     for index, metric in enumerate([*METRICS, "mDice"]):
         column = [round(float(row[index]), 4) for row in means]
         best = min(column) if metric in LOWER_IS_BETTER else max(column)
-        for row, value in zip(cells, column, strict=True):
+        for texts, value in zip(cells, column, strict=True):
             if len(column) > 1 and value == best:
-                row[index + 2] = f"**{row[index + 2]}**"
+                texts[index + 2] = f"**{texts[index + 2]}**"
     return markdown(["row", "seeds", *METRICS, "mDice, mean of the sets"], cells)
 
 
@@ -193,10 +193,10 @@ def difference(
     none in common); images are drawn, in all test sets together. ``by_set`` draws them in each
     test set by itself and takes the mean of the sets' means.
     """
-    sides = [_baseline(results, name, metric) for name in (method, baseline)]
-    if None in sides:
+    ours_of, theirs_of = (_baseline(results, name, metric) for name in (method, baseline))
+    if ours_of is None or theirs_of is None:
         return None
-    (row, source), (other, other_source) = sides
+    (row, source), (other, other_source) = ours_of, theirs_of
     common = sorted(set(results[row]) & set(results[other]))
     ours = mean_over_seeds(results[row], source, metric, common or results[row])
     theirs = mean_over_seeds(results[other], other_source, metric, common or results[other])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from miniature import call
 
-from projects.study.report import report, winners_by_kind
+from projects.study.make_tables import report, winners_by_kind
 from projects.study.results import condensed, load_results, to_text
 from projects.study.tables import (
     by_dataset,
