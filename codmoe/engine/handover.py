@@ -532,7 +532,10 @@ def _sections(cfg: Config, name: str) -> dict[str, str]:
     backbone = section.get("backbone")
     if isinstance(backbone, dict):
         backbone = {k: v for k, v in backbone.items() if k not in ("pretrained", "checkpoint")}
-    expert = (section.get("experts") or DEFAULT_EXPERTS).get(name)
+    expert = dict((section.get("experts") or DEFAULT_EXPERTS).get(name) or {})
+    kind = MODELS.get(expert["type"]) if isinstance(expert.get("type"), str) else None
+    for key in getattr(kind, "loss_arguments", ()):
+        expert.pop(key, None)
     preprocessor = section.get("data_preprocessor") or cfg.get("data_preprocessor")
     sections = {"backbone": backbone, f"experts.{name}": expert, "data_preprocessor": preprocessor}
     return {k: json.dumps(v, sort_keys=True, default=str) for k, v in sections.items()}

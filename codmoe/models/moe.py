@@ -176,6 +176,15 @@ class ModelLevelMoE(BaseModel, HubModel):
         self.eval()
 
     @property
+    def progress(self) -> float:
+        """Share of training done, in [0, 1]; own training loops set it, the engine's hook does."""
+        return self.run_state.progress
+
+    @progress.setter
+    def progress(self, share: float) -> None:
+        self.run_state.progress = share
+
+    @property
     def expert_names(self) -> tuple[str, ...]:
         """Names of the experts, in the (alphabetical) order of every expert axis."""
         return tuple(self.experts)

@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 from miniature import STOP, build, log_of, on_two_ranks, prepared, weights
+from mmengine.config import Config
 from torch.multiprocessing import ProcessRaisedException
 from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave, leave_separate, toy_config
 
+from codmoe.engine import handover
 from codmoe.engine.checkpoints import save_half
 from codmoe.engine.config import load_config
 from codmoe.engine.handover import average_weights, load_sources, read_sources, summary
@@ -200,6 +202,20 @@ def test_a_head_that_is_configured_otherwise_is_caught(tmp_path, steps):
     ) as caught:
         train(prepared(config, tmp_path / "work"))
     assert steps == [] and "refit" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "equal"),
+    [(dict(ual_start=1.0, segmentation_loss="structure"), True), (dict(channels=8), False)],
+)
+def test_what_the_loss_alone_reads_makes_no_other_expert(change, equal):
+    """Stage 3 goes on with ZoomNet's uncertainty loss, and has nothing to measure for that."""
+    zoomnet = dict(type="ZoomNetExpert", channels=16)
+    one, other = (
+        Config(dict(model=dict(backbone="pvt_v2_b0", experts=dict(zoomnet=dict(zoomnet, **with_)))))
+        for with_ in ({}, change)
+    )
+    assert (handover._sections(one, "zoomnet") == handover._sections(other, "zoomnet")) is equal
 
 
 def test_measuring_changes_nothing_in_the_training(tmp_path):

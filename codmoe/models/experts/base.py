@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -32,6 +33,9 @@ class Expert(nn.Module, ABC):
 
     input_scales: tuple[float, ...] = (1.0,)
     """Image scales whose pyramids this expert reads, in the order in which it is given them."""
+
+    loss_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments that :meth:`loss` alone reads: with others an expert predicts the same."""
 
     gives_confidence: bool = True
     """Whether :meth:`forward` estimates its confidence, if it can. Switched off by who evaluates

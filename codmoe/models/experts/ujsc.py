@@ -148,6 +148,8 @@ class UJSCExpert(Expert):
         input_scale: See :class:`Expert`. The discriminator sees the image at scale 1.
     """
 
+    loss_arguments = ("adversarial_weight",)
+
     def __init__(
         self,
         *,

@@ -132,6 +132,7 @@ class ZoomNetExpert(Expert):
     """
 
     input_scales: tuple[float, ...] = (0.5, 1.0, 1.5)
+    loss_arguments = ("ual_weight", "ual_start", "segmentation_loss")
 
     def __init__(
         self,
