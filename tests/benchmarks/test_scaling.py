@@ -22,18 +22,8 @@ def test_the_tool_measures_one_and_two_processes(tmp_path):
     config = write_config(tmp_path, 3, THREE_EXPERTS)
     out = tmp_path / "scaling.json"
     out.write_text("somebody's")
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.scaling",
-        config,
-        "--gpus",
-        "2",
-        "--steps",
-        "3",
-        "--warmup",
-        "1",
-    ]
+    command = [sys.executable, "-m", "benchmarks.scaling", config, "--gpus", "2", "--size", "64"]
+    command += ["--steps", "3", "--warmup", "1"]
     command += ["--variants", "no_find_unused+no_bucket_view", "--json", out, "--work-dir", "work"]
     env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     done = subprocess.run(
@@ -70,7 +60,7 @@ def test_the_tool_measures_one_and_two_processes(tmp_path):
     assert kept.read_text() == "somebody's"
 
     # An earlier call's run of one process serves again, but not for another config.
-    wanted = dict(variants=["no_find_unused"], steps=3, warmup=1, reference=str(out))
+    wanted = dict(variants=["no_find_unused"], steps=3, warmup=1, size=64, reference=str(out))
     wanted |= dict(work_dir=str(tmp_path / "again"), budget=0.0)
     again = benchmark_scaling(str(config), **wanted, options={})
     assert [run["variant"] for run in again["runs"]] == [one["variant"]]

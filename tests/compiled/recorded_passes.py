@@ -17,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from codmoe.compiled import graphs as all_graphs
 from codmoe.compiled import train_graphs
 
 WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.item")
@@ -157,12 +158,12 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphs)
     for name in ("synchronize", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
-    # Torch has 32 streams, and gives them out in turn.
-    numbers = itertools.cycle(range(1, 33))
+    # Torch has so many streams, and gives them out in turn.
+    numbers = itertools.count()
 
     class Stream:
         def __init__(self, *_):
-            self.cuda_stream = next(numbers)
+            self.cuda_stream = 1 + next(numbers) % all_graphs.STREAMS
 
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())

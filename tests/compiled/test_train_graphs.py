@@ -173,9 +173,10 @@ def test_a_backbone_that_was_held_learns_afterwards(make, graphs, no_collection)
     assert graphs.kept == 3  # what was captured while the backbone was held is gone at once
 
 
-def test_no_two_graphs_that_live_share_a_stream(make, graphs):
+def test_no_two_graphs_that_live_share_a_stream(make, graphs, monkeypatch):
+    monkeypatch.setattr(all_graphs, "STREAMS", 8)  # of 32: a capture takes half a second
     _, graphed = pair(make(1, TWO_EXPERTS))
-    for step in range(12):
+    for step in range(4):
         hold(graphed, held=step % 2 == 0)
         backward(graphed)
     assert graphs.captures > all_graphs.STREAMS and graphs.kept == 3
