@@ -20,7 +20,7 @@ def test_it_tests_and_tells_mistakes(tmp_path, monkeypatch):
     again = ("--compile", "backend=eager", "--json", work / "compiled.json")
     assert call(monkeypatch, "test", config, file, "--work-dir", work, *again) is None
     compiled = json.loads((work / "compiled.json").read_text())
-    assert "engine: eager, fp32" in compiled["engine"][0]
+    assert "prepared model: eager, fp32" in compiled["engine"][0]
     eager, fast = (t["Synthetic"]["mixture"]["images"] for t in (table, compiled["table"]))
     assert eager.keys() == fast.keys()
     assert all(abs(eager[stem]["IoU"] - fast[stem]["IoU"]) < 1e-3 for stem in eager)
