@@ -137,8 +137,17 @@ def free_port():
 def ranks(function, *arguments):
     """Runs ``function(rank, *arguments)`` in two processes. They are forked from one that has
     imported the package, which takes seconds, and nothing else: a GPU's threads survive no fork.
+
+    Raises:
+        TimeoutError: They have not ended in five minutes, as when that one process was killed.
     """
-    mp.start_processes(function, arguments, nprocs=2, start_method="forkserver")
+    two = mp.start_processes(function, arguments, nprocs=2, join=False, start_method="forkserver")
+    deadline = time.monotonic() + 300
+    while not two.join(timeout=5):
+        if time.monotonic() > deadline:
+            for process in two.processes:
+                process.kill()
+            raise TimeoutError(f"two ranks of {function.__name__} have not ended in five minutes")
 
 
 def on_two_ranks(tool, *arguments, cwd):
