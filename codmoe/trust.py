@@ -151,7 +151,10 @@ def import_custom(config: Mapping[str, Any], source: str, *, trust_code: bool = 
     Raises:
         ValueError: Modules would be imported, and ``trust_code`` is not set; or they are not found.
     """
-    wanted = (config.get("custom_imports") or {}).get("imports") or ()
+    custom = config.get("custom_imports") or {}
+    wanted = (custom.get("imports") or ()) if isinstance(custom, Mapping) else custom
+    if not isinstance(wanted, (str, list, tuple)):
+        raise ValueError(f"{source}: custom_imports={custom!r} is no list of module names")
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     new = [name for name in names if not isinstance(name, str) or name not in sys.modules]
     if not new:

@@ -239,6 +239,25 @@ def test_hub_folders_build_own_parts_alone(tmp_path, sentinel):
         with pytest.raises(ValueError, match=r"config\.json"):
             ModelLevelMoE.from_pretrained(tmp_path / "hub")
     assert not sentinel.exists()
+    # The weights come with the folder: neither another file nor the network is read.
+    backbone = dict(config["backbone"], checkpoint=str(tmp_path / "absent.pth"), pretrained=True)
+    (tmp_path / "hub/config.json").write_text(json.dumps(dict(config, backbone=backbone)))
+    assert ModelLevelMoE.from_pretrained(tmp_path / "hub").expert_names == model.expert_names
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("custom_imports = 5", "no list of module names"),
+        ("custom_imports = dict(imports=5)", "no list of module names"),
+        ("model = 'x'", "model='x' of its config is no dict"),
+        ("data_preprocessor = [1]", "is no dict"),
+        ("filename = 'x'", "cannot be read"),
+    ],
+)
+def test_stored_configs_of_the_wrong_form_are_refused_in_a_sentence(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(checkpoint=shipped(tmp_path, lambda text: f"{text}\n{line}\n"))
 
 
 def test_reports_do_not_run_the_configs_of_a_folder(tmp_path, sentinel):

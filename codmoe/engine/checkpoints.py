@@ -228,8 +228,13 @@ def stored_config(checkpoint: str | Path, *, trust_code: bool = False) -> Config
     import_custom(config, source, trust_code=trust_code)
     MODELS.import_from_location()
     for key in ("model", "data_preprocessor"):
+        if not isinstance(config.get(key, {}), Mapping):
+            raise ValueError(f"{source}: {key}={config[key]!r} of its config is no dict")
         check_received(config.get(key), MODELS.module_dict, source, key=key)
-    return Config(config)
+    try:
+        return Config(config)
+    except KeyError as error:  # a name that mmengine keeps for itself
+        raise ValueError(f"{source}: its config cannot be read: {error}") from error
 
 
 def meta_of(checkpoint: str | Path) -> dict[str, Any]:

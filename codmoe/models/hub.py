@@ -118,6 +118,11 @@ class HubModel(
         stored = config or {}
         built = {key: value for key, value in stored.items() if key not in SIZES}
         check_received(built, MODELS.module_dict, str(Path(model_id) / CONFIG), key="config")
+        backbone = model_kwargs.get("backbone")
+        if isinstance(backbone, Mapping):  # the weights come with the folder, from nowhere else
+            nothing = dict(pretrained=False, checkpoint=None)
+            given = {key: value for key, value in nothing.items() if key in backbone}
+            model_kwargs["backbone"] = {**backbone, **given}
         model: Any = cls(**model_kwargs)
         try:
             model.load_state_dict(load_file(path))
