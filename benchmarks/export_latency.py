@@ -1,4 +1,4 @@
-"""How long one image takes on a CPU, through torch and through the exports."""
+"""Times one image on a CPU, through torch and through the exports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast images come out of a config's data loader, with no model behind it."""
+"""Times a config's data loader, with no model behind it."""
 
 from __future__ import annotations
 

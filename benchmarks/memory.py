@@ -1,4 +1,4 @@
-"""How much memory a training step needs: on a GPU its peak, on the CPU what autograd keeps."""
+"""Measures the memory of a training step: on a GPU its peak, on the CPU what autograd keeps."""
 
 from __future__ import annotations
 

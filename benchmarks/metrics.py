@@ -1,4 +1,4 @@
-"""How long the full set of measures takes, beside PySODMetrics in the same process."""
+"""Times the full set of measures beside PySODMetrics in the same process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model costs part by part, in training steps, and as it grows: python -m benchmarks.model
+"""Measures a model part by part, in training steps, and as it grows: python -m benchmarks.model
 ensemble/stage3 --experts 4 8 16 --top-k 1 2 4 --train --plot growth.png --json growth.json"""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether the prepared model equals the model, and how fast it is, printed as it goes."""
+"""Compares the prepared model with the model, results and time, printed as it goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How training scales from one process to several, and what each option of DDP is worth."""
+"""Times training on one process and on several, with each option of DDP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a model is and what one image costs: parameters and operations, part by part."""
+"""Counts the parameters of a model and the operations of one image, part by part."""
 
 from __future__ import annotations
 

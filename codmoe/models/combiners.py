@@ -1,4 +1,4 @@
-"""How the chosen experts' maps become one."""
+"""Combiners make one map of the chosen experts' maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the experts are run in training, and what of their losses reaches the backbone."""
+"""Runs the experts in training and scales what their losses send into the backbone."""
 
 from __future__ import annotations
 

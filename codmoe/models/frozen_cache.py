@@ -1,4 +1,4 @@
-"""What frozen parts say about an image, kept so that it is computed once."""
+"""Keeps what frozen parts compute for an image, so that it is computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good each expert is on each training image, measured by experts that did not train on it."""
+"""Tells how good each expert is on each training image, by copies that did not train on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study runs: rows as configs, each with some seeds, and which starts from which."""
+"""The plan of a study: rows as configs, each with some seeds, and which starts from which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every backbone gives, and how its pretrained weights are found."""
+"""The contract of a backbone, and timm models with their pretrained weights."""
 
 from __future__ import annotations
 
