@@ -3,8 +3,9 @@
 import gc
 import os
 
-# Two workers of pytest on two cores: more threads than cores make OpenMP spin for minutes.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two workers of pytest on two cores: more threads than cores make OpenMP spin for minutes. And a
+# process whose OpenMP has threads cannot be forked (`miniature.ranks`), so whatever was asked for.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import miniature  # noqa: F401
 import torch
