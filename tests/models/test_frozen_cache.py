@@ -87,8 +87,9 @@ def test_losses_and_gradients_are_those_without_a_cache(stage_2, batch, runs, dt
     assert_same(turned, reference, **tolerance)
     mixed = step(model, images[order], targets[order], "c", "new", "b")
     assert runs == [3, 3, 3, 1]
-    # An image by itself is rounded otherwise than in a batch, which the router's gradients magnify.
-    assert_same(mixed, reference, atol=5e-3, rtol=2e-2)
+    # An image by itself is rounded otherwise than in a batch; the router's gradients magnify that.
+    assert_same(mixed[:1], reference[:1], **tolerance)
+    assert_same(mixed[1:], reference[1:], atol=5e-3, rtol=2e-2)
 
 
 def test_the_router_sees_the_images_it_is_given(stage_2, batch):
