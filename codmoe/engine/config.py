@@ -64,10 +64,9 @@ def find_config(name: str | Path) -> Path:
     if shipped.is_file() and "_base_" not in Path(stem).parts:
         return shipped
     if stem.startswith("study/"):  # shipped before 0.2
-        data, _, row = stem.removeprefix("study/").partition("_")
         raise FileNotFoundError(
-            f"config {str(name)!r} is no longer shipped: in a checkout, set STUDY_DATA={data} and "
-            f"give projects/study/configs/{row}.py"
+            f"config {str(name)!r} was removed with the study and its data set; results are in "
+            "projects/earlier_studies.md, and experts/joint_polyp_dinov2-s is a stage 1 like its"
         )
     raise FileNotFoundError(f"config {str(name)!r} does not exist; {suggest(stem, list_configs())}")
 

@@ -165,7 +165,7 @@ class ZoomNetExpert(Expert):
         self.integrate = nn.ModuleList(ScaleIntegrationUnit(c) for _ in in_channels)
         self.mix = nn.ModuleList(HierarchicalMixedUnit(c, groups=groups) for _ in in_channels)
         # Without the paper's ReLU before the last convolution, which learnt slowly in miniature
-        # (projects/study/README.md): where it cuts every feature off, the logit is the bias alone.
+        # (projects/earlier_studies.md): where it cuts a feature off, the logit is the bias alone.
         inner = max(c // 2, 8)
         self.head = nn.Sequential(conv_bn(c, inner, 3, act=False), nn.Conv2d(inner, 1, 1))
         self.uncertainty_loss = UncertaintyAwareLoss(weight=ual_weight, start=ual_start)

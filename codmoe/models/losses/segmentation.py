@@ -103,7 +103,7 @@ class SoftIoULoss(nn.Module):
 
     What is measured, made differentiable: every image counts alike, a thin crack as much as a
     horse, and every pixel of it. As ``model.mixture_loss`` it makes the mixture sharper than
-    :class:`StructureLoss` does, and its masks no better (projects/study).
+    :class:`StructureLoss` does, and its masks no better (projects/earlier_studies.md).
 
     Args:
         weight: Factor on the result.

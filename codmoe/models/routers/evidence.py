@@ -272,7 +272,7 @@ class EvidenceRouter(Router):
         self.branches = nn.ModuleDict({name: BRANCHES[name](in_channels, width) for name in used})
         # Over the batch and not over the features, so that what all images share (every photograph
         # has a falling spectrum) cannot drown what tells them apart; see
-        # projects/study/README.md.
+        # projects/earlier_studies.md.
         self.norms = nn.ModuleDict({name: BatchNorm(width) for name in used})
         self.fuse = nn.Sequential(
             nn.Linear(len(used) * width, width), nn.GELU(), nn.Linear(width, len(expert_names))

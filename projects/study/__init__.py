@@ -1,1 +1,0 @@
-"""The study on photographs of five domains and on polyps."""

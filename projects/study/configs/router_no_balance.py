@@ -1,4 +1,0 @@
-# router_top2 trained without the balance loss.
-_base_ = ["./_base_/router.py"]
-model = dict(routing_losses=dict(balance=None))
-default_hooks = dict(best=dict(name="router_no_balance"))

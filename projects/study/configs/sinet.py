@@ -1,4 +1,0 @@
-# SINetExpert alone, on a backbone of its own.
-_base_ = ["./_base_/single.py"]
-model = dict(experts=dict(_delete_=True, sinet=dict(type="SINetExpert")))
-default_hooks = dict(best=dict(name="expert_sinet"))
