@@ -1,53 +1,50 @@
-"""Export a model, compared with what it came from: python tools/export.py
-checkpoints_moe/ensemble_best.pth --format onnx-sparse --out exported"""
+"""Export a model, compared with what it came from:
 
-from __future__ import annotations
+python tools/export.py checkpoints_moe/ensemble_best.pth --format onnx-sparse --out exported
+"""
 
 import argparse
-import sys
 
-from codmoe.inference.export.exporting import FORMATS, export, model_for_export
+from codmoe.cli import TRUST_CODE, main, option
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
+OPTIONS = (
+    option(
         "model", help="checkpoint, or 'small', which ships; a config: random weights, for speed"
-    )
-    parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument("--config", help="config of a checkpoint that does not hold its own")
-    parser.add_argument("--size", type=int, nargs="+", help="side, or height and width, of images")
-    parser.add_argument(
+    ),
+    option("--format", required=True, help="onnx, onnx-sparse, torch-export, safetensors"),
+    option("--out", required=True, help="folder to make"),
+    option("--config", help="config of a checkpoint that does not hold its own"),
+    option("--size", type=int, nargs="+", help="side, or height and width, of images"),
+    option(
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="compare with the model; on by default",
-    )
-    parser.add_argument("--images", help="image or folder to compare on; synthetic by default")
-    parser.add_argument(
-        "--trust-code", action="store_true", help="import what the checkpoint's config asks for"
-    )
-    args = parser.parse_args()
+    ),
+    option("--images", help="image or folder to compare on; synthetic by default"),
+    TRUST_CODE,
+)
+
+
+def run(args) -> None:
+    from codmoe.inference.export.exporting import export, model_for_export
+
     size = args.size
     if size and len(size) > 2:
-        sys.exit(f"error: --size takes a side, or height and width, not {len(size)} numbers")
-    try:
-        model = model_for_export(args.model, args.config, trust_code=args.trust_code)
-        found = export(
-            model,
-            args.out,
-            format=args.format,
-            size=tuple(size * 2)[:2] if size else None,
-            check=args.check,
-            images=args.images,
-        )
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+        raise ValueError(f"--size takes a side, or height and width, not {len(size)} numbers")
+    model = model_for_export(args.model, args.config, trust_code=args.trust_code)
+    found = export(
+        model,
+        args.out,
+        format=args.format,
+        size=tuple(size * 2)[:2] if size else None,
+        check=args.check,
+        images=args.images,
+    )
     for name, value in found.items():
         print(f"{name:12} {value:.2e}" if isinstance(value, float) else f"{name:12} {value}")
     print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    main(run, *OPTIONS, description=__doc__)

@@ -1,24 +1,19 @@
 """Parameters and operations: python tools/analysis/model_summary.py ensemble/stage3"""
 
-from __future__ import annotations
+from codmoe.cli import CONFIG, main, option
 
-import argparse
-import sys
+OPTIONS = (
+    CONFIG,
+    option("--size", type=int, default=448, help="side of the image in pixels"),
+    option("--json", help="also write the figures to this file"),
+)
 
-from codmoe.inference.summary import report
 
+def run(args) -> None:
+    from codmoe.inference.summary import report
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file, or name of a shipped one (ensemble/stage3)")
-    parser.add_argument("--size", type=int, default=448, help="side of the image in pixels")
-    parser.add_argument("--json", help="also write the figures to this file")
-    args = parser.parse_args()
-    try:
-        report(args.config, args.size, args.json)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    report(args.config, args.size, args.json)
 
 
 if __name__ == "__main__":
-    main()
+    main(run, *OPTIONS, description=__doc__)
