@@ -1,12 +1,18 @@
+import errno
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from codmoe.files import keep_old, replacing, save_json
+from codmoe import files
+from codmoe.files import holding, keep_old, new_folder, replacing, save_json, sweep
 
 
 def test_keep_old_gives_a_dated_name_and_never_the_same_twice(tmp_path):
@@ -75,3 +81,159 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         save_json(path, {"a": object()})
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.fixture
+def ended():
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path, code):
+    path = tmp_path / "table.json"
+    path.write_text("old")
+    full = pytest.raises(OSError, match=r"cannot be written: .*free some room")
+    with full as caught, replacing(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(code, "as the system says it")
+    assert caught.value.filename == str(path) and caught.value.errno == code
+    assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
+    assert path.read_text() == "old"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "table.json", tmp_path / "file" / "deep" / "table.json"):
+        with pytest.raises(
+            NotADirectoryError, match="cannot be written: Not a directory"
+        ) as caught:
+            save_json(path, {})
+        assert caught.value.filename == str(path)
+
+
+def test_an_error_of_another_file_stays_its_own(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "grid.png"):
+        Path("/no/such/image.png").read_bytes()
+    assert caught.value.filename == "/no/such/image.png"
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path):
+    out = tmp_path / "exported"
+    with pytest.raises(RuntimeError), new_folder(out) as folder:
+        (folder / "model.onnx").write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with new_folder(out) as folder:
+        (folder / "model.onnx").write_text("whole")
+    assert (out / "model.onnx").read_text() == "whole"
+    with pytest.raises(ValueError, match="exported exists already"), new_folder(out):
+        pass
+
+
+def test_only_what_a_process_that_ended_left_is_swept(tmp_path, ended, monkeypatch):
+    with replacing(tmp_path / "living.pth") as living:
+        living.write_text("half")
+        pid = str(os.getpid())
+        dead = tmp_path / living.name.replace(f"-{pid}-", f"-{ended}-")
+        elsewhere = tmp_path / living.name.replace(files._HOST, "0" * 8)
+        old = tmp_path / elsewhere.name.replace(pid, f"{ended}")
+        folder = tmp_path / f"{dead.stem}f"
+        folder.mkdir()
+        kept = [tmp_path / name for name in (".mine.12345678.pth", ".codmoe-notes.txt", "a.pth")]
+        for path in (dead, elsewhere, old, folder / "model.onnx", *kept):
+            path.write_text("")
+        os.utime(old, (1, 1))
+        sweep(tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere, *kept])
+
+
+def record(lock, **changes):
+    """Leaves a lock as another process would."""
+    other = dict(files._holder(), command="python tools/train.py other", **changes)
+    lock.write_text(json.dumps(other))
+
+
+def hold(lock):
+    return holding(lock, "work_dirs/a", "give another --work-dir")
+
+
+def test_a_lock_says_who_holds_it(tmp_path):
+    lock = tmp_path / "work" / files.LOCK
+    with hold(lock), pytest.raises(ValueError) as caught, hold(lock):
+        pass
+    text = (
+        rf"work_dirs/a is in use by process {os.getpid()} on .* since 20.*\(python .*\); wait for "
+        rf"it, or give another --work-dir. If it has ended, delete {re.escape(str(lock))}"
+    )
+    assert re.fullmatch(text, str(caught.value))
+    with hold(lock):  # it was given back, also after an error
+        pass
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_process_that_ended_is_taken_over(tmp_path, ended, caplog):
+    lock = tmp_path / files.LOCK
+    for changes in (dict(pid=ended), dict(began="1")):  # the second: its number was given again
+        record(lock, **changes)
+        with hold(lock):
+            assert json.loads(lock.read_text())["pid"] == os.getpid()
+        assert "took over work_dirs/a: process" in caplog.text and "has ended" in caplog.text
+        assert not list(tmp_path.iterdir())
+        caplog.clear()
+
+
+def test_the_lock_of_another_machine_stands(tmp_path, ended, monkeypatch):
+    lock = tmp_path / files.LOCK
+    record(lock, host="node7", pid=ended)
+    with (
+        pytest.raises(ValueError, match=r"on node7 since .* has ended, delete .*lock$"),
+        hold(lock),
+    ):
+        pass
+    assert lock.exists()
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    record(lock, host="node7")
+    with pytest.raises(ValueError, match="on node7"), hold(lock):  # another process of the same job
+        pass
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with hold(lock):  # but not of an attempt before this one
+        pass
+
+
+def test_a_lock_that_was_cut_off_does_not_hold_for_ever(tmp_path):
+    lock = tmp_path / files.LOCK
+    lock.write_text("")
+    with pytest.raises(ValueError, match="its record cannot be read"), hold(lock):
+        pass
+    os.utime(lock, (time.time() - 60,) * 2)
+    with hold(lock):
+        pass
+
+
+def test_a_lock_of_somebody_else_is_not_given_back(tmp_path):
+    lock = tmp_path / files.LOCK
+    with hold(lock):
+        record(lock, host="node7")  # the folder was deleted, and another run made it anew
+    assert "node7" in lock.read_text()
+
+
+def test_of_many_that_come_at_once_one_holds(tmp_path, ended):
+    lock = tmp_path / files.LOCK
+    record(lock, pid=ended)
+    script = (
+        "import os, sys; from codmoe.files import holding\n"
+        "print('ready', flush=True)\n"
+        "while not os.path.exists(sys.argv[2]): pass\n"
+        "with holding(sys.argv[1], 'it', 'wait'): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(lock), str(tmp_path / "go")]
+    some = [subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) for _ in range(4)]
+    assert [process.stdout.readline() for process in some] == ["ready\n"] * 4
+    (tmp_path / "go").write_text("")
+    told = sorted(process.stdout.readline() for process in some)
+    for process in some:
+        process.communicate(timeout=60)
+    assert told == ["", "", "", "held\n"]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from codmoe.datasets.layouts import expanded
+from codmoe.files import replacing
 from codmoe.messages import listed, suggest
 
 DEFAULTS = {
@@ -260,12 +259,9 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     All processes of a run come here at once. They need no lock: each writes the same, for a split
     follows from seed and stems, and nothing that is in the file is ever changed.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path, keep=False) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"split.file {path} cannot be written: {error}") from error
+        raise ValueError(f"split.file {path} {error.strerror}") from error

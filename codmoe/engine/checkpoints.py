@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -57,8 +58,10 @@ def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], run_id: 
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in model.state_dict().items()
     }
+    content = io.BytesIO()  # torch's own writer says of a full disk that it met a wrong position
+    torch.save(dict(state_dict=state, meta=dict(meta, run_id=run_id)), content)
     with replacing(path, keep=False) as temporary:
-        torch.save(dict(state_dict=state, meta=dict(meta, run_id=run_id)), temporary)
+        temporary.write_bytes(content.getbuffer())
     return kept
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from codmoe import __version__
 from codmoe.datasets.synthetic import KINDS, generate
 from codmoe.datasets.transforms import read_image
 from codmoe.engine.config import list_configs
+from codmoe.files import new_folder
 from codmoe.inference.export import onnx_graphs, onnx_runner
 from codmoe.inference.export.onnx_graphs import WholeGraph
 from codmoe.inference.export.replacements import for_onnx
@@ -71,7 +71,7 @@ def export(
     if format.startswith("onnx"):
         onnx_graphs.require_onnx()
     batch = _batch(images, (height, width)) if check else None
-    with _new_folder(Path(out).expanduser().resolve()) as folder:
+    with new_folder(Path(out).expanduser().resolve()) as folder:
         found = _WRITERS[format](model, (height, width), folder)
         if format != "safetensors":
             _write_manifest(folder, dict(found, format=format, size=[height, width]), model)
@@ -234,7 +234,9 @@ def _write_program(model: ModelLevelMoE, size: tuple[int, int], folder: Path) ->
     example = torch.zeros(2, 3, *size, dtype=torch.uint8)
     with torch.no_grad():
         program = torch.export.export(graph, (example,), dynamic_shapes=shapes, strict=False)
-    torch.export.save(program, folder / PROGRAM)
+    content = io.BytesIO()  # torch's own writer says of a full disk that it met a wrong position
+    torch.export.save(program, content)
+    (folder / PROGRAM).write_bytes(content.getbuffer())
     entry = dict(file=PROGRAM, inputs=list(graph.inputs), outputs=list(graph.outputs))
     return dict(files=dict(model=entry))
 
@@ -302,18 +304,3 @@ def _named(graph: Callable) -> Callable[[Tensor], dict[str, Tensor]]:
             return dict(zip(WholeGraph.outputs, graph(images), strict=True))
 
     return run
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``out`` when the block ends well."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already and is not touched; give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.rename(out)  # onto an empty folder, too; onto one that was filled since: an error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
