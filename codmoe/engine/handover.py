@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import reduce
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from codmoe.console import TextTable
 from codmoe.datasets.views import drawn_from
 from codmoe.engine.checkpoints import load_parts, load_state, meta_of, read_weights, stored_config
 from codmoe.engine.ddp import bare_model
+from codmoe.evaluation.diversity import diversity, pairwise
 from codmoe.evaluation.measures import THRESHOLD
 from codmoe.evaluation.routing_metric import ious_at
 from codmoe.files import save_json
@@ -376,9 +376,8 @@ def measure_experts(runner, model: ModelLevelMoE) -> dict[str, Any]:
     Returns:
         ``images``, their number; ``IoU`` of each expert, of the ``mixture``, of all experts' mean
         map (``uniform``) and of the best expert of each image (``oracle``), per image, at 0.5, at
-        the original resolution; ``diversity``, how unlike the experts are: ``pairwise_iou`` of two
-        experts' masks and ``error_correlation`` of their IoUs over the images, means over pairs;
-        and ``pairs`` of both.
+        the original resolution; ``diversity`` and its ``pairs``, how unlike the experts err: see
+        :func:`codmoe.evaluation.diversity.diversity`.
     """
     loop, names = runner.val_loop, model.expert_names
     rank, world_size = get_dist_info()
@@ -407,41 +406,24 @@ def measure_experts(runner, model: ModelLevelMoE) -> dict[str, Any]:
 
 
 def _figures(sample: Any, names: Sequence[str]) -> Tensor:
-    """IoU with the truth of each expert, of their mean and of the mixture; then IoU of each two
-    experts' masks.
-    """
+    """IoU with the truth of each expert, their mean and the mixture; then :func:`pairwise`."""
     experts = torch.stack([sample.expert_probs[name] for name in names])
     mixture = sample.pred_prob[None].to(experts)
     maps = torch.cat([experts, experts.mean(0, keepdim=True), mixture])
-    found = [ious_at(maps, sample.gt_mask.to(maps.device))]
-    for first in range(len(names) - 1):
-        found.append(ious_at(experts[first + 1 :], experts[first] > THRESHOLD))
-    return torch.cat(found)
+    truth = sample.gt_mask.to(maps.device)
+    alike = pairwise(experts > THRESHOLD, truth.bool())
+    return torch.cat([ious_at(maps, truth).to(alike), alike.flatten()])
 
 
 def summary(rows: Sequence[Sequence[float]], names: Sequence[str]) -> dict[str, Any]:
     """Means over images of what :func:`measure_experts` gathers."""
     table = np.asarray(rows, dtype=np.float64)
     count = len(names)
-    experts, alike = table[:, :count], table[:, count + 2 :].mean(0)
+    experts, figures = table[:, :count], table[:, count + 2 :]
     iou = dict(zip((*names, "uniform", "mixture"), table.mean(0).tolist(), strict=False))
     iou["oracle"] = float(experts.max(1).mean())
-    pairs = [f"{a}-{b}" for a, b in combinations(names, 2)]
-    correlations = [_correlation(*experts[:, [i, j]].T) for i, j in combinations(range(count), 2)]
-    each = dict(pairwise_iou=alike.tolist(), error_correlation=correlations)
-    return dict(
-        images=len(table),
-        IoU=iou,
-        diversity={key: float(np.mean(values)) for key, values in each.items()} if pairs else {},
-        pairs={key: dict(zip(pairs, values, strict=True)) for key, values in each.items()},
-    )
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; 0 where one of them is the same for all images."""
-    if a.std() < 1e-12 or b.std() < 1e-12:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
+    unlike, pairs = diversity(names, figures, float(experts.mean()))
+    return dict(images=len(table), IoU=iou, diversity=unlike, pairs=pairs)
 
 
 def _of_file(

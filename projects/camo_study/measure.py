@@ -21,6 +21,7 @@ from codmoe.engine.launch import prepare
 from codmoe.engine.testing import test_runner
 from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.evaluation.conventions import CONVENTIONS
+from codmoe.evaluation.diversity import diversity, pairwise
 
 CONFIGS = Path(__file__).parent / "configs"
 BATCH = 16
@@ -91,43 +92,31 @@ def score(source: str, maps: dict, masks: dict, device: str, full: bool) -> dict
 
 def alike(maps: dict, masks: dict, sources: list[str], device: str) -> dict:
     """IoU of each two sources' masks and correlation of their pixel errors, means over images."""
-    pairs = {pair: [] for pair in combinations(sources, 2)}
+    total = torch.zeros(2, len(sources) * (len(sources) - 1) // 2, dtype=torch.float64)
     for stem, mask in masks.items():
-        truth = mask.to(device) > 0
-        masked = torch.stack([maps[s][stem].to(device) > 127 for s in sources]).flatten(1)
-        wrong = (masked != truth.flatten()).float()
-        centred = wrong - wrong.mean(1, keepdim=True)
-        norm = centred.norm(dim=1).clamp(min=1e-6)
-        correlation = centred @ centred.T / norm[:, None] / norm[None]
-        inside = masked.float() @ masked.float().T
-        area = masked.float().sum(1)
-        union = area[:, None] + area[None] - inside
-        iou = torch.where(union > 0, inside / union.clamp(min=1), torch.ones_like(union))
-        iou, correlation = iou.tolist(), correlation.tolist()
-        for i, j in combinations(range(len(sources)), 2):
-            pairs[sources[i], sources[j]].append((iou[i][j], correlation[i][j]))
+        masked = torch.stack([maps[s][stem].to(device) > 127 for s in sources])
+        total += pairwise(masked, mask.to(device) > 0).cpu()
     return {
-        "+".join(pair): dict(
-            mask_iou=sum(v[0] for v in values) / len(values),
-            error_correlation=sum(v[1] for v in values) / len(values),
+        "+".join(pair): dict(mask_iou=iou, error_correlation=correlation)
+        for pair, (iou, correlation) in zip(
+            combinations(sources, 2), (total / len(masks)).T.tolist(), strict=True
         )
-        for pair, values in pairs.items()
     }
 
 
 def summary(table: dict, pairs: dict, sources: list[str]) -> dict:
     """Disagreement over error, error correlation and oracle of some sources."""
     own = [pairs["+".join(pair)] for pair in combinations(sources, 2)]
-    iou = [table[s]["IoU"] for s in sources]
+    figures = [[p[key] for p in own] for key in ("mask_iou", "error_correlation")]
+    mean_iou = sum(table[s]["IoU"] for s in sources) / len(sources)
+    found, _ = diversity(sources, figures, mean_iou)
     images = [table[s]["images"] for s in sources]
     best = [max(part[stem]["IoU"] for part in images) for stem in images[0]]
-    pairwise = sum(p["mask_iou"] for p in own) / len(own)
     return dict(
         sources=sources,
-        mean_iou=sum(iou) / len(iou),
-        pairwise_mask_iou=pairwise,
-        error_correlation=sum(p["error_correlation"] for p in own) / len(own),
-        disagreement_over_error=(1 - pairwise) / (1 - sum(iou) / len(iou)),
+        mean_iou=mean_iou,
+        pairwise_mask_iou=found.pop("pairwise_iou"),
+        **found,
         oracle=sum(best) / len(best),
     )
 

@@ -322,18 +322,25 @@ def test_two_processes_measure_what_one_does(tmp_path, separate):
 
 
 def test_figures_by_hand():
-    # IoU of a, b, their mean and the mixture; IoU of a's mask with b's.
-    rows = [[0.2, 0.6, 0.3, 0.5, 0.1], [0.4, 0.4, 0.3, 0.5, 0.3], [0.6, 0.2, 0.3, 0.5, 0.2]]
+    # IoU of a, b, their mean and the mixture; IoU of both masks, correlation of wrong pixels.
+    rows = [
+        [0.2, 0.6, 0.3, 0.5, 0.1, 0],
+        [0.4, 0.4, 0.3, 0.5, 0.3, -1],
+        [0.6, 0.2, 0.3, 0.5, 0.2, 0.4],
+    ]
     found = summary(rows, ("a", "b"))
     assert found["images"] == 3
     assert found["IoU"] == pytest.approx(
         dict(a=0.4, b=0.4, uniform=0.3, mixture=0.5, oracle=1.6 / 3)
     )
-    assert found["diversity"] == pytest.approx(dict(pairwise_iou=0.2, error_correlation=-1.0))
+    assert found["diversity"] == pytest.approx(
+        dict(pairwise_iou=0.2, error_correlation=-0.2, disagreement_over_error=0.8 / 0.6)
+    )
     assert found["pairs"]["pairwise_iou"] == pytest.approx({"a-b": 0.2})
-    same = summary([[0.5, 0.2, 0.3, 0.5, 0.1], [0.5, 0.7, 0.3, 0.5, 0.3]], ("a", "b"))
-    assert same["diversity"]["error_correlation"] == 0
+    same = summary([[0.5, 0.5, 0.3, 0.5, 1, 0]], ("a", "b"))
+    assert same["diversity"]["disagreement_over_error"] == 0
     lines = "\n".join(table(found, same))
-    assert "IoU a               0.4000  0.5000  +0.1000" in lines
-    assert "error correlation   -1.0000  0.0000  +1.0000" in lines
+    assert "IoU a                    0.4000  0.5000  +0.1000" in lines
+    assert "error correlation        -0.2000  0.0000  +0.2000" in lines
+    assert "at most 2, where errors share nothing" in lines
     assert "+" not in "\n".join(table(None, same))

@@ -16,6 +16,7 @@ from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.ddp import bare_model
 from codmoe.engine.handover import measure_experts
 from codmoe.engine.hooks.training import BestWeightsHook
+from codmoe.evaluation.diversity import MEANING
 from codmoe.files import save_json
 from codmoe.registry import HOOKS
 
@@ -258,9 +259,9 @@ class ExpertsAfterHook(Hook):
 
     Leaves ``<work_dir>/experts_before.json``, which a resumed run goes on from, and
     ``experts_after.json`` with both and their difference: IoU of each expert and of the mixture
-    (per image, at 0.5, original resolution), and how unlike the experts are: the IoU of each two
-    experts' masks and the correlation of their IoUs over the images, averaged over pairs. Experts
-    that grow alike leave a router nothing to choose from.
+    (per image, at 0.5, original resolution), and how unlike the experts err
+    (:mod:`codmoe.evaluation.diversity`). Experts that grow alike leave a router nothing to choose
+    from.
 
     Args:
         max_drop: Loss of IoU of an expert from which the log warns.
@@ -327,7 +328,7 @@ class ExpertsAfterHook(Hook):
 def table(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
     """Lines for the log: each figure before the stage, after it, and the change."""
     lines = [f"experts on {after['images']:,} validation images, with the weights that are kept:"]
-    lines.append(f"  {'':18}  before   after   change")
+    lines.append(f"  {'':23}  before   after   change")
     shown = [(f"IoU {name}", "IoU", name) for name in after["IoU"]]
     shown += [(name.replace("_", " "), "diversity", name) for name in after["diversity"]]
     for title, group, name in shown:
@@ -335,5 +336,5 @@ def table(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[st
         earlier = None if before is None else before[group].get(name)
         rest = "" if earlier is None else f"  {value - earlier:+.4f}"
         first = "     -" if earlier is None else f"{earlier:.4f}"
-        lines.append(f"  {title:18}  {first}  {value:.4f}{rest}")
-    return lines
+        lines.append(f"  {title:23}  {first}  {value:.4f}{rest}")
+    return [*lines, f"  {MEANING}"] if after["diversity"] else lines

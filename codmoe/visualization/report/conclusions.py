@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from codmoe.evaluation.bootstrap import Interval, paired_intervals
+from codmoe.evaluation.diversity import MEANING, diversity_told
 from codmoe.evaluation.measures import best_expert
 from codmoe.evaluation.tables import format_value
 from codmoe.visualization.report.data import RunRecord, number
@@ -133,6 +134,14 @@ def findings(run: RunRecord, gains: Mapping[str, Mapping[str, Gain]]) -> Iterato
             yield f"{stage.title} has no finished.json: it may not have run to its end."
         elif done.get("best_epoch") and done["best_epoch"] == done.get("epochs"):
             yield f"{stage.title}: the last epoch was the best, so longer training may give more."
+        before, after = (
+            (stage.experts.get(key) or {}).get("diversity") or {} for key in ("before", "after")
+        )
+        if "disagreement_over_error" in after:
+            line = f"After {stage.title}, on the validation images, {diversity_told(after)}"
+            if "disagreement_over_error" in before:
+                line += f"; before it, {diversity_told(before)}"
+            yield f"{line}. {MEANING}."
     for key, title in (("router", "stage 2"), ("ensemble", "stage 3")):
         yield from _routing_findings(run, key, title)
     for dataset, rows in run.table.items():

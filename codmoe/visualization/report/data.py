@@ -178,6 +178,7 @@ class StageRecord:
     finished: dict[str, Any] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
     assembly: dict[str, Any] = field(default_factory=dict)
+    experts: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
 
 
@@ -252,6 +253,7 @@ def load_run(work_dir: str | os.PathLike) -> RunRecord:
         work = folder / f"stage{number}"
         stage = StageRecord(title, str(config), _read(work / "finished.json"))
         stage.assembly = _read(work / "assembly.json")
+        stage.experts = _read(work / "experts_after.json")
         if work.is_dir():
             stage.training = read_training(work)
         if number > len(configs) - 2 and number <= len(weights):

@@ -205,6 +205,19 @@ def test_what_a_stage_started_from(plain, tmp_path):
     assert re.search(r"stage 2</td><td>sinet</td>.*0\.5000.*0\.4321", setup)
 
 
+def test_how_unlike_experts_err_is_told_before_and_after(plain, tmp_path):
+    folder, _ = write_run(tmp_path / "run")
+    figures = dict(pairwise_iou=0.5, error_correlation=0.25, disagreement_over_error=1.25)
+    after = dict(before={}, after=dict(diversity=figures))
+    (folder / "stage3" / "experts_after.json").write_text(json.dumps(after))
+    told = "errors of two experts correlate at 0.25, D = 1.25"
+    notes = section(made(folder), "notes")
+    assert f"After stage 3, on the validation images, {told}. D = (1 − IoU" in notes
+    after["before"] = dict(diversity=dict(figures, disagreement_over_error=1.5))
+    (folder / "stage3" / "experts_after.json").write_text(json.dumps(after))
+    assert f"{told}; before it, errors of two" in section(made(folder), "notes")
+
+
 def test_model_and_data_are_those_of_the_config(plain, tmp_path):
     folder, payload = write_run(tmp_path / "run")
     config = """model = dict(backbone=dict(type='Timm', name='pvt_v2_b0'), top_k=2,
