@@ -3,8 +3,9 @@
 from codmoe.datasets.cache import SampleCache
 from codmoe.datasets.cod import COD10K, CODBenchmark, CODDataset, DatasetGroup, TolerantDataset
 from codmoe.datasets.collate import multiscale_collate, stack_collate
-from codmoe.datasets.integrity import UnreadableFile, check_pairs
+from codmoe.datasets.integrity import check_pairs
 from codmoe.datasets.layouts import Pair, find_folders, find_pairs
+from codmoe.datasets.reading import UnreadableFile
 from codmoe.datasets.splits import split_indices
 from codmoe.datasets.synthetic import CompositeCamouflage, SyntheticCamouflage
 from codmoe.datasets.transforms import (

@@ -19,7 +19,8 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from codmoe.datasets.layouts import expanded
-from codmoe.datasets.transforms.loading import pair_results, read_pair
+from codmoe.datasets.reading import read_pair
+from codmoe.datasets.transforms.loading import pair_results
 from codmoe.machine import available_cores
 from codmoe.messages import suggest
 
@@ -28,7 +29,7 @@ try:
 except ImportError:  # Windows: two processes that build at once both build
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".codcache"
 
 

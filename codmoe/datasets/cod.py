@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from torch.utils.data import ConcatDataset, Dataset
 
 from codmoe.datasets.cache import SampleCache
-from codmoe.datasets.integrity import UnreadableFile, check_pairs
+from codmoe.datasets.integrity import check_pairs
 from codmoe.datasets.layouts import (
     CAMOUFLAGED,
     Folders,
@@ -30,8 +30,8 @@ from codmoe.datasets.layouts import (
     require_folder,
     resolve_root,
 )
+from codmoe.datasets.reading import UnreadableFile, read_pair
 from codmoe.datasets.splits import chosen_indices, complete_split
-from codmoe.datasets.transforms import read_pair
 from codmoe.messages import listed
 from codmoe.registry import DATASETS, TRANSFORMS
 
@@ -103,6 +103,8 @@ class CODDataset(BaseDataset):
         # Built here and not by mmengine's Compose, so that transforms are found, and misspelt ones
         # answered, without a default scope.
         transforms = [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
+        # Measured at the mask's resolution, so that the mask need not be of the image's.
+        self.any_size = any(getattr(t, "keep_original", False) for t in transforms)
         super().__init__(
             data_root=str(self.root),
             indices=indices,
@@ -173,14 +175,15 @@ class CODDataset(BaseDataset):
         super().full_init()
         infos = [self.get_data_info(i) for i in range(len(self))]
         if self.check_files:
-            check_pairs(Pair(i["stem"], Path(i["img_path"]), Path(i["mask_path"])) for i in infos)
+            pairs = [Pair(i["stem"], Path(i["img_path"]), Path(i["mask_path"])) for i in infos]
+            check_pairs(pairs, name=self.name, any_size=self.any_size)
         if self._cache is not None:
             self._cache.fill([(i["img_path"], i["mask_path"]) for i in infos], self.name)
 
     def prepare_data(self, idx: int) -> Any:
         """The sample after the pipeline; the cached arrays themselves are never handed out."""
         info = self.get_data_info(idx)
-        info["pool"] = self
+        info.update(pool=self, any_size=self.any_size)
         if self._cache is not None:
             info.update(self._cache.results(info["img_path"]) or {})
         return self.pipeline(info)

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from codmoe import __version__
 from codmoe.datasets.layouts import files_by_stem
-from codmoe.datasets.transforms import read_mask
+from codmoe.datasets.reading import read_mask
 from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.measures import aggregate, batch_measures, image_scalars, mean_curves
 from codmoe.evaluation.tables import result_rows, result_table
@@ -224,7 +224,7 @@ def _method_name(preds: Sequence[str], datasets: Sequence[str]) -> str:
 
 
 def _load(pair: MapPair, resize: bool) -> tuple[np.ndarray, np.ndarray, bool]:
-    prob, mask = read_map(pair.map), read_mask(str(pair.mask))
+    prob, mask = read_map(pair.map), read_mask(str(pair.mask)).pixels
     if prob.shape == mask.shape:
         return prob, mask, False
     (h, w), (mh, mw) = prob.shape, mask.shape

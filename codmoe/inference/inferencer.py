@@ -18,9 +18,8 @@ from rich.progress import Progress
 
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
 from codmoe.compiled.speed import set_memory_format
-from codmoe.datasets.integrity import is_complete
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS
-from codmoe.datasets.transforms import read_image
+from codmoe.datasets.reading import is_complete, read_image
 from codmoe.files import replacing
 from codmoe.inference.zoo import create_model, load_whole, weights_to_use
 from codmoe.messages import listed

@@ -1,6 +1,7 @@
 """Image files of every format, and damage done to them by a seed."""
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,20 @@ FORMATS = {
     "lossless.webp": ("RGBA", "WEBP", {"lossless": True}),
 }
 DAMAGES = ("truncated", "bytes", "hole", "header", "swapped", "garbage", "empty")
+
+
+def tiff(pixels):
+    """A TIFF of any number of 8-bit channels, as microscopes and satellites leave them."""
+    height, width, channels = pixels.shape
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(273, 4, 1, 8), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, pixels.size)]
+    bits = struct.pack(f"<{channels}H", *[8] * channels)
+    where = 8 + pixels.size
+    value = int.from_bytes(bits.ljust(4, b"\0"), "little") if channels < 3 else where
+    tags = sorted([*tags, (258, 3, channels, value)])
+    ifd = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    start = struct.pack("<2sHI", b"II", 42, where + len(bits))
+    return start + pixels.tobytes() + bits + ifd + bytes(4)
 
 
 def encoded(name, size=(40, 32), seed=0):

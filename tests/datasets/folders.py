@@ -23,7 +23,8 @@ def picture(seed, size=(24, 32)):
     coarse = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
     image = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
     mask = np.zeros(size, np.uint8)
-    mask[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] * 5 // 8] = 255
+    (top, left), (height, width) = rng.integers(1, np.array(size) // 3, (2, 2))
+    mask[top : top + height + size[0] // 6, left : left + width + size[1] // 6] = 255
     return image, mask
 
 

@@ -11,10 +11,9 @@ import numpy as np
 from codmoe.datasets.doctor.records import ImageRecord, MaskRecord
 from codmoe.datasets.doctor.similarity import groups, look_alikes
 from codmoe.datasets.layouts import Part
+from codmoe.datasets.reading import PECULIAR, TOO_MANY, fits
 
 LEVELS = ("error", "warning", "note")
-# More than this share of pixels neither dark nor bright: not the rim of an object, but a soft mask.
-SOFT = 0.02
 
 
 @dataclass
@@ -62,6 +61,8 @@ IMAGE_RULES: tuple[_Rule, ...] = (
      lambda r: "palette" in r.traits),
     ("note", "images of 16 bits", "scaled to 8 bits when read; dark ones lose their shades",
      "if they look black, stretch their values and store 8 bits", lambda r: "16bit" in r.traits),
+    ("error", "images of one colour", "nothing is to be seen in them",
+     "download them again, or leave them out", lambda r: np.ptp(r.thumbnail) <= 2),
     ("warning", "CMYK images", "converted to RGB without their colour profile, so colours are off",
      "convert them to RGB with their profile", lambda r: "cmyk" in r.traits),
 )  # fmt: skip
@@ -69,22 +70,37 @@ MASK_RULES: tuple[_Rule, ...] = (
     ("warning", "damaged masks", "the decoder made up a part of the mask",
      "look at them; download them again", lambda r: r.damage),
     ("warning", "empty masks", "no pixel is object: IoU is undefined or 0, and nothing is learnt",
-     "if the image has an object, mend the mask; else leave the image out", lambda r: r.area == 0),
+     "if the image has an object, mend the mask; else leave the image out",
+     lambda r: "empty" in r.traits),
     ("warning", "all-white masks", "every pixel is object", "mend the mask, or leave the image out",
-     lambda r: r.area == 1),
+     lambda r: "whole" in r.traits),
+    ("warning", "masks that look inverted",
+     "the object is most of the image and most of its border",
+     "if the object is what is black, invert them", lambda r: "inverted" in r.traits),
+    ("warning", "masks of a few pixels", PECULIAR["tiny"], "look for what is missing",
+     lambda r: "tiny" in r.traits),
+    ("warning", "soft masks", PECULIAR["soft"], "if that is not what is meant, threshold them",
+     lambda r: "soft" in r.traits),
+    ("warning", "masks of several colours", "all of them are object",
+     "if colours are classes, make one mask of 0 and 255", lambda r: "classes" in r.traits),
+    ("note", "coloured masks", "black is background, and the colour object", "nothing",
+     lambda r: "colours" in r.traits and "classes" not in r.traits),
+    ("note", "masks in the alpha channel", "what is opaque is object", "nothing",
+     lambda r: "alpha" in r.traits),
     ("note", "masks of 0 and 1", "read as they are meant here, but black in viewers, and empty for "
      "PySODMetrics and others", "multiply by 255 to use them elsewhere",
-     lambda r: "zero_one" in r.traits and r.area > 0),
-    ("warning", "soft masks", f"over {SOFT:.0%} of the pixels are neither black nor white; "
-     "above 128 is object", "if that is not what is meant, threshold them",
-     lambda r: r.soft > SOFT),
-    ("warning", "coloured masks", "object is where any channel is 128 or above",
-     "if colours are classes, make one mask of 0 and 255", lambda r: "colour" in r.traits),
-    ("note", "masks with a palette", "object is where any channel of the colour is 128 or above",
-     "if colours are classes, make one mask of 0 and 255", lambda r: "palette" in r.traits),
+     lambda r: "zero_one" in r.traits),
+    ("note", "masks of 0 and a value that is neither 1 nor white", "the other value is object, "
+     "whatever it is; other tools may see no object", "if it is no class index, nothing",
+     lambda r: "levels" in r.traits),
     ("warning", "masks with EXIF rotation", "it is not applied", "store the mask turned",
      lambda r: "exif" in r.traits),
 )  # fmt: skip
+
+_LIMITS = {
+    "empty masks": TOO_MANY["empty"],
+    "masks that look inverted": TOO_MANY["inverted"],
+}
 
 
 def all_findings(examined: Sequence[Examined], earlier: Sequence[Finding]) -> list[Finding]:
@@ -110,21 +126,39 @@ def _of_files(examined: Examined) -> Iterator[Finding]:
             yield Finding("error", f"unusable {kind}", where, reason, advice, files)
     yield from _sizes(examined)
     for rules, records in ((IMAGE_RULES, images), (MASK_RULES, masks)):
-        for level, check, what, advice, fits in rules:
-            files = [(r.path,) for r in records if not r.error and fits(r)]
+        for level, check, what, advice, applies in rules:
+            files = [(r.path,) for r in records if not r.error and applies(r)]
+            if len(records) > 1 and len(files) >= _LIMITS.get(check, 2) * len(records):
+                level = "error"
             if files:
                 yield Finding(level, check, where, what, advice, files)
+    yield from _equal_masks(examined)
+
+
+def _equal_masks(examined: Examined) -> Iterator[Finding]:
+    same: dict[bytes, dict[bytes, str]] = {}
+    for image, mask in examined.records:
+        if image and mask and mask.digest and not image.error:
+            same.setdefault(mask.digest, {}).setdefault(image.digest, mask.path)
+    files = [tuple(paths.values()) for paths in same.values() if len(paths) > 1]
+    if files:
+        what = "equal in every pixel, though their images differ: of another image?"
+        advice = "look which image each belongs to"
+        yield Finding("warning", "equal masks", examined.part.label, what, advice, files)
 
 
 def _sizes(examined: Examined) -> Iterator[Finding]:
     turned: list[tuple[str, ...]] = []
     other: list[tuple[str, ...]] = []
+    near: list[tuple[str, ...]] = []
     example = ""
     for image, mask in examined.records:
         if not image or not mask or image.error or mask.error or image.size == mask.size:
             continue
         if image.orientation >= 5 and image.size == mask.size[::-1]:
             turned.append((image.path, mask.path))
+        elif examined.part.role == "test" and fits(image.size, mask.size):
+            near.append((image.path, mask.path))
         else:
             other.append((image.path, mask.path))
             (w, h), (mw, mh) = image.size, mask.size
@@ -134,6 +168,9 @@ def _sizes(examined: Examined) -> Iterator[Finding]:
         what = "they fit the image as its EXIF rotation shows it, not as it is stored"
         advice = "store the image turned (mogrify -auto-orient)"
         yield Finding("error", "masks of the turned image", where, what, advice, turned)
+    if near:
+        what = "a few pixels larger or smaller than the image; maps are brought to the mask's size"
+        yield Finding("warning", "masks of nearly the image's size", where, what, "nothing", near)
     if other:
         advice = (
             "get image and mask from one source; only if they show the same section, resize the "

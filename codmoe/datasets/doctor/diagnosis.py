@@ -190,8 +190,14 @@ def print_report(report: Report) -> None:
     speed = report.images / max(report.seconds, 0.1)
     print(
         f"{report.images:,} images in {report.seconds:.0f} s ({speed:.0f} a second): {kinds}. "
-        + ("Mend the errors before training." if report.errors else "Ready to train on.")
+        + _verdict(counts)
     )
+
+
+def _verdict(counts: dict[str, int]) -> str:
+    if counts["error"]:
+        return "Mend the errors before training."
+    return "Look at the warnings before training." if counts["warning"] else "Ready to train on."
 
 
 def _found(finding: Finding, root: str) -> Text:

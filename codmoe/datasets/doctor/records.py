@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from codmoe.datasets.doctor.similarity import THUMBNAIL, perceptual_hash
-from codmoe.datasets.transforms import read_image, read_mask
+from codmoe.datasets.reading import peculiarities, read_image, read_mask
 
 ORIENTATION = 0x0112
 # What decoders print about data they could not decode and made up. Extra bytes between markers or
@@ -24,9 +24,6 @@ DAMAGE = re.compile(
     r"(premature end|bad Huffman|CRC error|incorrect data check|Not enough data|invalid distance"
     r"|bad adaptive filter|Unsupported marker|found marker)"
 )
-# A pixel of these values is neither object nor background.
-SOFT_LOW, SOFT_HIGH = 16, 239
-
 _printed = None
 
 
@@ -39,7 +36,7 @@ class Record:
         error: Why it cannot be read, or None; all else is then unset.
         size: Width and height in pixels, as stored.
         traits: Of ``exif``, ``alpha``, ``alpha_used``, ``palette``, ``cmyk``, ``16bit``, ``grey``;
-            of a mask also ``colour`` and ``zero_one``.
+            of a mask also those of :class:`Mask` and :data:`PECULIAR`.
         damage: Complaints of the decoder.
     """
 
@@ -72,12 +69,10 @@ class MaskRecord(Record):
     """One mask file.
 
     Args:
-        area: Share of object pixels.
-        soft: Share of pixels that are neither dark nor bright.
+        digest: Equal for equal masks, unset for empty and full ones.
     """
 
-    area: float = 0.0
-    soft: float = 0.0
+    digest: bytes = b""
 
 
 def start_worker() -> None:
@@ -120,8 +115,7 @@ def inspect_image(path: str) -> ImageRecord:
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     record.thumbnail = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     record.code = perceptual_hash(record.thumbnail)
-    shape = np.array(pixels.shape, np.int64).tobytes()
-    record.digest = hashlib.blake2b(pixels.data, digest_size=16, key=shape).digest()
+    record.digest = _digest(pixels)
     return record
 
 
@@ -132,21 +126,19 @@ def inspect_mask(path: str) -> MaskRecord:
         mask = read_mask(path)
     except ValueError as error:
         return MaskRecord(path, error=_without_path(error, path))
-    record = MaskRecord(path, size=(mask.shape[1], mask.shape[0]), damage=_damage())
-    record.area = float(mask.mean())
-    traits = [t for t in _header(path)[1] if t not in ("grey", "alpha_used")]
-    raw = np.asarray(cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED))
-    if raw.ndim == 3:
-        channels = raw[..., :3]
-        if "palette" not in traits and (channels != channels[..., :1]).any():
-            traits.append("colour")
-        raw = channels.max(axis=2)
-    if raw.max() == 1:
-        traits.append("zero_one")
-    if raw.dtype == np.uint8 and not {"colour", "palette"} & set(traits):
-        record.soft = float(((raw > SOFT_LOW) & (raw < SOFT_HIGH)).mean())
-    record.traits = tuple(traits)
+    height, width = mask.pixels.shape
+    record = MaskRecord(path, size=(width, height), damage=_damage())
+    peculiar = peculiarities(mask)
+    exif = [trait for trait in _header(path)[1] if trait == "exif"]
+    record.traits = (*mask.traits, *peculiar, *exif)
+    if not {"empty", "whole"} & set(peculiar):
+        record.digest = _digest(mask.pixels)
     return record
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+    shape = np.array(pixels.shape, np.int64).tobytes()
+    return hashlib.blake2b(pixels.data, digest_size=16, key=shape).digest()
 
 
 def _header(path: str) -> tuple[int, tuple[str, ...]]:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from codmoe.datasets.layouts import files_by_stem, resolve_root
+from codmoe.datasets.reading import read_image
 from codmoe.datasets.splits import split_indices
 from codmoe.datasets.synthetic.camouflage import SyntheticCamouflage, generator
 from codmoe.datasets.synthetic.scene import (
@@ -22,7 +23,6 @@ from codmoe.datasets.synthetic.scene import (
     rim_shading,
 )
 from codmoe.datasets.synthetic.textures import make_texture, uniform
-from codmoe.datasets.transforms import read_image
 from codmoe.messages import suggest
 from codmoe.registry import DATASETS
 

@@ -11,13 +11,7 @@ seeds in every worker.
 from codmoe.datasets.transforms.colour import RandomBlur, RandomColour, RandomJPEG
 from codmoe.datasets.transforms.copy_paste import CopyPaste, SamplePool
 from codmoe.datasets.transforms.geometry import RandomWarp
-from codmoe.datasets.transforms.loading import (
-    LoadCODPair,
-    pair_results,
-    read_image,
-    read_mask,
-    read_pair,
-)
+from codmoe.datasets.transforms.loading import LoadCODPair, pair_results
 from codmoe.datasets.transforms.packing import META_KEYS, PackCODInputs
 
 __all__ = [
@@ -31,7 +25,4 @@ __all__ = [
     "RandomWarp",
     "SamplePool",
     "pair_results",
-    "read_image",
-    "read_mask",
-    "read_pair",
 ]

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from codmoe.datasets.integrity import UnreadableFile
+from codmoe.datasets.reading import UnreadableFile
 from codmoe.datasets.transforms.ranges import check_pair, check_range
 from codmoe.registry import TRANSFORMS
 

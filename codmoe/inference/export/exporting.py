@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from codmoe import __version__
+from codmoe.datasets.reading import read_image
 from codmoe.datasets.synthetic import KINDS, generate
-from codmoe.datasets.transforms import read_image
 from codmoe.engine.config import list_configs
 from codmoe.files import new_folder
 from codmoe.inference.export import onnx_graphs, onnx_runner

@@ -27,7 +27,7 @@ def test_files_that_cannot_be_used(pair):
     assert ("masks without image", ["06.png"]) in errors
     assert ("two images of one stem", ["07.jpg", "07.png"]) in errors
     assert report.errors == 7 == sum(f.level == "error" for f in report.findings)
-    seven = next(f for f in report.findings if "up to 7" in f.what)
+    seven = next(f for f in report.findings if "value 7 everywhere" in f.what)
     assert seven.files == [(str(masks / "03.png"),)]
     assert all(f.advice and f.what and f.where == "set" for f in report.findings)
     size = next(f for f in report.findings if f.check == "masks of another size")
@@ -36,27 +36,63 @@ def test_files_that_cannot_be_used(pair):
 
 def test_peculiar_masks(pair):
     masks = pair / "masks"
-    cv2.imwrite(str(masks / "00.png"), np.zeros((60, 80), np.uint8))
-    cv2.imwrite(str(masks / "01.png"), np.full((60, 80), 255, np.uint8))
     box = picture(0, (60, 80))[1]
-    cv2.imwrite(str(masks / "02.png"), box // 255)
-    cv2.imwrite(str(masks / "03.png"), cv2.GaussianBlur(box, (0, 0), 9))
+    dot = box * 0
+    dot[3, 4] = 255
+    large = box * 0
+    large[:, 20:60] = 255
     coloured = np.zeros((60, 80, 3), np.uint8)
     coloured[20:30, 20:30] = (0, 0, 200)
-    cv2.imwrite(str(masks / "04.png"), coloured)
+    several = coloured.copy()
+    several[40:50, 20:30] = (0, 90, 0)
     palette = Image.fromarray(box // 255, mode="P")
     palette.putpalette([0, 0, 0, 128, 0, 0])
-    palette.save(masks / "05.png")
+    files = [box * 0, box | 255, box // 255, cv2.GaussianBlur(large, (0, 0), 4), coloured]
+    files += [palette, several, 255 - box, dot, (box > 0) * np.uint16(300)]
+    for number, file in enumerate(files):
+        path = str(masks / f"{number:02d}.png")
+        _ = file.save(path) if file is palette else cv2.imwrite(path, file)
     report = look(pair)
     assert found(report, "error") == {}
     assert found(report, "warning") == {
         "empty masks": [("00.png",)],
         "all-white masks": [("01.png",)],
+        "masks that look inverted": [("07.png",)],
+        "masks of a few pixels": [("08.png",)],
         "soft masks": [("03.png",)],
-        "coloured masks": [("04.png",)],
+        "masks of several colours": [("06.png",)],
+        "equal masks": [("02.png", "05.png", "09.png")],
     }
-    notes = {"masks of 0 and 1": [("02.png",)], "masks with a palette": [("05.png",)]}
-    assert found(report, "note") == notes
+    assert found(report, "note") == {
+        "masks of 0 and 1": [("02.png",)],
+        "coloured masks": [("04.png",), ("05.png",)],
+        "masks of 0 and a value that is neither 1 nor white": [("09.png",)],
+    }
+
+
+def test_a_set_without_objects_or_of_inverted_masks_is_not_ready(pair, capsys):
+    for path in (pair / "masks").iterdir():
+        cv2.imwrite(str(path), 255 - cv2.imread(str(path), 0))
+    report = look(pair)
+    assert len(found(report, "error")["masks that look inverted"]) == 12
+    for path in (pair / "masks").iterdir():
+        cv2.imwrite(str(path), np.zeros((60, 80), np.uint8))
+    assert len(found(look(pair), "error")["empty masks"]) == 12
+
+
+def test_images_of_one_colour(pair):
+    cv2.imwrite(str(pair / "images" / "03.jpg"), np.full((60, 80, 3), (9, 90, 200), np.uint8))
+    assert found(look(pair), "error") == {"images of one colour": [("03.jpg",)]}
+
+
+def test_masks_a_few_pixels_off_are_errors_in_training_alone(tmp_path):
+    for role in ("train", "test"):
+        root = add(tmp_path / "crabs" / role, "images", "masks", [f"{role}{i}" for i in range(3)])
+        cv2.imwrite(str(root / "masks" / f"{role}1.png"), picture(0, (25, 31))[1])
+    report = look(tmp_path)
+    assert found(report, "error") == {"masks of another size": [("train1.jpg", "train1.png")]}
+    near = found(report, "warning")["masks of nearly the image's size"]
+    assert near == [("test1.jpg", "test1.png")]
 
 
 def test_peculiar_images(pair):

@@ -1,0 +1,357 @@
+"""Reads images as RGB and masks as {0, 1}, whatever they are stored as, or refuses the file."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from contextlib import suppress
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from codmoe.messages import listed
+
+# Values this near to black or white, of 255, are their ringing or rim; those between are soft.
+MARGIN = 16
+# VOC's palette has 21 classes and a border: a mask of no more values may be one of class indices.
+CLASSES = 24
+# A coloured picture of more colours has rims or JPEG's noise.
+COLOURS = 64
+VOID = (192, 224, 224)  # VOC's border, in OpenCV's order
+# A larger share of pixels neither dark nor bright is worth a word, and above that it is no mask.
+SOFT, NO_MASK = 0.02, 0.5
+
+
+class UnreadableFile(ValueError):
+    """An image or mask file that cannot be used; the message starts with its path.
+
+    Apart from other ``ValueError``, because in training it may be replaced by another sample (see
+    :class:`TolerantDataset`), which a mistake in a config must not be.
+    """
+
+    def __init__(self, message: str) -> None:
+        # torch raises what a loader's worker raised anew, with a traceback as its message, of which
+        # the last line is the sentence meant.
+        super().__init__(message.rsplit("UnreadableFile: ", 1)[-1].strip())
+
+
+class Mask(NamedTuple):
+    """A mask and how it was stored.
+
+    Args:
+        pixels: (H, W) uint8 in {0, 1}.
+        traits: Of ``zero_one``, ``levels`` (0 and one value that is neither 1 nor white),
+            ``colours``, ``classes`` (more than one colour), ``alpha``, ``soft``.
+    """
+
+    pixels: np.ndarray
+    traits: frozenset[str] = frozenset()
+
+
+class _NoMask(ValueError):
+    """What keeps the pixels from being a mask."""
+
+
+def is_complete(data: bytes | memoryview) -> bool:
+    """Whether an encoded image ends as its format says; older OpenCV half-decodes others.
+
+    Args:
+        data: The file's bytes; its first 8 and last 8 are enough for JPEG and PNG.
+    """
+    start, end = bytes(data[:8]), bytes(data[-8:])
+    if start.startswith(b"\xff\xd8") and end.endswith(b"\xff\xd9"):
+        return True
+    if start.startswith(b"\x89PNG") and end == b"IEND\xaeB`\x82":
+        return True
+    # Another format, or bytes behind the end, which is harmless: only decoding tells.
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except Exception:
+        # Of damaged files Pillow's plugins raise what they stumble over: OSError and SyntaxError,
+        # but struct.error, IndexError or DecompressionBombError too.
+        return False
+    return True
+
+
+def has_plausible_header(data: bytes | memoryview) -> bool:
+    """Whether the sizes that an encoded image claims can be true, told without decoding.
+
+    OpenCV allocates what a damaged file asks for, 4 GB were seen, before it finds the damage.
+    """
+    if bytes(data[:4]) == b"\x89PNG":
+        return _has_whole_chunks(data)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            # Pixels that a byte can stand for. Measured on even areas: JPEG 85, TIFF 16,000
+            # (group 4), WebP 24,000 (lossless).
+            most = 1000 if image.format in ("JPEG", "MPO", "BMP") else 40_000
+            return image.width * image.height <= most * len(data)
+    except Image.DecompressionBombError:  # more than twice this many pixels
+        return 1000 * len(data) >= 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    except Exception:
+        return True  # not for Pillow to tell; decoding will
+
+
+def _has_whole_chunks(data: bytes | memoryview) -> bool:
+    """Whether a PNG's chunks follow one another up to its end, the first of them undamaged."""
+    if zlib.crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
+        return False
+    start = 8
+    while start + 12 <= len(data):
+        if bytes(data[start + 4 : start + 8]) == b"IEND":
+            return True
+        start += 12 + int.from_bytes(data[start : start + 4], "big")
+    return False
+
+
+def decode(path: str) -> np.ndarray:
+    """Pixels as they are stored: (H, W), or (H, W, 3 or 4) in OpenCV's order of channels.
+
+    The EXIF orientation is ignored, in images as in masks.
+
+    Raises:
+        UnreadableFile: The file is missing, damaged, or of a form that is not read.
+    """
+    try:
+        # Read by numpy: cv2.imread knows only ASCII paths on some systems.
+        data = np.fromfile(path, np.uint8)
+        readable = data.size and has_plausible_header(data.data)
+        pixels = _tiff(path, data) if readable else None
+        if readable and pixels is None:
+            pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except OSError as error:
+        raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}") from error
+    except (cv2.error, MemoryError) as error:
+        # Damaged headers promise impossible sizes.
+        raise UnreadableFile(f"{path} is unreadable: OpenCV cannot decode it") from error
+    if pixels is None or not is_complete(data.data):
+        raise UnreadableFile(f"{path} is unreadable: empty, truncated or not an image")
+    return pixels
+
+
+def _tiff(path: str, data: np.ndarray) -> np.ndarray | None:
+    """Pixels of a TIFF that OpenCV misreads: it drops the alpha of grey and darkens under it."""
+    if bytes(data[:4]) not in (b"II*\0", b"MM\0*"):
+        return None
+    try:
+        header = ImageFileDirectory_v2(bytes(data[:8]))
+        with io.BytesIO(data.data) as file:
+            file.seek(header.next)
+            header.load(file)
+        channels, bits = int(header.get(277, 1)), np.max(header.get(258, 1))
+    except Exception:
+        return None  # damaged; decoding will tell
+    if channels in (2, 4) and bits == 8 and header.get(262) != 5:  # 5: CMYK
+        with suppress(Exception), Image.open(io.BytesIO(data.data)) as image:
+            if image.mode in ("LA", "RGBA"):
+                return cv2.cvtColor(np.asarray(image.convert("RGBA")), cv2.COLOR_RGBA2BGRA)
+    if channels not in (1, 3, 4):
+        raise UnreadableFile(
+            f"{path} has {channels} channels; expected 1 (grey), 3 (RGB), 4 (RGB and alpha), or 2 "
+            "(grey and alpha) of 8 bits"
+        )
+    return None
+
+
+def read_image(path: str) -> np.ndarray:
+    """An image file as RGB, (H, W, 3) uint8.
+
+    Grey becomes three equal channels, alpha is dropped, 16 bits are scaled to 8 unless no value is
+    above 255.
+
+    Raises:
+        UnreadableFile: The file is not a readable image; a ValueError, as all below.
+    """
+    pixels = decode(path)
+    if pixels.dtype == np.uint16:
+        pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257 if pixels.max() > 255 else 1)
+    if pixels.dtype != np.uint8:
+        raise UnreadableFile(f"{path} holds {pixels.dtype} values; expected 8 or 16 bits a channel")
+    if pixels.ndim == 2:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    alpha = pixels.shape[2] == 4
+    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB if alpha else cv2.COLOR_BGR2RGB)
+
+
+def read_mask(path: str) -> Mask:
+    """The one decision what is object, for training, evaluation and the doctor.
+
+    Of 0 and one other value, whatever it is, the other is object; so is every colour beside black.
+    Of more greys those above 128 of 255 are object, as PySODMetrics has it, if the others are the
+    rim or the ringing of two levels. A mask may lie in the alpha channel.
+
+    Raises:
+        UnreadableFile: The file is unreadable or, by this rule, not two-valued: class indices, a
+            border that is neither, one value that is neither black nor white, NaN, a photograph.
+    """
+    pixels = decode(path)
+    try:
+        return _of_channels(pixels, path)
+    except _NoMask as error:
+        raise UnreadableFile(
+            f"{path} {error}; a mask is 0 and one other value, or black and colours"
+        ) from None
+
+
+def _of_channels(pixels: np.ndarray, path: str) -> Mask:
+    if pixels.ndim == 2:
+        return _of_greys(pixels)
+    colours, alpha = pixels[..., :3], pixels[..., 3:]
+    if not alpha.size or _is_even(alpha):
+        return _of_colours(colours, path)
+    see_through = _of_greys(alpha[..., 0])
+    if _is_even(colours):
+        return see_through._replace(traits=frozenset(["alpha"]))
+    try:
+        drawn = _of_colours(colours, path)
+    except _NoMask:  # a photograph, cut out
+        return see_through._replace(traits=frozenset(["alpha"]))
+    either = np.count_nonzero(drawn.pixels | see_through.pixels)
+    if np.count_nonzero(drawn.pixels ^ see_through.pixels) > 0.05 * either:
+        raise _NoMask("has one mask in its colours and another in its alpha channel")
+    return drawn
+
+
+def _is_even(pixels: np.ndarray) -> bool:
+    return bool((pixels == pixels[:1, :1]).all())
+
+
+def _of_colours(pixels: np.ndarray, path: str) -> Mask:
+    if _is_even(pixels):
+        with Image.open(path) as image:  # a palette that paints all indices alike
+            if image.mode == "P":
+                return _of_greys(np.asarray(image))
+    values = pixels.max(axis=2)
+    if (pixels == pixels[..., :1]).all():
+        return _of_greys(values)
+    if pixels.dtype != np.uint8:
+        pixels = cv2.convertScaleAbs(pixels, alpha=255 / max(float(values.max()), 255.0))
+        values = pixels.max(axis=2)
+    words = pixels.astype(np.uint32)
+    found, counts = np.unique(
+        words[..., 0] << 16 | words[..., 1] << 8 | words[..., 2], return_counts=True
+    )
+    if len(found) > COLOURS:
+        mask = _of_greys(values)
+        return mask._replace(traits=mask.traits | {"colours"})
+    if found[0] != 0:
+        raise _NoMask(f"has {len(found)} colours, none of which is black, the background")
+    if np.isin(VOID[0] << 16 | VOID[1] << 8 | VOID[2], found):
+        raise _NoMask("has VOC's border (224, 224, 192), which is neither object nor background")
+    # Darker ones are rims: the darkest of VOC's palette has a channel of 32.
+    several = np.count_nonzero(counts[1:] > max(values.size // 1000, 1)) > 1
+    return Mask(
+        (values > MARGIN).astype(np.uint8),
+        frozenset(["colours", "classes"] if several else ["colours"]),
+    )
+
+
+def _of_greys(values: np.ndarray) -> Mask:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise _NoMask("holds NaN or infinite values")
+    values = np.ascontiguousarray(values)
+    levels = (
+        np.flatnonzero(cv2.calcHist([values], [0], None, [256], [0, 256]))
+        if values.dtype == np.uint8
+        else np.unique(values)
+    )
+    low, top = levels[0].item(), levels[-1].item()
+    white = next((w for w in (1, 255, 65535) if 1 - MARGIN / 255 <= top / w <= 1), None)
+    if low < 0:
+        raise _NoMask(f"holds values from {low:g} to {top:g}")
+    if len(levels) == 1:
+        if top not in (0, 1, 255, 65535):
+            raise _NoMask(f"has the value {top:g} everywhere")
+        return Mask((values > 0).astype(np.uint8), frozenset(["zero_one"] * (top == 1)))
+    if len(levels) == 2 and low == 0:
+        trait = "levels" if white is None else "zero_one" if white == top == 1 else ""
+        return Mask((values > 0).astype(np.uint8), frozenset([trait] if trait else ()))
+    if white is None or (white == 1 and values.dtype.kind != "f"):
+        raise _NoMask(f"has {len(levels)} values up to {top:g}, as class indices have")
+    scaled = values.astype(np.float32) * np.float32(255 / white)
+    between = (scaled >= MARGIN) & (scaled <= 255 - MARGIN)
+    box = np.ones((3, 3), np.uint8)
+    # Pixels among their like: the rims of an object are thinner, levels of their own are not.
+    flat = cv2.erode(scaled, box) == cv2.dilate(scaled, box)
+    third = flat & between
+    if len(levels) <= CLASSES:
+        third = flat & (values != low) & (values != top)
+    indices = False
+    if len(levels) == 3 and levels[1] < CLASSES < top:  # {0, 1, 255}, however thin
+        ones, tops = (np.count_nonzero(values == level) for level in levels[1:])
+        indices = bool(2 * ones > tops)
+    if indices or np.count_nonzero(third) > max(4, 0.0005 * values.size):
+        odd = levels[1:-1] if indices else np.unique(values[third])
+        raise _NoMask(
+            f"has areas of {listed(odd.tolist(), shown=3, show='{:g}'.format)} beside {low:g} and "
+            f"{top:g}, as class indices and borders have"
+        )
+    soft = between.mean()
+    if soft > NO_MASK:
+        raise _NoMask(f"is a picture of greys: {soft:.0%} of its pixels are not black or white")
+    return Mask((scaled > 128).astype(np.uint8), frozenset(["soft"] if soft > SOFT else ()))
+
+
+def fits(image: tuple[int, ...], mask: tuple[int, ...]) -> bool:
+    """Whether a mask of another size (height, width) shows the whole image, but for a few pixels.
+
+    NC4K as it is released holds such masks.
+    """
+    (h, w), (mh, mw) = image, mask
+    off = abs(mh * w / h - mw), abs(mw * h / w - mh)
+    return all(o <= max(0.03 * m, min(3, 0.15 * m)) for o, m in zip(off, (mw, mh), strict=True))
+
+
+# What may be wrong with a mask that can be read, and how it is said of one file.
+PECULIAR = {
+    "empty": "no pixel is object",
+    "whole": "every pixel is object",
+    "inverted": "the object is most of the image and most of its border: inverted?",
+    "tiny": "the object is a few pixels",
+    "soft": f"over {SOFT:.0%} of the pixels are neither black nor white; above 128 is object",
+    "classes": "of several colours, all of which are object",
+}
+
+# From this share of a data set's masks on it is an error.
+TOO_MANY = {"empty": 1.0, "inverted": 0.5}
+
+
+def peculiarities(mask: Mask) -> list[str]:
+    """What of :data:`PECULIAR` is true of a mask."""
+    pixels, found = mask.pixels, sorted(mask.traits & PECULIAR.keys())
+    count = np.count_nonzero(pixels)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    if count in (0, pixels.size):
+        return [*found, "whole" if count else "empty"]
+    # In none of 4,041 masks of CAMO, DUTS, Kvasir, ClinicDB and COCO.
+    if 2 * count > pixels.size and border.mean() > 0.7:
+        found.append("inverted")
+    if count < 32 and 100 * count < pixels.size:
+        found.append("tiny")
+    return found
+
+
+def read_pair(
+    image_path: str, mask_path: str, *, any_size: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) and mask (H, W) in {0, 1}.
+
+    Args:
+        image_path: The image.
+        mask_path: Its mask.
+        any_size: Take a mask of another size that shows the same section; see :func:`fits`.
+
+    Raises:
+        UnreadableFile: A file is unreadable, or the mask is not of the image's size.
+    """
+    image, mask = read_image(image_path), read_mask(mask_path).pixels
+    if mask.shape != image.shape[:2] and not (any_size and fits(image.shape[:2], mask.shape)):
+        (h, w), (mh, mw) = image.shape[:2], mask.shape
+        raise UnreadableFile(
+            f"{mask_path} is a mask of another size ({mw}x{mh}, its image is {w}x{h})"
+        )
+    return image, mask
