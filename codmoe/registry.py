@@ -16,6 +16,13 @@ from mmengine.registry import build_from_cfg, build_model_from_cfg
 from codmoe.messages import nearest, suggest
 
 SCOPE = "codmoe"
+REMOVED = dict(  # in 0.2; CHANGELOG.md says why
+    PixelCombiner="'ProbabilityCombiner'",
+    ExpectedRegretLoss="'ExpertIoUDistillation'",
+    ExpertRankingLoss="'ExpertIoUDistillation'",
+    OracleRouter="another router; tools/test.py --experts reports the oracle of any model",
+)
+"""Registered names of before → what to use now."""
 
 
 def argument_faults(cls: type, given: Iterable[str]) -> list[str]:
@@ -82,6 +89,8 @@ class Registry(MMRegistry):
         """
         found = super().get(key)
         if found is None:
+            if key in REMOVED:
+                raise ValueError(f"type={key!r} was removed in 0.2; use {REMOVED[key]}")
             own = list(self.module_dict)
             # Names of mmengine's own are offered only when they are near: there are hundreds.
             close = nearest(key, own + list(self.parent.module_dict))

@@ -66,14 +66,12 @@ class ExpertOutput:
     Args:
         logits: The expert's prediction, (M, 1, h, w) at its own resolution.
         side_logits: Further supervised maps, each (M, 1, h_i, w_i); empty if there are none.
-        confidence: Where the prediction is to be trusted, in [0, 1], (M, 1, h', w'), or None.
         rows: Index of each of the M images in the batch, (M,); None means the whole batch in order.
         extra: Tensors that only the expert's own loss reads (UJSC keeps its image here).
     """
 
     logits: Tensor
     side_logits: list[Tensor] = field(default_factory=list)
-    confidence: Tensor | None = None
     rows: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 

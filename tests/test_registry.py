@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from codmoe.registry import (
     DATASETS,
     METRICS,
     MODELS,
+    REMOVED,
     TRANSFORMS,
     argument_faults,
 )
@@ -28,6 +30,14 @@ def test_a_type_near_to_nothing_is_answered_with_our_own_names():
     message = str(caught.value)
     assert "EvidenceRouter" in message and "PraNetExpert" in message
     assert "AmpOptimWrapper" not in message and len(message) < 2000
+
+
+@pytest.mark.parametrize(("name", "instead"), REMOVED.items())
+def test_a_name_that_is_gone_is_answered_with_what_to_use(name, instead):
+    with pytest.raises(ValueError, match=f"type='{name}' was removed.* use {instead}"):
+        MODELS.build(dict(type=name))
+    for part in re.findall("'(.*)'", instead):
+        MODELS.get(part)
 
 
 def test_mmengines_own_names_are_found():

@@ -24,7 +24,7 @@ def test_outputs_do_not_share_their_lists():
     a, b = ExpertOutput(torch.zeros(1, 1, 2, 2)), ExpertOutput(torch.zeros(1, 1, 2, 2))
     a.side_logits.append(a.logits)
     a.extra["image"] = a.logits
-    assert b.side_logits == [] and b.extra == {} and b.rows is None and b.confidence is None
+    assert b.side_logits == [] and b.extra == {} and b.rows is None
 
 
 def test_sample_tells_data_from_metainfo():

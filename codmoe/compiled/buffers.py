@@ -29,7 +29,7 @@ class Parts:
     router: Callable[[Tensor, list[Tensor]], RoutingDecision]
     experts: Mapping[str, Callable]
     scales: Mapping[str, tuple[float, ...]]
-    combine: Callable[[Tensor, RoutingDecision, Tensor | None], Tensor]
+    combine: Callable[[Tensor, RoutingDecision], Tensor]
     combiner: Combiner
     size_divisor: int
     dtype: torch.dtype
@@ -81,9 +81,6 @@ class Buffers:
         # One row more: where padding of a group writes.
         planes = (count, batch + 1, *size)
         self.maps = torch.zeros(planes, device=device)
-        self.confidence = (
-            torch.full(planes, 0.5, device=device) if parts.combiner.reads_confidence else None
-        )
         # Rows that each expert reads and those it writes.
         self.rows = torch.zeros(count, 2, batch, dtype=torch.long, device=device)
         self.host_rows = torch.zeros_like(self.rows, device="cpu")
@@ -221,16 +218,11 @@ class Buffers:
         if 1.0 in pyramids:
             fill(1.0)
         output = parts.experts[name](parts.cast(images), list(pyramids.values()))
-        results = [(self.maps, output.logits)]
-        if self.confidence is not None and output.confidence is not None:
-            results.append((self.confidence, output.confidence))
-        for planes, value in results:
-            planes[expert][target] = resize_to(value.float(), self.size)[:, 0]
+        self.maps[expert][target] = resize_to(output.logits.float(), self.size)[:, 0]
 
     def _combine(self, decision: RoutingDecision, key: tuple[int, bool]) -> None:
-        combiner, pick = self.parts.combiner, (decision.indices, self.every_row)
-        confidence = None if self.confidence is None else self.confidence[pick]
-        mixed = self.parts.combine(self.maps[pick], decision, confidence)
+        combiner = self.parts.combiner
+        mixed = self.parts.combine(self.maps[decision.indices, self.every_row], decision)
         if combiner.log_temperature is not None:
             mixed = mixed * (-combiner.log_temperature).exp()
         old = [self.mixed[key]] if key in self.mixed else None

@@ -53,9 +53,6 @@ class PartCopies:
         self.sources = _parts_of(model)
         self.modules = {name: self._copy(name, part) for name, part in self.sources.items()}
         self.watch = ChangeWatch(*self.sources.values())
-        reads_confidence = self.modules["combiner"].reads_confidence
-        for expert in model.experts:
-            self.modules[f"experts.{expert}"].gives_confidence = reads_confidence
 
     def parts(self, prepare: Preparer, overlap: bool) -> Parts:
         """What :class:`Buffers` call, compiled if ``prepare`` compiles."""

@@ -1,10 +1,8 @@
 from codmoe.models.backbones import Backbone, TimmPyramid, ViTPyramid
-from codmoe.models.combiners import Combiner, LogitCombiner, PixelCombiner, ProbabilityCombiner
+from codmoe.models.combiners import Combiner, LogitCombiner, ProbabilityCombiner
 from codmoe.models.experts import Expert, PraNetExpert, SINetExpert, UJSCExpert, ZoomNetExpert
 from codmoe.models.losses import (
-    ExpectedRegretLoss,
     ExpertIoUDistillation,
-    ExpertRankingLoss,
     LoadBalanceLoss,
     RouterZLoss,
     StructureLoss,
@@ -15,7 +13,6 @@ from codmoe.models.preprocessor import CODDataPreprocessor
 from codmoe.models.routers import (
     EvidenceRouter,
     FixedRouter,
-    OracleRouter,
     RandomRouter,
     Router,
     UniformRouter,
@@ -26,16 +23,12 @@ __all__ = [
     "CODDataPreprocessor",
     "Combiner",
     "EvidenceRouter",
-    "ExpectedRegretLoss",
     "Expert",
     "ExpertIoUDistillation",
-    "ExpertRankingLoss",
     "FixedRouter",
     "LoadBalanceLoss",
     "LogitCombiner",
     "ModelLevelMoE",
-    "OracleRouter",
-    "PixelCombiner",
     "PraNetExpert",
     "ProbabilityCombiner",
     "RandomRouter",

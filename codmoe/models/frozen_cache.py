@@ -21,7 +21,7 @@ GB = 1e9
 class _Piece:
     """Where one tensor of an image lies in the image's row, and how it looked."""
 
-    group: str  # "pyramid", "logits" or "confidence"
+    group: str  # "pyramid" or "logits"
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -35,8 +35,8 @@ class FrozenCache:
     """Pyramids and experts' maps by image and view.
 
     Valid as long as backbone and experts are frozen, batch-norm statistics included: each image's
-    result then depends on that image alone. Kept are the pyramid and each expert's prediction and
-    confidence at their own resolution, as one row of numbers an image. What does not fit into the
+    result then depends on that image alone. Kept are the pyramid and each expert's prediction at
+    its own resolution, as one row of numbers an image. What does not fit into the
     limit is computed anew each time; nothing is evicted.
 
     Args:
@@ -88,7 +88,7 @@ class FrozenCache:
             compute: Images → pyramid and the output of every expert, without gradient.
 
         Returns:
-            Pyramid of four maps (N, C_i, h_i, w_i), and per expert its logits and confidence; side
+            Pyramid of four maps (N, C_i, h_i, w_i), and per expert its logits; side
             maps and what only an expert's own loss reads are left out.
         """
         # Another size of the same view is another image (a collate function may draw sizes), and
@@ -184,9 +184,8 @@ class FrozenCache:
     @staticmethod
     def _assemble(values: dict[_Piece, Tensor]) -> Outputs:
         pyramid = [value for piece, value in values.items() if piece.group == "pyramid"]
-        confidence = {p.name: v for p, v in values.items() if p.group == "confidence"}
         return pyramid, {
-            piece.name: ExpertOutput(logits=value, confidence=confidence.get(piece.name))
+            piece.name: ExpertOutput(logits=value)
             for piece, value in values.items()
             if piece.group == "logits"
         }
@@ -211,11 +210,6 @@ class FrozenCache:
 def _pieces(pyramid: list[Tensor], outputs: dict[str, ExpertOutput]) -> dict[_Piece, Tensor]:
     found = [("pyramid", str(level), value) for level, value in enumerate(pyramid)]
     found += [("logits", name, output.logits) for name, output in outputs.items()]
-    found += [
-        ("confidence", name, output.confidence)
-        for name, output in outputs.items()
-        if output.confidence is not None
-    ]
     return {
         _Piece(group, name, tuple(value.shape[1:]), value.dtype): value
         for group, name, value in found

@@ -94,8 +94,7 @@ class ModelLevelMoE(BaseModel, HubModel):
             none.
         expert_loss_weight: Factor on every expert's own loss; 0 leaves them out.
         expert_loss_normalization: None; ``"maps"`` divides an expert's own loss by the number of
-            maps it supervises; ``"gradient"`` scales what each expert sends into the backbone to
-            the mean over experts (:class:`GradientBalance`).
+            maps it supervises.
         expert_execution: ``"together"``; ``"sequential"`` finishes an expert's backward pass before
             the next one begins: the same gradients with the activations of one expert at a time,
             only without ``mixture_loss``; ``"checkpoint"`` computes each expert's activations again
@@ -161,7 +160,6 @@ class ModelLevelMoE(BaseModel, HubModel):
         self.router_truth = build.build_router_truth(router_truth, names)
         self.routing_losses = build.build_routing_losses(routing_losses, train_dispatch)
         self.expert_training = ExpertTraining(
-            names,
             execution=expert_execution,
             normalization=expert_loss_normalization,
             weight=expert_loss_weight,
@@ -301,7 +299,6 @@ class ModelLevelMoE(BaseModel, HubModel):
         for name, routing_loss in self.routing_losses.items():
             losses[f"router.loss_{name}"] = routing_loss(decision, truth)
         losses.update(routing_monitors(decision, expert_iou))
-        losses.update(self.expert_training.monitors())
         return losses
 
     def predict(

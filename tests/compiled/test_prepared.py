@@ -138,13 +138,10 @@ def test_experts_of_other_image_scales_and_shared_ones(preparer):
         assert difference(prepared(images), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("combiner", ["PixelCombiner", "LogitCombiner"])
-def test_a_combiner_that_learns_and_reads_confidence(combiner, preparer):
-    model = build(combiner=dict(type=combiner, learn_temperature=True))
+def test_a_combiner_that_learns(preparer):
+    model = build(combiner=dict(type="LogitCombiner", learn_temperature=True))
     torch.nn.init.constant_(model.combiner.log_temperature, 0.3)
     torch.nn.init.normal_(model.router.fuse[-1].weight)
-    if combiner == "PixelCombiner":
-        torch.nn.init.normal_(model.combiner.outer[-1].weight)
     images = torch.randn(3, 3, 64, 64)
     assert difference(CompiledMoE(model, **SMALL)(images), eager(model, images)[0]) < TOLERANCE
 
@@ -308,7 +305,7 @@ def test_no_part_copies_between_host_and_device_when_it_evaluates(model, monkeyp
             return result
 
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
-    elsewhere = build(combiner=dict(type="PixelCombiner", learn_temperature=True)).to("meta")
+    elsewhere = build(combiner=dict(type="ProbabilityCombiner", learn_temperature=True)).to("meta")
     images = torch.empty(2, 3, 64, 64, device="meta")
     with torch.no_grad(), Watch():
         elsewhere.mixture(images, dense=True)

@@ -45,7 +45,7 @@ modle = dict()
 model = dict(
     topk=1, router=dict(widht=8), backbone=dict(nmae="x"), experts=dict(sinet=dict(chanels=8)),
     mixture_loss=dict(type="StructureLos"), routing_losses=dict(z=dict(wieght=1)),
-    combiner=dict(type="PixelCombiner", chanels=2),
+    combiner=dict(type="LogitCombiner", learn_temprature=True),
 )
 default_hooks = dict(best=dict(monitr="IoU"), logger=dict(intervall=2))
 custom_hooks = [dict(type="EMAHok")]
@@ -66,7 +66,7 @@ test_dataloader = dict(
         ("model.experts.sinet", "'channels'"),
         ("model.mixture_loss", "'StructureLoss'"),
         ("model.routing_losses.z", "'weight'"),
-        ("model.combiner", "'channels'"),
+        ("model.combiner", "'learn_temperature'"),
         ("default_hooks.best", "'monitor'"),
         ("default_hooks.logger", "'interval'"),
         ("custom_hooks[0]", "'EMAHook'"),

@@ -138,10 +138,8 @@ def test_a_bundle_says_what_it_is_and_what_is_wrong(sparse, tmp_path):
         OnnxRunner(tmp_path)
 
 
-def test_dense_onnx_with_a_combiner_that_reads_confidence(tmp_path):
-    names, combiner = ("sinet", "ujsc"), dict(type="PixelCombiner")
-    model = miniature(names, combiner=combiner, top_k=1)
-    torch.nn.init.normal_(model.combiner.outer[-1].weight)
+def test_dense_onnx(tmp_path):
+    model = miniature(("sinet", "ujsc"), top_k=1)
     found = export(model, tmp_path / "dense", format="onnx", size=(SIZE, 96))
     assert found["probability"] < TOLERANCE and found["undecided"] == 0
     runner = OnnxRunner(tmp_path / "dense")

@@ -7,7 +7,7 @@ from codmoe.registry import MODELS
 from codmoe.structures import ExpertOutput, RoutingDecision
 
 NAMES = ("a", "b", "c")
-COMBINERS = ("ProbabilityCombiner", "LogitCombiner", "PixelCombiner")
+COMBINERS = ("ProbabilityCombiner", "LogitCombiner")
 
 
 def build(kind, **kwargs):
@@ -31,8 +31,7 @@ def sparse(outputs, rows):
     picked = {}
     for name, index in rows.items():
         o, index = outputs[name], torch.tensor(index)
-        c = None if o.confidence is None else o.confidence[index]
-        picked[name] = ExpertOutput(o.logits[index], confidence=c, rows=index)
+        picked[name] = ExpertOutput(o.logits[index], rows=index)
     return picked
 
 
@@ -72,8 +71,8 @@ def test_learned_temperature_sharpens_soft_maps_and_keeps_the_mask(kind):
     assert ((after > 0) == (before > 0)).all()
 
 
-@pytest.mark.parametrize("kind", ["ProbabilityCombiner", "PixelCombiner"])
-def test_sure_experts_stay_exact(kind):
+def test_sure_experts_stay_exact():
+    kind = "ProbabilityCombiner"
     agreed = {
         "a": ExpertOutput(torch.tensor([60.0, -60.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)),
         "b": ExpertOutput(torch.full((2, 1, 4, 4), -60.0)),
@@ -112,10 +111,7 @@ def test_gradients_reach_logits_and_weights(kind, extreme):
 @pytest.mark.parametrize("kind", COMBINERS)
 def test_sparse_outputs_land_in_the_right_slots(kind):
     out = dense_outputs()
-    out["b"].confidence = torch.rand(2, 1, 8, 8)
     combiner = build(kind)
-    if kind == "PixelCombiner":
-        torch.nn.init.normal_(combiner.outer[-1].weight)
     dense = combiner(out, DECISION, (8, 8))
     routed = sparse(out, dict(a=[0, 1], b=[1], c=[0]))
     torch.testing.assert_close(combiner(routed, DECISION, (8, 8)), dense)
@@ -125,18 +121,13 @@ def test_sparse_outputs_land_in_the_right_slots(kind):
 
 def test_slots_follow_the_order_of_the_choice():
     out = {n: ExpertOutput(torch.full((2, 1, 2, 2), 1.0 + i)) for i, n in enumerate(NAMES)}
-    slots = into_slots(sparse(out, dict(a=[0, 1], b=[1], c=[0])), DECISION, (2, 2), "logits")
+    slots = into_slots(sparse(out, dict(a=[0, 1], b=[1], c=[0])), DECISION, (2, 2))
     assert slots[:, :, 0, 0].tolist() == [[3, 1], [1, 2]]
-    confidence = into_slots(out, DECISION, (2, 2), "confidence")
-    assert (confidence == 0.5).all()
 
 
 @pytest.mark.parametrize("kind", COMBINERS)
 def test_maps_of_any_size_and_precision_become_one(kind):
-    out = {
-        n: ExpertOutput(torch.randn(2, 1, 3 + i, 5).bfloat16(), confidence=torch.rand(2, 1, 2, 2))
-        for i, n in enumerate(NAMES)
-    }
+    out = {n: ExpertOutput(torch.randn(2, 1, 3 + i, 5).bfloat16()) for i, n in enumerate(NAMES)}
     mixed = build(kind)(out, DECISION, (13, 17))
     assert mixed.shape == (2, 1, 13, 17) and mixed.dtype == torch.float32
 
@@ -148,38 +139,3 @@ def test_one_choice_is_that_experts_map():
         mixed = build(kind)(out, decision, (8, 8))
         torch.testing.assert_close(mixed[0], out["b"].logits[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(mixed[1], out["c"].logits[1], atol=1e-5, rtol=1e-5)
-
-
-def test_pixel_combiner_starts_from_the_probabilities_and_learns():
-    combiner, out = build("PixelCombiner"), dense_outputs((16, 16))
-    plain = build("ProbabilityCombiner")(out, DECISION, (16, 16))
-    torch.testing.assert_close(combiner(out, DECISION, (16, 16)), plain, atol=1e-5, rtol=1e-4)
-    # Left is right in the first choice, right is right in the second: no weight per image says so.
-    target = (torch.rand(2, 1, 16, 16) > 0.5).float()
-    left = torch.arange(16) < 8
-    for row, (first, second) in enumerate((("c", "a"), ("a", "b"))):
-        truth = 6 * target[row] - 3
-        out[first].logits[row] = torch.where(left, truth, 0.2 * truth.neg())
-        out[second].logits[row] = torch.where(left, 0.2 * truth.neg(), truth)
-    optimizer = torch.optim.Adam(combiner.parameters(), lr=1e-2)
-    history = []
-    for step in range(30):
-        loss = F.binary_cross_entropy_with_logits(combiner(out, DECISION, (16, 16)), target)
-        optimizer.zero_grad()
-        loss.backward()
-        if step == 0:
-            assert combiner.outer[-1].weight.grad.any()
-        optimizer.step()
-        history.append(loss.item())
-    assert history[-1] < 0.8 * history[0]
-    assert all(p.grad is not None and p.grad.any() for p in combiner.parameters())
-
-
-def test_pixel_combiner_reads_confidence():
-    combiner, out = build("PixelCombiner"), dense_outputs()
-    torch.nn.init.normal_(combiner.outer[-1].weight)
-    before = combiner(out, DECISION, (8, 8))
-    out["c"].confidence = torch.ones(2, 1, 4, 4)
-    after = combiner(out, DECISION, (8, 8))
-    assert not torch.allclose(before[0], after[0], atol=1e-5)
-    torch.testing.assert_close(before[1], after[1])

@@ -11,6 +11,7 @@ from codmoe.models.moe import routing_monitors
 from codmoe.registry import MODELS
 from codmoe.structures import CODDataSample, RoutingDecision
 
+SHARP = dict(type="ProbabilityCombiner", learn_temperature=True)
 ROUTING_LOSSES = dict(balance=dict(type="LoadBalanceLoss"), z=dict(type="RouterZLoss"))
 
 
@@ -30,10 +31,10 @@ def test_the_interface_that_users_were_promised(tmp_path):
 
 
 def test_weights_survive_a_file(make_model, batch, tmp_path):
-    model = make_model(combiner=dict(type="PixelCombiner")).eval()
+    model = make_model(combiner=SHARP).eval()
     torch.nn.init.normal_(model.router.fuse[-1].weight)
     torch.save(model.state_dict(), tmp_path / "model.pth")
-    other = make_model(combiner=dict(type="PixelCombiner")).eval()
+    other = make_model(combiner=SHARP).eval()
     images = batch(2)[0]
     before = other(images)
     other.load_state_dict(torch.load(tmp_path / "model.pth"))
@@ -115,7 +116,7 @@ def test_losses_are_minimised_and_monitors_are_not(make_model, batch, dispatch):
 
 
 def test_dense_training_gives_every_parameter_a_gradient(make_model, batch):
-    model = make_model(**every_loss(train_dispatch="dense", combiner=dict(type="PixelCombiner")))
+    model = make_model(**every_loss(train_dispatch="dense", combiner=SHARP))
     images, targets = batch(2)
     with torch.autocast("cpu", torch.bfloat16):
         losses = model.train()(images, targets=targets, mode="loss")

@@ -27,8 +27,7 @@ from codmoe.registry import HOOKS
 class TrainingProgressHook(Hook):
     """Keeps the share of training done in the model's ``run_state``: it anneals noise.
 
-    Also what experts that run one after another need to know, the optimiser's loss scale; and keeps
-    the running norms of :class:`GradientBalance` in training checkpoints.
+    Also what experts that run one after another need to know, the optimiser's loss scale.
     """
 
     def before_train(self, runner) -> None:
@@ -38,29 +37,9 @@ class TrainingProgressHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         bare_model(runner).run_state.progress = runner.iter / max(runner.max_iters, 1)
 
-    def after_train_epoch(self, runner) -> None:
-        # The norms of the last step, too, before the checkpoint: a resumed run has no others.
-        balance = _balance(runner)
-        if balance is not None:
-            balance.update()
-
     def after_train(self, runner) -> None:
         state = bare_model(runner).run_state
         state.progress, state.scale_loss = 1.0, None
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        balance = _balance(runner)
-        if balance is not None:
-            checkpoint["gradient_balance"] = balance.ratio.cpu()
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        balance, ratio = _balance(runner), checkpoint.get("gradient_balance")
-        if balance is not None and ratio is not None and ratio.shape == balance.ratio.shape:
-            balance.ratio.copy_(ratio)
-
-
-def _balance(runner):
-    return getattr(getattr(bare_model(runner), "expert_training", None), "balance", None)
 
 
 @HOOKS.register_module()

@@ -115,6 +115,7 @@ class ScalesGraph(Graph):
 class ExpertGraph(Graph):
     """Images and pyramids → one expert's map at the size of the images."""
 
+    outputs = ("logits",)
     expert: Expert
 
     def __init__(self, model: ModelLevelMoE, name: str, size: tuple[int, int]):
@@ -122,42 +123,33 @@ class ExpertGraph(Graph):
         self.size = size
         scales = self.expert.input_scales
         self.inputs = ("images", *(level for scale in scales for level in level_names(scale)))
-        self.outputs = ("logits", "confidence") if model.combiner.reads_confidence else ("logits",)
 
     def forward(self, images: Tensor, *levels: Tensor) -> tuple[Tensor, ...]:
-        """uint8 (M, 3, H, W) and four maps for each of its scales → logits (M, 1, H, W) and, for a
-        combiner that reads it, confidence of the same shape.
-        """
+        """uint8 (M, 3, H, W) and four maps for each of its scales → logits (M, 1, H, W)."""
         pyramids = [list(levels[i : i + 4]) for i in range(0, len(levels), 4)]
         output = self.expert(self.normalised(images), pyramids)
-        logits = resize_to(output.logits, self.size)
-        if "confidence" not in self.outputs:
-            return (logits,)
-        if output.confidence is None:
-            return logits, logits * 0 + 0.5  # as the combiner reads it
-        return logits, resize_to(output.confidence, self.size)
+        return (resize_to(output.logits, self.size),)
 
 
 class CombinerGraph(Graph):
     """Maps of the chosen experts → mixture."""
 
+    inputs = ("maps", "weights", "indices")
     outputs = MAPS
     combiner: Combiner
 
     def __init__(self, model: ModelLevelMoE):
         super().__init__(model, combiner=model.combiner)
-        confidence = ("confidence",) if model.combiner.reads_confidence else ()
-        self.inputs = ("maps", "weights", "indices", *confidence)
 
-    def forward(self, maps: Tensor, weights: Tensor, indices: Tensor, *rest: Tensor) -> tuple:
-        """Logits of the chosen experts (N, k, H, W), their weights and indices (N, k) and, for a
-        combiner that reads it, confidence (N, k, H, W) → probability, logits (N, 1, H, W).
+    def forward(self, maps: Tensor, weights: Tensor, indices: Tensor) -> tuple:
+        """Logits of the chosen experts (N, k, H, W), their weights and indices (N, k) →
+        probability, logits (N, 1, H, W).
         """
         # A combiner reads choice and weights of a decision, never what they were made of.
         decision = RoutingDecision(
             weights, weights, indices, weights, expert_names=self.combiner.expert_names
         )
-        logits = self.combiner.from_slots(maps, decision, rest[0] if rest else None)
+        logits = self.combiner.from_slots(maps, decision)
         return logits.sigmoid(), logits
 
 
@@ -203,12 +195,10 @@ def write_sparse(model: ModelLevelMoE, size: tuple[int, int], folder: Path) -> d
     for name in model.expert_names:
         graph = ExpertGraph(model, name, size)
         values = {key: known[key] for key in graph.inputs}
-        found = write(f"expert_{name}", f"expert_{name}.onnx", graph, values)
+        (found,) = write(f"expert_{name}", f"expert_{name}.onnx", graph, values)
     graph = CombinerGraph(model)
-    maps = [part.expand(-1, model.router.top_k, -1, -1).contiguous() for part in found]
-    values = dict(maps=maps[0], weights=known["weights"], indices=known["indices"])
-    if "confidence" in graph.inputs:
-        values["confidence"] = maps[1]
+    maps = found.expand(-1, model.router.top_k, -1, -1).contiguous()
+    values = dict(maps=maps, weights=known["weights"], indices=known["indices"])
     write("combiner", COMBINER, graph, values)
     return dict(files=files)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codmoe.models.combiners import PixelCombiner, ProbabilityCombiner
+from codmoe.models.combiners import ProbabilityCombiner
 from codmoe.models.experts.ujsc import PositionAttention
 from codmoe.models.experts.zoomnet import ScaleIntegrationUnit
 from codmoe.models.moe import ModelLevelMoE
@@ -145,19 +145,12 @@ class StableProbabilityCombiner(ProbabilityCombiner):
     mix = staticmethod(mix_stably)
 
 
-class StablePixelCombiner(PixelCombiner):
-    """Mixes stably."""
-
-    mix = staticmethod(mix_stably)
-
-
 OTHER_FORMS: dict[type[nn.Module], type[nn.Module]] = {
     FrequencyBranch: MatrixFrequencyBranch,
     ContextBranch: GatheredContextBranch,
     ScaleIntegrationUnit: GatheredScaleIntegrationUnit,
     PositionAttention: HeadedPositionAttention,
     ProbabilityCombiner: StableProbabilityCombiner,
-    PixelCombiner: StablePixelCombiner,
 }
 """Part of the model → its equal for ONNX, with the same parameters."""
 

@@ -37,10 +37,6 @@ class Expert(nn.Module, ABC):
     loss_arguments: ClassVar[tuple[str, ...]] = ()
     """Arguments that :meth:`loss` alone reads: with others an expert predicts the same."""
 
-    gives_confidence: bool = True
-    """Whether :meth:`forward` estimates its confidence, if it can. Switched off by who evaluates
-    with a combiner that does not read it."""
-
     def __init__(self, *, in_channels: Sequence[int], input_scale: float = 1.0):
         super().__init__()
         if len(in_channels) != 4:

@@ -131,7 +131,7 @@ class HolisticAttention(nn.Module):
 
 @MODELS.register_module()
 class UJSCExpert(Expert):
-    """Two decoders, the second after holistic attention, and an adversarial confidence map.
+    """Two decoders, the second after holistic attention, and an adversarial loss.
 
     The original re-runs two stages of its ResNet on the attended stride-8 feature. The pyramid here
     is shared by all experts, so two strided blocks carry that feature on to strides 16 and 32,
@@ -185,15 +185,7 @@ class UJSCExpert(Expert):
         g3 = self.join[0](torch.cat([resize_to(self.carry[0](g2), f3), f3], dim=1))
         g4 = self.join[1](torch.cat([resize_to(self.carry[1](g3), f4), f4], dim=1))
         logits = self.refined([f1, g2, g3, g4])
-        confidence = None
-        if self.gives_confidence:
-            confidence = self.confidence.confidence(images, logits.sigmoid())
-        return ExpertOutput(
-            logits=logits,
-            side_logits=[initial],
-            confidence=confidence,
-            extra=dict(images=images),
-        )
+        return ExpertOutput(logits=logits, side_logits=[initial], extra=dict(images=images))
 
     def loss(self, output: ExpertOutput, target: Tensor, progress: float) -> dict[str, Tensor]:
         """Structure loss on both maps, adversarial term of the decoder, loss of the discriminator.
@@ -242,16 +234,9 @@ class ConfidenceEstimator(nn.Module):
         decoder that made them. (The released code detaches the maps, so its decoder learns
         nothing.)
         """
-        judged = self._held_fixed(images, maps)
+        fixed = {name: p.detach() for name, p in self.named_parameters()}
+        judged = functional_call(self, fixed, (images, maps))
         return F.binary_cross_entropy_with_logits(judged.float(), torch.ones_like(judged).float())
-
-    def confidence(self, images: Tensor, maps: Tensor) -> Tensor:
-        """Where the maps are to be trusted, in [0, 1], (N, 1, H/4, W/4), without any gradient."""
-        # Autocast caches the half-precision copy of a parameter; in some versions of torch the copy
-        # that `no_grad` makes is cut from its parameter, and `own_loss` would then teach nothing.
-        judge = self._held_fixed if torch.is_grad_enabled() else self
-        with torch.no_grad():
-            return judge(images, maps).sigmoid()
 
     def own_loss(self, images: Tensor, maps: Tensor, target: Tensor) -> Tensor:
         """Tells predictions (0, detached) from ground truth (1)."""
@@ -261,7 +246,3 @@ class ConfidenceEstimator(nn.Module):
             F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
             + F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
         )
-
-    def _held_fixed(self, images: Tensor, maps: Tensor) -> Tensor:
-        frozen = {name: p.detach() for name, p in self.named_parameters()}
-        return functional_call(self, frozen, (images, maps))

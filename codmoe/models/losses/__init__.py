@@ -1,7 +1,5 @@
 from codmoe.models.losses.routing import (
-    ExpectedRegretLoss,
     ExpertIoUDistillation,
-    ExpertRankingLoss,
     LoadBalanceLoss,
     RouterZLoss,
 )
@@ -13,9 +11,7 @@ from codmoe.models.losses.segmentation import (
 )
 
 __all__ = [
-    "ExpectedRegretLoss",
     "ExpertIoUDistillation",
-    "ExpertRankingLoss",
     "LoadBalanceLoss",
     "RouterZLoss",
     "SoftIoULoss",

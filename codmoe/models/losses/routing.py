@@ -68,20 +68,6 @@ class RouterZLoss(nn.Module):
         return self.weight * decision.logits.float().logsumexp(-1).square().mean()
 
 
-def every_iou(expert_iou: Tensor | None, loss: nn.Module) -> Tensor:
-    """The IoUs (N, E) in float32.
-
-    Raises:
-        ValueError: They are not known, as not every expert was run.
-    """
-    if expert_iou is None:
-        raise ValueError(
-            f"{type(loss).__name__} needs every expert's output on every image: set "
-            "model.train_dispatch='dense'"
-        )
-    return expert_iou.float()
-
-
 @MODELS.register_module()
 class ExpertIoUDistillation(nn.Module):
     """KL(target ‖ p): teaches the router which expert is best on each image.
@@ -91,34 +77,18 @@ class ExpertIoUDistillation(nn.Module):
 
     Args:
         weight: Factor on the result.
-        tau: Temperature: the difference that is a factor e of probability, in IoU for
-            ``target="iou"``, in deviations for ``"zscore"``.
-        target: ``"iou"``, softmax(IoU_e/τ): images on which the experts are alike have a flat
-            target. ``"zscore"``, softmax(z_e/τ) with z_e the IoU less the image's mean over its
-            deviation: every image is told as sharply, those with little to tell too.
+        tau: Temperature of the target softmax(IoU_e/τ): the difference in IoU that is a factor e of
+            probability. Images on which the experts are alike have a flat target.
     """
 
     needs_all_experts = True
 
-    def __init__(self, *, weight: float = 1.0, tau: float = 0.05, target: str = "iou"):
+    def __init__(self, *, weight: float = 1.0, tau: float = 0.05):
         super().__init__()
         if tau <= 0:
             raise ValueError(f"ExpertIoUDistillation: tau={tau} must be above 0, 0.05 is usual")
-        if target not in ("iou", "zscore"):
-            raise ValueError(
-                f"ExpertIoUDistillation: target={target!r} is unknown; use 'iou' or 'zscore'"
-            )
         self.weight = weight
         self.tau = tau
-        self.target = target
-
-    def target_of(self, expert_iou: Tensor) -> Tensor:
-        """IoU of every expert on every image (N, E) → the distribution to be learnt, (N, E)."""
-        score = expert_iou
-        if self.target == "zscore":
-            deviation = score.std(1, keepdim=True, unbiased=False).clamp(min=1e-3)
-            score = (score - score.mean(1, keepdim=True)) / deviation
-        return torch.softmax(score / self.tau, dim=-1)
 
     def forward(self, decision: RoutingDecision, expert_iou: Tensor | None = None) -> Tensor:
         """Scalar loss.
@@ -127,55 +97,11 @@ class ExpertIoUDistillation(nn.Module):
             decision: The router's decision on N images.
             expert_iou: IoU of every expert on every image, in [0, 1], (N, E).
         """
-        target = self.target_of(every_iou(expert_iou, self))
+        if expert_iou is None:
+            raise ValueError(
+                "ExpertIoUDistillation needs every expert's output on every image: set "
+                "model.train_dispatch='dense'"
+            )
+        target = torch.softmax(expert_iou.float() / self.tau, dim=-1)
         log_probability = F.log_softmax(decision.logits.float(), dim=-1)
         return self.weight * F.kl_div(log_probability, target, reduction="batchmean")
-
-
-@MODELS.register_module()
-class ExpectedRegretLoss(nn.Module):
-    """Σ_e p_e·(max IoU − IoU_e): IoU lost to the oracle if one expert were drawn from p.
-
-    What the router is measured by, without a temperature: an image counts by how much there is to
-    lose on it. See :class:`ExpertIoUDistillation` for the images that it needs.
-
-    Args:
-        weight: Factor on the result; regrets are a few hundredths.
-    """
-
-    needs_all_experts = True
-
-    def __init__(self, *, weight: float = 10.0):
-        super().__init__()
-        self.weight = weight
-
-    def forward(self, decision: RoutingDecision, expert_iou: Tensor | None = None) -> Tensor:
-        """Scalar loss; arguments as in :class:`ExpertIoUDistillation`."""
-        iou = every_iou(expert_iou, self)
-        regret = iou.amax(1, keepdim=True) - iou
-        return self.weight * (decision.logits.float().softmax(-1) * regret).sum(1).mean()
-
-
-@MODELS.register_module()
-class ExpertRankingLoss(nn.Module):
-    """Logistic loss on each pair of experts: the better one is to have the larger logit.
-
-    Pairs count by the difference of their IoUs (as in RankNet with weighted pairs, Burges, 2010),
-    so that experts of equal IoU teach nothing.
-
-    Args:
-        weight: Factor on the result; differences are a few hundredths.
-    """
-
-    needs_all_experts = True
-
-    def __init__(self, *, weight: float = 10.0):
-        super().__init__()
-        self.weight = weight
-
-    def forward(self, decision: RoutingDecision, expert_iou: Tensor | None = None) -> Tensor:
-        """Scalar loss; arguments as in :class:`ExpertIoUDistillation`."""
-        iou, logits = every_iou(expert_iou, self), decision.logits.float()
-        better = (iou[:, :, None] - iou[:, None, :]).clamp(min=0)
-        ahead = logits[:, :, None] - logits[:, None, :]
-        return self.weight * (better * F.softplus(-ahead)).sum((1, 2)).mean()

@@ -2,7 +2,6 @@ from codmoe.models.routers.base import Router
 from codmoe.models.routers.baselines import (
     FixedRouter,
     ForcedRouter,
-    OracleRouter,
     RandomRouter,
     StaticRouter,
     UniformRouter,
@@ -13,7 +12,6 @@ __all__ = [
     "EvidenceRouter",
     "FixedRouter",
     "ForcedRouter",
-    "OracleRouter",
     "RandomRouter",
     "Router",
     "StaticRouter",

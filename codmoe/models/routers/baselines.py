@@ -160,25 +160,3 @@ class RandomRouter(Router):
         """See :class:`Router`; standard normal."""
         shape = (len(images), len(self.expert_names))
         return torch.randn(shape, generator=self.generator).to(images.device)
-
-
-@MODELS.register_module()
-class OracleRouter(Router):
-    """The experts with the best IoU on each image: the ceiling for any router.
-
-    It cannot know that from the image. Whoever measures the oracle runs every expert and hands the
-    IoUs in (:meth:`from_iou`); asked for a score from an image it refuses.
-    """
-
-    def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
-        """Raises:
-        ValueError: Always; the oracle needs the ground truth.
-        """
-        raise ValueError(
-            "router=OracleRouter needs the ground truth; use tools/test.py --experts, which "
-            "reports the oracle of any model"
-        )
-
-    def from_iou(self, expert_iou: Tensor) -> RoutingDecision:
-        """IoU of every expert on every image (N, E) → decision for the best ``top_k``."""
-        return self.choose(expert_iou)

@@ -3,9 +3,6 @@ _base_ = ["./expert.py"]
 model = dict(
     # One expert's forward and backward pass after another: the memory of one head.
     expert_execution="sequential",
-    # "gradient" makes every expert pull equally on the backbone; the mixture was worse with it (IoU
-    # .301 against .324 in the quickstart, one seed).
-    expert_loss_normalization=None,
     evaluate_all_experts=True,
 )
 # The pretrained backbone is held for an epoch, while the heads are still random; then it learns at

@@ -262,29 +262,6 @@ def test_resuming_inside_and_behind_the_warm_up(tmp_path, monkeypatch):
         monkeypatch.undo()
 
 
-def test_running_norms_survive_an_interruption(tmp_path, monkeypatch):
-    balanced = dict(model=dict(expert_loss_normalization="gradient"))
-    stopped = write_config(tmp_path, 1, TWO_EXPERTS, STOP, balanced, epochs=2)
-    runner = train(prepared(stopped, tmp_path / "work"))
-    left = runner.model.expert_training.balance.ratio.clone()
-    assert torch.isfinite(left).all() and not torch.equal(left, torch.ones(2))
-    checkpoint = torch.load(tmp_path / "work" / "epoch_1.pth", weights_only=False)
-    assert torch.equal(checkpoint["gradient_balance"], left)
-    best = weights(tmp_path / "weights" / "experts_joint_best.pth")
-    assert {key.split(".")[0] for key in best} <= {"backbone", "experts", "router", "combiner"}
-    first = []
-    real = TrainingProgressHook.before_train_iter
-
-    def before(self, runner, *args, **kwargs):
-        real(self, runner, *args, **kwargs)
-        first.append(runner.model.expert_training.balance.ratio.clone())
-
-    monkeypatch.setattr(TrainingProgressHook, "before_train_iter", before)
-    config = write_config(tmp_path, 1, TWO_EXPERTS, balanced, epochs=2)
-    train(prepared(config, tmp_path / "work", resume=True))
-    assert torch.equal(first[0], left)
-
-
 RANK_WEIGHTS = """
 import torch
 from mmengine.dist import get_rank
@@ -378,7 +355,6 @@ def test_shipped_configs():
         cfg = load_config(root / f"{name}.py")
         assert cfg.default_hooks.warmup.epochs == 1
         assert cfg.model.expert_execution == "sequential"
-        assert cfg.model.expert_loss_normalization is None
     quick = load_config(root / "quickstart/stage1.py")
     assert quick.default_hooks.warmup.epochs == 0  # nothing is pretrained there
     assert build(quick).expert_training.execution == "sequential"

@@ -45,7 +45,6 @@ class ExpertTester:
     type: str
     miniature: dict
     side_maps: int
-    gives_confidence = False
     published: tuple[int, float] | None = None  # channels, millions of parameters on PVT-v2-B2
     gradient_free: tuple[str, ...] = ()  # parameters whose gradient is zero by mathematics
     scale = "input_scale"  # argument that says at which scale the image is read
@@ -70,11 +69,6 @@ class ExpertTester:
             assert all(torch.isfinite(m).all() for m in maps)
             assert len(output.side_logits) == self.side_maps
             assert output.rows is None
-            assert (output.confidence is not None) == self.gives_confidence
-            if self.gives_confidence:
-                c = output.confidence
-                assert c.ndim == 4 and c.shape[:2] == (2, 1) and not c.requires_grad
-                assert c.min() >= 0 and c.max() <= 1
             losses = expert.loss(output, target, 0.5)
             assert losses and all(v.ndim == 0 and torch.isfinite(v) for v in losses.values())
 

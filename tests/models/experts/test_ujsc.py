@@ -8,7 +8,6 @@ class TestUJSC(ExpertTester):
     type = "UJSCExpert"
     miniature = dict(channels=16, confidence_channels=16)
     side_maps = 1
-    gives_confidence = True
     gradient_free = ("key.bias",)  # softmax does not see a constant on all keys
 
     def gradients(self, *terms):
@@ -38,14 +37,6 @@ class TestUJSC(ExpertTester):
         expert.adversarial_weight *= 3
         torch.testing.assert_close(expert.loss(output, target, 0.5)["adversarial"], 3 * once)
 
-    def test_confidence_is_the_discriminators_view_of_the_prediction(self):
-        expert, images, pyramids, _ = self.example()
-        output = expert.eval()(images, pyramids)
-        expected = expert.confidence(images, output.logits.sigmoid()).sigmoid()
-        torch.testing.assert_close(output.confidence, expected)
-        with torch.no_grad():
-            torch.testing.assert_close(expert(images, pyramids).confidence, output.confidence)
-
 
 class TestUJSCDense(TestUJSC):
     """With the concatenations of the released code."""
@@ -71,19 +62,9 @@ def test_discriminator_learns_to_tell_prediction_from_truth():
         optimizer.zero_grad()
         judge.own_loss(images, vague, target).backward()
         optimizer.step()
-    assert judge.confidence(images, target).mean() > 0.8
-    assert judge.confidence(images, vague).mean() < 0.2
+    assert judge(images, target).sigmoid().mean() > 0.8
+    assert judge(images, vague).sigmoid().mean() < 0.2
     assert judge.adversarial_loss(images, target) < judge.adversarial_loss(images, vague)
-
-
-def test_confidence_does_not_cut_the_discriminator_off_under_autocast():
-    # torch before 2.10 caches the half-precision weights that a `no_grad` block made first.
-    judge = ConfidenceEstimator(16)
-    images, maps = torch.randn(1, 3, 32, 32), torch.rand(1, 1, 32, 32)
-    with torch.autocast("cpu", torch.bfloat16):
-        judge.confidence(images, maps)
-        judge.own_loss(images, maps, maps.round()).backward()
-    assert all(p.grad is not None and p.grad.any() for p in judge.parameters())
 
 
 def test_holistic_attention_gates_between_zero_and_one():

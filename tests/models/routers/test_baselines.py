@@ -1,6 +1,6 @@
 import pytest
 import torch
-from router_tester import NAMES, RouterTester, example
+from router_tester import RouterTester, example
 
 
 class TestUniformRouter(RouterTester):
@@ -90,25 +90,3 @@ class TestRandomRouter(RouterTester):
         images = torch.zeros(2000, 3, 1, 1)
         counts = self.make()(images, []).indices.flatten().bincount(minlength=4) / 4000
         assert (counts - 0.25).abs().max() < 0.03
-
-
-def make_oracle(**kwargs):
-    maker = RouterTester()
-    maker.type = "OracleRouter"
-    return maker.make(**kwargs)
-
-
-def test_oracle_takes_the_best_of_each_image():
-    iou = torch.tensor([[0.1, 0.9, 0.5, 0.2], [0.7, 0.1, 0.0, 0.6]])
-    d = make_oracle().from_iou(iou)
-    assert d.indices.tolist() == [[1, 2], [0, 3]]
-    assert d.expert_names == NAMES
-    torch.testing.assert_close(d.weights.sum(1), torch.ones(2))
-    assert make_oracle(top_k=1).from_iou(iou).indices.tolist() == [[1], [0]]
-
-
-def test_oracle_does_not_guess_from_an_image():
-    with pytest.raises(ValueError, match=r"ground truth.*tools/test.py"):
-        make_oracle()(*example())
-    with pytest.raises(ValueError, match="top_k=5"):
-        make_oracle(top_k=5)
