@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ class CODDataset(BaseDataset):
         self.prefix = prefix
         if isinstance(exclude, str):
             raise ValueError(f"exclude={exclude!r} must be a list of stems, e.g. [{exclude!r}]")
-        self.exclude = tuple(exclude)
+        self.exclude = tuple(unicodedata.normalize("NFC", stem) for stem in exclude)
         self.split = None if split is None else complete_split(split)
         self._refuse_test_set()
         self.check_files = check_files

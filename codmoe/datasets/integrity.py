@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from codmoe.datasets.reading import (
     read_mask,
 )
 from codmoe.messages import listed
+
+ADVICE = "(python tools/data/doctor.py ROOT says what is wrong)"
+SIZE = "a few pixels larger or smaller than the image; maps are brought to the mask's size"
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -85,22 +88,38 @@ def check_pairs(
     Image.init()  # loads PIL's plugins, which is not safe in several threads at once
     with ThreadPoolExecutor(workers) as pool:
         looked = list(pool.map(lambda pair: _look(pair, any_size), pairs))
-    advice = "(python tools/data/doctor.py ROOT says what is wrong)"
     if faults := [fault for fault, _ in looked if fault]:
         raise ValueError(
             f"{len(faults):,} of {len(pairs):,} image/mask pairs cannot be used: "
             + listed(faults, separator="; ")
-            + f"; mend, replace or remove them {advice}"
+            + f"; mend, replace or remove them {ADVICE}"
         )
-    size = "a few pixels larger or smaller than the image; maps are brought to the mask's size"
-    for key, what in {**PECULIAR, "size": size}.items():
-        files = [pair.mask.name for pair, (_, found) in zip(pairs, looked, strict=True)
-                 if key in found]  # fmt: skip
+    name_peculiar(name, [pair.mask for pair in pairs], [found for _, found in looked], _warn)
+
+
+def _warn(text: str) -> None:
+    print_log(text, "current", logging.WARNING)
+
+
+def name_peculiar(
+    name: str, masks: Sequence[Path], found: Sequence[Sequence[str]], say: Callable[[str], None]
+) -> None:
+    """Says what is odd about a data set's masks, kind by kind, with their files.
+
+    Args:
+        name: Name of the data set.
+        masks: Its mask files.
+        found: What of :data:`PECULIAR` is true of each; also ``"size"``.
+        say: Takes each sentence.
+
+    Raises:
+        ValueError: No mask has an object, or most are inverted.
+    """
+    for key, what in {**PECULIAR, "size": SIZE}.items():
+        files = [mask.name for mask, kinds in zip(masks, found, strict=True) if key in kinds]
         if not files:
             continue
-        text = f"{name}: {len(files):,} of {len(pairs):,} masks: {what} ({listed(files)})"
-        if len(pairs) > 1 and len(files) >= TOO_MANY.get(key, 2) * len(pairs):
-            raise ValueError(
-                f"{text}; mend the masks {advice}, or take them as they are by check_files=False"
-            )
-        print_log(text, "current", logging.WARNING)
+        text = f"{name}: {len(files):,} of {len(masks):,} masks: {what} ({listed(files)})"
+        if len(masks) > 1 and len(files) >= TOO_MANY.get(key, 2) * len(masks):
+            raise ValueError(f"{text}; mend the masks {ADVICE}")
+        say(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,13 @@ from codmoe.messages import listed
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 ROOT_VARIABLE = "CODMOE_DATA_ROOT"
+# What systems and tools leave beside data, and inside zip files: hidden files, macOS' halves of
+# files, thumbnails of network drives, bins.
+LITTER = re.compile(
+    r"(\..*|__macosx|@eadir|@tmp|#recycle|#snapshot|\$recycle\.bin|lost\+found"
+    r"|system volume information|__pycache__|(eh)?thumbs(\.db)?|desktop\.ini|icon\r)$",
+    re.IGNORECASE,
+)
 
 
 class Pair(NamedTuple):
@@ -121,8 +129,12 @@ def require_folder(folder: Path, key: str) -> Path:
 
 def child_folder(folder: Path, relative: str) -> Path | None:
     """The sub-folder ``relative`` of ``folder`` in whatever case it is written on disk."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name).lower()
+
     for part in Path(relative).parts:
-        fits = [p for p in folder.iterdir() if p.name.lower() == part.lower() and p.is_dir()]
+        fits = [p for p in folder.iterdir() if plain(p.name) == plain(part) and p.is_dir()]
         if not fits:
             return None
         folder = next((p for p in fits if p.name == part), fits[0])
@@ -174,19 +186,38 @@ def find_folders(root: Path, split_dir: str | None = None) -> Folders:
     return found
 
 
-def image_files(folder: Path, prefix: str | None = None) -> list[Path]:
-    """Image files in ``folder``, sorted by name, of those whose names start with ``prefix``."""
-    # Dot files: macOS leaves "._x.png" beside "x.png" in archives.
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in IMAGE_EXTENSIONS
-        and path.name.startswith(prefix or "")
-        and not path.name.startswith(".")
-    ]
+def stem_of(path: Path) -> str:
+    """The stem in Unicode's composed form: macOS decomposes the accents that others compose."""
+    return unicodedata.normalize("NFC", path.stem)
 
 
-def files_by_stem(folder: Path, key: str, prefix: str | None = None) -> dict[str, Path]:
+def image_files(
+    folder: Path, prefix: str | None = None, extensions: Sequence[str] = IMAGE_EXTENSIONS
+) -> list[Path]:
+    """Image files in ``folder``, sorted by name, of those whose names start with ``prefix``.
+
+    Raises:
+        ValueError: A folder is called like an image.
+    """
+    start, found = unicodedata.normalize("NFC", prefix or ""), []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if path.suffix.lower() not in extensions or LITTER.match(entry.name):
+                continue
+            if entry.is_dir():
+                raise ValueError(f"{path} is a folder called like an image; rename or remove it")
+            if unicodedata.normalize("NFC", entry.name).startswith(start):
+                found.append(path)
+    return sorted(found)
+
+
+def files_by_stem(
+    folder: Path,
+    key: str,
+    prefix: str | None = None,
+    extensions: Sequence[str] = IMAGE_EXTENSIONS,
+) -> dict[str, Path]:
     """``{stem: file}`` of the image files in ``folder`` whose names start with ``prefix``.
 
     Raises:
@@ -194,13 +225,16 @@ def files_by_stem(folder: Path, key: str, prefix: str | None = None) -> dict[str
         ValueError: Two files share one stem.
     """
     found: dict[str, Path] = {}
-    for path in image_files(require_folder(folder, key), prefix):
-        if path.stem in found:
+    for path in image_files(require_folder(folder, key), prefix, extensions):
+        stem = stem_of(path)
+        if stem in found:
+            accents = found[stem].stem != path.stem
             raise ValueError(
-                f"{key}: {found[path.stem].name!r} and {path.name!r} in {folder} have the same "
-                "stem; keep one file for each stem"
+                f"{key}: {found[stem].name!r} and {path.name!r} in {folder} have the same stem"
+                + (", but for how their accents are encoded (NFC and NFD)" if accents else "")
+                + "; keep one file for each stem"
             )
-        found[path.stem] = path
+        found[stem] = path
     return found
 
 
@@ -383,7 +417,7 @@ def _parts(folder: Path, depth: int) -> Iterator[Part]:
 def _subfolders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
+            names = [e.name for e in entries if not LITTER.match(e.name) and e.is_dir()]
     except PermissionError:
         return []  # somebody else's folder beside the data
     return [folder / name for name in sorted(names)]

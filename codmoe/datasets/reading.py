@@ -296,14 +296,11 @@ def _of_greys(values: np.ndarray) -> Mask:
     return Mask((scaled > 128).astype(np.uint8), frozenset(["soft"] if soft > SOFT else ()))
 
 
-def fits(image: tuple[int, ...], mask: tuple[int, ...]) -> bool:
-    """Whether a mask of another size (height, width) shows the whole image, but for a few pixels.
-
-    NC4K as it is released holds such masks.
-    """
-    (h, w), (mh, mw) = image, mask
-    off = abs(mh * w / h - mw), abs(mw * h / w - mh)
-    return all(o <= max(0.03 * m, min(3, 0.15 * m)) for o, m in zip(off, (mw, mh), strict=True))
+def fits(size: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two sizes differ by a few pixels: 3, or 3 %. NC4K is released with such masks."""
+    return all(
+        abs(a - b) <= max(0.03 * a, min(3, 0.15 * a)) for a, b in zip(size, other, strict=True)
+    )
 
 
 # What may be wrong with a mask that can be read, and how it is said of one file.
@@ -343,7 +340,7 @@ def read_pair(
     Args:
         image_path: The image.
         mask_path: Its mask.
-        any_size: Take a mask of another size that shows the same section; see :func:`fits`.
+        any_size: Take a mask a few pixels larger or smaller than the image; see :func:`fits`.
 
     Raises:
         UnreadableFile: A file is unreadable, or the mask is not of the image's size.

@@ -15,8 +15,9 @@ import torch
 from rich.progress import track
 
 from codmoe import __version__
-from codmoe.datasets.layouts import files_by_stem
-from codmoe.datasets.reading import read_mask
+from codmoe.datasets.integrity import name_peculiar
+from codmoe.datasets.layouts import IMAGE_EXTENSIONS, files_by_stem
+from codmoe.datasets.reading import Mask, decode, fits, peculiarities, read_mask
 from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.measures import aggregate, batch_measures, image_scalars, mean_curves
 from codmoe.evaluation.tables import result_rows, result_table
@@ -46,7 +47,8 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
         FileNotFoundError: A folder does not exist.
         ValueError: A folder holds no images, or a mask has no map.
     """
-    maps, masks = files_by_stem(pred, "--pred"), files_by_stem(gt, "--gt")
+    maps = files_by_stem(pred, "--pred", extensions=(*IMAGE_EXTENSIONS, ".npy"))
+    masks = files_by_stem(gt, "--gt")
     if not masks:
         raise ValueError(f"--gt: no image files in {gt}; give the folder of the masks themselves")
     missing = sorted(masks.keys() - maps.keys())
@@ -68,20 +70,40 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
 
 
 def read_map(path: Path) -> np.ndarray:
-    """A saved map as probabilities, (H, W) float32: its values over 255 (over 65535 for 16 bits).
+    """A saved map as probabilities, (H, W) float32.
+
+    8 bits are divided by 255, 16 by 65535; a float TIFF or ``.npy`` holds probabilities.
 
     Raises:
-        ValueError: The file is unreadable, or is a picture in colour.
+        ValueError: The file is unreadable, in colour, half transparent, or holds NaN or what is
+            no probability.
     """
-    data = np.fromfile(path, np.uint8)
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path} is unreadable as an image of 8 or 16 bits; save it again")
-    if pixels.ndim == 3:
-        if pixels.shape[2] > 2 and (np.ptp(pixels[..., :3], axis=2) > 0).any():
+    if path.suffix.lower() == ".npy":
+        try:
+            pixels = np.load(path, allow_pickle=False).squeeze()
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path} is unreadable as an array ({error})") from error
+    else:
+        pixels = decode(str(path))
+    if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+        if (pixels[..., :3] != pixels[..., :1]).any():
             raise ValueError(f"{path} is in colour; a map is grey, 0 to 255")
+        if (pixels[..., 3:] != pixels[:1, :1, 3:]).any():
+            raise ValueError(f"{path} has an alpha channel that varies; save it in grey alone")
         pixels = pixels[..., 0]
-    return pixels.astype(np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 65535)
+    if pixels.ndim != 2 or not pixels.size:
+        raise ValueError(f"{path} has the shape {pixels.shape}; a map is (H, W)")
+    if pixels.dtype == bool:
+        return pixels.astype(np.float32)
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    low, top = pixels.min(), pixels.max()
+    if pixels.dtype.kind != "f" or not (low >= 0 and top <= 1):
+        raise ValueError(
+            f"{path} holds {pixels.dtype} values from {low:g} to {top:g}; a map is 0 to 255 in 8 "
+            "bits, 0 to 65535 in 16, or probabilities"
+        )
+    return pixels.astype(np.float32)
 
 
 def score_maps(
@@ -96,9 +118,10 @@ def score_maps(
     """All measures of the maps in one folder.
 
     Args:
-        pred: Folder of maps, 8 or 16 bits.
+        pred: Folder of maps; see :func:`read_map`.
         gt: Folder of masks, each with a map of the same stem.
-        resize: Bring maps of another size to the mask's, bilinearly, instead of refusing them.
+        resize: Bring maps of any other size to the mask's, bilinearly; those a few pixels off are
+            anyway.
         device: Where to compute, e.g. ``"cuda"``.
         workers: Threads that read files; on the CPU they compute as well.
         backend: ``"torch"`` or ``"pysodmetrics"``.
@@ -115,30 +138,33 @@ def score_maps(
     pairs = match_maps(Path(pred), Path(gt))
     batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
 
-    def run(batch: Sequence[MapPair]) -> tuple[list[dict[str, Any]], int]:
+    def run(batch: Sequence[MapPair]) -> list[dict[str, Any]]:
         loaded = [_load(pair, resize) for pair in batch]
         probs = [torch.from_numpy(prob).to(device) for prob, _, _ in loaded]
-        masks = [mask for _, mask, _ in loaded]
+        masks = [mask.pixels for _, mask, _ in loaded]
         measures = batch_measures(probs, masks, backend=backend)
-        for image, (prob, _, _) in zip(measures, loaded, strict=True):
-            image["top"] = round(float(prob.max()) * 255)
-        return measures, sum(was_resized for _, _, was_resized in loaded)
+        for image, (prob, mask, resized) in zip(measures, loaded, strict=True):
+            image["odd"] = (resized, 0 < prob.max() <= 1.01 / 255, peculiarities(mask))
+        return measures
 
     images: list[dict[str, Any]] = []
-    resized = 0
     with _one_thread_each(), ThreadPoolExecutor(workers or available_cores()) as pool:
         done = track(pool.map(run, batches), str(pred), len(batches), transient=True)
-        for measures, count in done:
+        for measures in done:
             images += measures
-            resized += count
-    if max(image.pop("top") for image in images) <= 1:
-        print(f"{pred}: no map exceeds 1 of 255; masks must be saved as 0 and 255, or IoU is 0")
-    if resized:
-        print(f"{pred}: {resized:,} of {len(pairs):,} maps were brought to their masks' size")
+    resized, dark, peculiar = zip(*(image.pop("odd") for image in images), strict=True)
+    for odd, what in (
+        (dark, "hold no value above 1 of 255, so that nothing is object: {0, 1} in 8 bits, or 0 to "
+         "255 in 16, are to be saved as 0 to 255 in 8 bits"),
+        (resized, "were brought to their masks' size"),
+    ):  # fmt: skip
+        if files := [pair.map.name for pair, is_odd in zip(pairs, odd, strict=True) if is_odd]:
+            print(f"{pred}: {len(files):,} of {len(pairs):,} maps {what}: {listed(files)}")
+    name_peculiar(str(gt), [pair.mask for pair in pairs], peculiar, print)
     row: dict[str, Any] = aggregate(images)
     scalars = map(image_scalars, images)
     row["images"] = {pair.stem: s for pair, s in zip(pairs, scalars, strict=True)}
-    return row | {"curves": mean_curves(images), "resized": resized}
+    return row | {"curves": mean_curves(images), "resized": sum(resized)}
 
 
 def score_folders(
@@ -223,12 +249,12 @@ def _method_name(preds: Sequence[str], datasets: Sequence[str]) -> str:
     return names.pop()
 
 
-def _load(pair: MapPair, resize: bool) -> tuple[np.ndarray, np.ndarray, bool]:
-    prob, mask = read_map(pair.map), read_mask(str(pair.mask)).pixels
-    if prob.shape == mask.shape:
+def _load(pair: MapPair, resize: bool) -> tuple[np.ndarray, Mask, bool]:
+    prob, mask = read_map(pair.map), read_mask(str(pair.mask))
+    if prob.shape == mask.pixels.shape:
         return prob, mask, False
-    (h, w), (mh, mw) = prob.shape, mask.shape
-    if not resize:
+    (h, w), (mh, mw) = prob.shape, mask.pixels.shape
+    if not resize and not fits((mh, mw), (h, w)):
         raise ValueError(
             f"{pair.map} is {w}x{h} and its mask {mw}x{mh}; --resize brings maps to the size of "
             "their masks (bilinear)"

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
 from codmoe.compiled.speed import set_memory_format
-from codmoe.datasets.layouts import IMAGE_EXTENSIONS
+from codmoe.datasets.layouts import IMAGE_EXTENSIONS, image_files
 from codmoe.datasets.reading import is_complete, read_image
 from codmoe.files import replacing
 from codmoe.inference.zoo import create_model, load_whole, weights_to_use
@@ -292,8 +292,7 @@ def collect(inputs: Picture | Sequence[Picture]) -> list[Path | np.ndarray]:
     """
     if isinstance(inputs, (str, Path)) and Path(inputs).expanduser().is_dir():
         folder = Path(inputs).expanduser()
-        found = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_EXTENSIONS]
-        inputs = [path for path in found if not path.name.startswith(".")]
+        inputs = image_files(folder)
         if not inputs:
             raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_EXTENSIONS)})")
     elif isinstance(inputs, (str, Path, np.ndarray, Image.Image)):

@@ -380,3 +380,15 @@ def test_a_bad_donor_of_copy_paste_does_not_blame_a_sound_sample(tmp_path):
         for i in range(20):
             data[i]
     assert data.unreadable() == [4]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_masks_a_few_pixels_off_are_measured_but_not_trained_on(polyp, cache):
+    truth = cv2.resize(picture(0)[1], (33, 23), interpolation=cv2.INTER_NEAREST)
+    cv2.imwrite(str(polyp / "masks" / "0.png"), truth)
+    sample = CODDataset(polyp, pipeline=PIPELINE, cache=cache)[0]["data_samples"]
+    assert sample.gt_mask.shape == sample.ori_shape == (23, 33)
+    assert sample.target.shape == (1, 24, 32) and sample.gt_mask.sum() == (truth > 0).sum()
+    training = [PIPELINE[0], {"type": "PackCODInputs"}]
+    with pytest.raises(ValueError, match=r"0\.png is a mask of another size \(33x23"):
+        CODDataset(polyp, pipeline=training, cache=cache)

@@ -71,7 +71,7 @@ def test_masks_that_may_be_meant_are_named_by_set(tmp_path, monkeypatch):
         "(b.png)",
         "mine: 1 of 6 masks: the object is a few pixels (c.png)",
     ]
-    with pytest.raises(ValueError, match=r"mine: 1 of 2 masks: .*inverted.*check_files=False"):
+    with pytest.raises(ValueError, match=r"mine: 1 of 2 masks: .*inverted.*mend the masks"):
         checked(tmp_path, ["b", "e"], monkeypatch)
     cv2.imwrite(str(tmp_path / "masks" / "b.png"), box * 0)
     with pytest.raises(ValueError, match=r"2 of 2 masks: no pixel is object \(a\.png, b\.png\)"):

@@ -1,9 +1,20 @@
 """Roots, known layouts, pairs of files, and the recognition of whole trees of data sets."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-from folders import NC4K, add, cod10k_v3, common_tree, separate_downloads, write
+from folders import (
+    CAMO_TRAIN,
+    NC4K,
+    add,
+    cod10k_v3,
+    common_tree,
+    found,
+    look,
+    separate_downloads,
+    write,
+)
 
 from codmoe.datasets.layouts import (
     PROTOCOL,
@@ -220,3 +231,38 @@ def test_nothing_known_says_what_is_there_and_what_would_be_right(tmp_path):
         assert known in text
     with pytest.raises(FileNotFoundError, match="no folder"):
         recognise(tmp_path / "absent")
+
+
+def test_what_systems_leave_beside_data_is_never_data(tmp_path):
+    root = separate_downloads(tmp_path)
+    camo = root / "CAMO-V.1.0-CVIU2019"
+    for copy in ("__MACOSX", "@eaDir", ".ipynb_checkpoints", "$RECYCLE.BIN", "#recycle"):
+        shutil.copytree(camo, root / copy / camo.name)
+    images = camo / "Images" / "Train"
+    for name in ("._camourflage_00000.jpg", "Thumbs.db", "desktop.ini", ".hidden.png"):
+        (images / name).write_bytes(b"x")
+    (images / "@eaDir").mkdir()
+    tree = recognise(root)
+    assert sum(part.name == "CAMO" for part in tree.parts) == 2
+    folders = tree.find("CAMO", "train").folders
+    pairs = find_pairs(folders.image, folders.mask, shared_masks=True)
+    assert [pair.stem for pair in pairs] == CAMO_TRAIN
+
+
+def test_accents_pair_however_they_are_encoded(tmp_path):
+    add(tmp_path, "images", "masks", ["caf\u00e9"])
+    image = tmp_path / "images" / "caf\u00e9.jpg"
+    image.rename(tmp_path / "images" / "cafe\u0301.jpg")
+    (pair,) = find_pairs(tmp_path / "images", tmp_path / "masks", prefix="caf\u00e9")
+    assert pair.stem == "caf\u00e9" and pair.image.name == "cafe\u0301.jpg"
+    assert found(look(tmp_path)) == {}
+    add(tmp_path, "images", "masks", ["caf\u00e9"])
+    with pytest.raises(ValueError, match=r"for how their accents are encoded \(NFC and NFD\)"):
+        find_pairs(tmp_path / "images", tmp_path / "masks")
+
+
+def test_a_folder_called_like_an_image_is_named(tmp_path):
+    add(tmp_path, "images", "masks", ["a"])
+    (tmp_path / "images" / "1.png").mkdir()
+    with pytest.raises(ValueError, match=r"1\.png is a folder called like an image"):
+        find_pairs(tmp_path / "images", tmp_path / "masks")

@@ -191,8 +191,9 @@ def test_what_is_peculiar_about_a_mask():
 
 
 def test_which_sizes_fit():
-    assert fits((400, 600), (398, 603)) and fits((7, 9), (8, 9)) and fits((400, 600), (200, 300))
+    assert fits((400, 600), (398, 603)) and fits((7, 9), (8, 9)) and fits((9, 7), (9, 7))
     assert not fits((400, 600), (600, 400)) and not fits((400, 600), (400, 540))
+    assert not fits((9, 7), (9, 9)) and not fits((400, 600), (200, 300))
 
 
 def test_tiffs_that_opencv_misreads(tmp_path):

@@ -83,13 +83,46 @@ def test_masks_without_camouflage_need_no_map(folders, capsys):
     assert score_maps(maps, masks)["n"] == 4
 
 
-def test_masks_of_0_and_1_as_maps_are_told(folders, capsys):
+@pytest.mark.parametrize(
+    "darken",
+    [lambda level: level // 200, lambda level: level.astype(np.uint16)],
+    ids=["0 and 1", "0 to 255 in 16 bits"],
+)
+def test_a_map_read_as_nearly_black_is_named(folders, capsys, darken):
     maps, masks, _ = folders
-    for path in maps.iterdir():
-        Image.fromarray(np.asarray(Image.open(masks / path.name)) // 255).save(path)
+    path = maps / "img1.png"
+    Image.fromarray(darken(np.asarray(Image.open(path)))).save(path)
     row = score_maps(maps, masks)
-    assert row["IoU"] == 0 and row["Sm"] == pytest.approx(1)
-    assert "no map exceeds 1 of 255" in capsys.readouterr().out
+    assert row["images"]["img1"]["IoU"] == 0 and row["images"]["img0"]["IoU"] > 0.5
+    assert "1 of 3 maps hold no value above 1 of 255" in (said := capsys.readouterr().out)
+    assert said.strip().endswith("img1.png")
+    Image.fromarray(np.zeros(SIZES[1], np.uint8)).save(path)  # a method may find nothing
+    score_maps(maps, masks)
+    assert not capsys.readouterr().out.strip()
+
+
+def test_masks_without_object_are_named_and_not_all_of_them(folders, capsys):
+    maps, masks, _ = folders
+    for number, size in enumerate(SIZES):
+        Image.fromarray(np.zeros(size, np.uint8)).save(masks / f"img{number}.png")
+        if number == 0:
+            score_maps(maps, masks)
+            assert "1 of 3 masks: no pixel is object (img0.png)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"3 of 3 masks: no pixel is object \(img0\.png, img1"):
+        score_maps(maps, masks)
+
+
+def test_what_lies_beside_maps(folders):
+    maps, masks, _ = folders
+    for folder in (maps, masks):
+        (folder / "._img0.png").write_bytes(b"fork")
+        (folder / "Thumbs.db").write_bytes(b"thumbs")
+        (folder / "@eaDir").mkdir()
+    assert score_maps(maps, masks)["n"] == 3
+    (maps / "img1.png").unlink()
+    (maps / "img1.png").mkdir()
+    with pytest.raises(ValueError, match=r"img1\.png is a folder called like an image"):
+        score_maps(maps, masks)
 
 
 def test_a_map_without_mask_is_reported(folders, capsys):
@@ -107,7 +140,10 @@ def test_maps_of_another_size(folders, capsys):
         score_maps(maps, masks)
     row = score_maps(maps, masks, resize=True)
     assert row["resized"] == 1 and row["n"] == 3 and row["images"]["img0"]["IoU"] > 0.5
-    assert "1 of 3 maps were brought to their masks' size" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of 3 maps were brought to their masks' size: img0.png" in said
+    cv2.imwrite(str(maps / "img0.png"), np.zeros((31, 39), np.uint8))  # as of NC4K's masks
+    assert score_maps(maps, masks)["resized"] == 1
 
 
 def test_backends_and_workers_agree(folders):
@@ -131,10 +167,47 @@ def test_what_a_map_may_be(tmp_path):
     for name, pixels in files.items():
         cv2.imwrite(str(tmp_path / name), pixels)
         np.testing.assert_allclose(read_map(tmp_path / name), level / 255, atol=1e-7)
-    cv2.imwrite(str(tmp_path / "colour.png"), np.dstack([level, level, level + 1]))
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    for name, words in (("colour.png", "in colour"), ("broken.png", "unreadable")):
-        with pytest.raises(ValueError, match=f"{name} is {words}"):
+    for name in ("float.npy", "float.tif"):
+        write_map(tmp_path / name, (level / 255).astype(np.float32))
+        np.testing.assert_allclose(read_map(tmp_path / name), level / 255, atol=1e-7)
+    write_map(tmp_path / "grey.npy", level[None])
+    np.testing.assert_allclose(read_map(tmp_path / "grey.npy"), level / 255, atol=1e-7)
+
+
+def write_map(path, pixels):
+    if path.suffix == ".npy":
+        np.save(path, pixels)
+    else:
+        cv2.imwrite(str(path), pixels)
+
+
+LEVEL = np.arange(12, dtype=np.uint8).reshape(3, 4)
+NAN = np.where(LEVEL == 5, np.nan, LEVEL / 255).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "words"),
+    [
+        ("colour.png", np.dstack([LEVEL, LEVEL, LEVEL + 1]), "is in colour"),
+        ("alpha.png", np.dstack([LEVEL] * 4), "has an alpha channel that varies"),
+        ("nan.tif", NAN, "holds float32 values from nan"),
+        ("nan.npy", NAN, "holds float32 values from nan"),
+        ("bytes.tif", LEVEL.astype(np.float32), "holds float32 values from 0 to 11"),
+        ("logits.npy", LEVEL - 5.0, "holds float64 values from -5 to 6"),
+        ("integers.npy", LEVEL.astype(np.int64), "holds int64 values from 0 to 11"),
+        ("stack.npy", np.zeros((2, 3, 5)), r"has the shape \(2, 3, 5\)"),
+    ],
+)
+def test_what_a_map_may_not_be(tmp_path, name, pixels, words):
+    write_map(tmp_path / name, pixels)
+    with pytest.raises(ValueError, match=f"{name} {words}"):
+        read_map(tmp_path / name)
+
+
+def test_maps_that_are_broken(tmp_path):
+    for name in ("broken.png", "broken.npy"):
+        (tmp_path / name).write_bytes(b"\x89PNG")
+        with pytest.raises(ValueError, match=f"{name} is unreadable"):
             read_map(tmp_path / name)
 
 

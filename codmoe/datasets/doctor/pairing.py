@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codmoe.datasets.doctor.checks import Finding
-from codmoe.datasets.layouts import Part, image_files, outsiders
+from codmoe.datasets.layouts import Part, image_files, outsiders, stem_of
 
 _Files = Mapping[str, Sequence[Path]]
 
@@ -100,11 +100,10 @@ def list_part(part: Part, parts: Sequence[Part]) -> Listing:
 def _by_stem(folder: Path, prefix: str | None) -> tuple[dict[str, list[Path]], int]:
     """Image files by stem, and the number of those that do not start with ``prefix``."""
     found: dict[str, list[Path]] = {}
-    files = image_files(folder)
-    used = [path for path in files if path.name.startswith(prefix or "")]
+    used = image_files(folder, prefix)
     for path in used:
-        found.setdefault(path.stem, []).append(path)
-    return found, len(files) - len(used)
+        found.setdefault(stem_of(path), []).append(path)
+    return found, len(image_files(folder)) - len(used)
 
 
 def _jobs(images: _Files, masks: _Files, shared_masks: bool) -> list[tuple[str | None, str | None]]:
