@@ -7,6 +7,8 @@ import io
 import json
 import math
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,8 +19,8 @@ import numpy as np
 from rich.console import Console
 
 from codmoe.console import Bold, TextTable, grouped
-from codmoe.evaluation.bootstrap import paired_intervals
 from codmoe.evaluation.conventions import LOWER_IS_BETTER, MIXTURE
+from codmoe.evaluation.intervals import FEW, UNSEEN, paired_intervals
 from codmoe.evaluation.tables import (
     DEFAULT_METRICS,
     Ranks,
@@ -33,11 +35,10 @@ from codmoe.files import save_text
 from codmoe.messages import listed, suggest
 
 ALL = "all"
-FEW = 30
 _NOT_A_MEAN = (
     "a maximum over thresholds of the mean curve, or pooled over pixels: a number of the whole "
-    "data set and not the mean of numbers of its images, so drawing from a table of per-image "
-    "values cannot give its interval"
+    "data set and not the mean of numbers of its images, so no table of per-image values "
+    "can give its interval"
 )
 _NO_MEAN = "its values per image do not average to its number for the data set"
 _ABSENT = "a result file does not have it"
@@ -238,8 +239,6 @@ def compare(
     metrics: Sequence[str] | None = None,
     datasets: Sequence[str] | None = None,
     baseline: str | None = None,
-    samples: int = 10_000,
-    seed: int = 0,
 ) -> Comparison:
     """Compares methods on the data sets they share.
 
@@ -248,8 +247,6 @@ def compare(
         metrics: Columns; None takes those of ``DEFAULT_METRICS`` there are.
         datasets: Data sets in this order; None takes all.
         baseline: Method that the others are subtracted from; None takes the first.
-        samples: Draws of the bootstrap.
-        seed: Of the draws.
 
     Raises:
         ValueError: A metric, data set or baseline is unknown, or two methods were not scored on the
@@ -282,11 +279,11 @@ def compare(
     for dataset in datasets:
         for method in methods:
             if method is not reference and dataset in method.rows and dataset in reference.rows:
-                found, reasons = _differences(method, reference, dataset, metrics, samples, seed)
+                found, reasons = _differences(method, reference, dataset, metrics)
                 differences += found
                 for key, reason in reasons.items():
                     without.setdefault((reason, key), {})[dataset] = None
-    caveats = _caveats(differences, without, reference.name, samples, seed)
+    caveats = _caveats(differences, without, reference.name)
     absent = [dataset for dataset in datasets if dataset not in reference.rows]
     if absent and len(methods) > 1:
         caveats.append(
@@ -341,8 +338,6 @@ def _differences(
     baseline: Method,
     dataset: str,
     metrics: Sequence[str],
-    samples: int,
-    seed: int,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     pair = [source.rows[dataset] for source in (method, baseline)]
     stems = list(pair[1]["images"])
@@ -367,8 +362,7 @@ def _differences(
     if not keys:
         return [], without
     ours, theirs = (np.stack(side, axis=1) for side in zip(*columns, strict=True))
-    # One seed for every pair and metric: all are read on the same draws of images.
-    intervals = paired_intervals(ours, theirs, samples=samples, seed=seed)
+    intervals = paired_intervals(ours, theirs)
     found = []
     for key, interval in zip(keys, intervals, strict=True):
         rising = (interval.difference > 0) != (key in LOWER_IS_BETTER)
@@ -400,24 +394,20 @@ def _caveats(
     differences: Sequence[Mapping[str, Any]],
     without: Mapping[tuple[str, str], Mapping[str, None]],
     baseline: str,
-    samples: int,
-    seed: int,
 ) -> list[str]:
     notes = []
     if differences:
         decided = sum(row["verdict"] != "undecided" for row in differences)
         notes += [
-            f"method minus {baseline}, mean over images; 95 % percentile interval of {samples} "
-            f"paired bootstrap draws of images, seed {seed}; better or worse: the interval "
-            f"excludes zero ({decided} of {len(differences)})",
+            f"method minus {baseline}, mean over images; 95 % interval of the paired differences "
+            "(Student's t, also corrected for skewness); better or worse: the interval excludes "
+            f"zero ({decided} of {len(differences)})",
             "the intervals cover the choice of test images, not another training seed, and are not "
             f"corrected for {len(differences)} comparisons",
         ]
         few = sorted({row["dataset"] for row in differences if row["n"] < FEW})
         if few:
-            notes.append(
-                f"fewer than {FEW} images ({', '.join(few)}): percentile intervals are too narrow"
-            )
+            notes.append(f"{', '.join(few)}: {UNSEEN}")
     reasons: dict[str, list[str]] = {}
     for (reason, key), datasets in without.items():
         reasons.setdefault(reason, []).append(f"{key} ({', '.join(datasets)})")
@@ -425,13 +415,14 @@ def _caveats(
 
 
 _DIFFERENCE = ("dataset", "method", "baseline", "metric", "n", "difference", "low", "high")
+_CAPITALS = {"Gamma", "Delta", "Theta", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega"}
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     **{"<": "$<$", ">": "$>$", "|": "$|$", "≥": r"$\geq$", "≤": r"$\leq$"},
-    **{"α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "²": "$^2$", "·": r"$\cdot$"},
+    **{"²": "$^2$", "·": r"$\cdot$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "∞": r"$\infty$"},
     **{
         "×": r"$\times$",
         "−": "$-$",
@@ -446,7 +437,17 @@ _LATEX = {
 
 def latex_escape(text: str) -> str:
     """``text`` with every character that LaTeX reads as a command, or lacks, written out."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(c) or _greek(c) for c in " ".join(text.split()))
+
+
+def _greek(character: str) -> str:
+    name = unicodedata.name(character, "").lower()
+    found = re.fullmatch(r"greek (small|capital) letter (\w+)", name)
+    if not found:
+        return character
+    letter = found[2] if found[1] == "small" else found[2].capitalize()
+    # Capitals that look like Latin ones have no command.
+    return rf"\ensuremath{{\{letter}}}" if found[1] == "small" or letter in _CAPITALS else letter[0]
 
 
 def comparison_table(comparison: Comparison) -> TextTable:
@@ -476,52 +477,43 @@ def difference_table(comparison: Comparison) -> TextTable:
 
 
 def to_latex(comparison: Comparison) -> str:
-    """A ``table*`` in booktabs style: methods in rows, data sets side by side.
+    """One ``table*`` in booktabs style for each data set, methods in rows.
 
-    The best of each column is bold; of three or more methods the second is underlined.
-    It wants ``\\usepackage{booktabs}``.
+    The best of each column is bold; of three or more methods the second is underlined. A table that
+    is wider than the page is shrunk to it. It wants ``booktabs`` and ``graphicx``.
     """
-    metrics, rows = comparison.metrics, comparison.rows
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    metrics = comparison.metrics
     marks = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}", None: "{}"}
-    found = {
-        (row["dataset"], row["method"]): [
-            marks[comparison.ranks.get((i, k))].format(format_value(row[k])) for k in metrics
-        ]
-        for i, row in enumerate(rows)
-    }
-    counts = {row["dataset"]: row["n"] for row in rows}
-    k = len(metrics)
-    heads = [rf"\multicolumn{{{k}}}{{c}}{{{latex_escape(d)} ($n={counts[d]}$)}}" for d in datasets]
-    rules = [rf"\cmidrule(lr){{{2 + i * k}-{1 + (i + 1) * k}}}" for i in range(len(datasets))]
+    bodies: dict[tuple[str, int], list[str]] = {}
+    for i, row in enumerate(comparison.rows):
+        cells = [marks[comparison.ranks.get((i, k))].format(format_value(row[k])) for k in metrics]
+        # In braces: after \\\\ or a rule, a name that begins with [ or * would be its argument.
+        name = f"{{{latex_escape(row['method'])}}}"
+        body = bodies.setdefault((row["dataset"], row["n"]), [])
+        body.append(" & ".join([name, *cells]) + r" \\")
     arrows = {key: r"$\downarrow$" if key in LOWER_IS_BETTER else r"$\uparrow$" for key in metrics}
-    columns = [f"{latex_escape(key)} {arrows[key]}" for key in metrics] * len(datasets)
-    body = []
-    for method in methods:
-        values = [found.get((dataset, method), ["-"] * k) for dataset in datasets]
-        body.append([latex_escape(method), *[value for group in values for value in group]])
-    notes = [f"{latex_escape(note)}." for note in comparison.notes]
+    heads = " & ".join(["Method", *(f"{latex_escape(key)} {arrows[key]}" for key in metrics)])
     legend = r"\textbf{bold}: best as printed"
     if 2 in comparison.ranks.values():
         legend += r"; \underline{underlined}: second"
-    lines = [
-        "% \\usepackage{booktabs}",
-        r"\begin{table*}[t]",
-        r"\centering",
-        rf"\begin{{tabular}}{{l{'r' * (k * len(datasets))}}}",
-        r"\toprule",
-        " & ".join(["", *heads]) + r" \\",
-        " ".join(rules),
-        " & ".join(["Method", *columns]) + r" \\",
-        r"\midrule",
-        *[" & ".join(row) + r" \\" for row in body],
-        r"\bottomrule",
-        r"\end{tabular}",
-        rf"\par\smallskip\raggedright\footnotesize {legend}.",
-        *notes,
-        r"\end{table*}",
-    ]
+    notes = " ".join(f"{latex_escape(note)}." for note in comparison.notes)
+    lines = [r"% \usepackage{booktabs,graphicx}; names beyond Latin and Greek: with XeLaTeX"]
+    for (dataset, n), body in bodies.items():
+        lines += [
+            r"\begin{table*}[t]",
+            r"\centering\small\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{{latex_escape(dataset)} ($n={n}$). {legend}.}}",
+            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * len(metrics)}}}",
+            r"\toprule",
+            heads + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            rf"\par\smallskip\raggedright\footnotesize {notes}",
+            r"\end{table*}",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -46,7 +46,7 @@ def test_from_result_files_to_tables_and_curves(tmp_path, monkeypatch, capsys):
     good, bad = result(tmp_path / "good.json", 0.3), result(tmp_path / "bad.json", 0.9)
     paper = maps(tmp_path / "paper.json", bad)
     out = tmp_path / "out"
-    arguments = (good, bad, paper, "--out", out, "--samples", 300, "--baseline", "Paper & Co")
+    arguments = (good, bad, paper, "--out", out, "--baseline", "Paper & Co")
     assert call(monkeypatch, "analysis/compare", *arguments) is None
     printed = capsys.readouterr().out
     assert "best (good)" in printed and "Paper & Co" in printed
@@ -60,7 +60,7 @@ def test_from_result_files_to_tables_and_curves(tmp_path, monkeypatch, capsys):
     assert verdicts["best (good)", "IoU"] == verdicts["best (good)", "MAE"] == "better"
     # The same numbers in another form differ by nothing.
     assert verdicts["best (bad)", "IoU"] == verdicts["best (bad)", "Sm"] == "undecided"
-    assert r"Paper \& Co & \underline{" in (out / "compare.tex").read_text()
+    assert r"{Paper \& Co} & \underline{" in (out / "compare.tex").read_text()
 
     metrics = ("--metrics", "maxFm", "--names", "A", "B", "--plots", "svg")
     assert call(monkeypatch, "analysis/compare", good, bad, *metrics, "--out", out) is None

@@ -11,8 +11,6 @@ OPTIONS = (
     option("--metrics", nargs="+", help="columns, such as Sm wFm meanEm MAE"),
     option("--datasets", nargs="+", help="all by default"),
     option("--baseline", help="method the others are subtracted from; the first"),
-    option("--samples", type=int, default=10_000, help="draws of the bootstrap"),
-    option("--seed", type=int, default=0, help="of the draws"),
     option("--out", help="folder for the tables (md, tex, csv) and curves"),
     option("--plots", choices=("png", "pdf", "svg"), default="png"),
 )
@@ -27,8 +25,6 @@ def run(args) -> None:
         metrics=args.metrics,
         datasets=args.datasets,
         baseline=args.baseline,
-        samples=args.samples,
-        seed=args.seed,
     )
     print_comparison(comparison)
     if args.out:

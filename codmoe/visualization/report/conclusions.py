@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from codmoe.evaluation.bootstrap import Interval, paired_intervals
 from codmoe.evaluation.diversity import MEANING, diversity_told
+from codmoe.evaluation.intervals import FEW, UNSEEN, Interval, paired_intervals
 from codmoe.evaluation.measures import best_expert
 from codmoe.evaluation.tables import format_value
 from codmoe.visualization.report.data import RunRecord, number
 
 METRICS = ("IoU", "Dice", "Sm", "wFm", "meanEm", "MAE")
-SMALL_SET = 100
 # Below this share of its ceiling the mutual information is that of a router with one answer.
 BLIND = 0.01
 Row = Mapping[str, Any]
@@ -146,8 +145,8 @@ def findings(run: RunRecord, gains: Mapping[str, Mapping[str, Gain]]) -> Iterato
         yield from _routing_findings(run, key, title)
     for dataset, rows in run.table.items():
         ensemble = rows.get("ensemble")
-        if ensemble and ensemble["n"] < SMALL_SET:
-            yield f"{dataset} has {ensemble['n']} test images: small differences mean little."
+        if ensemble and ensemble["n"] < FEW:
+            yield f"{dataset} has {ensemble['n']} test images, {UNSEEN}."
         claims = (
             ("expert", "the ensemble is better than the best expert of stage 1 ({})"),
             ("uniform_after", "the router's weights are better than equal weights for the same "

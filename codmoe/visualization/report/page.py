@@ -17,8 +17,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from codmoe.evaluation.attributes import breakdown
-from codmoe.evaluation.bootstrap import Interval
 from codmoe.evaluation.conventions import LOWER_IS_BETTER
+from codmoe.evaluation.intervals import Interval
 from codmoe.evaluation.tables import format_value, ranks, result_rows, table_notes
 from codmoe.files import save_text
 from codmoe.visualization.report.conclusions import (
