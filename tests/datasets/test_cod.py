@@ -14,6 +14,7 @@ from folders import (
     PIPELINE,
     add,
     common_tree,
+    picture,
     separate_downloads,
     stems,
 )
