@@ -160,6 +160,7 @@ def holding(lock: str | os.PathLike, subject: str, way_out: str) -> Iterator[Non
         OSError: The lock cannot be written.
     """
     lock, mine = Path(lock), _holder()
+    made = [folder for folder in lock.parents if not folder.exists()]
     while not _create(lock, mine):
         other = _read_lock(lock)
         who = (
@@ -186,6 +187,9 @@ def holding(lock: str | os.PathLike, subject: str, way_out: str) -> Iterator[Non
         # A folder that was deleted and made anew may be another's by now.
         if _read_lock(lock) == mine:
             lock.unlink(missing_ok=True)
+        with suppress(OSError):  # of a run that failed before it wrote anything
+            for folder in made:
+                folder.rmdir()
 
 
 def _holder() -> dict[str, Any]:
@@ -259,13 +263,14 @@ def _began(pid: int) -> str | None:
     return ""
 
 
-def save_text(path: str | os.PathLike, text: str) -> Path:
-    """Writes a text file in UTF-8; a file that is already there is kept, see :func:`keep_old`.
+def save_text(path: str | os.PathLike, text: str, *, keep: bool = True) -> Path:
+    """Writes a text file in UTF-8; a file that is already there is kept, see :func:`keep_old`,
+    unless ``keep`` is off.
 
     Returns:
         ``path``.
     """
-    with replacing(path) as temporary:
+    with replacing(path, keep=keep) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
 

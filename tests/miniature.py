@@ -4,6 +4,7 @@ import importlib
 import itertools
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -126,6 +127,17 @@ def call(monkeypatch, tool, *arguments):
     except SystemExit as leave:
         return leave.code
     return None
+
+
+@contextmanager
+def file_size(limit):
+    """No file of this process may grow beyond so many bytes, as under ``ulimit -f``."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def free_port():

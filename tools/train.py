@@ -11,7 +11,7 @@ def run(args) -> None:
     cfg = load_config(args.config, parse_options(args.cfg_options))
     if args.data_root:
         set_data_root(cfg, args.data_root)
-    cfg.resume = args.resume
+    cfg.resume = args.resume or cfg.get("resume", False)
     prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)
     args.work_dir = cfg.work_dir
     train(cfg)

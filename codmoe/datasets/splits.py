@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from codmoe.datasets.layouts import expanded
-from codmoe.files import replacing
+from codmoe.files import save_text
 from codmoe.messages import listed, suggest
 
 DEFAULTS = {
@@ -261,7 +261,6 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     """
     text = json.dumps(content, indent=1, ensure_ascii=False)
     try:
-        with replacing(path, keep=False) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        save_text(path, text + "\n", keep=False)
     except OSError as error:
         raise ValueError(f"split.file {path} {error.strerror}") from error

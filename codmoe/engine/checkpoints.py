@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from codmoe.files import keep_old, replacing
+from codmoe.messages import listed
 from codmoe.registry import MODELS
 from codmoe.trust import check_received, import_custom, read_literals, read_pickle
 
@@ -34,6 +36,62 @@ class AtomicBackend(LocalBackend):
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
         """Likewise for text."""
         self.put(obj.encode(encoding), filepath)
+
+
+def newest_checkpoint(work_dir: Path, folder: Path | None = None) -> Path:
+    """The training checkpoint from which a run goes on: the one that ``last_checkpoint`` names, or
+    else the newest that is whole, with a warning.
+
+    The folder may be a copy: of the path in ``last_checkpoint`` the file's name counts.
+
+    Args:
+        work_dir: Folder of ``last_checkpoint``.
+        folder: Folder of the checkpoints, if another.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: None is whole.
+    """
+    last, folder, faults = work_dir / "last_checkpoint", folder or work_dir, []
+    named = last.read_text(errors="replace").strip() if last.is_file() else ""
+    wanted = folder / Path(named).name
+    found: list[tuple[int, Path]] = []
+    for path in [wanted, *(p for p in sorted(folder.glob("*_*.pth")) if p != wanted)]:
+        try:
+            if path == folder:
+                raise ValueError(f"{last} is empty or missing")
+            step = _step_of(path)
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+            continue
+        if path == wanted:
+            return path
+        found.append((step, path))
+    if found:
+        newest = max(found)[1]
+        logging.getLogger("codmoe").warning(f"going on from {newest}: {faults[0]}")
+        return newest
+    if len(faults) > 1:
+        raise ValueError(
+            f"no checkpoint in {folder} is whole ({listed(faults[1:], shown=1)}); leave --resume "
+            "out to start: these are kept under another name"
+        )
+    raise FileNotFoundError(
+        f"{folder} holds no training checkpoint, so there is nothing to resume; leave --resume out "
+        "to start, or give the --work-dir of the run that was interrupted"
+    )
+
+
+def _step_of(path: Path) -> int:
+    """Steps that a training checkpoint has behind it.
+
+    Raises:
+        FileNotFoundError, ValueError: The file is not there, cut off, or no training checkpoint.
+    """
+    content = read_pickle(path)
+    if not isinstance(content, Mapping) or not {"state_dict", "optimizer", "meta"} <= set(content):
+        raise ValueError(f"checkpoint {path} is not of a training")
+    return int(content["meta"]["iter"])
 
 
 def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], run_id: str) -> Path | None:

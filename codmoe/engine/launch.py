@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +15,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner.utils import set_random_seed
 
+from codmoe.engine.checkpoints import newest_checkpoint
 from codmoe.engine.config import config_root
 from codmoe.engine.ddp import every_expert_runs, init_cpu_process_group
 from codmoe.engine.handover import (
@@ -24,7 +28,7 @@ from codmoe.engine.handover import (
 from codmoe.engine.hooks.frozen_features import settle_frozen_cache
 from codmoe.engine.optim import settle_amp, settle_fused
 from codmoe.engine.runner import CODRunner
-from codmoe.files import save_json
+from codmoe.files import LOCK, holding, save_json, sweep
 from codmoe.registry import SCOPE
 
 MMENGINE_HOOKS = (
@@ -44,14 +48,14 @@ class LaunchPlan:
     Args:
         cfg: What the Runner is built from, with the wrappers of data sets and optimiser in place.
         sources: Files that the model starts from; None if it starts from nothing, or resumes.
-        resume: Whether the run goes on from the last checkpoint of its work dir.
+        resume: The training checkpoint from which the run goes on, or None.
         every_expert_runs: Whether each training step runs every expert on every image.
         precision: The precision of training, for the log.
     """
 
     cfg: Config
     sources: Sources | None
-    resume: bool
+    resume: Path | None
     every_expert_runs: bool
     precision: str
 
@@ -115,8 +119,9 @@ def settle(cfg: Config) -> LaunchPlan:
         FileNotFoundError: ``cfg.init_from`` names a file that is not there, or there is no
             checkpoint to resume from.
     """
-    resume, all_run = bool(cfg.get("resume")), every_expert_runs(cfg.model)
-    _refuse(cfg, resume, all_run)
+    all_run = every_expert_runs(cfg.model)
+    _refuse(cfg, all_run)
+    resume = _resumed(cfg)
     sources = read_sources(cfg)
     if sources is not None and not resume:
         require_files(sources)
@@ -138,15 +143,23 @@ def settle(cfg: Config) -> LaunchPlan:
     return LaunchPlan(cfg, None if resume else sources, resume, all_run, precision)
 
 
-def _refuse(cfg: Config, resume: bool, all_run: bool) -> None:
-    """Refuse what would deadlock, and a resumed run without its checkpoint."""
-    last = Path(cfg.work_dir) / "last_checkpoint"
-    if resume and not last.is_file() and not cfg.get("load_from"):
-        # mmengine would begin at epoch 0, and without the weights of the stage before.
-        raise FileNotFoundError(
-            f"{last} does not exist, so there is nothing to resume; leave --resume out to "
-            "start, or give the --work-dir of the run that was interrupted"
-        )
+def _resumed(cfg: Config) -> Path | None:
+    """The checkpoint from which a run goes on that is to resume.
+
+    mmengine would take the path that ``last_checkpoint`` holds, which is wrong in a copied folder,
+    and where there is none begin at epoch 0 without the weights of the stage before.
+    """
+    if not cfg.get("resume"):
+        return None
+    if cfg.get("load_from"):
+        return Path(cfg.load_from)
+    work_dir = Path(cfg.work_dir)
+    out = ((cfg.get("default_hooks") or {}).get("checkpoint") or {}).get("out_dir")
+    return newest_checkpoint(work_dir, Path(out) / work_dir.name if out else None)
+
+
+def _refuse(cfg: Config, all_run: bool) -> None:
+    """Refuse what would deadlock."""
     if cfg.get("sync_bn") and cfg.model.get("train_dispatch", "sparse") == "sparse":
         raise ValueError(
             f"sync_bn={cfg.sync_bn!r} with model.train_dispatch='sparse' deadlocks as soon as an "
@@ -205,7 +218,42 @@ def train(cfg: Config) -> CODRunner:
             than on its own checkpoint; nothing was trained.
     """
     plan = settle(cfg)
+    with run_alone(cfg):
+        return _run(plan)
+
+
+@contextmanager
+def run_alone(cfg: Config) -> Iterator[None]:
+    """Holds the work dir and the name of the best weights, and clears away what runs that were
+    killed left there.
+
+    Another stage may write its weights beside them meanwhile, and a test may read them.
+
+    Raises:
+        ValueError: Another run holds one of the two.
+        OSError: The folders cannot be written.
+    """
+    # Of the environment: the process group may not stand yet.
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+    if cfg.get("launcher", "none") != "none" and rank not in (None, "0"):
+        yield
+        return
+    work_dir, best = Path(cfg.work_dir), (cfg.get("default_hooks") or {}).get("best")
+    with ExitStack() as held:
+        held.enter_context(holding(work_dir / LOCK, str(work_dir), "give another --work-dir"))
+        sweep(work_dir)
+        if best:
+            path = Path(best.directory) / f"{best.name}_best.pth"
+            lock = path.with_name(f".{path.stem}.lock")
+            held.enter_context(holding(lock, str(path), "give another checkpoint_dir"))
+            sweep(best.directory)
+        yield
+
+
+def _run(plan: LaunchPlan) -> CODRunner:
     runner = build_runner(plan)
+    if plan.resume:
+        runner._load_from = str(plan.resume)
     runner.logger.info(f"precision: {plan.precision}")
     loader = runner.train_loop.dataloader
     if len(loader) == 0:

@@ -23,7 +23,7 @@ from codmoe.engine.config import config_root, load_config, parse_options
 from codmoe.engine.handover import read_sources
 from codmoe.engine.launch import set_aside, set_data_root
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
-from codmoe.files import save_json, save_text
+from codmoe.files import LOCK, holding, save_json, save_text, sweep
 from codmoe.registry import DATASETS
 from codmoe.visualization.report import write_report
 
@@ -86,6 +86,13 @@ class Stage:
         if done or not last.is_file() or not self.has_same_config():
             return False
         return self._is_newer(last)
+
+    def begin(self) -> None:
+        """Set aside what an earlier run left, and mark the config with which this one starts."""
+        with holding(self.work_dir / LOCK, str(self.work_dir), "give another --work-dir"):
+            # Before the mark: a start that fails must not make an earlier run pass for this one.
+            set_aside(self.work_dir)
+            save_text(self.mark, self.fingerprint, keep=False)
 
     def _is_newer(self, made: Path) -> bool:
         """Whether no file that the stage starts from was written after this one."""
@@ -223,23 +230,23 @@ def run_stages(
     arguments += ["--cfg-options", *options] if options else []
     started = time.time()
     ran: set[Path] = set()
-    for number, stage in enumerate(stages, 1):
-        other_weights = not ran.isdisjoint(stage.sources)
-        if stage.is_finished() and not other_weights:
-            print(f"stage {number} ({stage.name}): finished earlier, {stage.weights}", flush=True)
-            continue
-        resume = stage.is_interrupted() and not other_weights
-        print(f"stage {number} ({stage.name}): {'resuming' if resume else 'starting'}", flush=True)
-        stage.work_dir.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            # Before the mark: a start that fails must not make an earlier run pass for this one.
-            set_aside(stage.work_dir)
-        stage.mark.write_text(stage.fingerprint)
-        run_command(train_command(stage, gpus, arguments, resume))
-        ran.add(stage.weights)
-    results = [_tested(stage, gpus, arguments, folder) for stage in stages[-2:]]
-    call = dict(gpus=gpus, options=list(options), data_root=data_root)
-    return write_results(stages, results, folder, time.time() - started, call)
+    with holding(folder / LOCK, str(folder), "give another --work-dir"):
+        sweep(folder)
+        for number, stage in enumerate(stages, 1):
+            told = f"stage {number} ({stage.name})"
+            other_weights = not ran.isdisjoint(stage.sources)
+            if stage.is_finished() and not other_weights:
+                print(f"{told}: finished earlier, {stage.weights}", flush=True)
+                continue
+            resume = stage.is_interrupted() and not other_weights
+            print(f"{told}: {'resuming' if resume else 'starting'}", flush=True)
+            if not resume:
+                stage.begin()
+            run_command(train_command(stage, gpus, arguments, resume))
+            ran.add(stage.weights)
+        results = [_tested(stage, gpus, arguments, folder) for stage in stages[-2:]]
+        call = dict(gpus=gpus, options=list(options), data_root=data_root)
+        return write_results(stages, results, folder, time.time() - started, call)
 
 
 def _tested(stage: Stage, gpus: int, arguments: Sequence[str], folder: Path) -> dict[str, Any]:

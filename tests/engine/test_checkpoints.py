@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import build, write_config
+from miniature import build, file_size, write_config
 from mmengine.fileio import get_file_backend
 from torch import nn
 
 from codmoe.engine.checkpoints import (
     AtomicBackend,
     load_parts,
+    newest_checkpoint,
     read_meta,
     read_weights,
     save_weights,
@@ -68,18 +69,14 @@ def test_weights_of_another_run_are_kept_and_of_the_own_replaced(tmp_path):
     assert save(foreign, first, "a").read_bytes() == b"no checkpoint at all"
 
 
-def test_weights_that_cannot_be_written_leave_the_earlier_ones(tmp_path, monkeypatch):
+def test_weights_that_cannot_be_written_leave_the_earlier_ones(tmp_path):
     path = tmp_path / "x_best.pth"
     save(path, Parts(), score=0.5)
     before = path.read_bytes()
 
-    def full_disk(content, target):
-        Path(target).write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with file_size(len(before) // 2), pytest.raises(OSError, match="free some room") as caught:
         save(path, Parts(), score=0.6)
+    assert caught.value.filename == str(path)
     assert [p.name for p in tmp_path.iterdir()] == ["x_best.pth"] and path.read_bytes() == before
 
 
@@ -169,3 +166,50 @@ def test_an_ablation_starts_from_the_whole_models_file(tmp_path):
     assert not any(key.startswith("experts.ujsc") for key in keys)
     name = "experts.sinet.search.head.1.weight"
     assert torch.equal(fewer.state_dict()[name], whole.state_dict()[name])
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with the checkpoints of two epochs, as a run of another folder left them."""
+    for epoch in (1, 2):
+        content = dict(state_dict={}, optimizer={}, meta=dict(epoch=epoch, iter=10 * epoch))
+        torch.save(content, tmp_path / f"epoch_{epoch}.pth")
+    torch.save(dict(state_dict={}, meta=dict(iter=30)), tmp_path / "best_IoU_epoch_3.pth")
+    (tmp_path / "last_checkpoint").write_text("/elsewhere/epoch_2.pth")
+    return tmp_path
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_the_last_checkpoint_is_looked_for_in_its_own_folder(run):
+    assert newest_checkpoint(run) == run / "epoch_2.pth"
+    (run / "last_checkpoint").write_text("/elsewhere/epoch_1.pth")
+    assert newest_checkpoint(run) == run / "epoch_1.pth"
+
+
+@pytest.mark.parametrize(
+    ("fault", "used", "reason"),
+    [
+        (lambda run: (run / "last_checkpoint").write_text(""), 2, "is empty or missing"),
+        (lambda run: (run / "last_checkpoint").write_text("/else"), 2, "does not exist"),
+        (lambda run: (run / "last_checkpoint").write_bytes(b"\xff\x00"), 2, "does not exist"),
+        (lambda run: (run / "last_checkpoint").unlink(), 2, "is empty or missing"),
+        (lambda run: (run / "epoch_2.pth").unlink(), 1, "epoch_2.pth does not exist"),
+        (lambda run: cut_off(run / "epoch_2.pth"), 1, "epoch_2.pth cannot be read"),
+        (lambda run: (run / "epoch_2.pth").write_bytes(b""), 1, "epoch_2.pth cannot be read"),
+    ],
+)
+def test_the_newest_whole_checkpoint_is_taken_and_told(run, fault, used, reason, caplog):
+    fault(run)
+    assert newest_checkpoint(run) == run / f"epoch_{used}.pth"
+    (told,) = caplog.messages
+    assert told.startswith(f"going on from {run / f'epoch_{used}.pth'}: ") and reason in told
+
+
+def test_no_whole_checkpoint(run):
+    for epoch in (1, 2):
+        cut_off(run / f"epoch_{epoch}.pth")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole .*leave --resume out"):
+        newest_checkpoint(run)

@@ -1,8 +1,11 @@
 """Real trainings in miniature, and what is refused before the first step."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from miniature import (
     Interrupt,
     assert_same,
     build,
+    call,
     images,
     log_of,
     prepared,
@@ -23,7 +27,8 @@ from codmoe.datasets.synthetic import SyntheticCamouflage
 from codmoe.engine.checkpoints import read_weights, save_weights
 from codmoe.engine.config import load_config
 from codmoe.engine.hooks.training import TrainingProgressHook
-from codmoe.engine.launch import set_data_root, settle, train
+from codmoe.engine.launch import run_alone, set_data_root, settle, train
+from codmoe.files import replacing
 from codmoe.models import ModelLevelMoE
 
 
@@ -142,8 +147,50 @@ def test_a_run_that_cannot_start_moves_nothing(tmp_path, earlier):
 def test_resuming_nothing_is_refused(tmp_path):
     config = write_config(tmp_path, 2, TWO_EXPERTS)
     joint_weights(config)
-    with pytest.raises(FileNotFoundError, match=r"work.last_checkpoint.*leave --resume out"):
+    with pytest.raises(FileNotFoundError, match=r"work holds no training.*leave --resume out"):
         train(prepared(config, tmp_path / "work", resume=True))
+
+
+def test_a_copied_folder_goes_on_from_its_own_checkpoint(tmp_path, earlier, finished, monkeypatch):
+    # last_checkpoint holds the path in the folder that was copied.
+    (finished / "work" / "epoch_1.pth").rename(finished / "work" / "away.pth")
+    try:
+        options = ("--work-dir", tmp_path / "work", "--cfg-options", "train_cfg.max_epochs=2")
+        assert call(monkeypatch, "train", earlier, *options, "resume=True") is None
+    finally:
+        (finished / "work" / "away.pth").rename(finished / "work" / "epoch_1.pth")
+    assert f"loaded {tmp_path / 'work' / 'epoch_1.pth'}" in log_of(tmp_path / "work")
+    assert json.loads((tmp_path / "work" / "finished.json").read_text())["epochs"] == 2
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, earlier):
+    work, best = tmp_path / "work", tmp_path / "weights" / "experts_joint_best.pth"
+    before = {p: p.read_bytes() for p in (best, *work.glob("*.pth"), work / "finished.json")}
+    with run_alone(prepared(earlier, work)):
+        with pytest.raises(ValueError, match=r"work is in use by .*; wait for it, or give another"):
+            train(prepared(earlier, work))
+        # Another work dir, but the same best weights.
+        with pytest.raises(
+            ValueError, match=r"experts_joint_best\.pth is in use by .*checkpoint_d"
+        ):
+            train(prepared(earlier, tmp_path / "other"))
+        assert not (tmp_path / "other").exists()
+        other = {"default_hooks.best.name": "expert_sinet"}  # trained beside it, as stage 1 may be
+        train(prepared(earlier, tmp_path / "other", **other))
+    assert before == {p: p.read_bytes() for p in before}
+    assert not [p for p in tmp_path.rglob(".*") if p.is_file()]
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path, earlier):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    with replacing(tmp_path / "weights" / "a.pth") as temporary:
+        temporary.write_text("")
+        left = temporary.name.replace(f"-{os.getpid()}-", f"-{process.pid}-")
+    for folder in ("work", "weights"):
+        (tmp_path / folder / left).write_text("half")
+    with run_alone(prepared(earlier, tmp_path / "work")):
+        assert not list(tmp_path.rglob(left))
 
 
 @pytest.fixture
