@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dis
 import os
 import re
 import sys
-import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,6 +13,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from codmoe.messages import on_purpose
 
 DEBUG = "CODMOE_DEBUG"
 """Environment variable that does what ``--debug`` does, also in child processes."""
@@ -110,7 +110,7 @@ def _said(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         places = [os.fsdecode(p) for p in (error.filename, error.filename2) if p is not None]
         return f"{' and '.join(map(repr, places)) or 'the system'}: {error.strerror}"
-    return str(error) if _on_purpose(error) else None
+    return str(error) if on_purpose(error) else None
 
 
 def _of_other_process(error: Exception) -> str | None:
@@ -125,22 +125,6 @@ def _last_sentence(text: str) -> str:
     """The message at the end of a traceback's text."""
     end = re.split(r"\n(?=[\w.]+(?:Error|Exception|File|Interrupt): )", text.strip().strip('"'))[-1]
     return end.partition(": ")[2].strip() or end
-
-
-def _on_purpose(error: Exception) -> bool:
-    """Whether a ``raise`` of this project or of the user's code made the error."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    code = trace.tb_frame.f_code
-    if code.co_code[trace.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
-        return False  # a call into Python itself or a library failed
-    if str(trace.tb_frame.f_globals.get("__name__")).startswith("codmoe."):
-        return True
-    libraries = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
-    return not code.co_filename.startswith(libraries)
 
 
 def _unexpected(error: Exception, args: argparse.Namespace | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import dis
+import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -47,3 +49,28 @@ def listed(
         return text
     pause = "" if separator == ", " else separator.rstrip()
     return f"{text}{pause} and {len(items) - shown:,} more"
+
+
+def short(value: Any) -> str:
+    """A value for a message, cut after 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def on_purpose(error: BaseException) -> bool:
+    """Whether a ``raise`` of this project or of the user's own code made the error.
+
+    Its message is for the user then; that of a library, or of Python itself, seldom helps.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code = trace.tb_frame.f_code
+    if code.co_code[trace.tb_lasti] != dis.opmap["RAISE_VARARGS"]:
+        return False
+    if str(trace.tb_frame.f_globals.get("__name__")).startswith("codmoe."):
+        return True
+    libraries = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+    return not code.co_filename.startswith(libraries)

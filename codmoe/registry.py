@@ -7,13 +7,19 @@ unknown ``type=`` and a misspelt argument are answered with the nearest valid na
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import typeguard
 from mmengine import registry as root
 from mmengine.registry import Registry as MMRegistry
 from mmengine.registry import build_from_cfg, build_model_from_cfg
 
-from codmoe.messages import nearest, suggest
+from codmoe.messages import nearest, on_purpose, short, suggest
 
 SCOPE = "codmoe"
 REMOVED = dict(  # in 0.2; CHANGELOG.md says why
@@ -25,48 +31,173 @@ REMOVED = dict(  # in 0.2; CHANGELOG.md says why
 """Registered names of before → what to use now."""
 
 
-def argument_faults(cls: type, given: Iterable[str]) -> list[str]:
-    """Faults of the keyword arguments of a config section, one sentence each.
+CHECKED = ("codmoe", "mmengine", "torch")
+"""Packages whose annotations are held against values; those of others may be loose."""
+
+
+def argument_faults(cls: Callable, given: Mapping[str, Any]) -> list[str]:
+    """Faults of the keyword arguments of a config section, one sentence each."""
+    accepted = accepted_arguments(cls)
+    name = getattr(cls, "__name__", str(cls))
+    return [] if accepted is None else value_faults(given, accepted, name)
+
+
+def value_faults(
+    given: Mapping[str, Any], accepted: Mapping[str, Any], name: str = "it"
+) -> list[str]:
+    """Keys of a config section that are not ``accepted``, and values of the wrong type.
+
+    Args:
+        given: The section.
+        accepted: Type of each key.
+        name: What takes the keys.
+    """
+    faults = []
+    for key, value in given.items():
+        if key in ("type", "_scope_"):
+            continue
+        if key not in accepted:
+            faults.append(f"{name} takes no argument {key!r}: {suggest(str(key), accepted)}")
+        elif not fits(value, accepted[key]):
+            kind = inspect.formatannotation(accepted[key])
+            kind = kind.replace("collections.abc.", "").replace("typing.", "")
+            where, wrong = _misfit(str(key), value, accepted[key])
+            of = "it" if where == key else key
+            faults.append(f"{name}: {where}={short(wrong)} is of the wrong type; {of} takes {kind}")
+    return faults
+
+
+def _misfit(key: str, value: Any, hint: Any) -> tuple[str, Any]:
+    """The entry of a dict or list that does not fit, or all of it."""
+    if isinstance(value, Mapping) and fits({}, hint):
+        found = ((f"{key}.{k}", v) for k, v in value.items() if not fits({k: v}, hint))
+        return next(found, (key, value))
+    if isinstance(value, (list, tuple)) and fits([], hint):
+        found = ((f"{key}[{i}]", v) for i, v in enumerate(value) if not fits([v], hint))
+        return next(found, (key, value))
+    return key, value
+
+
+def accepted_arguments(cls: Callable) -> dict[str, Any] | None:
+    """Types of the arguments of a class or function by name; None if it takes any.
 
     A class that takes ``**kwargs`` hands them to its base class, so the signatures along its method
-    resolution order are united until one closes the list; nothing is said if none does.
+    resolution order are united until one closes the list.
     """
-    accepted: set[str] = set()
-    candidates = inspect.getmro(cls) if inspect.isclass(cls) else (cls,)
-    for candidate in candidates:
+    accepted: dict[str, Any] = {}
+    for candidate in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
         init = candidate.__dict__.get("__init__") if inspect.isclass(candidate) else candidate
         if init is None or not inspect.isroutine(init):
             continue
+        checked = str(candidate.__module__).partition(".")[0] in CHECKED
         parameters = inspect.signature(init).parameters.values()
-        accepted |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        for p in parameters:
+            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                accepted.setdefault(p.name, _hint(p, init) if checked else Any)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    else:
-        return []
-    accepted -= {"self"}
-    name = getattr(cls, "__name__", str(cls))
-    return [
-        f"{name} takes no argument {key!r}: {suggest(key, accepted)}"
-        for key in given
-        if key not in accepted and key not in ("type", "_scope_")
-    ]
+            accepted.pop("self", None)
+            return accepted
+    return None
+
+
+def _hint(parameter: inspect.Parameter, function: Any) -> Any:
+    """The type of a parameter; anything where it has none, or one that only type checkers know."""
+    hint = parameter.annotation
+    if hint is parameter.empty:
+        return Any
+    if isinstance(hint, str):
+        try:
+            hint = eval(hint, getattr(function, "__globals__", {}))
+        except NameError:
+            return Any
+    # Some annotate `x: int = None`.
+    return typing.Union[hint, None] if parameter.default is None else hint  # noqa: UP007
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a config's value is of a type.
+
+    Lists pass for tuples, as ``[4, 4]`` of a command line does; a string is no sequence of strings.
+    """
+    if isinstance(value, str):
+        members = typing.get_args(hint) if _is_union(hint) else (hint,)
+        members = tuple(m for m in members if typing.get_origin(m) is not Sequence)
+        return any(_passes(value, member) for member in members)
+    return _passes(value, hint) or _passes(_tuples(value), hint)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _passes(value: Any, hint: Any) -> bool:
+    try:
+        typeguard.check_type(
+            value,
+            hint,
+            forward_ref_policy=typeguard.ForwardRefPolicy.IGNORE,
+            collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
+        )
+    except typeguard.TypeCheckError:
+        return False
+    return True
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _checked(build):
     def build_checked(cfg, registry, *args, **kwargs):
+        what = short(cfg)
         if isinstance(cfg, dict) and isinstance(cfg.get("type"), str):
             # Whatever default scope another project left behind, our names are looked up here
             # first.
             cfg = {"_scope_": SCOPE, **cfg}
             with registry.switch_scope_and_registry(cfg["_scope_"]) as scoped:
                 cls = scoped.get(cfg["type"])
-            # TypeError carries Python's own text for anything the signature cannot tell beforehand.
             faults = argument_faults(cls, cfg) if cls is not None else []
             if faults:
                 raise ValueError("; ".join(faults))
-        return build(cfg, *args, registry=registry, **kwargs)
+            what = cfg["type"]
+        elif isinstance(cfg, dict) and "type" not in {**cfg, **(kwargs.get("default_args") or {})}:
+            raise ValueError(f"{what} names no type; give dict(type='NAME', ...)")
+        with building(what):
+            return build(cfg, *args, registry=registry, **kwargs)
 
     return build_checked
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Tells what could not be built of the config, where nobody foresaw the error.
+
+    Args:
+        what: Its key or type; the type that mmengine was building last is named with its arguments.
+
+    Raises:
+        ValueError: Something failed that was not raised on purpose.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if on_purpose(error):
+            raise
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        built = [f.f_locals.get("obj_cls") for f in frames if f.f_code.co_name == "build_from_cfg"]
+        cls = next(filter(None, reversed(built)), None)
+        takes = accepted_arguments(cls) if cls is not None else None
+        if cls is not None and getattr(cls, "__name__", what) != what:
+            what = f"{what}: {getattr(cls, '__name__', cls)}"
+        told = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{what} cannot be built ({type(error).__name__}: {told})"
+            + (f"; it takes {', '.join(takes)}" if takes else "")
+        ) from error
 
 
 class Registry(MMRegistry):
@@ -87,7 +218,10 @@ class Registry(MMRegistry):
         Raises:
             ValueError: Nothing is registered under that name.
         """
-        found = super().get(key)
+        try:
+            found = super().get(key)
+        except (ImportError, RuntimeError, ValueError):  # of a name with dots
+            found = None
         if found is None:
             if key in REMOVED:
                 raise ValueError(f"type={key!r} was removed in 0.2; use {REMOVED[key]}")

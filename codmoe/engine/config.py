@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmengine import registry as root
 from mmengine.config import Config
@@ -18,8 +20,8 @@ from codmoe import registry
 from codmoe.compiled.speed import speed_faults
 from codmoe.engine.handover import assembly_faults, init_faults
 from codmoe.engine.optim import amp_faults
-from codmoe.messages import suggest
-from codmoe.registry import argument_faults
+from codmoe.messages import short, suggest
+from codmoe.registry import accepted_arguments, argument_faults, value_faults
 
 # What mmengine's Runner takes, and what it looks up in the config by itself.
 RUNNER_KEYS = (
@@ -27,7 +29,8 @@ RUNNER_KEYS = (
     *"activation_checkpointing custom_imports find_unused_parameters model_wrapper_cfg".split(),
     *"sync_bn vis_backends".split(),
 )
-LOADER_KEYS = (*inspect.signature(DataLoader).parameters, "num_batch_per_epoch")
+LOADER_TYPES = inspect.signature(DataLoader).parameters
+LOADER_KEYS = (*LOADER_TYPES, "num_batch_per_epoch")
 Section = tuple[str, Mapping[str, Any], MMRegistry]
 """Dotted key of a section of the config, the section, and where its ``type`` is registered."""
 OWN_KEYS = (
@@ -83,16 +86,52 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
         ValueError: The config has faults; all are listed.
     """
     path = find_config(name)
-    cfg = Config.fromfile(path)
-    if options:
-        cfg.merge_from_dict(dict(options))
+    cfg = _read(path)
+    try:
+        cfg.merge_from_dict(dict(options or {}))
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        told = error.args[0] if error.args else error
+        raise ValueError(f"--cfg-options cannot be merged into {path}: {told}") from error
     _drop_delete_marks(cfg._cfg_dict)
+    for key in set(cfg) - {*RUNNER_KEYS, *OWN_KEYS}:
+        if any(_undumpable(key, cfg[key])):  # a variable, which has been used up
+            cfg.pop(key)
     cfg.config_file = str(path)
     faults = config_faults(cfg) + _idle_options(options or {})
     if faults:
         listed = "\n".join(f"  - {fault}" for fault in faults)
         raise ValueError(f"{path} has {len(faults)} fault(s):\n{listed}")
     return cfg
+
+
+def _read(path: Path) -> Config:
+    """The config of a file, with its bases.
+
+    Raises:
+        ValueError: It cannot be read; the message names the file, of all its bases, and the line.
+    """
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        raise ValueError(_reading_fault(path, error)) from error
+
+
+def _reading_fault(path: Path, error: Exception) -> str:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    files = [f.f_locals["filename"] for f, _ in frames if f.f_code.co_name == "_file2dict"]
+    if isinstance(error, RecursionError):
+        return f"{path}: its _base_ files lead back to each other"
+    if isinstance(error, FileNotFoundError) and files and not Path(files[-1]).exists():
+        return f"{files[-2] if files[1:] else path}: its _base_ {files[-1]} does not exist"
+    file = str(files[-1] if files else path)
+    if isinstance(error, SyntaxError):
+        try:
+            compile(Path(file).read_bytes(), file, "exec")
+        except SyntaxError as own:  # mmengine's names a temporary copy
+            return f"{file}:{own.lineno}: {own.msg}: {(own.text or '').strip()}"
+    line = next((f":{n}" for f, n in reversed(frames) if f.f_code.co_filename == file), "")
+    told = str(error).partition("\n")[0]
+    return f"{file}{line}: the config cannot be read ({type(error).__name__}: {told})"
 
 
 def _drop_delete_marks(section: Any) -> None:
@@ -129,47 +168,145 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
             close = difflib.get_close_matches(key, known, 1, 0.88)
             close = close or [k for k in known if sorted(k) == sorted(key)]  # "modle"
             faults += [f"{key}: not a config key; did you mean {close[0]!r}?"] if close else []
+    wrong = _kind_faults(cfg)
+    if wrong:
+        return faults + wrong  # what is checked next would trip over them
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
-    faults += _loop_faults(cfg) + speed_faults(cfg) + amp_faults(cfg)
+    return faults + _loop_faults(cfg) + speed_faults(cfg) + amp_faults(cfg) + assembly_faults(cfg)
+
+
+KINDS: dict[str, Any] = {
+    **{k: v for k, v in (accepted_arguments(Runner) or {}).items() if k in RUNNER_KEYS},
+    **dict.fromkeys(("model", "optim_wrapper"), dict),
+    **{f"{part}_dataloader": dict | None for part in ("train", "val", "test")},
+    **{f"{part}_cfg": dict | None for part in ("train", "val", "test")},
+    **{f"{part}_evaluator": dict | list[dict] | None for part in ("val", "test")},
+    "default_hooks": dict[str, dict | None] | None,
+    "custom_hooks": list[dict] | None,
+    "param_scheduler": dict | list[dict] | None,
+    "model_wrapper_cfg": dict | None,
+    "checkpoint_dir": str,
+    "find_unused_parameters": bool | None,
+    "init_from": dict | None,
+    "log_level": Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"],
+    "max_unreadable": float,
+    "sync_bn": str | None,
+}
+"""Types of the values of top-level keys, where nothing else checks them."""
+
+
+def _kind_faults(cfg: Mapping[str, Any]) -> list[str]:
+    """Values of the wrong type at the top level, and those that no config file can hold."""
+    faults = []
+    for key in (*RUNNER_KEYS, *OWN_KEYS):
+        if key in cfg:
+            faults += [f"{where}: {fault}" for where, fault in _undumpable(key, cfg[key])]
+            hint = KINDS.get(key, Any)
+            if not faults:
+                faults += value_faults({key: cfg[key]}, {key: hint}, "the config")
+    if faults:
+        return faults
     for path in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        unknown = [key for key in cfg.get(path) or () if key not in LOADER_KEYS]
+        loader = cfg.get(path) or {}
+        unknown = [key for key in loader if key not in LOADER_KEYS]
         faults += [f"{path}: no key {key!r}; {suggest(key, LOADER_KEYS)}" for key in unknown]
-    return faults + init_faults(cfg) + assembly_faults(cfg)
+        plain = {k: v for k, v in loader.items() if not isinstance(v, dict) and k in LOADER_TYPES}
+        faults += [f"{path}: {fault}" for fault in argument_faults(DataLoader, plain)]
+    return faults + init_faults(cfg)
+
+
+def _undumpable(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """What the copy of the config in the work dir and in the weights could not hold."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _undumpable(f"{path}.{key}", item)
+    elif isinstance(value, (list, tuple, set)):
+        for i, item in enumerate(value):
+            yield from _undumpable(f"{path}[{i}]", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, f"{value} cannot be written into a config; give a finite number"
+    elif isinstance(value, Path):
+        yield path, f"{value!r} cannot be written into a config; give {str(value)!r}, a string"
+    elif value is not None and not isinstance(value, (bool, int, float, str)):
+        called = isinstance(value, type) or callable(value)
+        hint = "give its registered name" if called else "give numbers, strings, lists and dicts"
+        yield path, f"{short(value)} cannot be written into a config; {hint}"
 
 
 def _loop_faults(cfg: Mapping[str, Any]) -> list[str]:
-    """Faults of ``train_cfg``, the optimiser and its schedule, which the Runner builds late."""
+    """Faults of what the Runner builds late, and of what it reads without a type."""
     loop, wrapper = dict(cfg.get("train_cfg") or {}), dict(cfg.get("optim_wrapper") or {})
     by_epoch = loop.pop("by_epoch", True)
     loop.setdefault("type", "EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop")
+    optimizer, paramwise = wrapper.get("optimizer"), wrapper.get("paramwise_cfg")
     # The engine chooses between the two by `amp`, and drops what only one of them takes.
     for key in ("optimizer", "constructor", "paramwise_cfg", "dtype", "loss_scale"):
         wrapper.pop(key, None)
     sections: list[Section] = [("train_cfg", loop, root.LOOPS)]
+    for key, default in (("val_cfg", "ValLoop"), ("test_cfg", "TestLoop")):
+        sections.append((key, {"type": default, **(cfg.get(key) or {})}, root.LOOPS))
+    log = {"type": "LogProcessor", **(cfg.get("log_processor") or {})}
+    sections.append(("log_processor", log, root.LOG_PROCESSORS))
     if wrapper:
         wrapper.setdefault("type", "OptimWrapper")
         sections.append(("optim_wrapper", wrapper, root.OPTIM_WRAPPERS))
-    optimizer = (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
     sections += _below("optim_wrapper.optimizer", optimizer, root.OPTIMIZERS)
     sections += _below("param_scheduler", cfg.get("param_scheduler"), root.PARAM_SCHEDULERS)
+    for part in ("train", "val", "test"):
+        loader = cfg.get(f"{part}_dataloader") or {}
+        for key in ("sampler", "batch_sampler"):
+            sections += _below(f"{part}_dataloader.{key}", loader.get(key), root.DATA_SAMPLERS)
     faults = []
     for path, section, kinds in sections:
         keys = {k: v for k, v in section.items() if k != "convert_to_iter_based"}
         faults += [f"{path}: {fault}" for fault in _section_faults(keys, kinds)]
+    if optimizer is not None and not isinstance(optimizer, Mapping):
+        faults.append(f"optim_wrapper.optimizer={short(optimizer)} is no dict with a type")
+    env = cfg.get("env_cfg") or {}
+    plain: list[tuple[str, Any, Mapping[str, Any]]] = [
+        ("randomness", cfg.get("randomness"), accepted_arguments(Runner.set_randomness) or {}),
+        ("env_cfg", env, ENV),
+        ("env_cfg.mp_cfg", env.get("mp_cfg"), PROCESSES),
+        ("optim_wrapper.paramwise_cfg", paramwise, PARAMWISE),
+    ]
+    custom = paramwise.get("custom_keys") if isinstance(paramwise, Mapping) else None
+    for name, entry in custom.items() if isinstance(custom, Mapping) else ():
+        multiples = dict(lr_mult=float, decay_mult=float)
+        plain.append((f"optim_wrapper.paramwise_cfg.custom_keys[{name!r}]", entry, multiples))
+    for path, given, accepted in plain:
+        if isinstance(given, Mapping):
+            faults += [f"{path}: {fault}" for fault in value_faults(given, accepted)]
+        elif given is not None:
+            faults.append(f"{path}={short(given)} is of the wrong type; it takes a dict")
     return faults
 
 
+ENV = dict(cudnn_benchmark=bool, mp_cfg=dict, dist_cfg=dict, resource_limit=int)
+PROCESSES = dict(
+    mp_start_method=Literal["fork", "forkserver", "spawn"], opencv_num_threads=int, distributed=bool
+)
+PARAMWISE = dict(
+    custom_keys=dict[str, dict],
+    bypass_duplicate=bool,
+    **dict.fromkeys("bias_lr_mult bias_decay_mult norm_decay_mult flat_decay_mult".split(), float),
+    **dict.fromkeys("dwconv_decay_mult dcn_offset_lr_mult".split(), float),
+)
+
+
 def _section_faults(section: Mapping[str, Any], kinds: MMRegistry) -> list[str]:
-    kind = section["type"]
-    if isinstance(kind, str):
-        try:
-            kind = kinds.get(kind)
-        except ValueError as error:
+    name = section["type"]
+    if not isinstance(name, str):
+        return [f"type={short(name)} is no name of a registered {kinds.name}"]
+    try:
+        kind = kinds.get(name)
+    except Exception as error:  # of mmengine's, which imports a name with dots
+        if isinstance(error, ValueError):
             return [str(error)]
-        if kind is None:  # mmengine's own registries do not raise
-            hint = suggest(section["type"], kinds.module_dict)
-            return [f"type={section['type']!r} is not a registered {kinds.name}; {hint}"]
+        kind = None
+    if kind is None:  # mmengine's own registries do not raise
+        hint = suggest(name, kinds.module_dict)
+        return [f"type={name!r} is not a registered {kinds.name}; {hint}"]
     return argument_faults(kind, section)
 
 

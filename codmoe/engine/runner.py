@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 import platform
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from codmoe.compiled.speed import compile_parts, set_fast_norm, set_memory_forma
 from codmoe.compiled.train_graphs import graph_parts
 from codmoe.engine.ddp import idle_parameters
 from codmoe.engine.optim import lay_out_state
+from codmoe.registry import building
 from codmoe.trust import read_pickle
 
 
@@ -290,3 +293,34 @@ def install(name: str) -> None:
     # mmengine has no way to choose the class; the dictionary is what its own lookups read.
     if not MessageHub.check_instance_created(name):
         MessageHub._instance_dict[name] = DeferredMessageHub(name)
+
+
+def _naming(method: Callable[..., Any], key: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def named(*args, **kwargs):
+        with building(key):
+            return method(*args, **kwargs)
+
+    return named
+
+
+_BUILDS = dict(
+    setup_env="env_cfg",
+    set_randomness="randomness",
+    build_logger="log_level",
+    build_visualizer="visualizer",
+    build_log_processor="log_processor",
+    build_optim_wrapper="optim_wrapper",
+    build_param_scheduler="param_scheduler",
+    build_dataloader="the data loader",
+    build_evaluator="the evaluator",
+    build_train_loop="train_cfg",
+    build_val_loop="val_cfg",
+    build_test_loop="test_cfg",
+    register_hooks="default_hooks and custom_hooks",
+    wrap_model="model_wrapper_cfg",
+)
+for _name, _key in _BUILDS.items():
+    _named = _naming(getattr(CODRunner, _name), _key)
+    _static = isinstance(inspect.getattr_static(CODRunner, _name), staticmethod)
+    setattr(CODRunner, _name, staticmethod(_named) if _static else _named)

@@ -159,3 +159,77 @@ def test_delete_is_no_argument_where_there_was_nothing_to_delete():
 def test_an_override_without_effect_is_told(option, hint):
     with pytest.raises(ValueError, match=rf"{option}: has no effect; use {hint}"):
         load_config("ensemble/stage3", {option: 3})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model = 'x'", "model='x' is of the wrong type"),
+        ("model = dict(backbone=5)", "model: ModelLevelMoE: backbone=5 is of the wrong type"),
+        ("model = dict(router='a.b')", "router='a.b' is of the wrong type"),
+        ("model = dict(experts=[1])", r"experts=\[1\] is of the wrong type; it takes .*Mapping"),
+        ("model = dict(experts=dict(sinet=3))", "experts.sinet=3 is of the wrong type"),
+        ("model = dict(router=dict(width='8'))", "EvidenceRouter: width='8' .* it takes int"),
+        ("model = dict(frozen='backbone')", "frozen='backbone' is of the wrong type"),
+        ("train_cfg = 3", "train_cfg=3 is of the wrong type; it takes dict"),
+        ("test_evaluator = 'x'", "test_evaluator='x' is of"),
+        ("custom_hooks = [dict(type='EMAHook'), 3]", r"custom_hooks\[1\]=3 is of the wrong type"),
+        ("default_hooks = dict(logger='x')", "default_hooks.logger='x' is of the wrong type"),
+        ("train_dataloader = dict(batch_size='x')", "batch_size='x' is of the wrong type"),
+        ("train_dataloader = dict(sampler=dict(type='DefaultSamplr'))", "'DefaultSampler'"),
+        ("optim_wrapper = dict(optimizer=dict(lr='x'))", "AdamW: lr='x' is of the wrong type"),
+        ("optim_wrapper = dict(paramwise_cfg=dict(norm_decay=0))", "'norm_decay_mult'"),
+        ("optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(a=1)))", "a=1 is of the wrong"),
+        ("randomness = dict(sed=1)", "randomness: .*'seed'"),
+        ("env_cfg = dict(mp_cfg=dict(mp_start_method='x'))", "env_cfg.mp_cfg: .*'spawn'"),
+        ("log_level = 'LOUD'", "log_level='LOUD'.*'DEBUG'"),
+        ("model = dict(router=dict(type=['x']))", r"model.router: type=\['x'\] is no name"),
+        ("checkpoint_dir = __import__('pathlib').Path('w')", "give 'w', a string"),
+        ("optim_wrapper = dict(clip_grad=dict(max_norm=float('inf')))", "max_norm: inf cannot be"),
+        ("model = dict(router=dict(width=lambda: 8))", "model.router.width: <function .*> cannot"),
+    ],
+)
+def test_values_of_the_wrong_type_are_told_with_their_key(tmp_path, text, words):
+    with pytest.raises(ValueError, match=rf"mine\.py has \d fault\(s\):\n(.|\n)*({words})"):
+        load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1\ny = dict(a=1", r"mine\.py:3: '\(' was never closed: y = dict\(a=1"),
+        ("x = 1\ny = undefined", r"mine\.py:3: .*NameError: name 'undefined' is not defined"),
+        ("custom_imports = dict(imports=['no_such_module'])", "mine.py.*no_such_module"),
+        ("import no_such_module", r"mine\.py:2: .*No module named 'no_such_module'"),
+        ("_base_ = ['other.py']", r"mine\.py: its _base_ .*other\.py does not exist"),
+        ("_base_ = ['mine.py']", r"mine\.py: its _base_ files lead back to each other"),
+        ("val_dataloader = 3\nval_evaluator = dict(a=1)", "val_evaluator=.*_delete_"),
+        ("_base_ = ['broken.py']", r"broken\.py:1: .*never closed"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_sentence(tmp_path, text, words):
+    (tmp_path / "broken.py").write_text("a = (1")
+    path = write(tmp_path, text)
+    if text.startswith("_base_"):
+        path.write_text(text)
+    if "val_evaluator" in text:
+        path = write(tmp_path, text, base="quickstart/stage1")
+    with pytest.raises(ValueError, match=words) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_config(tmp_path):
+    for name, content in (("a.py", b"\xff\x00"), ("a.json", b"[1]"), ("a.txt", b""), ("a.py", b"")):
+        (tmp_path / name).write_bytes(content)
+        if content:
+            with pytest.raises(ValueError, match=rf"{name}.*cannot be read"):
+                load_config(tmp_path / name)
+    with pytest.raises(ValueError, match=r"--cfg-options cannot be merged .*Index 9"):
+        load_config("ensemble/stage3", {"param_scheduler.9.end": 1})
+
+
+def test_variables_that_no_config_can_hold_are_left_out(tmp_path):
+    path = write(tmp_path, "from pathlib import Path\nhome = Path('x')\nload_from = str(home)")
+    cfg = load_config(path)
+    assert cfg.load_from == "x" and "home" not in cfg and "Path" not in cfg
