@@ -120,7 +120,7 @@ def _cases(
         for start in range(0, len(maps), batch):
             part = slice(start, start + batch)
             # Warm too looks masks up by their content.
-            truths = find_truths(masks[part], full, cache)
+            truths = find_truths(masks[part], full, cache, on_gpu=device != "cpu")
             probs = there[part] if there else [prob.to(device) for prob in tensors[part]]
             results += measure_maps(probs, truths, full=full)
         torch.set_num_threads(1)

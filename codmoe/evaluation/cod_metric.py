@@ -108,7 +108,8 @@ class CODMetric(PerImageMetric):
             0.5, a bound that reads the ground truth), or ``"all"`` of these. Everything but the
             mixture needs ``model.evaluate_all_experts=True``.
         cache_gb: Memory for what depends on the ground truth alone, shared by all metrics of the
-            process; a mask takes 1 byte a pixel, with full measures 3. None leaves it at 2 GB.
+            process; a mask takes 1 byte a pixel, with full measures 5, for a GPU 3. None leaves it
+            at 2 GB.
         backend: ``"torch"``; ``"pysodmetrics"`` has the field's measures computed by PySODMetrics
             itself, on the CPU and some ten times slower, for whoever wants to check.
         collect_device: ``"cpu"`` gathers through a shared folder, ``"gpu"`` through the network.

@@ -117,7 +117,9 @@ def batch_measures(
         pairs = [checked_pair(p, m) for p, m in zip(probs, masks, strict=True)]
         results = [reference_measures(prob, gt, full=full) for prob, gt in pairs]
     elif backend == "torch":
-        results = measure_maps([_as_float(p) for p in probs], find_truths(masks, full), full=full)
+        maps = [_as_float(p) for p in probs]
+        on_gpu = bool(maps) and maps[0].is_cuda
+        results = measure_maps(maps, find_truths(masks, full, on_gpu=on_gpu), full=full)
     else:
         raise ValueError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
     if full:
@@ -211,21 +213,25 @@ def as_array(values: np.ndarray | Tensor) -> np.ndarray:
 
 
 def find_truths(
-    masks: Sequence[np.ndarray | Tensor], full: bool = True, cache: GroundTruthCache = TRUTHS
+    masks: Sequence[np.ndarray | Tensor],
+    full: bool = True,
+    cache: GroundTruthCache = TRUTHS,
+    on_gpu: bool = False,
 ) -> list[GroundTruth]:
     """The facts of each mask, kept ones or found now, each once and by as many threads as torch
     may use.
 
     Args:
         masks: In {0, 1}, (H_i, W_i); the same object may stand several times.
-        full: Also their nearness, which only the full measures need.
+        full: Also their distances, which only the full measures need.
         cache: Where they are kept.
+        on_gpu: Whether the maps are there.
     """
 
     def find(mask: np.ndarray | Tensor) -> GroundTruth:
         truth = cache(checked_mask(mask))
         if full:
-            truth.nearness  # noqa: B018
+            truth.nearness, truth.squared_distance if on_gpu else truth.weight  # noqa: B018
         return truth
 
     different = {id(mask): mask for mask in masks}

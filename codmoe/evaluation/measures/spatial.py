@@ -40,29 +40,10 @@ def boundary_counts(binary: Tensor, codes: Tensor, truths: Sequence[GroundTruth]
         codes: ``GroundTruth.codes`` on the canvas.
         truths: Where the width of each band stands.
     """
-    if binary.device.type == "cpu":
-        return counts_by_opencv(binary.numpy(), codes.numpy(), truths)
-    return counts_by_torch(binary, codes, truths)
-
-
-def counts_by_torch(binary: Tensor, codes: Tensor, truths: Sequence[GroundTruth]) -> Tensor:
-    """:func:`boundary_counts` on any device."""
     band = binary & ~_eroded(binary, [truth.boundary_width for truth in truths])
     truth = (codes & BOUNDARY).bool()
     counts = [(band & truth).sum((1, 2)), (band | truth).sum((1, 2))]
     return torch.stack(counts, dim=1).double()
-
-
-def counts_by_opencv(
-    binary: np.ndarray, codes: np.ndarray, truths: Sequence[GroundTruth]
-) -> Tensor:
-    """:func:`boundary_counts` of arrays on the host, where OpenCV is ten times as fast."""
-    counts = []
-    for mask, code, truth in zip(binary.view(np.uint8), codes, truths, strict=True):
-        ours = boundary_band(mask, truth.boundary_width) * np.uint8(BOUNDARY)
-        theirs = code & BOUNDARY
-        counts.append((np.count_nonzero(ours & theirs), np.count_nonzero(ours | theirs)))
-    return torch.tensor(counts, dtype=torch.float64)
 
 
 def _eroded(binary: Tensor, widths: Sequence[int]) -> Tensor:
@@ -97,7 +78,7 @@ def _gaussian() -> list[float]:
 
 
 def _importance() -> Tensor:
-    """Weight of a background pixel's error by squared distance to the object, (65536,) float64.
+    """Weight of a background pixel's error by squared distance to the object, float64.
 
     Of 0 it is 0: that is the object itself, whose errors are summed elsewhere.
     """
@@ -124,9 +105,9 @@ def weighted_errors(errors: Tensor, codes: Tensor, truths: Sequence[GroundTruth]
     """
     device, importance = errors.device, _IMPORTANCE.to(errors.device)
     squared = canvas_arrays(
-        [t.nearness.squared_distance.view(np.int16) for t in truths], errors.shape, device
+        [t.squared_distance.view(np.int16) for t in truths], errors.shape, device
     )
-    squared = (squared.int() & MAX_SQUARED).view(-1)
+    squared = squared.int().view(-1)
     weight = torch.index_select(importance, 0, squared)
     count = len(errors)
     background = (errors.view(count, 1, -1) @ weight.view(count, -1, 1)).view(count)
@@ -165,18 +146,6 @@ def _window(values: Tensor, top: int, left: int, height: int, width: int) -> Ten
 
 def _smooth(values: Tensor) -> Tensor:
     """``values`` under a 7 × 7 Gaussian, where all of it is inside: (N, H - 6, W - 6)."""
-    return smooth_by_opencv(values) if values.device.type == "cpu" else smooth_by_torch(values)
-
-
-def smooth_by_opencv(values: Tensor) -> Tensor:
-    """The Gaussian on the host."""
-    inner, taps = slice(REACH, -REACH), np.array(_TAPS)
-    smooth = [cv2.sepFilter2D(v, cv2.CV_64F, taps, taps)[inner, inner] for v in values.numpy()]
-    return torch.from_numpy(np.stack(smooth))
-
-
-def smooth_by_torch(values: Tensor) -> Tensor:
-    """The Gaussian on any device."""
     for dim in (1, 2):
         length = values.shape[dim] - 2 * REACH
         total = values.narrow(dim, 0, length) * _TAPS[0]
@@ -184,3 +153,38 @@ def smooth_by_torch(values: Tensor) -> Tensor:
             total.add_(values.narrow(dim, shift, length), alpha=tap)
         values = total
     return values
+
+
+def sums_by_opencv(
+    prob: np.ndarray, levels: np.ndarray, values: np.ndarray, truth: GroundTruth
+) -> list[float]:
+    """:func:`weighted_errors` and :func:`boundary_counts` of one map on the host.
+
+    Args:
+        prob: The map, (H, W).
+        levels: Its 8-bit values, (H, W) uint8.
+        values: Value at each level, (256,).
+        truth: Its ground truth.
+    """
+    mask = np.greater(prob, 0.5).view(np.uint8)
+    ours = boundary_band(mask, truth.boundary_width) * np.uint8(BOUNDARY)
+    theirs = truth.codes & BOUNDARY
+    counts = [float(np.count_nonzero(ours & theirs)), float(np.count_nonzero(ours | theirs))]
+    if not truth.area:
+        return [0.0, 0.0, *counts]
+    # In float32, whose rounding is below 1e-7 of the sums; rows are added up in float64.
+    errors = cv2.LUT(levels, values.astype(np.float32))
+    background = np.einsum("ij,ij->i", errors, truth.weight).sum(dtype=np.float64)
+    top, bottom, left, right = truth.box
+    top, left = max(0, top - REACH), max(0, left - REACH)
+    window = np.s_[top : bottom + REACH, left : right + REACH]
+    inside = (truth.codes[window] & OBJECT).astype(np.float32)
+    error = (1 - errors[window]) * inside
+    spread = error.copy()
+    (bands, columns), nearest = (np.divmod(flat, truth.shape[1]) for flat in truth.nearness)
+    spread[bands - top, columns - left] = error[nearest[0] - top, nearest[1] - left]
+    taps = np.array(_TAPS)
+    smooth = cv2.sepFilter2D(spread, cv2.CV_32F, taps, taps, borderType=cv2.BORDER_CONSTANT)
+    least = np.minimum(smooth, error)
+    np.multiply(least, inside, out=least)
+    return [float(least.sum(dtype=np.float64)), float(background), *counts]

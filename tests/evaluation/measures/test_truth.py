@@ -17,10 +17,13 @@ def test_distances_and_nearest_pixels_are_scipys():
         truth = ground_truth(mask)
         assert np.array_equal(truth.mask, mask) and truth.area == mask.sum()
         if not mask.any():
-            assert not truth.nearness.squared_distance.any() and not len(truth.nearness.band)
+            assert not truth.squared_distance.any() and not len(truth.nearness.band)
+            assert not truth.weight.any()
             continue
         distance, indices = distance_transform_edt(~mask, return_indices=True)
-        assert np.array_equal(np.rint(distance**2), truth.nearness.squared_distance)
+        assert np.array_equal(np.rint(distance**2), truth.squared_distance)
+        weight = np.where(mask, 0, 2 - 0.5 ** (distance / 5))
+        np.testing.assert_allclose(truth.weight, weight, rtol=0, atol=2e-7)
         flat = (indices[0] * mask.shape[1] + indices[1]).ravel()
         assert np.array_equal(flat[truth.nearness.band], truth.nearness.nearest)
         padded = cv2.dilate(np.pad(mask.astype(np.uint8), 3), np.ones((7, 7)))
@@ -35,8 +38,9 @@ def test_distances_and_nearest_pixels_are_scipys():
 def test_far_distances_are_capped():
     mask = np.zeros((4, 400), bool)
     mask[:, 0] = True
-    squared = ground_truth(mask).nearness.squared_distance
-    assert squared[0, 255] == 255**2 and squared[0, 399] == 65535
+    squared = ground_truth(mask).squared_distance
+    assert squared[0, 127] == 127**2 and (squared[0, 128:] == 128**2).all()
+    assert abs(ground_truth(mask).weight[0, 128:] - 2).max() < 5e-8
 
 
 def test_boundary_band_is_the_mask_less_its_erosion():
@@ -81,7 +85,7 @@ def test_the_cache_keeps_within_its_memory():
     truths = [cache(mask) for mask in squares(8)]
     assert len(cache) == 8 and cache.nbytes == 8 * 2500
     for truth in truths:
-        assert truth.nearness.squared_distance.shape == (50, 50)  # now of 7,500 bytes and a band
+        assert truth.weight.shape == (50, 50)  # now of 12,500 bytes
     for mask in squares(8):
         cache(mask)
     assert 1 <= len(cache) < 8 and cache.nbytes <= cache.max_bytes
