@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from codmoe.messages import on_purpose
+from codmoe.messages import on_purpose, printable
 
 DEBUG = "CODMOE_DEBUG"
 """Environment variable that does what ``--debug`` does, also in child processes."""
@@ -92,7 +92,7 @@ def one_sentence(args: argparse.Namespace | None = None) -> Iterator[None]:
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
-        sys.exit(f"error: {_said(error) or _unexpected(error, args)}")
+        sys.exit(printable(f"error: {_said(error) or _unexpected(error, args)}", keep="\n"))
 
 
 def _said(error: Exception) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +11,8 @@ from itertools import pairwise
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from codmoe.messages import printable
 
 
 class Bold(str):
@@ -53,7 +56,7 @@ class TextTable:
                 console.width = 120
         console.print(table)
         for note in self.notes:
-            console.print(note, style="dim", markup=False, highlight=False)
+            console.print(printable(note), style="dim", markup=False, highlight=False)
 
     def text(self) -> str:
         """The table as :meth:`print` writes it, without colours, such as for a log."""
@@ -66,18 +69,18 @@ class TextTable:
         left = self._left()
         rule = "|".join(" :--- " if i in left else " ---: " for i in range(len(self.heads)))
         rows = [f"| {' | '.join(map(_marked, r))} |" for r in (self.heads, *self.rows) if r]
-        notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
+        notes = ["", *(f"- {markdown_text(note)}" for note in self.notes)] if self.notes else []
         return "\n".join([rows[0], f"|{rule}|", *rows[1:], *notes]) + "\n"
 
     def _left(self) -> set[int]:
         return {index % len(self.heads) for index in self.words}
 
     def _rich(self) -> Table:
-        title = self.title and Text(self.title, style="table.title")
+        title = self.title and Text(printable(self.title), style="table.title")
         table = Table(title=title, title_justify="left", show_lines=self.wrap)
         for index, head in enumerate(self.heads):
             table.add_column(
-                Text(head),
+                Text(printable(head)),
                 justify="left" if index in self._left() else "right",
                 no_wrap=not self.wrap,
                 overflow="fold" if self.wrap else "ellipsis",
@@ -99,9 +102,22 @@ def grouped(rows: Sequence[Row]) -> list[Row | None]:
 
 
 def _styled(cell: str | Text) -> Text:
-    return cell if isinstance(cell, Text) else Text(cell, "bold" if isinstance(cell, Bold) else "")
+    if isinstance(cell, Text):
+        return cell
+    return Text(printable(cell), "bold" if isinstance(cell, Bold) else "")
+
+
+def markdown_text(text: str) -> str:
+    """A text as Markdown shows it: no cell, link, tag, emphasis or task comes of a name.
+
+    Underscores stay: within words they mean nothing; so do brackets without an address.
+    """
+    return re.sub(_MARKDOWN, r"\\\g<0>", printable(text))
+
+
+_MARKDOWN = re.compile(r"[\\`*|]|<(?=[\w/!?])|\](?=[(\[:])|^[>#]|^\[(?=[ xX]\])")
 
 
 def _marked(cell: str | Text) -> str:
-    text = str(cell).replace("|", "\\|")
+    text = markdown_text(str(cell))
     return f"**{text}**" if isinstance(cell, Bold) else text

@@ -271,7 +271,8 @@ def save_text(path: str | os.PathLike, text: str, *, keep: bool = True) -> Path:
         ``path``.
     """
     with replacing(path, keep=keep) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # What a file's name holds that is no UTF-8 stays in JSON as it was: an escape.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 

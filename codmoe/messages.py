@@ -74,3 +74,20 @@ def on_purpose(error: BaseException) -> bool:
         return True
     libraries = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
     return not code.co_filename.startswith(libraries)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text in which line breaks, control characters and what is no text are written out.
+
+    Names of files come from strangers: a line break ends a table's row, an escape sequence colours
+    the terminal, and bytes that are not UTF-8 (lone surrogates in Python) cannot be written at all.
+
+    Args:
+        text: Such as a file's name.
+        keep: Characters that stay, such as line breaks of a longer message.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )

@@ -26,6 +26,26 @@ from codmoe.engine.config import load_config
 from codmoe.engine.launch import prepare
 from codmoe.registry import HOOKS, MODELS
 
+STRANGE = (
+    *("a|b", "a<b>&", "[x]", "[/]", "line\nbreak", "\x1b[31mred", "not\udcffutf8", "tab\t", "$x_$"),
+    *(
+        "[a](b)",
+        "*b*",
+        "`c`",
+        "=1+1",
+        "_under",
+        "-minus",
+        "#1 %",
+        "{}",
+        "\\",
+        "'\"",
+        " ",
+        "\u202egnp",
+        "漢",
+        "%s",
+    ),
+)
+"""Names that a file of a stranger may have."""
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64
 ONE_EXPERT = dict(model=dict(experts=dict(pranet=None, ujsc=None, zoomnet=None)))

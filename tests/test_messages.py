@@ -1,6 +1,9 @@
 """Messages: nearest names, and lists that are cut short."""
 
-from codmoe.messages import listed, nearest, suggest
+import pytest
+from miniature import STRANGE
+
+from codmoe.messages import listed, nearest, printable, suggest
 
 
 def test_nearest_names_come_first_and_case_does_not_count():
@@ -20,3 +23,10 @@ def test_only_what_is_shown_is_written_out():
     seen = []
     listed([1, 2, 3], shown=1, show=lambda item: seen.append(item) or str(item))
     assert seen == [1]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_names_of_strangers_are_one_line_of_text(name):
+    shown = printable(name)
+    assert shown.isprintable() and shown.encode()
+    assert printable("a\nb", keep="\n") == "a\nb" and printable("é 漢 ≥ 😀") == "é 漢 ≥ 😀"

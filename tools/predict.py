@@ -19,6 +19,7 @@ OPTIONS = (
 def run(args) -> None:
     from codmoe import Inferencer
     from codmoe.engine.config import parse_options
+    from codmoe.messages import printable
 
     inferencer = Inferencer(
         args.config,
@@ -34,7 +35,8 @@ def run(args) -> None:
     for prediction in inferencer.stream(inputs, out_dir=args.out, threshold=args.threshold):
         count += 1
         weights = "  ".join(f"{name} {w:.2f}" for name, w in prediction.weights.items())
-        print(f"{prediction.path}  object {prediction.mask.mean():.1%}  {weights}")
+        path = printable(str(prediction.path))
+        print(f"{path}  object {prediction.mask.mean():.1%}  {weights}")
     print(f"wrote {count} map(s) to {args.out}")
 
 

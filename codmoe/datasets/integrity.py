@@ -21,6 +21,7 @@ from codmoe.datasets.reading import (
     peculiarities,
     read_image,
     read_mask,
+    too_large,
 )
 from codmoe.messages import listed
 
@@ -43,6 +44,8 @@ def _size(path: Path) -> tuple[int, int]:
                     raise UnreadableFile(f"{path} is unreadable (truncated)")
     except UnreadableFile:
         raise
+    except Image.DecompressionBombError:
+        raise too_large(path) from None
     except UnidentifiedImageError:
         return read_image(str(path)).shape[:2]  # OpenCV knows forms of TIFF that Pillow does not
     except Exception as error:

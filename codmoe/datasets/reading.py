@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -51,6 +52,14 @@ class Mask(NamedTuple):
     traits: frozenset[str] = frozenset()
 
 
+def too_large(path: str | Path) -> UnreadableFile:
+    """The error of an image above Pillow's limit, at which it takes a file for an attack."""
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return UnreadableFile(
+        f"{path} has more than {most:,} pixels; scale it down, or cut it into pieces"
+    )
+
+
 class _NoMask(ValueError):
     """What keeps the pixels from being a mask."""
 
@@ -80,18 +89,28 @@ def is_complete(data: bytes | memoryview) -> bool:
 def has_plausible_header(data: bytes | memoryview) -> bool:
     """Whether the sizes that an encoded image claims can be true, told without decoding.
 
+    Raises:
+        DecompressionBombError: It claims more than twice ``Image.MAX_IMAGE_PIXELS``.
+
     OpenCV allocates what a damaged file asks for, 4 GB were seen, before it finds the damage.
     """
     if bytes(data[:4]) == b"\x89PNG":
-        return _has_whole_chunks(data)
+        if not _has_whole_chunks(data):
+            return False
+        width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+        if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError
+        return True
     try:
         with Image.open(io.BytesIO(data)) as image:
             # Pixels that a byte can stand for. Measured on even areas: JPEG 85, TIFF 16,000
             # (group 4), WebP 24,000 (lossless).
             most = 1000 if image.format in ("JPEG", "MPO", "BMP") else 40_000
             return image.width * image.height <= most * len(data)
-    except Image.DecompressionBombError:  # more than twice this many pixels
-        return 1000 * len(data) >= 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    except Image.DecompressionBombError:
+        if 1000 * len(data) < 2 * (Image.MAX_IMAGE_PIXELS or 0):
+            return False
+        raise
     except Exception:
         return True  # not for Pillow to tell; decoding will
 
@@ -125,6 +144,8 @@ def decode(path: str) -> np.ndarray:
             pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except OSError as error:
         raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}") from error
+    except Image.DecompressionBombError:
+        raise too_large(path) from None
     except (cv2.error, MemoryError) as error:
         # Damaged headers promise impossible sizes.
         raise UnreadableFile(f"{path} is unreadable: OpenCV cannot decode it") from error

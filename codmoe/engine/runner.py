@@ -64,6 +64,14 @@ class CODRunner(Runner):
         )
         self.logger.info(f"log and whole config: {Path(self.log_dir)}")
 
+    def build_logger(self, *args, **kwargs):
+        """mmengine's; a file's name that is no UTF-8 does not end in a traceback of the log."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+                handler.stream.reconfigure(errors="backslashreplace")
+        return logger
+
     def build_message_hub(self, message_hub=None):
         """A hub that fetches scalars from the device when they are read, not one by one."""
         install(str((message_hub or {}).get("name", self._experiment_name)))

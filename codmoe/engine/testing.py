@@ -19,6 +19,7 @@ from torch import Tensor
 
 from codmoe import __version__
 from codmoe.compiled.prepared import attach_prepared
+from codmoe.console import markdown_text
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.ddp import bare_model
 from codmoe.engine.handover import skip_pretrained
@@ -125,7 +126,9 @@ def test(
     save_json(path, payload)
     save_text(path.with_suffix(".md"), shown.markdown())
     if by_attribute:
-        text = "\n".join(f"## {name}\n\n{each.markdown()}" for name, each in by_attribute.items())
+        text = "\n".join(
+            f"## {markdown_text(name)}\n\n{each.markdown()}" for name, each in by_attribute.items()
+        )
         save_text(path.with_name(f"{path.stem}_attributes.md"), text)
     written = dict(json=path, maps=out_dir, grid=grid, extremes=extremes)
     for what, file in written.items():

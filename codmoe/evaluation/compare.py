@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from codmoe.console import Bold, TextTable, grouped
+from codmoe.console import Bold, TextTable, grouped, markdown_text
 from codmoe.evaluation.conventions import LOWER_IS_BETTER, MIXTURE
 from codmoe.evaluation.intervals import FEW, UNSEEN, paired_intervals
 from codmoe.evaluation.tables import (
@@ -32,7 +32,7 @@ from codmoe.evaluation.tables import (
     ranks,
 )
 from codmoe.files import save_text
-from codmoe.messages import listed, suggest
+from codmoe.messages import listed, printable, suggest
 
 ALL = "all"
 _NOT_A_MEAN = (
@@ -437,7 +437,7 @@ _LATEX = {
 
 def latex_escape(text: str) -> str:
     """``text`` with every character that LaTeX reads as a command, or lacks, written out."""
-    return "".join(_LATEX.get(c) or _greek(c) for c in " ".join(text.split()))
+    return "".join(_LATEX.get(c) or _greek(c) for c in printable(" ".join(text.split())))
 
 
 def _greek(character: str) -> str:
@@ -523,14 +523,23 @@ def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow(["" if row[key] != row[key] else row[key] for key in columns])
+        writer.writerow([_cell(row[key]) for key in columns])
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        value = printable(value)
+        return f"'{value}" if value[:1] in tuple("=+-@") else value  # no formula of a spreadsheet
+    return "" if value != value else value
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Writes compare.md, .tex and .csv and differences.md and .csv; old ones keep a dated name."""
     columns = ["dataset", "method", "source", "file", "n", *comparison.metrics]
-    differences = "No differences.\n\n" + "".join(f"- {note}\n" for note in comparison.caveats)
+    differences = "No differences.\n\n" + "".join(
+        f"- {markdown_text(note)}\n" for note in comparison.caveats
+    )
     if comparison.differences:
         differences = difference_table(comparison).markdown()
     texts = {

@@ -149,7 +149,7 @@ def score_maps(
 
     images: list[dict[str, Any]] = []
     with _one_thread_each(), ThreadPoolExecutor(workers or available_cores()) as pool:
-        done = track(pool.map(run, batches), str(pred), len(batches), transient=True)
+        done = track(pool.map(run, batches), "scoring", len(batches), transient=True)
         for measures in done:
             images += measures
     resized, dark, peculiar = zip(*(image.pop("odd") for image in images), strict=True)

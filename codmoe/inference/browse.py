@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import set_data_root
@@ -56,14 +55,14 @@ def browse(
         raise ValueError(f"{cfg.config_file} has no {part}_dataloader")
     if data_root:
         set_data_root(cfg, data_root)
-    dataset, console = DATASETS.build(loader.dataset), Console()
+    dataset = DATASETS.build(loader.dataset)
     if out is not None:
         np.random.seed(seed)
         chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round())
         items = [dataset[int(index)] for index in chosen]
         written = save_samples(items, out, columns=columns)
-        console.print(f"wrote {written}: {len(items)} samples", soft_wrap=True)
+        print(f"wrote {written}: {len(items)} samples")
     if attributes is not None:
         found = collect_attributes(dataset, progress=True)
         written = save_attributes(found, attributes)
-        console.print(f"wrote {written}: {len(dataset):,} samples", soft_wrap=True)
+        print(f"wrote {written}: {len(dataset):,} samples")

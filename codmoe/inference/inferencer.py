@@ -19,7 +19,7 @@ from rich.progress import Progress
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
 from codmoe.compiled.speed import set_memory_format
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS, image_files
-from codmoe.datasets.reading import is_complete, read_image
+from codmoe.datasets.reading import is_complete, read_image, too_large
 from codmoe.files import replacing
 from codmoe.inference.zoo import create_model, load_whole, weights_to_use
 from codmoe.messages import listed
@@ -338,5 +338,7 @@ def _readable(path: Path) -> bool:
             start = file.read(8)
             file.seek(-8, 2)
             return is_complete(start + file.read(8)) or is_complete(path.read_bytes())
+    except Image.DecompressionBombError:
+        raise too_large(path) from None
     except (OSError, SyntaxError, ValueError):
         return False

@@ -223,11 +223,11 @@ def report(config: str | Path, size: int = 448, json_file: str | Path | None = N
         FileNotFoundError: No such config.
         ValueError: The config has faults, or ``size`` does not fit.
     """
-    console = Console()
+    say = partial(Console().print, style="dim", markup=False, highlight=False)
     path = load_config(config).config_file
-    console.print(f"building {path} (no weights are read or downloaded)", style="dim")
+    say(f"building {path} (no weights are read or downloaded)")
     model = create_model(path)
-    summary = summarise(model, size, say=lambda text: console.print(f"  {text}", style="dim"))
+    summary = summarise(model, size, say=lambda text: say(f"  {text}"))
     summary = dict(config=str(config), torch=torch.__version__, **summary)
     summary_table(summary).print()
     if json_file is not None:

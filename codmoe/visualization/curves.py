@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from codmoe.files import replacing
-from codmoe.messages import suggest
+from codmoe.messages import printable, suggest
 
 # kind: (x, y) as keys of a result's `curves`, with the names of the axes.
 CURVES = {
@@ -27,6 +28,7 @@ _DASHES = ("-", "--", "-.", ":")
 MethodCurves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
 
+@rc_context({"text.parse_math": False})
 def save_curves(
     curves: MethodCurves, path: str | os.PathLike, *, kind: str = "PR", dpi: int = 200
 ) -> Path:
@@ -73,18 +75,16 @@ def save_curves(
                         f"{len(found[y])}; they must be equally many."
                     )
                 lines.setdefault(method, _draw(panel, found[x], found[y], index))
-        panel.set_title(dataset, size=9, parse_math=False)
+        panel.set_title(printable(dataset), size=9)
         panel.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1.01))
         panel.grid(linewidth=0.4, color="#dddddd")
     for panel in panels[len(datasets) :]:
         panel.set_axis_off()
     # matplotlib leaves out labels that begin with an underscore.
-    labels = [f" {name}" if name.startswith("_") else name for name in lines]
-    legend = figure.legend(
+    labels = [printable(f" {name}" if name.startswith("_") else name) for name in lines]
+    figure.legend(
         list(lines.values()), labels, loc="outside lower center", ncols=columns, fontsize=8
     )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     return path

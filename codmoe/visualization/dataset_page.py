@@ -12,9 +12,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from rich.markup import escape
 from rich.progress import Progress
 
 from codmoe.evaluation.attributes import image_attributes
@@ -61,7 +63,7 @@ def collect_attributes(dataset: Any, *, progress: bool = False) -> dict[str, Set
         for name, leaf in zip(names, getattr(dataset, "datasets", [dataset]), strict=True):
             if not hasattr(leaf, "read_sample"):
                 raise ValueError(f"{name}: {type(leaf).__name__} has no read_sample(index)")
-            found[name] = _collect(leaf, bar, bar.add_task(name, total=len(leaf)))
+            found[name] = _collect(leaf, bar, bar.add_task(escape(name), total=len(leaf)))
     return found
 
 
@@ -85,6 +87,7 @@ def _collect(dataset: Any, bar: Progress, task: Any) -> SetAttributes:
     return SetAttributes(columns, heat / len(rows), np.array(sides), empty, dict(kinds))
 
 
+@rc_context({"text.parse_math": False})
 def save_attributes(found: Mapping[str, SetAttributes], path: str | os.PathLike) -> Path:
     """One page of plots: size, contrast, parts, boundary, image sizes and positions.
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from codmoe.evaluation.measures import iou_and_dice
 from codmoe.files import replacing
+from codmoe.messages import printable
 
 # Inches. Margins and gaps are absolute, so that text keeps its place for any number of rows.
 _CELL, _BARS, _BAR, _GAP = 1.5, 1.25, 0.24, 0.07
@@ -44,6 +46,7 @@ class GridRow:
     title: str = ""
 
 
+@rc_context({"text.parse_math": False})
 def save_grid(
     rows: Sequence[GridRow],
     path: str | os.PathLike,
@@ -150,7 +153,7 @@ def _draw_weights(ax: Axes, row: GridRow, names: Sequence[str]) -> None:
 
 def shortened(title: str, length: int) -> str:
     """A title without its middle where it is longer than ``length`` characters."""
-    half = length // 2
+    title, half = printable(title), length // 2
     return title if len(title) <= length else f"{title[:half]}…{title[-half + 1 :]}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from codmoe.files import replacing
@@ -63,6 +64,7 @@ def unpacked(item: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None, st
     return image, mask, f"{shortened(sample.get('stem', ''), _TITLE_LENGTH)} · {area}"
 
 
+@rc_context({"text.parse_math": False})
 def save_samples(
     items: Sequence[Mapping[str, Any]],
     path: str | os.PathLike,

@@ -47,6 +47,7 @@ def colours(experts: Sequence[str]) -> dict[str, str]:
 def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4) -> Markup:
     """One plot as an ``<svg>`` element."""
     settings: Any = {**dict.fromkeys(_INKED, _INK), "svg.fonttype": "none", "font.size": 8}
+    settings["text.parse_math"] = False
     with matplotlib.rc_context(settings):
         # A legend of many rows adds its height, so that the axes keep theirs.
         rows = math.ceil(sum(bool(line.label) for line in lines) / columns)
@@ -60,7 +61,7 @@ def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4
             )  # fmt: skip
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.set_title(title, size=9, loc="left", parse_math=False)
+        axes.set_title(title, size=9, loc="left")
         axes.set(xlabel=x, ylabel=y)
         axes.grid(color=_INK, alpha=0.12, lw=0.5)
         axes.spines[["top", "right"]].set_visible(False)
@@ -68,12 +69,10 @@ def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4
         named = [(h, f" {t.label}") for h, t in zip(axes.get_lines(), lines, strict=True)]
         named = [pair for pair in named if pair[1].strip()]
         if len(named) > 1:
-            legend = figure.legend(
+            figure.legend(
                 *zip(*named, strict=True), loc="outside lower center", ncols=columns, fontsize=7.5,
                 frameon=False, handlelength=1.6, columnspacing=1.2,
             )  # fmt: skip
-            for label in legend.get_texts():
-                label.set_parse_math(False)
         buffer = io.StringIO()
         empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
