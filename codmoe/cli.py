@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from codmoe.interruption import interruption
 from codmoe.messages import on_purpose, printable
 
 DEBUG = "CODMOE_DEBUG"
@@ -69,7 +70,7 @@ def main(run: Callable[[argparse.Namespace], Any], *options: Option, description
             stream.reconfigure(errors="backslashreplace")
     if args.debug:
         os.environ[DEBUG] = "1"
-    with one_sentence(args):
+    with interruption.handled(), one_sentence(args):
         sys.exit(run(args))
 
 
@@ -90,6 +91,8 @@ def one_sentence(args: argparse.Namespace | None = None) -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if interruption.signum:  # another process of the run has left, or a worker was ended
+            interruption.leave()
         if os.environ.get(DEBUG):
             raise
         sys.exit(printable(f"error: {_said(error) or _unexpected(error, args)}", keep="\n"))

@@ -136,7 +136,7 @@ def sweep(folder: str | os.PathLike) -> None:
         host, pid = left.name.split("-")[1:3]
         with suppress(OSError, ValueError):
             if host == _HOST:
-                ended = _began(int(pid)) is None
+                ended = began(int(pid)) is None
             else:
                 ended = time.time() - left.stat().st_mtime > 86_400
             if ended:
@@ -197,7 +197,7 @@ def _holder() -> dict[str, Any]:
     return dict(
         host=platform.node(),
         pid=os.getpid(),
-        began=_began(os.getpid()),
+        began=began(os.getpid()),
         since=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         command=shlex.join(["python", *sys.argv]),
         job=job and [job, int(os.environ.get("SLURM_RESTART_COUNT") or 0)],
@@ -240,13 +240,13 @@ def _has_ended(other: Mapping[str, Any], lock: Path) -> bool:
             return time.time() - lock.stat().st_mtime > 10
         return True
     if other.get("host") == mine["host"]:
-        return _began(other["pid"]) != other["began"]
+        return began(other["pid"]) != other["began"]
     # Slurm runs a job again, on another machine: its own earlier attempt.
     job, before = mine["job"], other.get("job")
     return bool(job and before and job[0] == before[0] and job[1] > before[1])
 
 
-def _began(pid: int) -> str | None:
+def began(pid: int) -> str | None:
     """When a process of this machine began, in the system's own units; None if it has ended."""
     with suppress(OSError):
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

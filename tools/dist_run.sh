@@ -16,5 +16,5 @@ if [ -z "${OMP_NUM_THREADS:-}" ]; then
 fi
 # In a checkout; an installed package is found anyway.
 [ ! -d "$root/codmoe" ] || export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node "$processes" \
+exec "${PYTHON:-python}" "$(dirname "$0")/dist_run.py" "${rendezvous[@]}" --nproc_per_node "$processes" \
   "$script" "$@" --launcher pytorch

@@ -26,9 +26,11 @@ from codmoe.engine.handover import (
     skip_pretrained,
 )
 from codmoe.engine.hooks.frozen_features import settle_frozen_cache
+from codmoe.engine.hooks.training import InterruptionHook
 from codmoe.engine.optim import settle_amp, settle_fused
 from codmoe.engine.runner import CODRunner
 from codmoe.files import LOCK, holding, save_json, sweep
+from codmoe.interruption import going_on, interruption
 from codmoe.registry import SCOPE
 
 MMENGINE_HOOKS = (
@@ -251,7 +253,9 @@ def run_alone(cfg: Config) -> Iterator[None]:
 
 
 def _run(plan: LaunchPlan) -> CODRunner:
+    interruption.farewell = lambda: f" before the first step{going_on(bool(plan.resume) or None)}"
     runner = build_runner(plan)
+    runner.register_hook(InterruptionHook())
     if plan.resume:
         runner._load_from = str(plan.resume)
     runner.logger.info(f"precision: {plan.precision}")

@@ -24,6 +24,7 @@ from codmoe.engine.handover import read_sources
 from codmoe.engine.launch import set_aside, set_data_root
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
 from codmoe.files import LOCK, holding, save_json, save_text, sweep
+from codmoe.interruption import COMMAND, PARENT, going_on, interruption
 from codmoe.registry import DATASETS
 from codmoe.visualization.report import write_report
 
@@ -134,26 +135,25 @@ def child_environment() -> dict[str, str]:
 
 
 def run_command(command: Sequence[str]) -> None:
-    """Run one command as its own process group; an interrupt ends the whole group.
+    """Run one command in a session of its own; what ends this process ends it, too.
 
     Raises:
         RuntimeError: It failed.
     """
-    process = subprocess.Popen(command, start_new_session=True, env=child_environment())
-
-    def stop(signum, frame) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signum)
-        # Not to wait in here: the wait() below, which this interrupts, holds a lock.
-        sys.exit(128 + signum)
-
-    earlier = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    # It says what is saved, and this process how to go on.
+    own = {PARENT: str(os.getpid()), COMMAND: ""}
+    environment = dict(child_environment(), **own)
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
+    interruption.grace = 30.0  # more than the child's
     try:
         code = process.wait()
-    finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
-        process.wait()
+    except BaseException:
+        process.send_signal(interruption.signum or signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(25)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what is left of the group
+        raise
     if code:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {code}")
 
@@ -230,6 +230,7 @@ def run_stages(
     arguments += ["--cfg-options", *options] if options else []
     started = time.time()
     ran: set[Path] = set()
+    interruption.farewell = lambda: going_on(None)
     with holding(folder / LOCK, str(folder), "give another --work-dir"):
         sweep(folder)
         for number, stage in enumerate(stages, 1):

@@ -17,7 +17,6 @@ from codmoe.console import TextTable, markdown_text
 from codmoe.evaluation.compare import latex_escape, load_methods, to_csv
 from codmoe.visualization.grid import GridRow, save_grid
 
-
 FILES = [name for name in STRANGE if "/" not in name]
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import uuid
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from mmengine.dist import all_reduce, all_reduce_params, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
@@ -19,6 +22,7 @@ from codmoe import __version__
 from codmoe.datasets.cod import TolerantDataset
 from codmoe.engine.checkpoints import read_meta, save_weights
 from codmoe.engine.ddp import bare_model, wrap_again
+from codmoe.interruption import going_on, interruption
 from codmoe.messages import suggest
 from codmoe.registry import HOOKS
 
@@ -370,3 +374,76 @@ class BackboneWarmupHook(Hook):
 
 def _body(model: nn.Module) -> nn.Module | None:
     return getattr(model.backbone, "body", None)
+
+
+class InterruptionHook(Hook):
+    """Ends a training that was asked to end: between two steps, all processes after the same one.
+
+    It is not configured: ``engine.launch`` gives it to every training.
+    """
+
+    # After the checkpoint of an epoch, and what else is to be done in it.
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def before_train(self, runner) -> None:
+        self.done = runner.iter
+        interruption.farewell = partial(self._farewell, runner)
+        interruption.waits = True
+
+    def before_train_epoch(self, runner) -> None:
+        self._look()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        self.done = runner.iter + 1
+        # After the last step of an epoch first its checkpoint is written.
+        if self.done % len(runner.train_dataloader):
+            self._look()
+
+    def after_train_epoch(self, runner) -> None:
+        self._look()
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if interruption.signum:
+            interruption.leave()
+
+    def _look(self) -> None:
+        if self._asked():
+            interruption.leave()
+
+    def _asked(self) -> bool:
+        """Whether to end here: now, or of several processes after the step that the first to be
+        asked has named, which none can have left behind, for each needs the others' gradients.
+        """
+        if get_world_size() == 1:
+            return bool(interruption.signum)
+        store = dist.distributed_c10d._get_default_store()
+        try:
+            if interruption.signum:
+                store.compare_set(_STOP, "", f"{interruption.signum} {self.done + 1}")
+            if not store.check([_STOP]):
+                return False
+            signum, step = map(int, store.get(_STOP).split())
+        except RuntimeError:  # the process that keeps it has gone
+            if interruption.signum:
+                return True
+            raise
+        interruption.signum = interruption.signum or signum
+        return self.done >= step
+
+    def _farewell(self, runner) -> str:
+        saved, path = 0, Path(runner.work_dir) / "last_checkpoint"
+        with suppress(OSError, ValueError):
+            path = Path(path.read_text())
+            unit, _, number = path.stem.rpartition("_")
+            saved = int(number) * (len(runner.train_dataloader) if unit == "epoch" else 1)
+        if not saved:
+            return f" before the first checkpoint: {self.done} steps are lost{going_on(False)}"
+        lost = self.done - saved
+        but = f" but the last {lost} steps, which are lost" if lost > 0 else ""
+        return f": {path} holds everything{but}{going_on(True)}"
+
+
+_STOP = "codmoe_stop"

@@ -1,0 +1,121 @@
+"""Processes that are asked to end: by a signal, twice, or because their parent has gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from miniature import ROOT
+
+from codmoe.interruption import COMMAND, PARENT, going_on
+
+START = "import os, sys, time; from codmoe.interruption import *\n"
+WAIT = "print('ready', flush=True)\nwhile True: time.sleep(0.1)"
+HANDLED = f"{START}with interruption.handled():\n    "
+
+
+def start(script, **settings):
+    """A process that runs the script, once it has printed a line."""
+    env = dict(os.environ, PYTHONPATH=str(ROOT), **settings.pop("env", {}))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=-1, stderr=-1, text=True, env=env, **settings
+    )
+    process.line = process.stdout.readline().strip()
+    return process
+
+
+def end(process):
+    """Exit code and standard error."""
+    told = process.communicate(timeout=120)[1]
+    return process.returncode, told
+
+
+def indented(script):
+    return script.replace("\n", "\n    ")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_ends_in_one_sentence(name):
+    process = start(HANDLED + indented(WAIT))
+    signum = getattr(signal, name)
+    process.send_signal(signum)
+    assert end(process) == (128 + signum, f"interrupted by {name}\n")
+
+
+def test_who_looks_between_his_steps_ends_there():
+    script = (
+        "interruption.waits, interruption.farewell = True, lambda: ' after step 3'\n"
+        "print('ready', flush=True)\n"
+        "while not interruption.signum: time.sleep(0.1)\n"
+        "print('cleaned up'); interruption.leave()"
+    )
+    process = start(HANDLED + indented(script))
+    process.send_signal(signal.SIGTERM)
+    out, told = process.communicate(timeout=120)
+    assert (out, told) == ("cleaned up\n", "interrupted by SIGTERM after step 3\n")
+    assert process.returncode == 143
+
+
+def test_a_second_signal_ends_at_once():
+    process = start(
+        HANDLED + indented(f"interruption.waits, interruption.grace = True, 1e9\n{WAIT}")
+    )
+    process.send_signal(signal.SIGINT)
+    while process.poll() is None:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+    assert end(process) == (130, "")
+
+
+def test_who_never_looks_is_ended_with_the_sentence():
+    process = start(HANDLED + indented(f"interruption.waits, interruption.grace = True, 1\n{WAIT}"))
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == (143, "interrupted by SIGTERM\n")
+
+
+def test_what_nohup_ignores_stays_ignored():
+    ignore = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{HANDLED}"
+    process = start(ignore + indented(WAIT))
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == (143, "interrupted by SIGTERM\n")
+
+
+def test_who_loses_its_parent_ends():
+    inner = HANDLED + indented("print(os.getppid(), flush=True)\n" + WAIT)
+    outer = (
+        f"{START}import subprocess\n"
+        f"env = dict(os.environ, {PARENT}=str(os.getpid()))\n"
+        f"subprocess.Popen([sys.executable, '-c', {inner!r}], env=env).wait()"
+    )
+    parent = start(outer)
+    assert parent.line == str(parent.pid)
+    parent.kill()
+    # Standard error is closed once the child, which holds it as well, has ended.
+    assert end(parent) == (-signal.SIGKILL, "interrupted by SIGTERM\n")
+
+
+def test_a_forked_child_is_left_to_its_parent():
+    script = (
+        "child = os.fork()\n"
+        "if child: print('ready', flush=True); os.waitpid(child, 0); sys.exit(3)\n"
+        "time.sleep(4); os._exit(0)"
+    )
+    process = start(HANDLED + indented(script), start_new_session=True)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    os.kill(int(children.stdout), signal.SIGINT)  # as a terminal sends it to all
+    assert end(process) == (3, "")
+
+
+def test_the_command_that_goes_on(monkeypatch):
+    monkeypatch.delenv(COMMAND, raising=False)
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "my config.py"])
+    assert going_on(True) == "; go on with: python tools/train.py 'my config.py' --resume"
+    assert going_on(False) == "; start again with: python tools/train.py 'my config.py'"
+    assert going_on(None) == "; go on with: python tools/train.py 'my config.py'"
+    monkeypatch.setenv(COMMAND, "bash tools/dist_train.sh c.py 2 --resume")
+    assert going_on(True) == "; go on with: bash tools/dist_train.sh c.py 2 --resume"
+    monkeypatch.setenv(COMMAND, "")  # run_stages says it
+    assert going_on(True) == ""
