@@ -203,6 +203,52 @@ def read_pickle(path: str | Path) -> Any:
         raise ValueError(f"checkpoint {path} cannot be read: {first}") from error
 
 
+def not_finite(state: Mapping[str, Any]) -> list[str]:
+    """Names of the floating-point tensors that hold NaN or infinity; one wait for the device."""
+    import torch
+
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    floats = {key: value for key, value in tensors.items() if value.is_floating_point()}
+    if not floats:
+        return []
+    # Of one byte an element there is no isfinite.
+    whole = [(v.float() if v.element_size() < 2 else v).isfinite().all() for v in floats.values()]
+    flags = torch.stack([flag.to(whole[0].device) for flag in whole]).tolist()
+    return [key for key, fine in zip(floats, flags, strict=True) if not fine]
+
+
+def require_weights(
+    state: Mapping[str, Any], source: str, like: Mapping[str, Any] | None = None
+) -> None:
+    """Refuses weights with which a model would predict nothing, or something else.
+
+    Args:
+        state: Tensors by name.
+        source: Where they are from, for errors.
+        like: The model's own; None leaves their types unchecked.
+
+    Raises:
+        ValueError: A tensor holds NaN or infinity, or whole numbers where the model has
+            floating-point ones (or the other way round).
+    """
+    broken = not_finite(state)
+    if broken:
+        raise ValueError(
+            f"{source}: {len(broken)} of {len(state)} tensors hold NaN or infinity "
+            f"({listed(broken, shown=3)}); its training had diverged, so take an earlier checkpoint"
+        )
+    other = [
+        key
+        for key, value in (like or {}).items()
+        if key in state and state[key].is_floating_point() != value.is_floating_point()
+    ]
+    if other:
+        raise ValueError(
+            f"{source}: {len(other)} tensors are of another type than the model's ({other[0]}); "
+            "give the weights as floating-point numbers, as they were before they were quantised"
+        )
+
+
 def _object_in(text: str) -> str | None:
     """The object at which torch stopped, out of its explanation; None for a damaged file."""
     for line in text.splitlines():

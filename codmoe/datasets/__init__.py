@@ -7,6 +7,7 @@ from codmoe.datasets.integrity import check_pairs
 from codmoe.datasets.layouts import Pair, find_folders, find_pairs
 from codmoe.datasets.reading import UnreadableFile
 from codmoe.datasets.splits import split_indices
+from codmoe.datasets.streams import DrawSampler
 from codmoe.datasets.synthetic import CompositeCamouflage, SyntheticCamouflage
 from codmoe.datasets.transforms import (
     CopyPaste,
@@ -26,6 +27,7 @@ __all__ = [
     "CompositeCamouflage",
     "CopyPaste",
     "DatasetGroup",
+    "DrawSampler",
     "FixedViews",
     "LoadCODPair",
     "PackCODInputs",

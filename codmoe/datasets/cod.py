@@ -33,6 +33,7 @@ from codmoe.datasets.layouts import (
 )
 from codmoe.datasets.reading import UnreadableFile, read_pair
 from codmoe.datasets.splits import chosen_indices, complete_split
+from codmoe.datasets.streams import Draw, seed_streams
 from codmoe.messages import listed
 from codmoe.registry import DATASETS, TRANSFORMS
 
@@ -449,7 +450,8 @@ class WrappedDataset(Dataset):
 
 @DATASETS.register_module()
 class TolerantDataset(WrappedDataset):
-    """A training set of which an unreadable sample is replaced by another one, drawn at random.
+    """A training set whose draws follow from what :class:`DrawSampler` says, and of which an
+    unreadable sample is replaced by another one, drawn at random.
 
     The samples found unreadable are marked in shared memory, so that all workers of a loader and
     the process that started them know; ``UnreadableFilesHook`` reports each once, and stops
@@ -477,7 +479,10 @@ class TolerantDataset(WrappedDataset):
         """Number of samples that may be unreadable: the share, rounded down."""
         return int(self.max_share * len(self) + 1e-6)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int | Draw) -> Any:
+        if isinstance(index, Draw):
+            seed_streams(index.seed, *index.place)
+            index = index.sample
         for _ in range(TRIES):
             try:
                 return self.dataset[index]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from codmoe.datasets.cod import WrappedDataset
+from codmoe.datasets.streams import drawn_from
 from codmoe.registry import DATASETS
 
 
@@ -63,19 +61,3 @@ class FixedViews(WrappedDataset):
             item = self.dataset[index]
         item["data_samples"].set_metainfo(dict(cache_key=(self.part, view, index)))
         return item
-
-
-@contextmanager
-def drawn_from(*words: int) -> Iterator[None]:
-    """Seeds numpy, torch and Python by these words; afterwards they draw on as before."""
-    before = np.random.get_state(), random.getstate(), torch.random.get_rng_state()
-    seed = int(np.random.SeedSequence(words).generate_state(1)[0])
-    np.random.seed(seed)
-    random.seed(seed)
-    torch.random.default_generator.manual_seed(seed)  # of the CPU alone, unlike torch.manual_seed
-    try:
-        yield
-    finally:
-        np.random.set_state(before[0])
-        random.setstate(before[1])
-        torch.random.set_rng_state(before[2])

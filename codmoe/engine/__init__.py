@@ -4,6 +4,7 @@ from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.ddp import CODDistributedDataParallel
 from codmoe.engine.hooks.frozen_features import FrozenCacheHook
 from codmoe.engine.hooks.mixture import ExpertsAfterHook, RouterWatchHook
+from codmoe.engine.hooks.resuming import CheckpointHook
 from codmoe.engine.hooks.training import (
     AverageBuffersHook,
     BackboneWarmupHook,
@@ -21,6 +22,7 @@ __all__ = [
     "BackboneWarmupHook",
     "BestWeightsHook",
     "CODDistributedDataParallel",
+    "CheckpointHook",
     "ExpertsAfterHook",
     "FiniteLossHook",
     "FrozenCacheHook",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from torch import Tensor, nn
 from codmoe.files import keep_old, replacing
 from codmoe.messages import listed
 from codmoe.registry import MODELS
-from codmoe.trust import check_received, import_custom, read_literals, read_pickle
+from codmoe.trust import (
+    check_received,
+    import_custom,
+    read_literals,
+    read_pickle,
+    require_weights,
+)
 
 SAFE = ".safetensors"
 
@@ -162,20 +169,33 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file holds no weights, or more than weights and a training's history.
+        ValueError: The file holds no weights, some that are NaN or infinite, or more than weights
+            and a training's history.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if path.suffix == SAFE:
-        try:
-            return load_file(path)
-        except Exception as error:
-            raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
-    content = read_pickle(path)
+    if path.suffix != SAFE:
+        return state_of(read_pickle(path), path)
+    try:
+        content = load_file(path)
+    except Exception as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+    return state_of(content, path)
+
+
+def state_of(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The weights in what a file holds, all of them finite.
+
+    Raises:
+        ValueError: See :func:`read_weights`.
+    """
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state:
         raise ValueError(f"checkpoint {path} holds no state_dict")
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"checkpoint {path} holds no state_dict")
+    require_weights(state, f"checkpoint {path}")
     return dict(state)
 
 
@@ -235,22 +255,11 @@ def load_state(
     given = {
         k: v for k, v in given.items() if k.split(".")[0] != "experts" or k.split(".")[1] in known
     }
-    missing = [key for key in wanted if key not in given]
-    extra = [key for key in given if key not in wanted]
-    other = [key for key in wanted if key in given and wanted[key].shape != given[key].shape]
-    if missing or extra or other:
-        faults = [
-            f"{len(keys)} {what} ({_some(keys)})"
-            for keys, what in (
-                (missing, "keys of the model are not in it"),
-                (extra, "keys of it are not in the model"),
-                (other, "keys differ in shape"),
-            )
-            if keys
-        ]
+    misfit = compare(wanted, given, source)
+    if misfit.faults:
         raise ValueError(
-            f"{source} does not fit this model: {'; '.join(faults)}. Were backbone, "
-            f"experts and widths the same in the config that made it?{hint}"
+            f"{source} does not fit this model: {misfit}. Were backbone, experts and widths the "
+            f"same in the config that made it?{hint}"
         )
     model.load_state_dict(given, strict=False)
     return list(given)
@@ -261,9 +270,46 @@ def _of_parts(state: Mapping[str, Tensor], parts: Sequence[str] | None) -> dict[
     return {k: v for k, v in state.items() if starts is None or f"{k}.".startswith(starts)}
 
 
-def _some(keys: Iterable[str], count: int = 3) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:count]) + (", …" if len(keys) > count else "")
+@dataclass(frozen=True)
+class Fit:
+    """How far weights fit a model; as text the share of its tensors, and three of each fault.
+
+    Args:
+        fitting: Keys of equal name and shape.
+        wanted: Number of the model's keys.
+        faults: Keys that do not fit, by what is wrong with them.
+    """
+
+    fitting: list[str]
+    wanted: int
+    faults: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        share = f"{len(self.fitting)} of {self.wanted} tensors of the model fit"
+        told = [f"{len(v)} {what} ({listed(v, shown=3)})" for what, v in self.faults.items()]
+        return "; ".join([share, *told])
+
+
+def compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> Fit:
+    """Compares weights with those of a model, by name and shape.
+
+    Args:
+        wanted: The model's.
+        given: Those that are to be loaded.
+        source: Where they are from, for errors.
+
+    Raises:
+        ValueError: Some are of another type, see :func:`require_weights`.
+    """
+    require_weights(given, source, wanted)
+    shared = {key: wanted[key].shape == given[key].shape for key in wanted if key in given}
+    same = [key for key, equal in shared.items() if equal]
+    faults = {
+        "keys of the model are not in it": [key for key in wanted if key not in given],
+        "keys of it are not in the model": [key for key in given if key not in wanted],
+        "keys differ in shape": [key for key, equal in shared.items() if not equal],
+    }
+    return Fit(same, len(wanted), {what: keys for what, keys in faults.items() if keys})
 
 
 def stored_config(checkpoint: str | Path, *, trust_code: bool = False) -> Config | None:

@@ -24,7 +24,7 @@ from mmengine.runner import autocast
 from torch import Tensor, nn
 
 from codmoe.console import TextTable
-from codmoe.datasets.views import drawn_from
+from codmoe.datasets.streams import drawn_from
 from codmoe.engine.checkpoints import load_parts, load_state, meta_of, read_weights, stored_config
 from codmoe.engine.ddp import bare_model
 from codmoe.evaluation.diversity import diversity, pairwise

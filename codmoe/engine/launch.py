@@ -13,7 +13,6 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.runner.utils import set_random_seed
 
 from codmoe.engine.checkpoints import newest_checkpoint
 from codmoe.engine.config import config_root
@@ -137,7 +136,7 @@ def settle(cfg: Config) -> LaunchPlan:
     cached = bool((cfg.get("default_hooks") or {}).get("frozen_cache"))
     if cached:
         settle_frozen_cache(cfg)
-    _tolerate_unreadable(cfg)
+    _wrap_training_set(cfg)
     if cached or not all_run:
         no_benchmark(cfg)
     precision = settle_amp(cfg)
@@ -179,9 +178,14 @@ def _refuse(cfg: Config, all_run: bool) -> None:
             )
 
 
-def _tolerate_unreadable(cfg: Config) -> None:
-    """Let a share of the training files go bad while it runs; of no other data set."""
+def _wrap_training_set(cfg: Config) -> None:
+    """Let a share of the training files go bad while it runs, of no other data set; and let its
+    order and draws follow from the seed and the place in training.
+    """
     loader = cfg.train_dataloader
+    sampler = loader.get("sampler")
+    if isinstance(sampler, dict) and sampler.get("type") != "DrawSampler":
+        loader.sampler = dict(type="DrawSampler", sampler=sampler)
     if loader.dataset.get("type") == "TolerantDataset":
         loader.dataset = loader.dataset["dataset"]  # the config that an earlier run left
     share = cfg.get("max_unreadable", 0.01)
@@ -201,12 +205,7 @@ def build_runner(plan: LaunchPlan) -> CODRunner:
     Raises:
         FileNotFoundError, ValueError: Something is missing or does not fit.
     """
-    runner = CODRunner.from_cfg(plan.cfg, every_expert_runs=plan.every_expert_runs)
-    if runner.world_size > 1:
-        # The weights are the same by now. The router's noise is not to be: with one seed for all
-        # processes it would choose the same experts in each.
-        set_random_seed(runner.seed, diff_rank_seed=True)
-    return runner
+    return CODRunner.from_cfg(plan.cfg, every_expert_runs=plan.every_expert_runs)
 
 
 def train(cfg: Config) -> CODRunner:

@@ -7,6 +7,7 @@ import functools
 import inspect
 import logging
 import platform
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +18,18 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from torch import Tensor
 
 from codmoe import __version__
 from codmoe.compiled.speed import compile_parts, set_fast_norm, set_memory_format
 from codmoe.compiled.train_graphs import graph_parts
+from codmoe.datasets.streams import DrawSampler
+from codmoe.engine.checkpoints import compare, state_of
 from codmoe.engine.ddp import idle_parameters
+from codmoe.engine.hooks.resuming import EPOCH_STEPS, ResumableHook
 from codmoe.engine.optim import lay_out_state
 from codmoe.registry import building
-from codmoe.trust import read_pickle
+from codmoe.trust import read_pickle, require_weights
 
 
 class CODRunner(Runner):
@@ -48,6 +51,7 @@ class CODRunner(Runner):
     def __init__(self, *args, every_expert_runs: bool = False, **kwargs):
         self.every_expert_runs = every_expert_runs
         super().__init__(*args, **kwargs)
+        self.register_hook(ResumableHook())
 
     @classmethod
     def from_cfg(cls, cfg: Config, *, every_expert_runs: bool = False) -> CODRunner:
@@ -142,15 +146,33 @@ class CODRunner(Runner):
 
         Raises:
             FileNotFoundError: No such file (addresses are not fetched: download the file first).
-            ValueError: The file holds more than weights and a training's history.
+            ValueError: The file holds more than weights and a training's history, no finite
+                weights, or none that fit the model; or, of a run that is resumed, not all.
         """
         checkpoint = read_pickle(filename)
+        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+            checkpoint = dict(state_dict=checkpoint)
+        source = f"checkpoint {filename}"
+        state_of(checkpoint, filename)
+        require_weights(checkpoint.get("ema_state_dict", {}), source)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         names = list(revise_keys) or [(r"^module\.", "")]
-        _load_checkpoint_to_model(model, checkpoint, strict, revise_keys=names)
+        state = checkpoint["state_dict"]
+        for pattern, name in names:
+            state = {re.sub(pattern, name, key): value for key, value in state.items()}
+        fit = compare(model.state_dict(), state, source)
+        learnt = {name for name, _ in model.named_parameters()}
+        whole = learnt <= set(fit.fitting)
+        if not fit.fitting or (not whole and (strict or self._resume)):
+            wrong = "does not fit this model" if fit.fitting else "has nothing of this model"
+            raise ValueError(f"{source} {wrong}: {fit}")
+        model.load_state_dict({key: state[key] for key in fit.fitting}, strict=False)
         self._has_loaded = True
-        self.logger.info(f"loaded {filename}")
+        if fit.faults:
+            self.logger.warning(f"loaded {filename} in part, the rest stays as it was: {fit}")
+        else:
+            self.logger.info(f"loaded {filename}")
         return checkpoint
 
     def resume(self, filename: str, *args, **kwargs) -> None:
@@ -185,10 +207,19 @@ class CODRunner(Runner):
             )
         lay_out_state(self.optim_wrapper.optimizer)
         loop = self.train_loop
+        sampler = loop.dataloader.sampler
+        if isinstance(sampler, DrawSampler):
+            sampler.reseed(self.seed)
         if not isinstance(loop, EpochBasedTrainLoop):
             return
         steps = loop.epoch * len(loop.dataloader)
         if loop.iter == steps:
+            return
+        done = loop.iter - steps
+        as_before = self.message_hub.get_info(EPOCH_STEPS) == len(loop.dataloader) >= done > 0
+        if as_before and isinstance(sampler, DrawSampler):
+            self.logger.info(f"going on in epoch {loop.epoch + 1} after {done} steps")
+            sampler.start_at(done * loop.dataloader.batch_size)
             return
         self.logger.warning(
             f"the checkpoint has {loop.iter} steps in {loop.epoch} epoch(s), this run has {steps}: "

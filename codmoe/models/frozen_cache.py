@@ -102,7 +102,7 @@ class FrozenCache:
         if not missing:
             return self._assemble(self._read(keys, kind, images.device))
         part = images if not known else images[torch.tensor(missing, device=images.device)]
-        fresh = self._computed(part, compute)
+        fresh = self._rounded(self._computed(part, compute))
         # Autocast would have a say in which precisions may be put together.
         with torch.autocast(images.device.type, enabled=False):
             self._keep([keys[row] for row in missing], kind, fresh)
@@ -143,6 +143,15 @@ class FrozenCache:
             )
         return fresh
 
+    def _rounded(self, fresh: dict[_Piece, Tensor]) -> dict[_Piece, Tensor]:
+        """As it will be read: a run that is resumed, with nothing kept, is to see the same."""
+        largest = torch.finfo(self.dtype).max
+        # Beyond the range of half precision lies nothing that a router tells images apart by.
+        return {
+            piece: value.float().clamp(-largest, largest).to(self.dtype).to(value.dtype)
+            for piece, value in fresh.items()
+        }
+
     def _keep(self, keys: list[Hashable], kind: Kind, fresh: dict[_Piece, Tensor]):
         self._layouts[kind] = list(fresh)
         if not self.filling:
@@ -154,12 +163,7 @@ class FrozenCache:
         self.refused += len(keys) - fitting
         if fitting < 1:
             return
-        largest = torch.finfo(self.dtype).max
-        # Beyond the range of half precision lies nothing that a router tells images apart by.
-        flat = [
-            value[:fitting].flatten(1).float().clamp(-largest, largest).to(self.dtype)
-            for value in fresh.values()
-        ]
+        flat = [value[:fitting].flatten(1).to(self.dtype) for value in fresh.values()]
         rows = torch.cat(flat, dim=1).to(self.device)
         # One image twice in a batch (samplers fill up the last one) is kept, and counted, once.
         kept = dict(zip(keys[:fitting], rows, strict=True))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from codmoe import __version__
 from codmoe.files import keep_old, replacing
 from codmoe.registry import MODELS
-from codmoe.trust import check_received
+from codmoe.trust import check_received, require_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Parts of a training config by which an Inferencer finds the size of the images.
@@ -83,6 +83,7 @@ class HubModel(
             config=text, expert_names=list(cast(Any, self).expert_names), codmoe=__version__
         )
         state = {k: _stored(v) for k, v in cast(nn.Module, self).state_dict().items()}
+        require_weights(state, "this model")
         with replacing(save_directory / WEIGHTS) as temporary:
             temporary.write_bytes(save(state, metadata=dict(format="pt", meta=json.dumps(meta))))
         config["codmoe_version"] = __version__
@@ -124,8 +125,10 @@ class HubModel(
             given = {key: value for key, value in nothing.items() if key in backbone}
             model_kwargs["backbone"] = {**backbone, **given}
         model: Any = cls(**model_kwargs)
+        state = load_file(path)
+        require_weights(state, path, model.state_dict())
         try:
-            model.load_state_dict(load_file(path))
+            model.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(
                 f"{path} does not fit the config beside it: {' '.join(str(error).split()[:40])}"

@@ -100,20 +100,21 @@ def test_losses_and_gradients_are_those_without_a_cache(stage_2, batch, runs, dt
         return expected
 
     assert model.state_dict().keys() == plain.state_dict().keys()
-    expected = step(plain, images, targets, "a", "b", "c")
-    assert_same(step(model, images, targets, "a", "b", "c"), expected, **tight)
-    assert runs == [3, 3]
-    again = step(model, images, targets, "a", "b", "c")
-    assert runs == [3, 3]
-    assert_same(again, reference([0, 1, 2], [0, 1, 2]), **tight)
+    expected = reference([0, 1, 2], [0, 1, 2])
+    first = step(model, images, targets, "a", "b", "c")
+    assert_same(first, expected, **tight)
+    assert runs == [3]
+    # A run that is resumed computes what an uninterrupted one reads.
+    assert_same(step(model, images, targets, "a", "b", "c"), first, atol=0, rtol=0)
+    assert runs == [3]
     # In another order, then with an image in between that is new.
     order = [2, 0, 1]
     turned = step(model, images[order], targets[order], "c", "a", "b")
-    assert runs == [3, 3]
+    assert runs == [3]
     assert_same(turned, reference(order, [0, 1, 2]), **tight)
     mixed = step(model, images[order], targets[order], "c", "new", "b")
-    assert runs == [3, 3, 1]
-    assert_same(mixed, reference(order, [0, 2]), **tight)
+    assert runs == [3, 1]
+    assert_same(mixed, reference(order, [0, 1, 2]), **tight)
 
 
 def test_the_router_sees_the_images_it_is_given(stage_2, batch):

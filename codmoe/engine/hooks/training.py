@@ -22,6 +22,7 @@ from codmoe import __version__
 from codmoe.datasets.cod import TolerantDataset
 from codmoe.engine.checkpoints import read_meta, save_weights
 from codmoe.engine.ddp import bare_model, wrap_again
+from codmoe.engine.hooks.resuming import WAY_OUT, check_weights
 from codmoe.interruption import going_on, interruption
 from codmoe.messages import suggest
 from codmoe.registry import HOOKS
@@ -112,12 +113,19 @@ class BestWeightsHook(Hook):
         if hub.get_info("codmoe_run_id") is None:
             hub.update_info("codmoe_run_id", uuid.uuid4().hex)
             return
-        # An epoch's checkpoint is written before its validation: the file may know of a later best.
         meta = read_meta(self.path) if self.path.is_file() else {}
         score, best = meta.get("score"), self.best(runner)
-        if meta.get("run_id") != hub.get_info("codmoe_run_id") or score is None:
-            return
-        if best is None or score > best:
+        own = meta.get("run_id") == hub.get_info("codmoe_run_id")
+        if best is not None and not own:
+            runner.logger.warning(
+                f"{self.path} is not this run's any more: its best weights ({self.monitor} "
+                f"{best:.4f}, epoch {hub.get_info('codmoe_best_epoch')}) are gone from there, and "
+                "the best from now on is kept"
+            )
+            hub.update_info("codmoe_best", None)
+            hub.update_info("codmoe_best_epoch", None)
+        # The file may be of a later validation than the checkpoint.
+        elif own and score is not None and (best is None or score > best):
             hub.update_info("codmoe_best", score)
             hub.update_info("codmoe_best_epoch", meta["epoch"])
 
@@ -146,6 +154,7 @@ class BestWeightsHook(Hook):
         return runner.message_hub.get_info("codmoe_best")
 
     def _save(self, runner, score: float | None) -> None:
+        check_weights(runner, runner.iter)
         if not is_main_process():
             return
         model = bare_model(runner)
@@ -174,10 +183,7 @@ class BestWeightsHook(Hook):
 _NORM = "train/grad_norm"
 # A loss scaler that begins at 65,536 has found its scale long before.
 _UPDATES = 30
-_WAY_OUT = (
-    "nothing is learnt any more; train with amp=False or amp='bf16' if it is fp16 that overflows, "
-    "or lower optim_wrapper.optimizer.lr, and go on from a checkpoint before it"
-)
+_WAY_OUT = f"nothing is learnt any more; {WAY_OUT}"
 
 
 @HOOKS.register_module()
@@ -211,6 +217,7 @@ class FiniteLossHook(Hook):
         if loss is None or bool(torch.isfinite(loss).all()):
             self.found = 0
             return
+        check_weights(runner, runner.iter + 1)
         self.found += 1
         runner.logger.warning(f"the loss is {float(loss)} at step {runner.iter + 1}")
         if self.found >= self.patience:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codmoe.messages import nearest, suggest
-from codmoe.trust import read_pickle
+from codmoe.trust import read_pickle, require_weights
 
 STRIDES = (4, 8, 16, 32)
 
@@ -100,6 +100,7 @@ def _check_loaded(model: nn.Module, name: str, path: str) -> None:
     # timm loads non-strictly once the classifier is dropped; `features_only` flattens dots, or puts
     # the whole model under `model`.
     state = timm.models.load_state_dict(path)
+    require_weights(state, f"backbone.checkpoint={path!r}")
     known = {key.replace(".", "_") for key in state}
     own = (key for key, _ in model.named_parameters())
     wanted = {key.removeprefix("model.").replace(".", "_") for key in own}

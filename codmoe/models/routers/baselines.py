@@ -142,7 +142,8 @@ class RandomRouter(Router):
     """Random experts per image: the floor for any router, and a load for benchmarks.
 
     Args:
-        seed: Seed of a generator of its own, so that a run can be repeated; draws advance it.
+        seed: Seed of a generator of its own, so that a run can be repeated; draws advance it, and
+            training seeds it for each step and validation anew.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class RandomRouter(Router):
         seed: int = 0,
     ):
         super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=top_k)
+        self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
 
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:

@@ -364,7 +364,8 @@ def test_shipped_configs():
 def steps(hook, losses, norms=(), accumulated=1):
     """Steps of these losses, of which each ``accumulated``-th makes an update."""
     hub = DeferredMessageHub("finite")
-    runner = SimpleNamespace(logger=logging.getLogger("test"), message_hub=hub)
+    parts = dict(model=torch.nn.Linear(1, 1), hooks=[])
+    runner = SimpleNamespace(logger=logging.getLogger("test"), message_hub=hub, **parts)
     norms = iter(norms)
     for runner.iter, loss in enumerate(losses):
         if (runner.iter + 1) % accumulated == 0 and (norm := next(norms, None)) is not None:
