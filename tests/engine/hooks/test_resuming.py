@@ -1,0 +1,218 @@
+"""Runs that were cut off: what they owe is made up, and they end as if nothing had happened."""
+
+import pytest
+import torch
+from miniature import Interrupt, log_of, prepared, write_config
+from mmengine.hooks import CheckpointHook as Theirs
+from mmengine.hooks import EarlyStoppingHook
+
+from benchmarks.kills import differences, left, settings
+from codmoe.engine.checkpoints import read_meta, read_weights
+from codmoe.engine.hooks.resuming import ResumableHook
+from codmoe.engine.hooks.training import BestWeightsHook
+from codmoe.engine.launch import train
+
+BEST = "weights/experts_joint_best.pth"
+PLAIN = dict(custom_hooks=[], train_cfg=dict(max_epochs=3))
+
+
+@pytest.fixture
+def once(monkeypatch):
+    """``once(owner, method, when)``: raises Interrupt there, one time."""
+
+    def at(owner, method, when=lambda runner: True):
+        real = getattr(owner, method)
+
+        def cut(self, runner, *args, **kwargs):
+            if when(runner):
+                monkeypatch.setattr(owner, method, real)
+                raise Interrupt
+            return real(self, runner, *args, **kwargs)
+
+        monkeypatch.setattr(owner, method, cut)
+
+    return at
+
+
+def toy(folder, *changes):
+    folder.mkdir(exist_ok=True)
+    return write_config(folder, 1, settings(1, folder), *changes)
+
+
+def whole(folder, *changes):
+    train(prepared(toy(folder, *changes), folder / "work/stage1"))
+    return left(folder, 1)
+
+
+def resumed(folder, *changes):
+    with pytest.raises(Interrupt):
+        train(prepared(toy(folder, *changes), folder / "work/stage1"))
+    train(prepared(toy(folder, *changes), folder / "work/stage1", resume=True))
+    return left(folder, 1)
+
+
+def end(folder, iteration):
+    meta, last = read_meta(folder / BEST), folder / f"work/stage1/iter_{iteration}.pth"
+    weights = dict(best=read_weights(folder / BEST), last=read_weights(last))
+    return dict(weights, score=meta["score"])
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_validation_that_was_cut_off_is_made_up(tmp_path, once, monkeypatch, epoch):
+    real = BestWeightsHook.after_val_epoch
+
+    def scored(self, runner, metrics=None):  # the one that is cut off is the best
+        real(self, runner, {**metrics, "IoU": 0.9 if runner.epoch == epoch else 0.1 * runner.epoch})
+
+    monkeypatch.setattr(BestWeightsHook, "after_val_epoch", scored)
+    reference = whole(tmp_path / "a", PLAIN)
+    assert reference["finished"]["best_epoch"] == epoch
+    once(ResumableHook, "before_val_epoch", lambda runner: runner.epoch == epoch)
+    assert differences(reference, resumed(tmp_path / "b", PLAIN)) == []
+    assert f"validation after epoch {epoch} is made up" in log_of(tmp_path / "b/work/stage1")
+
+
+def test_what_a_checkpoint_knows_of_is_not_validated_again(tmp_path, once):
+    # save_best writes the checkpoint anew after the validation that it was the best of.
+    hooks = dict(default_hooks=dict(checkpoint=dict(save_best="IoU", rule="greater")))
+    off = dict(train_cfg=dict(val_interval=2))
+    once(ResumableHook, "before_train_iter", lambda runner: runner.iter == 3)
+    resumed(tmp_path / "a", PLAIN, off)
+    assert "is made up" not in log_of(tmp_path / "a/work/stage1")  # epoch 1 was not due
+    once(ResumableHook, "before_train_iter", lambda runner: runner.iter == 3)
+    resumed(tmp_path / "b", PLAIN, hooks)
+    assert "is made up" in log_of(tmp_path / "b/work/stage1")
+
+
+def test_early_stopping_goes_on_counting(tmp_path, once, monkeypatch):
+    real = EarlyStoppingHook.after_val_epoch
+
+    def scored(self, runner, metrics):
+        real(self, runner, dict(metrics, IoU=0.5 - 0.1 * runner.epoch))
+
+    monkeypatch.setattr(EarlyStoppingHook, "after_val_epoch", scored)
+    longer = dict(train_cfg=dict(max_epochs=8))
+    reference = whole(tmp_path / "a", longer)
+    assert reference["finished"]["epochs"] == 4  # the first, and three that were no better
+    for epoch in (3, 4):
+        folder = tmp_path / f"b{epoch}"
+        once(ResumableHook, "before_val_epoch", lambda runner, e=epoch: runner.epoch == e)
+        assert differences(reference, resumed(folder, longer)) == []
+
+
+def test_an_epoch_goes_on_in_the_middle(tmp_path, once):
+    steps = dict(default_hooks=dict(checkpoint=dict(by_epoch=False, interval=1)))
+    longer = dict(train_cfg=dict(max_epochs=3))
+
+    train(prepared(toy(tmp_path / "a", longer, steps), tmp_path / "a/work/stage1"))
+    for at in (4, 5, 6):  # three steps an epoch: within the second, at its end
+        folder = tmp_path / f"b{at}"
+        once(ResumableHook, "before_train_iter", lambda runner, i=at: runner.iter == i)
+        config = toy(folder, longer, steps)
+        with pytest.raises(Interrupt):
+            train(prepared(config, folder / "work/stage1"))
+        train(prepared(config, folder / "work/stage1", resume=True))
+        assert differences(end(tmp_path / "a", 9), end(folder, 9)) == []
+
+
+@pytest.mark.parametrize("sampler", ["InfiniteSampler", "DefaultSampler"])
+def test_a_loop_by_iterations_goes_on_in_the_middle(tmp_path, once, sampler, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # mmengine's, where its loader restarts
+    loop = dict(
+        train_dataloader=dict(sampler=dict(type=sampler, shuffle=True)),
+        default_hooks=dict(checkpoint=dict(by_epoch=False, interval=2)),
+        log_processor=dict(by_epoch=False),
+        param_scheduler=[dict(type="PolyLR", end=8, by_epoch=False)],
+        custom_hooks=settings(1, tmp_path)["custom_hooks"][:1],
+    )
+    iterations = "\ntrain_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8, "
+    iterations += "val_begin=2, val_interval=2)\n"
+
+    def config(folder):
+        path = toy(folder, loop)
+        path.write_text(path.read_text() + iterations)
+        return path
+
+    train(prepared(config(tmp_path / "a"), tmp_path / "a/work/stage1"))
+    for i, (method, at) in enumerate([("before_train_iter", 5), ("before_val_epoch", 4)]):
+        folder = tmp_path / f"b{i}"
+        once(ResumableHook, method, lambda runner, at=at: runner.iter == at)
+        with pytest.raises(Interrupt):
+            train(prepared(config(folder), folder / "work/stage1"))
+        train(prepared(config(folder), folder / "work/stage1", resume=True))
+        assert "validation after iteration 4 is made up" in log_of(folder / "work/stage1")
+        assert differences(end(tmp_path / "a", 8), end(folder, 8)) == []
+
+
+def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(tmp_path, once):
+    drawn = dict(randomness=dict(seed=None))
+    once(ResumableHook, "before_train_iter", lambda runner: runner.iter == 4)
+    with pytest.raises(Interrupt):
+        train(prepared(toy(tmp_path / "a", PLAIN, drawn), tmp_path / "a/work/stage1"))
+    last = torch.load(tmp_path / "a/work/stage1/epoch_1.pth", weights_only=False)
+    again = prepared(toy(tmp_path / "a", PLAIN, drawn), tmp_path / "a/work/stage1", resume=True)
+    runner = train(again)
+    assert runner.seed == runner.train_dataloader.sampler.seed == last["meta"]["seed"]
+
+
+def test_best_weights_that_are_gone_are_said_and_made_anew(tmp_path, once):
+    once(ResumableHook, "before_train_iter", lambda runner: runner.iter == 7)
+    with pytest.raises(Interrupt):
+        train(prepared(toy(tmp_path, PLAIN), tmp_path / "work/stage1"))
+    (tmp_path / BEST).unlink()
+    train(prepared(toy(tmp_path, PLAIN), tmp_path / "work/stage1", resume=True))
+    assert read_meta(tmp_path / BEST)["epoch"] in (2, 3)
+    assert "are gone from there" in log_of(tmp_path / "work/stage1")
+
+
+def test_an_old_checkpoint_goes_after_the_new_one_is_there(tmp_path, once):
+    one = dict(default_hooks=dict(checkpoint=dict(max_keep_ckpts=1)))
+    seen = []
+    real = Theirs._save_checkpoint_with_step
+
+    def saved(self, runner, step, meta):
+        seen.append(sorted(p.name for p in (tmp_path / "work/stage1").glob("epoch_*.pth")))
+        real(self, runner, step, meta)
+        seen.append(sorted(p.name for p in (tmp_path / "work/stage1").glob("epoch_*.pth")))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Theirs, "_save_checkpoint_with_step", saved)
+        train(prepared(toy(tmp_path, PLAIN, one), tmp_path / "work/stage1"))
+    names = [f"epoch_{i}.pth" for i in (1, 2, 3)]
+    assert seen == [[], names[:1], names[:1], names[:2], names[1:2], names[1:]]
+    assert [p.name for p in (tmp_path / "work/stage1").glob("epoch_*.pth")] == names[2:]
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """``broken(iteration)``: from its step on the weights are NaN, each time it is made."""
+
+    def at(iteration):
+        def after(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter + 1 == iteration:
+                runner.message_hub.update_scalar("train/grad_norm", float("nan"))
+                next(runner.model.parameters()).data.fill_(float("nan"))
+
+        monkeypatch.setattr(ResumableHook, "after_train_iter", after)
+
+    return at
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, broken):
+    work = tmp_path / "work/stage1"
+    broken(7)  # the first of epoch 3
+    message = r"weights became non-finite at iteration 7: .*backbone.*earlier checkpoints stay"
+    for resume in (False, True, True, True):
+        with pytest.raises(ValueError, match=message):
+            train(prepared(toy(tmp_path, PLAIN), work, resume=resume))
+        assert sorted(p.name for p in work.glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
+    assert all(v.isfinite().all() for v in read_weights(tmp_path / BEST).values())
+
+
+def test_without_checkpoints_they_are_not_validated_nor_left(tmp_path, broken):
+    off = dict(default_hooks=dict(checkpoint=dict(interval=-1, save_last=False)))
+    broken(2)
+    for more in ({}, dict(val_cfg=None, val_dataloader=None, val_evaluator=None)):
+        with pytest.raises(ValueError, match="non-finite at iteration 2"):
+            train(prepared(toy(tmp_path, PLAIN, off, more), tmp_path / "work/stage1"))
+    assert not (tmp_path / BEST).exists()
