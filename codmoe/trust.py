@@ -238,7 +238,7 @@ def require_weights(
             f"({listed(broken, shown=3)}); its training had diverged, so take an earlier checkpoint"
         )
     other = [
-        key
+        f"{key} is {state[key].dtype}, {value.dtype} in the model"
         for key, value in (like or {}).items()
         if key in state and state[key].is_floating_point() != value.is_floating_point()
     ]

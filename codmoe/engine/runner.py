@@ -153,21 +153,23 @@ class CODRunner(Runner):
         if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             checkpoint = dict(state_dict=checkpoint)
         source = f"checkpoint {filename}"
-        state_of(checkpoint, filename)
         require_weights(checkpoint.get("ema_state_dict", {}), source)
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model = self.model.module if is_model_wrapper(self.model) else self.model
-        names = list(revise_keys) or [(r"^module\.", "")]
-        state = checkpoint["state_dict"]
-        for pattern, name in names:
-            state = {re.sub(pattern, name, key): value for key, value in state.items()}
-        fit = compare(model.state_dict(), state, source)
-        learnt = {name for name, _ in model.named_parameters()}
-        whole = learnt <= set(fit.fitting)
+
+        def state() -> dict[str, Tensor]:
+            found = state_of(checkpoint, filename)
+            for pattern, name in list(revise_keys) or [(r"^module\.", "")]:
+                found = {re.sub(pattern, name, key): value for key, value in found.items()}
+            return found
+
+        fit = compare(model.state_dict(), state(), source)
+        whole = {name for name, _ in model.named_parameters()} <= set(fit.fitting)
         if not fit.fitting or (not whole and (strict or self._resume)):
             wrong = "does not fit this model" if fit.fitting else "has nothing of this model"
             raise ValueError(f"{source} {wrong}: {fit}")
-        model.load_state_dict({key: state[key] for key in fit.fitting}, strict=False)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # EMAHook changes the state
+        loaded = state()
+        model.load_state_dict({key: loaded[key] for key in fit.fitting}, strict=False)
         self._has_loaded = True
         if fit.faults:
             self.logger.warning(f"loaded {filename} in part, the rest stays as it was: {fit}")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from miniature import build, file_size, write_config
 from mmengine.fileio import get_file_backend
+from safetensors.torch import save_file
 from torch import nn
 
 from codmoe.engine.checkpoints import (
@@ -213,3 +214,24 @@ def test_no_whole_checkpoint(run):
         cut_off(run / f"epoch_{epoch}.pth")
     with pytest.raises(ValueError, match=r"no checkpoint in .* is whole .*leave --resume out"):
         newest_checkpoint(run)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_predict_nothing_are_refused(tmp_path, suffix):
+    state, path = Parts().state_dict(), tmp_path / f"weights{suffix}"
+    writes = {".pth": torch.save, ".safetensors": save_file}[suffix]
+    writes({**state, "router.bias": torch.tensor([float("inf")])}, path)
+    with pytest.raises(ValueError, match=r"1 of \d+ tensors hold NaN or infinity \(router.bias\)"):
+        load_parts(Parts(), path)
+    writes({**state, "router.weight": torch.ones(1, 2, dtype=torch.int64)}, path)
+    with pytest.raises(ValueError, match=r"router.weight is torch.int64, torch.float32 in the mo"):
+        load_parts(Parts(), path)
+    writes({**state, "router.weight": torch.ones(1, 2, dtype=torch.float16)}, path)
+    load_parts(Parts(), path)
+
+
+def test_the_share_that_fits_is_said(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({k.replace("router", "gate"): v for k, v in Parts().state_dict().items()}, path)
+    with pytest.raises(ValueError, match=r"7 of 9 tensors of the model fit; 2 keys of the model"):
+        load_parts(Parts(), path)

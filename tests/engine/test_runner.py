@@ -8,8 +8,10 @@ from miniature import ONE_EXPERT, STOP, log_of, prepared, write_config
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
+from benchmarks.kills import settings
 from codmoe.engine.launch import train
 from codmoe.engine.runner import CODRunner, DeferredMessageHub
+from codmoe.trust import read_pickle
 
 
 def told(hub):
@@ -89,3 +91,73 @@ def test_a_run_goes_on_with_the_decays_that_it_began_with(tmp_path):
     assert [(len(g["params"]), g["weight_decay"]) for g in runner.optim_wrapper.param_groups] == [
         (len(g["params"]), g["weight_decay"]) for g in began
     ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The checkpoint of a toy's training of one epoch, and what writes its config anew."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    def config():
+        return write_config(folder, 1, settings(1, folder), dict(train_cfg=dict(max_epochs=1)))
+
+    train(prepared(config(), folder / "work"))
+    return folder / "work/epoch_1.pth", config
+
+
+def changed(trained, tmp_path, change):
+    """A copy of the training's checkpoint whose weights were changed."""
+    content = read_pickle(trained[0])
+    content["state_dict"] = change(content["state_dict"])
+    path = tmp_path / "other.pth"
+    torch.save(content, path)
+    return path
+
+
+def nan(state):
+    return {k: v * float("nan") if v.is_floating_point() else v for k, v in state.items()}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: {f"net.{k}": v for k, v in state.items()},
+            r"nothing of this model: 0 of \d+ tensors of the model fit; \d+ keys of the model are "
+            r"not in it \(backbone.*, .*, .* and \d+ more\); \d+ keys of it are not in the model "
+            r"\(net.backbone",
+        ),
+        (nan, r"\d+ of \d+ tensors hold NaN or infinity \(backbone"),
+        (
+            lambda state: {k: (v * 100).to(torch.int8) for k, v in state.items()},
+            r"of another type than the model's \(backbone.*int8, torch.float32 in the model",
+        ),
+        (lambda state: dict(note=3), "holds no state_dict"),
+    ],
+)
+def test_a_wrong_start_is_no_start(trained, tmp_path, change, message, resume):
+    path = changed(trained, tmp_path, change)
+    cfg = prepared(trained[1](), tmp_path / "work", load_from=str(path), resume=resume)
+    with pytest.raises(ValueError, match=rf"checkpoint {path}.*{message}"):
+        train(cfg)
+    assert not list((tmp_path / "work").glob("*.pth"))
+
+
+def test_averaged_weights_that_are_nan_are_not_resumed(trained, tmp_path):
+    content = read_pickle(trained[0])
+    content["ema_state_dict"] = nan(content["ema_state_dict"])
+    torch.save(content, tmp_path / "other.pth")
+    path = str(tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other.pth: \d+ of \d+ tensors hold NaN"):
+        train(prepared(trained[1](), tmp_path / "work", load_from=path, resume=True))
+
+
+def test_a_start_from_part_of_a_model_is_said(trained, tmp_path):
+    part = changed(trained, tmp_path, lambda s: {k: v for k, v in s.items() if "head" in k})
+    runner = train(prepared(trained[1](), tmp_path / "work", load_from=str(part)))
+    assert runner.iter == 3
+    log = log_of(tmp_path / "work")
+    assert "other.pth in part, the rest stays as it was: 4 of " in log
+    with pytest.raises(ValueError, match=r"does not fit this model: 4 of \d+ tensors"):
+        train(prepared(trained[1](), tmp_path / "again", load_from=str(part), resume=True))
