@@ -18,7 +18,7 @@ from rich.console import Console
 
 from codmoe.console import TextTable
 from codmoe.engine.config import load_config, parse_options
-from codmoe.engine.launch import set_data_root
+from codmoe.engine.own_data import set_data
 from codmoe.files import save_json
 from codmoe.machine import available_cores
 from codmoe.registry import DATASETS, argument_faults
@@ -218,8 +218,7 @@ def benchmark_loader(
         loader = cfg.get(f"{part}_dataloader")
         if not loader:
             raise ValueError(f"{cfg.config_file} has no {part}_dataloader")
-        if data_root:
-            set_data_root(cfg, data_root)
+        set_data(cfg, data_root)
         if cache is not None and not set_cache(loader.dataset, cache):
             raise ValueError(f"{part}_dataloader.dataset: no data set in it has a cache")
         start = time.perf_counter()

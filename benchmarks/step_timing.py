@@ -28,7 +28,8 @@ from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
 from codmoe.engine.ddp import bare_model
 from codmoe.engine.handover import skip_pretrained
-from codmoe.engine.launch import build_runner, prepare, set_data_root, settle, stop_workers
+from codmoe.engine.launch import build_runner, prepare, settle, stop_workers
+from codmoe.engine.own_data import set_data
 from codmoe.engine.runner import CODRunner
 from codmoe.files import save_json
 from codmoe.structures import CODDataSample
@@ -164,8 +165,7 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
         Figures of all processes, each list in the order of the ranks.
     """
     cfg = load_config(spec["config"], spec["options"])
-    if spec.get("data_root"):
-        set_data_root(cfg, spec["data_root"])
+    set_data(cfg, spec.get("data_root"))
     total = spec["warmup"] + spec["steps"] + PROBES
     for key in "init_from val_cfg val_dataloader val_evaluator test_cfg test_dataloader".split():
         cfg.pop(key, None)

@@ -34,7 +34,11 @@ CFG_OPTIONS = option(
 COMPILE = option(
     "--compile", nargs="*", metavar="KEY=VALUE", help="faster: CUDA graphs; e.g. dtype=fp16"
 )
-DATA_ROOT = option("--data-root", help="folder of the data set, instead of the config's")
+DATA = (
+    option("--data-root", help="folder of the data set, the config's or your own"),
+    option("--images", help="with --masks: folder of your own images, instead of the config's"),
+    option("--masks", help="folder of their masks, of equal names"),
+)
 LAUNCHER = (
     option("--launcher", choices=("none", "pytorch", "slurm"), default="none"),
     option("--local-rank", "--local_rank", type=int, default=0, help="set by torchrun"),

@@ -65,20 +65,11 @@ def test_a_new_expert_is_one_file_and_a_line_of_config(run_dir):
     assert losses["linear.loss_structure"] > 0
 
 
-def test_pairs_of_ones_own_train_the_shipped_ensemble(tmp_path):
-    text = block("configs/ensemble/mine.py").replace("../_base_", str(config_root() / "_base_"))
-    (tmp_path / "mine.py").write_text(text)
-    cfg = load_config(tmp_path / "mine.py")
-    assert (ROOT / cfg.init_from.file).is_file() and cfg.default_hooks.best.name == "mine"
-    sets = [cfg[f"{part}_dataloader"].dataset for part in ("train", "val", "test")]
-    assert {data.data_root for data in sets} == {"data/mine"}
-    assert [data.split_dir for data in sets] == ["train", "train", "test"]
-    assert [data.get("split", {}).get("use") for data in sets] == [
-        ("experts", "router"),
-        ("val",),
-        None,
-    ]
-    assert "_delete_" not in sets[2] and "datasets" not in sets[2]
+def test_pairs_of_ones_own_train_the_shipped_ensemble():
+    cfg = load_config("small/finetune")
+    assert (ROOT / cfg.init_from.file).is_file() and cfg.default_hooks.best.name == "finetuned"
+    lines = [line for line in commands(ROOT / "README.md") if "small/finetune" in line]
+    assert len(lines) == 3 and "finetuned_best.pth" in lines[1]
 
 
 def test_the_expert_of_the_contributing_guide_passes_the_tester(run_dir, monkeypatch):
@@ -139,7 +130,7 @@ def test_named_files_exist():
     named = set(
         re.findall(r"(?:tools|configs|codmoe|docs|tests)/[\w./-]+\.(?:py|sh|md|png)", README)
     )
-    examples = {"configs/ensemble/mine.py", "configs/experts/joint_linear.py"}
+    examples = {"configs/experts/joint_linear.py"}
     assert len(named) > 15
     assert [path for path in sorted(named - examples) if not (ROOT / path).is_file()] == []
 

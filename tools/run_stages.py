@@ -4,13 +4,13 @@ Goes on from where it was interrupted. Without configs: experts/joint, router/st
 ensemble/stage3. Stage 1 may be several configs: separate experts, a refit of their heads.
 """
 
-from codmoe.cli import CFG_OPTIONS, DATA_ROOT, main, option
+from codmoe.cli import CFG_OPTIONS, DATA, main, option
 
 OPTIONS = (
     option("configs", nargs="*", help="stage 1 (one or more), 2 and 3"),
     option("--gpus", type=int, default=1, help="processes per stage"),
     option("--work-dir", default="work_dirs/stages", help="logs, table and picture"),
-    DATA_ROOT,
+    *DATA,
     CFG_OPTIONS,
 )
 
@@ -26,6 +26,8 @@ def run(args) -> None:
         work_dir=args.work_dir,
         options=args.cfg_options,
         data_root=args.data_root,
+        images=args.images,
+        masks=args.masks,
     )
 
 

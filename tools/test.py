@@ -3,7 +3,7 @@
 python tools/test.py configs/ensemble/stage3.py checkpoints_moe/ensemble_best.pth
 """
 
-from codmoe.cli import CFG_OPTIONS, COMPILE, CONFIG, DATA_ROOT, LAUNCHER, WORK_DIR, main, option
+from codmoe.cli import CFG_OPTIONS, COMPILE, CONFIG, DATA, LAUNCHER, WORK_DIR, main, option
 
 OPTIONS = (
     CONFIG,
@@ -15,7 +15,7 @@ OPTIONS = (
     option("--extremes", help="folder for pictures of the best, median, worst images"),
     COMPILE,
     WORK_DIR,
-    DATA_ROOT,
+    *DATA,
     CFG_OPTIONS,
     *LAUNCHER,
 )
@@ -24,12 +24,12 @@ OPTIONS = (
 def run(args) -> None:
     from codmoe.engine.config import load_config, parse_options
     from codmoe.engine.ddp import leave_cpu_process_group
-    from codmoe.engine.launch import prepare, set_data_root
+    from codmoe.engine.launch import prepare
+    from codmoe.engine.own_data import set_data
     from codmoe.engine.testing import test
 
     cfg = load_config(args.config, parse_options(args.cfg_options))
-    if args.data_root:
-        set_data_root(cfg, args.data_root)
+    set_data(cfg, args.data_root, args.images, args.masks, checkpoint=args.checkpoint)
     prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)
     args.work_dir = cfg.work_dir
     test(

@@ -1,16 +1,16 @@
 """Train one stage: python tools/train.py configs/experts/sinet.py"""
 
-from codmoe.cli import CFG_OPTIONS, CONFIG, DATA_ROOT, LAUNCHER, WORK_DIR, main, option
+from codmoe.cli import CFG_OPTIONS, CONFIG, DATA, LAUNCHER, WORK_DIR, main, option
 
 
 def run(args) -> None:
     from codmoe.engine.config import load_config, parse_options
     from codmoe.engine.ddp import leave_cpu_process_group
-    from codmoe.engine.launch import prepare, set_data_root, train
+    from codmoe.engine.launch import prepare, train
+    from codmoe.engine.own_data import set_data
 
     cfg = load_config(args.config, parse_options(args.cfg_options))
-    if args.data_root:
-        set_data_root(cfg, args.data_root)
+    set_data(cfg, args.data_root, args.images, args.masks)
     cfg.resume = args.resume or cfg.get("resume", False)
     prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)
     args.work_dir = cfg.work_dir
@@ -20,4 +20,4 @@ def run(args) -> None:
 
 if __name__ == "__main__":
     resume = option("--resume", action="store_true", help="go on from the work dir's last one")
-    main(run, CONFIG, WORK_DIR, DATA_ROOT, resume, CFG_OPTIONS, *LAUNCHER, description=__doc__)
+    main(run, CONFIG, WORK_DIR, *DATA, resume, CFG_OPTIONS, *LAUNCHER, description=__doc__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,6 @@ from codmoe.datasets.reading import (
 )
 from codmoe.messages import listed
 
-ADVICE = "(python tools/data/doctor.py ROOT says what is wrong)"
 SIZE = "a few pixels larger or smaller than the image; maps are brought to the mask's size"
 
 
@@ -88,6 +88,8 @@ def check_pairs(
             are counted, the first five named); no mask has an object, or most are inverted.
     """
     pairs = list(pairs)
+    if not pairs:
+        return
     Image.init()  # loads PIL's plugins, which is not safe in several threads at once
     with ThreadPoolExecutor(workers) as pool:
         looked = list(pool.map(lambda pair: _look(pair, any_size), pairs))
@@ -95,9 +97,16 @@ def check_pairs(
         raise ValueError(
             f"{len(faults):,} of {len(pairs):,} image/mask pairs cannot be used: "
             + listed(faults, separator="; ")
-            + f"; mend, replace or remove them {ADVICE}"
+            + f"; mend, replace or remove them{_advice(pairs)}"
         )
-    name_peculiar(name, [pair.mask for pair in pairs], [found for _, found in looked], _warn)
+    masks, found = [pair.mask for pair in pairs], [kinds for _, kinds in looked]
+    name_peculiar(name, masks, found, _warn, _advice(pairs))
+
+
+def _advice(pairs: Sequence[Pair]) -> str:
+    """What shows all that is wrong with these files."""
+    words = ["--images", str(pairs[0].image.parent), "--masks", str(pairs[0].mask.parent)]
+    return f" (python tools/data/doctor.py {shlex.join(words)} says what is wrong)"
 
 
 def _warn(text: str) -> None:
@@ -105,7 +114,11 @@ def _warn(text: str) -> None:
 
 
 def name_peculiar(
-    name: str, masks: Sequence[Path], found: Sequence[Sequence[str]], say: Callable[[str], None]
+    name: str,
+    masks: Sequence[Path],
+    found: Sequence[Sequence[str]],
+    say: Callable[[str], None],
+    advice: str = "",
 ) -> None:
     """Says what is odd about a data set's masks, kind by kind, with their files.
 
@@ -114,6 +127,7 @@ def name_peculiar(
         masks: Its mask files.
         found: What of :data:`PECULIAR` is true of each; also ``"size"``.
         say: Takes each sentence.
+        advice: Put behind an error.
 
     Raises:
         ValueError: No mask has an object, or most are inverted.
@@ -124,5 +138,5 @@ def name_peculiar(
             continue
         text = f"{name}: {len(files):,} of {len(masks):,} masks: {what} ({listed(files)})"
         if len(masks) > 1 and len(files) >= TOO_MANY.get(key, 2) * len(masks):
-            raise ValueError(f"{text}; mend the masks {ADVICE}")
+            raise ValueError(f"{text}; mend the masks{advice}")
         say(text)

@@ -61,30 +61,6 @@ class LaunchPlan:
     precision: str
 
 
-def set_data_root(cfg: Config, root: str) -> None:
-    """Point every data set of the config at ``root`` (``--data-root``).
-
-    Raises:
-        ValueError: None has a ``data_root``.
-    """
-
-    def visit(node) -> int:
-        if not isinstance(node, dict):
-            return 0
-        found = sum(visit(value) for value in node.values())
-        if "data_root" in node:
-            node["data_root"] = root
-            found += 1
-        return found
-
-    parts = ("train", "val", "test")
-    if not sum(visit((cfg.get(f"{p}_dataloader") or {}).get("dataset")) for p in parts):
-        raise ValueError(
-            "--data-root has no effect: no data set of this config has a data_root (composites "
-            "have a photo_dir: --cfg-options train_dataloader.dataset.photo_dir=DIR)"
-        )
-
-
 def prepare(cfg: Config, *, launcher: str = "none", work_dir: str | None = None) -> Config:
     """Fill in what any Runner needs, for training or test; the config was checked when loaded."""
     cfg.launcher = launcher

@@ -21,7 +21,8 @@ from mmengine.config import Config
 
 from codmoe.engine.config import config_root, load_config, parse_options
 from codmoe.engine.handover import read_sources
-from codmoe.engine.launch import set_aside, set_data_root
+from codmoe.engine.launch import set_aside
+from codmoe.engine.own_data import data_arguments, set_data
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
 from codmoe.files import LOCK, holding, save_json, save_text, sweep
 from codmoe.interruption import COMMAND, PARENT, going_on, interruption
@@ -102,7 +103,7 @@ class Stage:
 
 
 def plan(
-    configs: Sequence[str], work_dir: Path, options: Sequence[str], data_root: str | None = None
+    configs: Sequence[str], work_dir: Path, options: Sequence[str], **data: str | None
 ) -> list[Stage]:
     """Load and check all configs before the first one runs.
 
@@ -112,8 +113,7 @@ def plan(
     stages = []
     for number, name in enumerate(configs, 1):
         cfg = load_config(name, parse_options(list(options)))
-        if data_root:
-            set_data_root(cfg, data_root)
+        set_data(cfg, **data)
         stages.append(Stage(str(name), cfg, work_dir / f"stage{number}"))
     for number, stage in enumerate(stages[1:], 1):
         left = stages[number - 1].weights
@@ -204,7 +204,7 @@ def run_stages(
     gpus: int = 1,
     work_dir: str = "work_dirs/stages",
     options: Sequence[str] = (),
-    data_root: str | None = None,
+    **data: str | None,
 ) -> dict[str, Any]:
     """Train what is not trained yet, test, and print one table.
 
@@ -218,15 +218,15 @@ def run_stages(
         gpus: Processes per stage.
         work_dir: Folder of logs, table, pictures and report.
         options: ``key=value`` overrides for all stages.
-        data_root: Folder of the data set, instead of the configs'.
+        data: ``data_root``, or ``images`` and ``masks``; see :func:`set_data`.
 
     Returns:
         The payload of ``<work_dir>/table.json``.
     """
     folder = Path(work_dir)
-    stages = plan(configs, folder, options, data_root)
+    stages = plan(configs, folder, options, **data)
     check_data(stages)
-    arguments = ["--data-root", data_root] if data_root else []
+    arguments = data_arguments(**data)
     arguments += ["--cfg-options", *options] if options else []
     started = time.time()
     ran: set[Path] = set()
@@ -246,7 +246,7 @@ def run_stages(
             run_command(train_command(stage, gpus, arguments, resume))
             ran.add(stage.weights)
         results = [_tested(stage, gpus, arguments, folder) for stage in stages[-2:]]
-        call = dict(gpus=gpus, options=list(options), data_root=data_root)
+        call = dict(gpus=gpus, options=list(options), **data)
         return write_results(stages, results, folder, time.time() - started, call)
 
 

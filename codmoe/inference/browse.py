@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codmoe.engine.config import load_config
-from codmoe.engine.launch import set_data_root
+from codmoe.engine.own_data import set_data
 from codmoe.registry import DATASETS
 from codmoe.visualization.dataset_page import collect_attributes, save_attributes
 from codmoe.visualization.samples import save_samples
@@ -25,7 +25,7 @@ def browse(
     count: int = 24,
     columns: int = 6,
     seed: int = 0,
-    data_root: str | None = None,
+    data: Sequence[str | None] = (),
     options: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a grid of augmented samples, a page of the data set's attributes, or both.
@@ -38,7 +38,7 @@ def browse(
         count: Samples in the grid, evenly spread over the data set.
         columns: Samples in a row.
         seed: Of the augmentation.
-        data_root: Instead of the config's.
+        data: Instead of the config's: ``data_root``, ``images`` and ``masks`` of :func:`set_data`.
         options: Overrides of the config.
 
     Raises:
@@ -53,8 +53,7 @@ def browse(
     loader = cfg.get(f"{part}_dataloader")
     if not loader:
         raise ValueError(f"{cfg.config_file} has no {part}_dataloader")
-    if data_root:
-        set_data_root(cfg, data_root)
+    set_data(cfg, *data)
     dataset = DATASETS.build(loader.dataset)
     if out is not None:
         np.random.seed(seed)

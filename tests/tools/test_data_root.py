@@ -90,7 +90,9 @@ def test_test(tmp_path, monkeypatch, where, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_run_stages_checks_it_before_the_first(tmp_path, where, way):
     config, arguments = where(way)
-    stages = plan([str(config)], tmp_path / "work", [], arguments[1] if arguments else None)
+    stages = plan(
+        [str(config)], tmp_path / "work", [], data_root=arguments[1] if arguments else None
+    )
     shutil.rmtree(tmp_path / "sets" / "TestDataset" / "CHAMELEON")
     with pytest.raises(FileNotFoundError, match=r"test_dataloader.*no CHAMELEON test set in"):
         check_data(stages)

@@ -1,12 +1,12 @@
 """Samples after their augmentation: python tools/data/browse.py CONFIG --out samples.png"""
 
-from codmoe.cli import CFG_OPTIONS, CONFIG, DATA_ROOT, main, option
+from codmoe.cli import CFG_OPTIONS, CONFIG, DATA, main, option
 
 OPTIONS = (
     CONFIG,
     option("--out", help="picture of samples to write (png, pdf, jpg)"),
     option("--attributes", help="page of plots on size, contrast, place to write"),
-    DATA_ROOT,
+    *DATA,
     option("--part", choices=("train", "val", "test"), default="train"),
     option("--count", type=int, default=24, help="samples, evenly spread (24)"),
     option("--columns", type=int, default=6),
@@ -27,7 +27,7 @@ def run(args) -> None:
         count=args.count,
         columns=args.columns,
         seed=args.seed,
-        data_root=args.data_root,
+        data=(args.data_root, args.images, args.masks),
         options=parse_options(args.cfg_options),
     )
 

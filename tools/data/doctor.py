@@ -7,10 +7,12 @@ Exit code 1 if there is an error, 0 with warnings alone.
 from codmoe.cli import main, option
 
 OPTIONS = (
-    option("root", metavar="ROOT", help="folder of one data set or of several"),
+    option("root", metavar="ROOT", nargs="?", help="folder of one data set or of several"),
     option("--json", metavar="FILE", help="write every finding with all its paths"),
-    option("--image-dir", help="with --mask-dir: folders below ROOT of other names"),
-    option("--mask-dir"),
+    option(
+        "--images", "--image-dir", dest="image_dir", help="with --masks: folders, also below ROOT"
+    ),
+    option("--masks", "--mask-dir", dest="mask_dir"),
     option("--workers", type=int, help="processes; all cores by default"),
 )
 
@@ -19,8 +21,10 @@ def run(args) -> int:
     from codmoe.datasets.doctor.diagnosis import examine, print_report
     from codmoe.files import save_json
 
+    if not args.root and not args.image_dir:
+        raise ValueError("nothing to look at; give ROOT, or --images and --masks")
     report = examine(
-        args.root, image_dir=args.image_dir, mask_dir=args.mask_dir, workers=args.workers
+        args.root or ".", image_dir=args.image_dir, mask_dir=args.mask_dir, workers=args.workers
     )
     print_report(report)
     if args.json:

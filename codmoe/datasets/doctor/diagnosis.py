@@ -104,10 +104,10 @@ def _parts(root: Path, image_dir: str | None, mask_dir: str | None) -> tuple[Par
     if image_dir is None and mask_dir is None:
         return recognise(root).parts
     if image_dir is None or mask_dir is None:
-        raise ValueError("give both --image-dir and --mask-dir, or neither")
+        raise ValueError("give both --images and --masks, or neither")
     require_folder(root, "ROOT")
-    image = require_folder(root / image_dir, "--image-dir")
-    mask = require_folder(root / mask_dir, "--mask-dir")
+    image = require_folder(root / image_dir, "--images")
+    mask = require_folder(root / mask_dir, "--masks")
     layout = f"{image_dir}+{mask_dir}"
     return (Part(root.resolve().name, "", Folders(image, mask), layout),)
 

@@ -263,8 +263,9 @@ def _command(run: RunRecord) -> str:
     if call.get("gpus", 1) != 1:
         words += ["--gpus", str(call["gpus"])]
     words += ["--work-dir", str(run.folder)]
-    if call.get("data_root"):
-        words += ["--data-root", str(call["data_root"])]
+    for key in ("data_root", "images", "masks"):
+        if call.get(key):
+            words += [f"--{key.replace('_', '-')}", str(call[key])]
     if call.get("options"):
         words += ["--cfg-options", *map(str, call["options"])]
     return shlex.join(words)

@@ -23,9 +23,9 @@ def test_folders_of_other_names(pair):
     with pytest.raises(FileNotFoundError, match="no known layout"):
         look(pair)
     assert look(pair, image_dir="images", mask_dir="truth").images == 12
-    with pytest.raises(ValueError, match="both --image-dir and --mask-dir"):
+    with pytest.raises(ValueError, match="both --images and --masks"):
         look(pair, image_dir="images")
-    with pytest.raises(FileNotFoundError, match=r"--mask-dir: .*'images', 'truth'"):
+    with pytest.raises(FileNotFoundError, match=r"--masks: .*'images', 'truth'"):
         look(pair, image_dir="images", mask_dir="masks")
 
 

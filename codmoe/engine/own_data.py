@@ -1,0 +1,207 @@
+"""Points a config at the data that a command line names, whatever data the config was made for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from codmoe.datasets.layouts import Folders, recognise, require_folder, resolve_root
+from codmoe.engine.checkpoints import meta_of
+from codmoe.registry import DATASETS
+from codmoe.trust import read_literals
+
+PARTS = ("train", "val", "test")
+# Of one folder of pairs; the test images of another are another folder's.
+FRACTIONS = dict(experts=0.75, router=0.15, val=0.10)
+WITH_TEST = dict(experts=0.60, router=0.15, val=0.10, test=0.15)
+
+
+def data_arguments(
+    data_root: str | None = None, images: str | None = None, masks: str | None = None
+) -> list[str]:
+    """The words of a command line that name these data."""
+    given = {"--data-root": data_root, "--images": images, "--masks": masks}
+    return [word for key, value in given.items() if value for word in (key, str(value))]
+
+
+def set_data(
+    cfg: Config,
+    data_root: str | None = None,
+    images: str | None = None,
+    masks: str | None = None,
+    *,
+    checkpoint: str | None = None,
+) -> None:
+    """Points the data sets of a config at a folder, or puts own data in their place.
+
+    A ``data_root`` that holds what the config asks for becomes its ``data_root``. Any other with
+    pairs of folders, and ``images`` with ``masks``, becomes a data set of its own: split as the
+    config's stage needs it, with the config's transforms. Without test images of their own, 15 %
+    are held out. What an error says to run names these data, too.
+
+    Args:
+        cfg: The config; it is changed.
+        data_root: Folder of one data set or of several, in any known layout.
+        images: With ``masks``: a folder of images.
+        masks: Folder of their masks.
+        checkpoint: Weights that are to be tested: of images that they were trained on the held-out
+            ones are tested, of others all.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no pair of folders in it.
+        ValueError: One of ``images`` and ``masks`` is missing, or both and ``data_root`` given.
+    """
+    if not (data_root or images or masks):
+        return
+    if not images and not masks:
+        if _fits(cfg, str(data_root)):
+            for dataset in _data_sets(cfg):
+                dataset["data_root"] = data_root
+        else:
+            root = require_folder(resolve_root(str(data_root)), "--data-root")
+            _replace(cfg, [(p.name, p.role, p.folders) for p in recognise(root).parts], checkpoint)
+    elif data_root:
+        raise ValueError("give --data-root, or --images and --masks, not both")
+    elif not images or not masks:
+        missing = "--images" if masks else "--masks"
+        raise ValueError(f"{missing} is not given; give --images and --masks, or --data-root")
+    else:
+        image, mask = (
+            require_folder(resolve_root(folder), key).resolve()
+            for folder, key in ((images, "--images"), (masks, "--masks"))
+        )
+        _replace(cfg, [(image.parent.name or image.name, "", Folders(image, mask))], checkpoint)
+    init = cfg.get("init_from")
+    config = re.search(r"configs/\S+\.py", (init or {}).get("command") or "")
+    if config:
+        processes = os.environ.get("WORLD_SIZE", "1")
+        words = ["python", "tools/train.py", config[0]]
+        if processes != "1":
+            words = ["bash", "tools/dist_train.sh", config[0], processes]
+        init["command"] = shlex.join([*words, *data_arguments(data_root, images, masks)])
+
+
+def _dicts(node: Any) -> Iterator[dict]:
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from _dicts(value)
+
+
+def _data_sets(cfg: Config) -> list[dict]:
+    """Configs of all data sets that have a ``data_root``."""
+    loaders = [cfg.get(f"{part}_dataloader") or {} for part in PARTS]
+    return [d for loader in loaders for d in _dicts(loader.get("dataset")) if "data_root" in d]
+
+
+def _fits(cfg: Config, root: str) -> bool:
+    """Whether one of the config's data sets is found in ``root``."""
+    for dataset in _data_sets(cfg):
+        plain = {k: v for k, v in dataset.items() if k not in ("pipeline", "cache", "split")}
+        try:
+            DATASETS.build({**plain, "data_root": root, "lazy_init": True}).folders()
+        except (FileNotFoundError, ValueError):
+            continue
+        return True
+    return False
+
+
+def _replace(cfg: Config, found: list[tuple[str, str, Folders]], checkpoint: str | None) -> None:
+    """Puts the parts (name, role, folders) in the place of the config's data sets."""
+    train = [part for part in found if part[1] in ("", "train")]
+    val = [part for part in found if part[1] == "val"]
+    test = [part for part in found if part[1] == "test"]
+    if not train and not checkpoint:
+        held = ", ".join(str(folders.image) for *_, folders in found)
+        raise ValueError(f"no images to train on: all that was found are test images ({held})")
+    loaders = {part: cfg.get(f"{part}_dataloader") for part in PARTS}
+    pipelines = {part: _pipeline(loader, loaders) for part, loader in loaders.items() if loader}
+    fractions = FRACTIONS if test else WITH_TEST
+    held_out = not checkpoint or _was_trained_on(checkpoint, [folders for *_, folders in train])
+    uses = dict(train=_uses(cfg), val=("val",), test=("test",))
+    for part, loader in loaders.items():
+        if not loader:
+            continue
+        sets = {"val": val, "test": test}.get(part) or train
+        if not sets:  # a test alone
+            continue
+        split: dict[str, Any] | None = None
+        if sets is train and (part != "test" or held_out):
+            split = dict(seed=0, fractions=fractions, use=uses[part])
+        names = [name for name, _, _ in sets]
+        loader["dataset"] = dict(
+            type="DatasetGroup",
+            datasets={
+                name if names.count(name) == 1 else f"{name}-{number}": dict(
+                    type="CODDataset",
+                    data_root=str(folders.image.parent),
+                    image_dir=folders.image.name,
+                    mask_dir=str(folders.mask.absolute()),
+                    name=name,
+                    split=split,
+                    pipeline=pipelines[part],
+                )
+                for number, (name, _, folders) in enumerate(sets, 1)
+            },
+        )
+        if part == "train":
+            _fit_batch(loader)
+        where = ", ".join(str(folders.image) for *_, folders in sets) or "nothing"
+        share = f" ({'+'.join(split['use'])} of {dict(fractions)})" if split else ""
+        print_log(f"{part}: images of {where}{share}")
+
+
+def _fit_batch(loader: dict) -> None:
+    """Lowers a batch size that is more than the images; bad files are told before any weights."""
+    share = len(DATASETS.build(loader["dataset"])) // int(os.environ.get("WORLD_SIZE", "1"))
+    if share < loader["batch_size"]:
+        loader["batch_size"] = max(share, 1)
+        print_log(f"train: few images; batch_size={loader['batch_size']}")
+
+
+def _pipeline(loader: Mapping, loaders: Mapping[str, Any]) -> list[dict]:
+    """A loader's transforms; images of any size become those that training sees."""
+    pipeline = next(list(d["pipeline"]) for d in _dicts(loader["dataset"]) if d.get("pipeline"))
+    trained = next((d["pipeline"] for d in _dicts(loaders["train"]) if d.get("pipeline")), pipeline)
+    sizes = [t.get("size") or t.get("scale") for t in trained if t["type"] in _RESIZING]
+    if sizes and not any(t["type"] in _RESIZING for t in pipeline):
+        pipeline.insert(1, dict(type="Resize", scale=tuple(sizes[0]), keep_ratio=False))
+    return pipeline
+
+
+_RESIZING = ("RandomWarp", "Resize")
+
+
+def _uses(cfg: Config) -> tuple[str, ...]:
+    """The parts of a split that the config's stage trains on."""
+    if "router" in ((cfg.get("init_from") or {}).get("parts") or ()):
+        return ("experts", "router")  # stage 3
+    for node in _dicts(cfg.train_dataloader.dataset):
+        use = node.get("use") or node.get("part")
+        if use:
+            uses = [use] if isinstance(use, str) else use
+            if set(uses) <= {"experts", "router"}:
+                return tuple(uses)
+    return ("experts",)
+
+
+def _was_trained_on(checkpoint: str, folders: list[Folders]) -> bool:
+    """Whether the weights' own config trains on images of one of these folders."""
+    if not Path(checkpoint).is_file():
+        return True  # which is told where it is loaded
+    text = meta_of(checkpoint).get("config")
+    stored = read_literals(text, f"checkpoint {checkpoint}") if isinstance(text, str) else {}
+    loader = stored.get("train_dataloader") or {}
+    seen = {
+        (Path(d["data_root"]) / d["image_dir"]).resolve()
+        for d in _dicts(loader.get("dataset"))
+        if d.get("data_root") and d.get("image_dir")
+    }
+    return any(f.image.resolve() in seen for f in folders)

@@ -1,0 +1,136 @@
+"""Images and masks of one's own, as people have them, through the tools with shipped configs."""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from miniature import ROOT, call
+from PIL import Image
+
+from codmoe.engine.config import list_configs, load_config
+from codmoe.engine.own_data import data_arguments, set_data
+from codmoe.engine.stages import check_data, plan, train_command
+
+sys.path.insert(0, str(ROOT / "tests" / "datasets"))
+from folders import picture
+
+QUICK = (
+    "train_dataloader.num_workers=0 train_dataloader.persistent_workers=False "
+    "val_dataloader.num_workers=0 val_dataloader.persistent_workers=False "
+    "test_dataloader.num_workers=0 train_cfg.max_epochs=1 train_cfg.val_interval=1"
+).split()
+
+DROPPED = ("pranet", "ujsc", "zoomnet")
+
+
+def odd_folder(root, count=20):
+    """Pairs named and stored in many ways, one of them tiny, with what systems leave beside."""
+    images, masks = root / "My Photos", root / "truth (final)"
+    for folder in (images, masks):
+        folder.mkdir(parents=True)
+        (folder / "Thumbs.db").write_bytes(b"x")
+        (folder / "desktop.ini").write_text("x")
+        (folder / "._IMG 1 (Copy).JPG").write_bytes(b"x")
+        (folder / "@eaDir").mkdir()
+    for number in range(count):
+        image, mask = picture(number, [(48, 60), (7, 9), (64, 40)][number % 3])
+        stem = [f"IMG {number} (Copy)", f"Bild_{number}_\u00e4", f"{number}.final"][number % 3]
+        cv2.imwrite(str(images / f"{stem}{['.JPG', '.png', '.TIF'][number % 3]}"), image)
+        stem = stem.replace("\u00e4", "a\u0308")
+        kind = number % 4
+        if kind == 0:
+            palette = Image.fromarray(mask // 255, "P")
+            palette.putpalette([0, 0, 0, 128, 0, 0])
+            palette.save(masks / f"{stem}.PNG")
+        else:
+            values = [mask // 255, mask, (mask > 0) * np.uint16(300)][kind - 1]
+            cv2.imwrite(str(masks / f"{stem}.png"), values)
+    return images, masks
+
+
+@pytest.mark.parametrize("config", list_configs())
+def test_any_shipped_config_takes_them(tmp_path, config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, masks = odd_folder(tmp_path)
+    cfg = load_config(config)
+    set_data(cfg, images=str(images), masks=str(masks))
+    used = {}
+    for part in ("train", "val", "test"):
+        (data,) = cfg[f"{part}_dataloader"].dataset.datasets.values()
+        kinds = [transform["type"] for transform in data.pipeline]
+        assert kinds[0] == "LoadCODPair" and {"Resize", "RandomWarp"} & set(kinds)
+        assert kinds[-1] == "PackCODInputs" and data.image_dir == images.name
+        used[part] = data.split.use
+    assert used["val"] == ("val",) and used["test"] == ("test",)
+    assert set(used["train"]) <= {"experts", "router"}
+    command = (cfg.get("init_from") or {}).get("command")
+    assert not command or command.endswith(f"--images '{images}' --masks '{masks}'")
+
+
+def test_doctor_training_and_test_in_miniature(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, masks = odd_folder(tmp_path)
+    data = ["--images", images, "--masks", masks]
+    assert call(monkeypatch, "data/doctor", *data, "--workers", 1) == 0
+    options = ["--cfg-options", *QUICK, *(f"model.experts.{n}=None" for n in DROPPED)]
+    assert call(monkeypatch, "train", "quickstart/stage1", *data, *options) is None
+    weights = "quickstart/checkpoints_moe/experts_joint_best.pth"
+    odd_folder(tmp_path / "others")
+    # Of images that it was trained on those held out are tested, of others all.
+    for folder, count in ((tmp_path, 3), (tmp_path / "others", 20)):
+        given = ["--images", folder / images.name, "--masks", folder / masks.name]
+        files = ["--json", folder / "r.json", *options]
+        assert call(monkeypatch, "test", "quickstart/stage1", weights, *given, *files) is None
+        table = json.loads((folder / "r.json").read_text())["table"]
+        assert table[folder.name]["mixture"]["n"] == count
+
+
+def test_stages_hand_them_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, masks = odd_folder(tmp_path)
+    data = dict(images=str(images), masks=str(masks))
+    stages = plan([f"quickstart/stage{number}" for number in (1, 2, 3)], tmp_path, [], **data)
+    check_data(stages)
+    command = train_command(stages[1], 1, data_arguments(**data), resume=False)
+    assert command[-4:] == ["--images", str(images), "--masks", str(masks)]
+
+
+def test_errors_name_the_commands_of_this_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, masks = odd_folder(tmp_path)
+    data = ["--images", images, "--masks", masks]
+    code = call(monkeypatch, "train", "router/stage2", *data)
+    again = f"--images '{images}' --masks '{masks}'"
+    assert code.endswith(f"with: python tools/train.py configs/experts/joint.py {again}")
+    assert call(monkeypatch, "train", "small/stage1", "--images", images) == (
+        "error: --masks is not given; give --images and --masks, or --data-root"
+    )
+    absent = call(monkeypatch, "train", "small/stage1", "--images", images, "--masks", "nowhere")
+    assert absent.startswith("error: --masks: there is no folder nowhere")
+    (masks / "IMG 0 (Copy).PNG").unlink()
+    code = call(monkeypatch, "train", "small/stage1", *data)
+    assert "1 of 20 images have no mask: 'IMG 0 (Copy)'" in code
+    for number in range(0, 20, 3):
+        path = masks / f"IMG {number} (Copy).{'PNG' if number % 4 == 0 else 'png'}"
+        cv2.imwrite(str(path), np.full((48, 60), 7, np.uint8))
+    code = call(monkeypatch, "train", "small/stage1", *data)
+    assert "has the value 7 everywhere; a mask is" in code
+    assert f"(python tools/data/doctor.py {again} says" in code
+
+
+def test_one_folder_with_train_and_test(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for role, count in (("train", 20), ("test", 4)):
+        odd_folder(tmp_path / role, count)
+        (tmp_path / role / "My Photos").rename(tmp_path / role / "images")
+        (tmp_path / role / "truth (final)").rename(tmp_path / role / "masks")
+    cfg = load_config("experts/joint_cod")
+    set_data(cfg, str(tmp_path))
+    train, test = (
+        cfg[f"{p}_dataloader"].dataset.datasets[tmp_path.name] for p in ("train", "test")
+    )
+    assert train.split.use == ("experts",) and sum(train.split.fractions.values()) == 1
+    assert "test" not in train.split.fractions and test.split is None
+    assert test.data_root == str(tmp_path / "test")
