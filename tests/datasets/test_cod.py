@@ -29,7 +29,7 @@ from codmoe.datasets import (
     UnreadableFile,
 )
 from codmoe.engine.config import load_config
-from codmoe.engine.launch import set_data_root
+from codmoe.engine.own_data import set_data
 from codmoe.registry import DATASETS
 
 # --- CODDataset ---
@@ -234,7 +234,7 @@ def test_the_shipped_configs_read_either_layout(tmp_path, monkeypatch, layout):
     used = {}
     for name in ("experts/joint_cod", "router/stage2_cod", "ensemble/stage3_cod"):
         cfg = load_config(name)
-        set_data_root(cfg, str(tmp_path / "sets"))
+        set_data(cfg, str(tmp_path / "sets"))
         used[name] = {*stems(DATASETS.build(cfg.train_dataloader.dataset))}
     val = {*stems(DATASETS.build(cfg.val_dataloader.dataset))}
     assert len(val) == 3 and sum(stem.startswith("camo") for stem in val) == 1
