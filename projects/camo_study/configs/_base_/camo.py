@@ -1,5 +1,6 @@
 # CAMO-V.1.0 by its official split: data/camo/{train,test}/{images,masks}. Of the training images
 # 95 % train everything, experts, heads and router, and 5 % are for choices.
+_base_ = ["../../../../configs/_base_/datasets/loaders.py"]
 data_root = "data/camo"
 split = dict(seed=0, fractions=dict(experts=0.95, val=0.05))
 # The side of the images, which the shared backbone reads first; experts of input_scale 0.8 and 1.2
@@ -23,13 +24,7 @@ test_pipelines = {
     for size in (448, 560, 728)
 }
 train_dataloader = dict(
-    batch_size=12,
     num_workers=6,
-    persistent_workers=True,
-    drop_last=True,
-    pin_memory=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
         type="CODDataset",
         data_root=data_root,
@@ -43,9 +38,6 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=10,
     num_workers=2,
-    persistent_workers=True,
-    collate_fn=dict(type="stack_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CODDataset",
         data_root=data_root,
@@ -57,8 +49,6 @@ val_dataloader = dict(
 )
 test_dataloader = dict(
     batch_size=8,
-    num_workers=4,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="DatasetGroup",
         datasets=dict(
@@ -72,8 +62,6 @@ test_dataloader = dict(
         ),
     ),
 )
-val_evaluator = [dict(type="CODMetric", full=False), dict(type="RoutingMetric")]
-test_evaluator = [dict(type="CODMetric"), dict(type="RoutingMetric")]
 
 dinov2_small = dict(
     _delete_=True,
