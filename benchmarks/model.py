@@ -3,10 +3,8 @@ ensemble/stage3 --experts 4 8 16 --top-k 1 2 4 --train --plot growth.png --json 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -21,9 +19,11 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
+from codmoe import cli
+from codmoe.cli import option
 from codmoe.compiled.speed import FORMATS, compile_parts, set_memory_format
 from codmoe.engine import runner as message_hub
-from codmoe.engine.config import load_config, parse_options
+from codmoe.engine.config import load_config
 from codmoe.engine.ddp import every_expert_runs
 from codmoe.engine.optim import settle_fused
 from codmoe.files import replacing
@@ -57,6 +57,7 @@ from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS
 from codmoe.models.dispatch import PyramidBank, run_experts
 from codmoe.models.moe import ModelLevelMoE
+from tools.analysis.benchmark import OPTIONS, call
 
 OUR_COLUMNS = dict(
     what="inference, or train for one training step",
@@ -102,26 +103,16 @@ def benchmark(
     json_file: str | Path | None = None,
     plot: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Like :func:`codmoe.inference.benchmark.benchmark`, of more.
+    """Measures as :func:`codmoe.inference.benchmark.benchmark` does, and more.
 
     Args:
-        config: Path, or name of a shipped config.
-        batch_sizes: Images a call.
-        sizes: Sides of the images in pixels.
+        config, batch_sizes, sizes, routes, precisions, executions: As there.
         experts: Numbers of experts, copies included; None takes the config's own.
         top_k: Experts an image; None takes the config's own.
-        routes: ``"auto"`` (the model's own router), ``"all"``, or names as ``"sinet,ujsc"``.
-        precisions: Of ``"fp32"``, ``"fp16"``, ``"bf16"``; the last two are autocast.
-        executions: ``"eager"``, ``"compiled"``, ``"cudagraph"``, ``"prepared"``.
         layouts: Memory formats, ``"channels_last"`` or ``"contiguous"``.
         parts: Whether each part is timed on its own, too (uncompiled).
         train: Also time training steps, with the losses and the optimiser of the config.
-        repeats: Calls of each that count.
-        warmup: Calls before them.
-        device: Default: the first GPU if there is one.
-        checkpoint: Weights. Without them the router chooses blindly.
-        options: Overrides of the config.
-        json_file: Where the result goes; a file that is there is kept under a dated name.
+        repeats, warmup, device, checkpoint, options, json_file: As there.
         plot: Picture of latency and memory against everything that was given several values.
 
     Raises:
@@ -383,34 +374,18 @@ def _draw(panel, rows: Sequence[Mapping[str, Any]], axis: str, value: str) -> No
         panel.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
+MORE = (
+    option("--experts", type=int, nargs="+", default=[None], help="numbers of experts"),
+    option("--top-k", type=int, nargs="+", default=[None], help="experts an image"),
+    option("--layouts", nargs="+", default=["channels_last"], help="channels_last contiguous"),
+    option("--no-parts", dest="parts", action="store_false", help="leave the parts out"),
+    option("--train", action="store_true", help="also time training steps of the config"),
+    option("--plot", help="picture of latency and memory against what has several values"),
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("config", help="config file, or name of a shipped one (ensemble/stage3)")
-    add("--batch-sizes", type=int, nargs="+", default=[1, 8], help="images a call (1 8)")
-    add("--sizes", type=int, nargs="+", default=[448], help="sides of the images (448)")
-    add("--experts", type=int, nargs="+", default=[None], help="numbers of experts, with copies")
-    add("--top-k", type=int, nargs="+", default=[None], help="experts an image")
-    add("--routes", nargs="+", default=["auto"], metavar="ROUTE",
-        help="auto (the router's), all, or names such as sinet,ujsc")  # fmt: skip
-    add("--precisions", nargs="+", default=["fp32"], help="fp32 fp16 bf16")
-    add("--executions", nargs="+", default=["eager"], help="eager compiled cudagraph prepared")
-    add("--layouts", nargs="+", default=["channels_last"], help="channels_last contiguous")
-    add("--no-parts", dest="parts", action="store_false", help="leave the parts out")
-    add("--train", action="store_true", help="also time training steps of the config")
-    add("--repeats", type=int, default=30, help="calls that count (30)")
-    add("--warmup", type=int, default=5, help="calls before them (5)")
-    add("--device", help="cuda, cuda:1, cpu; the first GPU if there is one")
-    add("--checkpoint", help="weights; the router chooses blindly without")
-    add("--json", dest="json_file", help="also write the figures to this file")
-    add("--plot", help="picture of latency and memory against what has several values")
-    add("--cfg-options", dest="options", nargs="+", metavar="KEY=VALUE", help="override the config")
-    settings = vars(parser.parse_args())
-    try:
-        settings["options"] = parse_options(settings["options"])
-        benchmark(settings.pop("config"), **settings)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    cli.main(partial(call, benchmark), *OPTIONS, *MORE, description=__doc__ or "")
 
 
 if __name__ == "__main__":

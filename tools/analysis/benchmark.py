@@ -31,17 +31,22 @@ OPTIONS = (
 )
 
 
-def run(args) -> None:
+def call(benchmark, args) -> None:
     from codmoe.engine.config import parse_options
-    from codmoe.inference.benchmark import benchmark
 
     settings = {name: value for name, value in vars(args).items() if name != "debug"}
     settings["options"] = parse_options(settings["options"])
     benchmark(settings.pop("config"), **settings)
 
 
+def by_route(args) -> None:
+    from codmoe.inference.benchmark import benchmark
+
+    call(benchmark, args)
+
+
 if __name__ == "__main__":
     for word in (word.split("=")[0] for word in sys.argv[1:]):
         if word in MOVED:
             sys.exit(f"error: {word} is an option of: python -m benchmarks.model, in a checkout")
-    main(run, *OPTIONS, description=__doc__)
+    main(by_route, *OPTIONS, description=__doc__)
