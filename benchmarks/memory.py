@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.step_timing import measure
 from codmoe.engine.config import load_config, parse_options
-from codmoe.engine.handover import skip_pretrained
+from codmoe.models.build import skip_pretrained
 from codmoe.models.dispatch import PyramidBank
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS

@@ -27,11 +27,11 @@ from torch.utils.data import DataLoader, Dataset
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
 from codmoe.engine.ddp import bare_model
-from codmoe.engine.handover import skip_pretrained
 from codmoe.engine.launch import build_runner, prepare, settle, stop_workers
 from codmoe.engine.own_data import set_data
 from codmoe.engine.runner import CODRunner
 from codmoe.files import save_json
+from codmoe.models.build import skip_pretrained
 from codmoe.structures import CODDataSample
 
 PROBES = 4  # steps after the timed ones: three that DDP times itself, one that reports its waits

@@ -32,7 +32,7 @@ from codmoe.evaluation.measures import THRESHOLD
 from codmoe.evaluation.routing_metric import ious_at
 from codmoe.files import save_json
 from codmoe.messages import suggest
-from codmoe.models.build import DEFAULT_EXPERTS
+from codmoe.models.build import DEFAULT_EXPERTS, skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
 
@@ -271,17 +271,6 @@ def average_weights(paths: Sequence[Path], part: str = "backbone") -> dict[str, 
             # What is read from half precision need not be rounded to it.
             mean[key] = (total / len(states)).to(torch.promote_types(value.dtype, torch.float32))
     return mean
-
-
-def skip_pretrained(model: dict[str, Any]) -> None:
-    """Have the section ``model`` of a config neither download nor read backbone weights that a
-    checkpoint replaces at once.
-    """
-    backbone = model["backbone"]
-    if isinstance(backbone, dict):
-        # Only what is there: a backbone of somebody else's need not know these arguments.
-        skipped = dict(pretrained=False, checkpoint=None)
-        backbone.update({key: value for key, value in skipped.items() if key in backbone})
 
 
 def assembly_faults(cfg: Mapping[str, Any]) -> list[str]:

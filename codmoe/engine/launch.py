@@ -22,7 +22,6 @@ from codmoe.engine.handover import (
     hand_over,
     read_sources,
     require_files,
-    skip_pretrained,
 )
 from codmoe.engine.hooks.frozen_features import settle_frozen_cache
 from codmoe.engine.hooks.training import InterruptionHook
@@ -30,6 +29,7 @@ from codmoe.engine.optim import settle_amp, settle_fused
 from codmoe.engine.runner import CODRunner
 from codmoe.files import LOCK, holding, save_json, sweep
 from codmoe.interruption import going_on, interruption
+from codmoe.models.build import skip_pretrained
 from codmoe.registry import SCOPE
 
 MMENGINE_HOOKS = (

@@ -22,7 +22,6 @@ from codmoe.compiled.prepared import attach_prepared
 from codmoe.console import markdown_text
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.ddp import bare_model
-from codmoe.engine.handover import skip_pretrained
 from codmoe.engine.launch import no_benchmark
 from codmoe.engine.runner import CODRunner
 from codmoe.evaluation.attributes import AttributeMetric, breakdown
@@ -31,6 +30,7 @@ from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.routing_metric import RoutingMetric
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
 from codmoe.files import replacing, save_json, save_text
+from codmoe.models.build import skip_pretrained
 from codmoe.registry import HOOKS
 from codmoe.structures import CODDataSample
 from codmoe.visualization.grid import GridRow, save_grid

@@ -21,7 +21,6 @@ from codmoe.compiled.speed import set_memory_format
 from codmoe.console import TextTable
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
-from codmoe.engine.handover import skip_pretrained
 from codmoe.files import save_json
 from codmoe.inference.summary import UNIT, summarise
 from codmoe.inference.timing import (
@@ -34,6 +33,7 @@ from codmoe.inference.timing import (
 )
 from codmoe.machine import check_device
 from codmoe.messages import suggest
+from codmoe.models.build import skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
 

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from codmoe.engine.checkpoints import load_parts, meta_of, stored_config
 from codmoe.engine.config import list_configs, load_config
 from codmoe.messages import suggest
-from codmoe.models.build import DEFAULT_EXPERTS, PLAIN_VITS
+from codmoe.models.build import DEFAULT_EXPERTS, backbone_config, skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
 
@@ -92,14 +92,14 @@ def create_model(
     section = cfg.model.to_dict()
     if cfg.get("data_preprocessor"):  # mmengine allows it at the top level
         section.setdefault("data_preprocessor", cfg.data_preprocessor.to_dict())
-    section["backbone"] = _as_dict(section.get("backbone", "pvt_v2_b2"))
+    section["backbone"] = backbone_config(section.get("backbone", "pvt_v2_b2"))
     from_nothing = checkpoint is not None or not pretrained
     if from_nothing:
-        _forget_pretrained(section["backbone"])
+        skip_pretrained(section)
     section = merge_model(section, overrides)
-    section["backbone"] = _as_dict(section["backbone"])
+    section["backbone"] = backbone_config(section["backbone"])
     if checkpoint is not None:
-        _forget_pretrained(section["backbone"])
+        skip_pretrained(section)
     elif pretrained:
         section["backbone"]["pretrained"] = True
     if checkpoint is not None and section.get("experts"):
@@ -147,20 +147,6 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
                 value = _merge(old, value) if same else value
         merged[key] = value
     return merged
-
-
-def _as_dict(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(backbone, Mapping):
-        return dict(backbone)
-    kind = "ViTPyramid" if backbone.startswith(PLAIN_VITS) else "TimmPyramid"
-    return dict(type=kind, name=backbone)
-
-
-def _forget_pretrained(backbone: dict[str, Any]) -> None:
-    # Only what is there: a backbone of somebody else's need not know these arguments.
-    for key, value in dict(pretrained=False, checkpoint=None).items():
-        if key in backbone:
-            backbone[key] = value
 
 
 def load_whole(model: ModelLevelMoE, checkpoint: str | Path) -> None:

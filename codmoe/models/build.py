@@ -55,12 +55,29 @@ def _build(cfg: Any, key: str, contract: Callable[..., Part], **filled_in: Any) 
     return part
 
 
+def backbone_config(backbone: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a backbone that is given by its timm name, or a copy of the config given."""
+    if not isinstance(backbone, str):
+        return dict(backbone)
+    kind = "ViTPyramid" if backbone.startswith(PLAIN_VITS) else "TimmPyramid"
+    return dict(type=kind, name=backbone)
+
+
+def skip_pretrained(model: dict[str, Any]) -> None:
+    """Have the section ``model`` of a config neither download nor read backbone weights that a
+    checkpoint replaces at once.
+    """
+    backbone = model.get("backbone")
+    if isinstance(backbone, dict):
+        # Only what is there: a backbone of somebody else's need not know these arguments.
+        skipped = dict(pretrained=False, checkpoint=None)
+        backbone.update({key: value for key, value in skipped.items() if key in backbone})
+
+
 def build_backbone(backbone: str | dict) -> Backbone:
     """A backbone from a timm name or a config."""
-    if isinstance(backbone, str):
-        kind = "ViTPyramid" if backbone.startswith(PLAIN_VITS) else "TimmPyramid"
-        backbone = dict(type=kind, name=backbone)
-    return _build(backbone, "backbone", Backbone)
+    cfg = backbone_config(backbone) if isinstance(backbone, str) else backbone
+    return _build(cfg, "backbone", Backbone)
 
 
 def build_experts(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from codmoe import __version__
 from codmoe.files import keep_old, replacing
+from codmoe.models.build import skip_pretrained
 from codmoe.registry import MODELS
 from codmoe.trust import check_received, require_weights
 
@@ -121,9 +122,8 @@ class HubModel(
         check_received(built, MODELS.module_dict, str(Path(model_id) / CONFIG), key="config")
         backbone = model_kwargs.get("backbone")
         if isinstance(backbone, Mapping):  # the weights come with the folder, from nowhere else
-            nothing = dict(pretrained=False, checkpoint=None)
-            given = {key: value for key, value in nothing.items() if key in backbone}
-            model_kwargs["backbone"] = {**backbone, **given}
+            model_kwargs["backbone"] = dict(backbone)
+            skip_pretrained(model_kwargs)
         model: Any = cls(**model_kwargs)
         state = load_file(path)
         require_weights(state, path, model.state_dict())
@@ -144,10 +144,7 @@ class HubModel(
         sizes = {key: _sizes_in(cfg.get(key)) for key in SIZES}
         config.update({key: found for key, found in sizes.items() if found})
         config = _plain(config, "")
-        if isinstance(config.get("backbone"), dict):
-            for key, value in dict(pretrained=False, checkpoint=None).items():
-                if key in config["backbone"]:
-                    config["backbone"][key] = value
+        skip_pretrained(config)
         return config
 
 
