@@ -48,6 +48,12 @@ STRANGE = (
 """Names that a file of a stranger may have."""
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64
+MINIATURES = dict(
+    sinet=dict(type="SINetExpert", channels=16),
+    pranet=dict(type="PraNetExpert", channels=16, deep_channels=16, shallow_channels=16),
+    zoomnet=dict(type="ZoomNetExpert", channels=16),
+    ujsc=dict(type="UJSCExpert", channels=16, confidence_channels=16),
+)
 ONE_EXPERT = dict(model=dict(experts=dict(pranet=None, ujsc=None, zoomnet=None)))
 TWO_EXPERTS = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
 _count = itertools.count(1)

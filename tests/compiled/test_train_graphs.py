@@ -19,6 +19,9 @@ from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
 
 BOTH = dict(backbone=True, experts=True)
+# Half the blocks and a head of few layers: operations are what recording and compiling take.
+SHALLOW = dict(model=dict(backbone=dict(timm_args=dict(depths=(1, 1, 1, 1)))))
+SHORT = dict(model=dict(experts=dict(sinet=dict(_delete_=True, type="FPNExpert", channels=16))))
 
 
 @pytest.fixture
@@ -42,7 +45,8 @@ def make(tmp_path):
     def model_of(stage, *changes):
         torch.manual_seed(0)
         still = dict(model=dict(router=dict(noise=0.0)) if stage == 3 else {}, init_from=None)
-        model = build(load_config(write_config(tmp_path, stage, still, *changes))).train().double()
+        config = write_config(tmp_path, stage, still, SHALLOW, *changes)
+        model = build(load_config(config)).train().double()
         for module in model.modules():
             if isinstance(module, DropPath):
                 module.drop_prob = 0.0
@@ -186,7 +190,7 @@ def test_no_two_graphs_that_live_share_a_stream(make, graphs, monkeypatch):
 
 
 def test_a_part_keeps_its_graphs_when_no_stream_is_left(make, graphs, said, monkeypatch):
-    eager, graphed = pair(make(1, ONE_EXPERT))
+    eager, graphed = pair(make(1, ONE_EXPERT, SHORT))
     backward(eager)
     backward(graphed)
     captures, replays = graphs.captures, graphs.replays
@@ -340,7 +344,7 @@ def compiling(monkeypatch):
 
 def test_compiled_code_is_captured(make, graphs, said, compiling):
     calls = compiling()
-    eager = make(1, ONE_EXPERT)
+    eager = make(1, ONE_EXPERT, SHORT)
     both = copy.deepcopy(eager)
     assert compile_parts(both, BOTH) == graph_parts(both, BOTH)
     for seed in range(3):
@@ -370,7 +374,7 @@ def no_backward(graph, inputs):
 @pytest.mark.parametrize("backend", [no_backend, no_backward])
 def test_what_cannot_be_compiled_is_captured_uncompiled(make, graphs, said, compiling, backend):
     compiling(backend)
-    eager = make(1, ONE_EXPERT)
+    eager = make(1, ONE_EXPERT, SHORT)
     both = copy.deepcopy(eager)
     compile_parts(both, dict(experts=True))
     graph_parts(both, dict(experts=True))
@@ -384,7 +388,7 @@ def test_what_cannot_be_compiled_is_captured_uncompiled(make, graphs, said, comp
 
 def test_what_cannot_be_captured_runs_compiled(make, graphs, said, compiling):
     calls = compiling()
-    eager = make(1, ONE_EXPERT)
+    eager = make(1, ONE_EXPERT, SHORT)
     both = copy.deepcopy(eager)
     compile_parts(both, dict(experts=True))
     graph_parts(both, dict(experts=True))

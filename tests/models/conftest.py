@@ -2,16 +2,11 @@
 
 import pytest
 import torch
+from miniature import MINIATURES
 
 from codmoe.models import ModelLevelMoE
 from codmoe.models.routers import Router
 
-MINIATURES = dict(
-    sinet=dict(type="SINetExpert", channels=16),
-    pranet=dict(type="PraNetExpert", channels=16, deep_channels=16, shallow_channels=16),
-    zoomnet=dict(type="ZoomNetExpert", channels=16),
-    ujsc=dict(type="UJSCExpert", channels=16, confidence_channels=16),
-)
 MINIATURE_ROUTER = dict(type="EvidenceRouter", width=16)
 
 

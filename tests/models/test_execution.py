@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import MINIATURES
+from miniature import MINIATURES
 
 from benchmarks.memory import saved_bytes
 from codmoe.models.execution import forward_backward

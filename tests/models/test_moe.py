@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MINIATURES
+from miniature import MINIATURES
 
 from codmoe.models import ModelLevelMoE
 from codmoe.models.losses import iou_per_image
