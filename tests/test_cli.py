@@ -128,3 +128,17 @@ def test_a_pipe_that_closes_and_a_name_that_is_no_text(tmp_path):
     command = ["bash", "-c", shell, sys.executable, script]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.stdout == "line 0 \\udcff\n" and done.stderr == ""
+
+
+def test_lists_given_twice_are_joined(monkeypatch):
+    """The first was dropped without a word."""
+    found = {}
+    options = (option("--pred", nargs="+"), option("--cfg-options", nargs="+", default=[]))
+    for words, expected in (
+        ("--pred a b --pred c --cfg-options x=1 --cfg-options y=2", (["a", "b", "c"], 2)),
+        ("--pred a", (["a"], 0)),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tool", *words.split()])
+        with pytest.raises(SystemExit):
+            main(lambda args: found.update(vars(args)), *options, description="")
+        assert (found["pred"], len(found["cfg_options"])) == expected

@@ -9,6 +9,10 @@ OPTIONS = (
     option("--method", help="its name in tables; by default the folder's"),
     option("--datasets", nargs="+", help="names in tables; by default the folders'"),
     option("--resize", action="store_true", help="bring maps to their masks' size, bilinear"),
+    option(
+        "--extra", nargs="+", default=[], help="CM CCM MSIoU MSIoU_curve SIMAE SIFm HCE, or all"
+    ),
+    option("--images", nargs="+", help="folder(s) of the images, which CCM reads"),
     option("--device", default="cpu", help="cpu (default) or cuda"),
     option("--workers", type=int, help="threads; by default one a core"),
     option(
@@ -33,6 +37,8 @@ def run(args) -> None:
         device=args.device,
         workers=args.workers,
         backend=args.backend,
+        extra=args.extra,
+        images=args.images,
     )
 
 

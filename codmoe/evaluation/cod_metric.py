@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
+from codmoe.datasets.reading import read_image
 from codmoe.evaluation.conventions import COMBINED
 from codmoe.evaluation.measures import (
     BACKENDS,
@@ -17,12 +21,14 @@ from codmoe.evaluation.measures import (
     aggregate,
     batch_measures,
     best_expert,
+    checked_extra,
     image_scalars,
     mean_curves,
     uniform_probability,
 )
+from codmoe.evaluation.measures.extra import BY_REFERENCE
 from codmoe.evaluation.measures.reference import pysodmetrics
-from codmoe.messages import suggest
+from codmoe.messages import listed, suggest
 from codmoe.registry import METRICS
 
 NO_MASK = "load masks in the test pipeline (LoadCODPair, PackCODInputs(keep_original=True))"
@@ -112,6 +118,9 @@ class CODMetric(PerImageMetric):
             at 2 GB.
         backend: ``"torch"``; ``"pysodmetrics"`` has the field's measures computed by PySODMetrics
             itself, on the CPU and some ten times slower, for whoever wants to check.
+        extra: Further measures by name, of :data:`EXTRA` or ``"all"``; none by default, for all
+            of them take a hundred times as long as the others. ``"CCM"`` and ``"HCE"`` need the extra
+            ``codmoe[pysodmetrics]``; ``"CCM"`` reads each image again, from ``img_path``.
         collect_device: ``"cpu"`` gathers through a shared folder, ``"gpu"`` through the network.
         prefix: Put before every logged key as ``<prefix>/``.
     """
@@ -121,6 +130,7 @@ class CODMetric(PerImageMetric):
         full: bool = True,
         sources: Sequence[str] | str = ("mixture",),
         backend: str = "torch",
+        extra: Sequence[str] | str = (),
         cache_gb: float | None = None,
         collect_device: str = "cpu",
         prefix: str | None = None,
@@ -132,7 +142,10 @@ class CODMetric(PerImageMetric):
             raise ValueError("CODMetric: sources is empty; name at least one, such as 'mixture'.")
         if backend not in BACKENDS:
             raise ValueError(f"CODMetric: backend={backend!r}; {suggest(backend, BACKENDS)}")
-        if backend == "pysodmetrics":
+        self.extra = checked_extra(extra)
+        if self.extra and not full:
+            raise ValueError(f"CODMetric: extra={listed(self.extra)} needs full=True")
+        if backend == "pysodmetrics" or set(self.extra) & set(BY_REFERENCE):
             pysodmetrics()  # a missing package is told now, not after the first batch
         self.backend = backend
         if cache_gb is not None:
@@ -150,14 +163,20 @@ class CODMetric(PerImageMetric):
         """
         samples = [as_mapping(sample) for sample in data_samples]
         wanted = [self._resolve(sample) for sample in samples]
-        maps, masks = [], []
+        maps, masks, images = [], [], []
         for sample, sources in zip(samples, wanted, strict=True):
             gt = required(sample, "gt_mask", NO_MASK)
             maps.append(_maps(sample, sources))
             masks += [gt] * len(maps[-1])
+            image = None
+            if "CCM" in self.extra:
+                path = required(sample, "img_path", "extra='CCM' reads the image")
+                image = image_at(path, gt.shape)
+            images += [image] * len(maps[-1])
         probs = [prob for each in maps for prob in each.values()]
         try:
-            results = batch_measures(probs, masks, full=self.full, backend=self.backend)
+            options: dict[str, Any] = dict(full=self.full, backend=self.backend)
+            results = batch_measures(probs, masks, **options, extra=self.extra, images=images)
         except ValueError:
             self._blame(samples, maps, masks)
             raise
@@ -238,6 +257,13 @@ class CODMetric(PerImageMetric):
             for key, value in row.items()
             if key != "n"
         }
+
+
+def image_at(path: str | os.PathLike, size: Sequence[int]) -> np.ndarray:
+    """The image itself, RGB, at the (height, width) of its mask."""
+    image = read_image(str(path))
+    height, width = size
+    return image if image.shape[:2] == (height, width) else cv2.resize(image, (width, height))
 
 
 def _maps(sample: Mapping[str, Any], sources: Sequence[str]) -> dict[str, Any]:

@@ -9,11 +9,13 @@ FAST_KEYS = ("IoU", "Dice", "MAE")
 AGGREGATE_KEYS = (
     *("Sm", "wFm", "meanEm", "adpEm", "maxEm", "meanFm", "adpFm", "maxFm", "MAE"),
     *("IoU", "Dice", "mIoU", "mDice", "maxIoU", "maxDice", "adpIoU", "adpDice"),
-    *("BIoU", "FBIoU", "BER"),
+    *("BIoU", "FBIoU", "BER", "meanFm_PR", "maxFm_PR"),
+    *("CM", "CCM", "MSIoU", "adpMSIoU", "meanMSIoU", "maxMSIoU"),
+    *("SIMAE", "adpSIFm", "meanSIFm", "maxSIFm", "HCE"),
     *("IoU_pooled", "Dice_pooled", "BIoU_pooled", "FBIoU_pooled", "BER_pooled", "MAE_pooled"),
     "n",
 )
-LOWER_IS_BETTER = frozenset({"MAE", "BER", "MAE_pooled", "BER_pooled"})
+LOWER_IS_BETTER = frozenset({"MAE", "BER", "MAE_pooled", "BER_pooled", "SIMAE", "HCE"})
 
 _FIELD = "8-bit map, min-max normalised per image (as PySODMetrics)"
 _MASK = "probability > 0.5, not normalised"
@@ -49,6 +51,19 @@ CONVENTIONS: dict[str, str] = {
     "BIoU": _of("boundary IoU, band of 2 % of the diagonal", _MASK),
     "FBIoU": _of("mean of object's and background's IoU", _MASK),
     "BER": _of("balanced error rate, lower is better", _MASK),
+    "meanFm_PR": _of(f"F of the mean precision and recall curves, mean over {_CURVE}", _FIELD),
+    "maxFm_PR": _of(f"F of the mean precision and recall curves, maximum over {_CURVE}", _FIELD),
+    "CM": _of("context measure, β² 1", _FIELD),
+    "CCM": _of("camouflage context measure, β² 1.2, reads the image", _FIELD),
+    "MSIoU": _of("multi-scale IoU of edges, map > 0.5", _FIELD),
+    "adpMSIoU": _of(f"multi-scale IoU of edges, {_ADAPTIVE}", _FIELD),
+    "meanMSIoU": _of("multi-scale IoU of edges, mean over 257 thresholds", _FIELD),
+    "maxMSIoU": _of("multi-scale IoU of edges, maximum over 257 thresholds", _FIELD),
+    "SIMAE": _of("size-invariant mean absolute error, lower is better", _FIELD),
+    "adpSIFm": _of(f"size-invariant F, β² 0.3, {_ADAPTIVE} of each object's box", _FIELD),
+    "meanSIFm": _of(f"size-invariant F, β² 0.3, mean over {_CURVE}", _FIELD),
+    "maxSIFm": _of(f"size-invariant F, β² 0.3, maximum over {_CURVE} of the mean curve", _FIELD),
+    "HCE": _of("human correction effort, points to set, lower is better", _FIELD),
     "IoU_pooled": _of("IoU", _MASK, _ALL),
     "Dice_pooled": _of("Dice", _MASK, _ALL),
     "BIoU_pooled": _of("boundary IoU, band of 2 % of the diagonal", _MASK, _ALL),

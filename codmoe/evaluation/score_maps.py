@@ -18,8 +18,15 @@ from codmoe import __version__
 from codmoe.datasets.integrity import name_peculiar
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS, files_by_stem
 from codmoe.datasets.reading import Mask, decode, fits, peculiarities, read_mask
+from codmoe.evaluation.cod_metric import image_at
 from codmoe.evaluation.conventions import CONVENTIONS
-from codmoe.evaluation.measures import aggregate, batch_measures, image_scalars, mean_curves
+from codmoe.evaluation.measures import (
+    aggregate,
+    batch_measures,
+    checked_extra,
+    image_scalars,
+    mean_curves,
+)
 from codmoe.evaluation.tables import result_rows, result_table
 from codmoe.files import save_json
 from codmoe.machine import available_cores, check_device
@@ -114,6 +121,8 @@ def score_maps(
     device: str = "cpu",
     workers: int | None = None,
     backend: str = "torch",
+    extra: Sequence[str] | str = (),
+    images: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """All measures of the maps in one folder.
 
@@ -125,6 +134,8 @@ def score_maps(
         device: Where to compute, e.g. ``"cuda"``.
         workers: Threads that read files; on the CPU they compute as well.
         backend: ``"torch"`` or ``"pysodmetrics"``.
+        extra: Further measures; see :class:`CODMetric`.
+        images: Folder of the images themselves, which ``CCM`` reads.
 
     Returns:
         A row of :func:`aggregate` with ``images``, ``curves`` and
@@ -136,23 +147,28 @@ def score_maps(
     """
     check_device(device)
     pairs = match_maps(Path(pred), Path(gt))
+    extra, pictures = checked_extra(extra), _pictures(pairs, images) if images else {}
     batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
 
     def run(batch: Sequence[MapPair]) -> list[dict[str, Any]]:
         loaded = [_load(pair, resize) for pair in batch]
         probs = [torch.from_numpy(prob).to(device) for prob, _, _ in loaded]
         masks = [mask.pixels for _, mask, _ in loaded]
-        measures = batch_measures(probs, masks, backend=backend)
+        seen = [
+            image_at(pictures[pair.stem], mask.shape) if pictures and "CCM" in extra else None
+            for pair, mask in zip(batch, masks, strict=True)
+        ]
+        measures = batch_measures(probs, masks, backend=backend, extra=extra, images=seen)
         for image, (prob, mask, resized) in zip(measures, loaded, strict=True):
             image["odd"] = (resized, 0 < prob.max() <= 1.01 / 255, peculiarities(mask))
         return measures
 
-    images: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
     with _one_thread_each(), ThreadPoolExecutor(workers or available_cores()) as pool:
         done = track(pool.map(run, batches), "scoring", len(batches), transient=True)
         for measures in done:
-            images += measures
-    resized, dark, peculiar = zip(*(image.pop("odd") for image in images), strict=True)
+            measured += measures
+    resized, dark, peculiar = zip(*(image.pop("odd") for image in measured), strict=True)
     for odd, what in (
         (dark, "hold no value above 1 of 255, so that nothing is object: {0, 1} in 8 bits, or 0 to "
          "255 in 16, are to be saved as 0 to 255 in 8 bits"),
@@ -161,10 +177,18 @@ def score_maps(
         if files := [pair.map.name for pair, is_odd in zip(pairs, odd, strict=True) if is_odd]:
             print(f"{pred}: {len(files):,} of {len(pairs):,} maps {what}: {listed(files)}")
     name_peculiar(str(gt), [pair.mask for pair in pairs], peculiar, print)
-    row: dict[str, Any] = aggregate(images)
-    scalars = map(image_scalars, images)
+    row: dict[str, Any] = aggregate(measured)
+    scalars = map(image_scalars, measured)
     row["images"] = {pair.stem: s for pair, s in zip(pairs, scalars, strict=True)}
-    return row | {"curves": mean_curves(images), "resized": sum(resized)}
+    return row | {"curves": mean_curves(measured), "resized": sum(resized)}
+
+
+def _pictures(pairs: Sequence[MapPair], folder: str | os.PathLike) -> dict[str, Path]:
+    found = files_by_stem(Path(folder), "--images")
+    missing = [pair.stem for pair in pairs if pair.stem not in found]
+    if missing:
+        raise ValueError(f"--images: {len(missing):,} masks have no image: {listed(missing)}")
+    return found
 
 
 def score_folders(
@@ -174,6 +198,7 @@ def score_folders(
     json_file: str | None = None,
     method: str | None = None,
     datasets: Sequence[str] | None = None,
+    images: Sequence[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Scores one method's maps on one or more data sets, prints the table and writes the JSON.
@@ -184,6 +209,7 @@ def score_folders(
         json_file: Result file; an earlier one is kept under a dated name.
         method: Name of the method; by default the folder of its maps.
         datasets: Name of each data set; by default the folder of its masks.
+        images: Folder of images of each, which the measure ``CCM`` reads.
         options: As of :func:`score_maps`.
 
     Returns:
@@ -197,6 +223,8 @@ def score_folders(
     """
     if len(preds) != len(gts):
         raise ValueError(f"--pred names {len(preds)} folder(s) and --gt {len(gts)}; give one each")
+    if images and len(images) != len(gts):
+        raise ValueError(f"--images names {len(images)} folder(s) for {len(gts)} data set(s)")
     names = list(datasets or [folder_name(gt) for gt in gts])
     if len(names) != len(gts):
         raise ValueError(f"--datasets gives {len(names)} name(s) for {len(gts)} data set(s)")
@@ -205,7 +233,9 @@ def score_folders(
     method = method or _method_name(preds, names)
     for pred, gt in zip(preds, gts, strict=True):
         match_maps(Path(pred), Path(gt))  # all of them before the first is measured
-    rows = [score_maps(pred, gt, **options) for pred, gt in zip(preds, gts, strict=True)]
+    seen: list[str | None] = list(images) if images else [None] * len(gts)
+    each = zip(preds, gts, seen, strict=True)
+    rows = [score_maps(pred, gt, images=folder, **options) for pred, gt, folder in each]
     table = {name: {method: row} for name, row in zip(names, rows, strict=True)}
     result_table(result_rows(table), method).print()
     payload: dict[str, Any] = {

@@ -1,9 +1,11 @@
 import logging
 
+import numpy as np
 import pytest
 import torch
 from miniature import ranks
 from mmengine.evaluator import Evaluator
+from PIL import Image
 
 from codmoe.evaluation import CODMetric, iou_and_dice
 from codmoe.evaluation.measures import TRUTHS
@@ -48,6 +50,22 @@ def test_mixture_of_one_data_set():
     row = metric.table["CAMO"]["mixture"]
     assert row["n"] == 3
     assert row["images"]["img1"]["IoU"] == pytest.approx(iou(samples[1].pred_prob, samples[1]))
+
+
+def test_measures_by_name(tmp_path):
+    samples = [sample(i, experts=False) for i in range(2)]
+    metric = METRICS.build({"type": "CODMetric", "extra": ["CM", "CCM"]})
+    with pytest.raises(ValueError, match="no `img_path`; extra='CCM' reads the image"):
+        metric.process(None, samples)
+    for element in samples:
+        path = tmp_path / f"{element.stem}.png"
+        # Of a size a few pixels off its mask's.
+        Image.fromarray(np.full((19, 24, 3), 90, np.uint8)).save(path)
+        element.set_metainfo({"img_path": str(path)})
+    scalars = run(METRICS.build({"type": "CODMetric", "extra": ["CM", "CCM"]}), samples)
+    assert 0 < scalars["CM"] < 1 and 0 < scalars["CCM"] < 1 and "HCE" not in scalars
+    with pytest.raises(ValueError, match="extra=CM needs full=True"):
+        CODMetric(full=False, extra="CM")
 
 
 def test_through_mmengines_evaluator():

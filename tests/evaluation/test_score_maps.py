@@ -46,6 +46,24 @@ def test_a_file_of_one_data_set_is_its_row(folders, tmp_path, capsys):
     assert f"{expected['IoU']:.4f}" in capsys.readouterr().out
 
 
+def test_measures_by_name_and_the_image_that_one_reads(folders, tmp_path, capsys):
+    maps, masks, pairs = folders
+    images = tmp_path / "Imgs"
+    images.mkdir()
+    rng = np.random.default_rng(1)
+    for i, size in enumerate(SIZES):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(images / f"img{i}.png")
+    row = score_folders([maps], [masks], extra=["CCM", "SIMAE"], images=[images])
+    expected = aggregate(batch_measures(*zip(*pairs, strict=True), extra="SIMAE"))
+    assert row["SIMAE"] == pytest.approx(expected["SIMAE"]) and 0 < row["CCM"] < 1
+    assert "SIMAE" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'CCM' reads the image"):
+        score_folders([maps], [masks], extra=["CCM"])
+    (images / "img1.png").unlink()
+    with pytest.raises(ValueError, match="--images: 1 masks have no image: img1"):
+        score_folders([maps], [masks], extra=["CCM"], images=[images])
+
+
 def test_several_data_sets_are_a_table(folders, tmp_path):
     maps, masks, _ = folders
     payload = score_folders([maps, maps], [masks, masks], datasets=["A", "B"], method="x")

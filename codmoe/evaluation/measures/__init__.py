@@ -2,12 +2,14 @@
 
 :mod:`per_image` is what others use: the measures of maps and their mean over a data set.
 :mod:`batched` computes them from what depends on the truth alone (:mod:`truth`), on counts of
-pixels (:mod:`histogram`) and on their places (:mod:`spatial`). :mod:`reference` has PySODMetrics
+pixels (:mod:`histogram`) and on their places (:mod:`spatial`); :mod:`extra` holds those that cost
+more and are asked for by name. :mod:`reference` has PySODMetrics
 compute the same.
 """
 
-from codmoe.evaluation.measures.batched import THRESHOLD, measure_maps
-from codmoe.evaluation.measures.histogram import CURVES
+from codmoe.evaluation.measures.batched import measure_maps
+from codmoe.evaluation.measures.extra import EXTRA, checked_extra, extra_measures
+from codmoe.evaluation.measures.histogram import CURVES, THRESHOLD
 from codmoe.evaluation.measures.per_image import (
     BACKENDS,
     aggregate,
@@ -27,6 +29,7 @@ from codmoe.evaluation.measures.truth import TRUTHS, GroundTruthCache, ground_tr
 __all__ = [
     "BACKENDS",
     "CURVES",
+    "EXTRA",
     "THRESHOLD",
     "TRUTHS",
     "GroundTruthCache",
@@ -34,7 +37,9 @@ __all__ = [
     "as_array",
     "batch_measures",
     "best_expert",
+    "checked_extra",
     "checked_mask",
+    "extra_measures",
     "find_truths",
     "ground_truth",
     "image_measures",

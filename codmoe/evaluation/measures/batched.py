@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codmoe.evaluation.measures.extra import extra_measures
 from codmoe.evaluation.measures.histogram import (
     EPS,
     LEVELS,
+    THRESHOLD,
     binary_measures,
     divide,
     histogram_measures,
@@ -36,7 +38,6 @@ from codmoe.evaluation.measures.spatial import (
 )
 from codmoe.evaluation.measures.truth import OBJECT, GroundTruth
 
-THRESHOLD = 0.5
 REGIONS = 9
 """Four quadrants, each of background and object, and one for pixels outside the map."""
 CHUNK_PIXELS = 1 << 23
@@ -69,6 +70,8 @@ def measure_maps(
     full: bool = True,
     normalise: bool = True,
     chunk_pixels: int | None = None,
+    extra: Sequence[str] = (),
+    images: Sequence[np.ndarray | None] = (),
 ) -> list[dict[str, Any]]:
     """Every measure of each map.
 
@@ -82,6 +85,8 @@ def measure_maps(
             does.
         chunk_pixels: Pixels that share a canvas; by default ``CHUNK_PIXELS`` on a GPU, while on the
             CPU each map is measured alone, by OpenCV.
+        extra: Further measures, see :func:`extra_measures`; only where full.
+        images: The image of each map, which one of those reads.
 
     Returns:
         For each map a dictionary with ``IoU``, ``Dice``, ``FBIoU``, ``BER``, ``MAE`` and
@@ -101,10 +106,10 @@ def measure_maps(
         if chunk_pixels is None and not probs[0].is_cuda:
             each = zip(probs, truths, strict=True)
             sums = [_sums_by_opencv(prob, truth, full, normalise) for prob, truth in each]
-            return _finish(sums, truths, full, normalise)
+            return _finish(sums, truths, full, normalise, extra, images)
         parts = _chunks(probs, CHUNK_PIXELS if chunk_pixels is None else chunk_pixels)
         sums = [_pixel_sums(probs[part], truths[part], full, normalise) for part in parts]
-        return _finish(sums, truths, full, normalise)
+        return _finish(sums, truths, full, normalise, extra, images)
 
 
 def check_size(map_shape: tuple[int, ...], truth_shape: tuple[int, ...]) -> None:
@@ -250,7 +255,12 @@ def _error_table(values: Tensor) -> Tensor:
 
 
 def _finish(
-    chunks: Sequence[PixelSums], truths: Sequence[GroundTruth], full: bool, normalise: bool
+    chunks: Sequence[PixelSums],
+    truths: Sequence[GroundTruth],
+    full: bool,
+    normalise: bool,
+    extra: Sequence[str],
+    images: Sequence[np.ndarray | None],
 ) -> list[dict[str, Any]]:
     histogram = torch.cat([chunk.histogram[:, :, :-1] for chunk in chunks])
     bounds = torch.cat([chunk.bounds for chunk in chunks]).double()
@@ -279,6 +289,11 @@ def _finish(
         result["counts"] = np.array(rest[len(names) :], np.int64)
         if field is not None:
             result |= field.finish(i, levels[i], truth)
+            if extra:
+                level = levels[i].cpu().numpy()[: truth.shape[0], : truth.shape[1]]
+                image = images[i] if images else None
+                prob = field.values[i].cpu().numpy()[level]
+                result |= extra_measures(prob, level, truth.mask, extra, image)
         results.append(result)
     return results
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from codmoe.evaluation.measures.truth import GroundTruth
 
 LEVELS = 256
+THRESHOLD = 0.5
 CURVES = ("Precision", "Recall", "Fm", "Em", "IoU", "Dice")
 """Order of the curves in a stacked tensor."""
 EPS = float(torch.finfo(torch.float64).eps)

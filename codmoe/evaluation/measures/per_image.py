@@ -22,12 +22,21 @@ import torch
 from torch import Tensor
 
 from codmoe.evaluation.conventions import AGGREGATE_KEYS, FAST_KEYS
-from codmoe.evaluation.measures.batched import THRESHOLD, check_range, check_size, measure_maps
-from codmoe.evaluation.measures.histogram import CURVES, LEVELS, binary_measures
-from codmoe.evaluation.measures.reference import reference_measures
+from codmoe.evaluation.measures.batched import check_range, check_size, measure_maps
+from codmoe.evaluation.measures.extra import checked_extra
+from codmoe.evaluation.measures.histogram import (
+    CURVES,
+    LEVELS,
+    THRESHOLD,
+    binary_measures,
+    f_measure,
+)
+from codmoe.evaluation.measures.reference import reference_extra, reference_measures
 from codmoe.evaluation.measures.truth import TRUTHS, GroundTruth, GroundTruthCache
+from codmoe.messages import listed
 
 BACKENDS = ("torch", "pysodmetrics")
+_ARRAYS = ("curves", "counts", "extra_curves")
 _MEANS = {"meanEm": "Em", "meanFm": "Fm", "mIoU": "IoU", "mDice": "Dice"}
 _MAXIMA = {"maxEm": "Em", "maxFm": "Fm", "maxIoU": "IoU", "maxDice": "Dice"}
 
@@ -94,6 +103,8 @@ def batch_measures(
     *,
     full: bool = True,
     backend: str = "torch",
+    extra: Sequence[str] | str = (),
+    images: Sequence[np.ndarray | None] = (),
 ) -> list[dict[str, Any]]:
     """Every measure of each of several maps; see :func:`measure_maps`.
 
@@ -105,21 +116,31 @@ def batch_measures(
             definition, hence the same value, either way.
         backend: ``"torch"``, or ``"pysodmetrics"``: the field's measures by PySODMetrics itself,
             some ten times slower, as a cross-check.
+        extra: Further measures, of ``EXTRA`` or ``"all"``; see :func:`extra_measures`. Needs full.
+        images: The image of each map, (H_i, W_i, 3) uint8 RGB, which ``CCM`` reads.
 
     Returns:
         A dictionary for each map, for :func:`aggregate`, :func:`mean_curves` and
         :func:`image_scalars`.
 
     Raises:
-        ValueError: See :func:`checked_pair`; or no such backend.
+        ValueError: See :func:`checked_pair`; or no such backend or measure.
     """
+    extra = checked_extra(extra)
+    if extra and not full:
+        raise ValueError(f"extra={listed(extra)} needs full=True")
     if backend == "pysodmetrics":
         pairs = [checked_pair(p, m) for p, m in zip(probs, masks, strict=True)]
         results = [reference_measures(prob, gt, full=full) for prob, gt in pairs]
+        for i, (prob, gt) in enumerate(pairs):
+            level = np.round(prob * 255).astype(np.uint8)
+            results[i] |= reference_extra(level, gt, extra, images[i] if images else None)
     elif backend == "torch":
         maps = [_as_float(p) for p in probs]
         on_gpu = bool(maps) and maps[0].is_cuda
-        results = measure_maps(maps, find_truths(masks, full, on_gpu=on_gpu), full=full)
+        results = measure_maps(
+            maps, find_truths(masks, full, on_gpu=on_gpu), full=full, extra=extra, images=images
+        )
     else:
         raise ValueError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
     if full:
@@ -133,9 +154,12 @@ def image_measures(
     *,
     full: bool = True,
     backend: str = "torch",
+    extra: Sequence[str] | str = (),
+    image: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """:func:`batch_measures` of one map."""
-    return batch_measures([prob], [gt], full=full, backend=backend)[0]
+    options: dict[str, Any] = dict(full=full, backend=backend, extra=extra, images=[image])
+    return batch_measures([prob], [gt], **options)[0]
 
 
 def aggregate(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -158,14 +182,20 @@ def aggregate(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         raise ValueError("There is no image to average over.")
     if any(image.keys() != images[0].keys() for image in images):
         raise ValueError("Full and fast measures cannot be averaged together; use one `full=`.")
-    scalars = [key for key in images[0] if key not in ("curves", "counts")]
+    scalars = [key for key in images[0] if key not in _ARRAYS]
     table = np.array([[image[key] for key in scalars] for image in images], np.float64)
     row: dict[str, float] = dict(zip(scalars, table.mean(0).tolist(), strict=True))
     if "curves" in images[0]:
         curves = _mean_curve(images)
         row |= {key: float(curves[name].mean()) for key, name in _MEANS.items()}
         row |= {key: float(curves[name].max()) for key, name in _MAXIMA.items()}
+        precision, recall = (torch.from_numpy(curves[name]) for name in ("Precision", "Recall"))
+        of_means = f_measure(precision, recall)
+        row |= {"meanFm_PR": float(of_means.mean()), "maxFm_PR": float(of_means.max())}
         row |= _pooled(images)
+    for name in images[0].get("extra_curves", ()):
+        curve = np.mean([image["extra_curves"][name] for image in images], axis=0)
+        row |= {f"mean{name}": float(curve.mean()), f"max{name}": float(curve.max())}
     row["n"] = len(images)
     return {key: row[key] for key in AGGREGATE_KEYS if key in row}
 
@@ -186,10 +216,12 @@ def image_scalars(measures: Mapping[str, Any]) -> dict[str, float]:
     The maxima over thresholds are left out: they are a data set's, at its one best threshold. So
     are pooled measures, which are of a data set too.
     """
-    row = {key: value for key, value in measures.items() if key not in ("curves", "counts")}
+    row = {key: value for key, value in measures.items() if key not in _ARRAYS}
     if "curves" in measures:
         for key, name in _MEANS.items():
             row[key] = float(measures["curves"][CURVES.index(name)].mean(dtype=np.float64))
+    for name, curve in measures.get("extra_curves", {}).items():
+        row[f"mean{name}"] = float(curve.mean())
     return {key: row[key] for key in AGGREGATE_KEYS if key in row}
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from codmoe.evaluation.measures.batched import THRESHOLD
-from codmoe.evaluation.measures.histogram import CURVES
+from codmoe.evaluation.measures.histogram import CURVES, THRESHOLD
 from codmoe.evaluation.measures.truth import BOUNDARY_RATIO, boundary_band
 
 
@@ -98,3 +98,50 @@ def _boundary(mask: np.ndarray, gt: np.ndarray, measures: dict[str, Any]) -> flo
     common, joint = np.count_nonzero(ours & theirs), np.count_nonzero(ours | theirs)
     measures["counts"][4:] = common, joint
     return common / joint if joint else 1.0
+
+
+def reference_extra(
+    level: np.ndarray, gt: np.ndarray, names: Sequence[str], image: np.ndarray | None = None
+) -> dict[str, Any]:
+    """What :func:`extra_measures` returns for these names, by PySODMetrics.
+
+    Raises:
+        ValueError: PySODMetrics is not installed, or ``CCM`` is asked for without an image.
+    """
+    if not names:
+        return {}
+    sod, mask = pysodmetrics(), gt.astype(np.uint8) * 255
+    fm = {"f": sod.FmeasureHandler(True, True, beta=0.3)}
+    makers: dict[str, Callable[[], Any]] = {
+        "CM": sod.ContextMeasure,
+        "CCM": sod.CamouflageContextMeasure,
+        "MSIoU": lambda: sod.MSIoU(False, True, with_binary=True),
+        "MSIoU_curve": lambda: sod.MSIoU(True, False),
+        "SIMAE": sod.SizeInvarianceMAE,
+        "SIFm": lambda: sod.SizeInvarianceFmeasureV2(fm),
+        "HCE": sod.HumanCorrectionEffortMeasure,
+    }
+    found: dict[str, Any] = {}
+    curves: dict[str, np.ndarray] = {}
+    for name in names:
+        measure = makers[name]()
+        if name == "CCM":
+            if image is None or image.shape != (*gt.shape, 3):
+                raise ValueError(
+                    "extra='CCM' reads the image at the size of its mask, and there is none: "
+                    "samples name it by `img_path`, tools/eval_maps.py by --images"
+                )
+            measure.step(level, mask, img=image)
+        else:
+            measure.step(level, mask)
+        results = measure.get_results()
+        if name == "MSIoU":
+            found |= {"MSIoU": float(results["binary"]), "adpMSIoU": float(results["adaptive"])}
+        elif name == "MSIoU_curve":
+            curves["MSIoU"] = results["dynamic"]
+        elif name == "SIFm":
+            found["adpSIFm"] = float(results["f"]["adaptive"])
+            curves["SIFm"] = np.mean(results["f"]["dynamic"][0], axis=0)
+        else:
+            found[name] = float(next(iter(results.values())))
+    return found | ({"extra_curves": curves} if curves else {})
