@@ -110,7 +110,7 @@ class Interruption:
                 asked = [number for number in came if number in SIGNALS]
                 # A terminal's interrupt comes twice: from it, and from torchrun.
                 if asked and self._came and time.monotonic() - self._came > 1:
-                    os._exit(128 + asked[0])
+                    os._exit(128 + self.signum)
                 if asked and not self._came:
                     self.signum, self._came = self.signum or asked[0], time.monotonic()
             if self._came and time.monotonic() - self._came > self.grace:

@@ -11,7 +11,8 @@ def run(args) -> None:
 
     cfg = load_config(args.config, parse_options(args.cfg_options))
     set_data(cfg, args.data_root, args.images, args.masks)
-    cfg.resume = args.resume or cfg.get("resume", False)
+    if args.resume or args.auto_resume:
+        cfg.resume = True if args.resume else "auto"
     prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)
     args.work_dir = cfg.work_dir
     train(cfg)
@@ -20,4 +21,6 @@ def run(args) -> None:
 
 if __name__ == "__main__":
     resume = option("--resume", action="store_true", help="go on from the work dir's last one")
-    main(run, CONFIG, WORK_DIR, *DATA, resume, CFG_OPTIONS, *LAUNCHER, description=__doc__)
+    auto = option("--auto-resume", action="store_true", help="or start if there is none")
+    options = (CONFIG, WORK_DIR, *DATA, resume, auto, CFG_OPTIONS, *LAUNCHER)
+    main(run, *options, description=__doc__)

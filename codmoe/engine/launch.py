@@ -121,7 +121,8 @@ def settle(cfg: Config) -> LaunchPlan:
 
 
 def _resumed(cfg: Config) -> Path | None:
-    """The checkpoint from which a run goes on that is to resume.
+    """The checkpoint from which a run goes on that is to resume; ``resume="auto"`` starts where
+    there is none.
 
     mmengine would take the path that ``last_checkpoint`` holds, which is wrong in a copied folder,
     and where there is none begin at epoch 0 without the weights of the stage before.
@@ -132,7 +133,14 @@ def _resumed(cfg: Config) -> Path | None:
         return Path(cfg.load_from)
     work_dir = Path(cfg.work_dir)
     out = ((cfg.get("default_hooks") or {}).get("checkpoint") or {}).get("out_dir")
-    return newest_checkpoint(work_dir, Path(out) / work_dir.name if out else None)
+    auto, cfg.resume = cfg.resume == "auto", True
+    try:
+        return newest_checkpoint(work_dir, Path(out) / work_dir.name if out else None)
+    except FileNotFoundError:
+        if not auto:
+            raise
+    cfg.resume = False
+    return None
 
 
 def _refuse(cfg: Config, all_run: bool) -> None:

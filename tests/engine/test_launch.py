@@ -148,6 +148,7 @@ def test_resuming_nothing_is_refused(tmp_path):
     joint_weights(config)
     with pytest.raises(FileNotFoundError, match=r"work holds no training.*leave --resume out"):
         train(prepared(config, tmp_path / "work", resume=True))
+    assert settle(prepared(config, tmp_path / "work", resume="auto")).resume is None
 
 
 def test_a_copied_folder_goes_on_from_its_own_checkpoint(tmp_path, earlier, finished, monkeypatch):
@@ -158,6 +159,8 @@ def test_a_copied_folder_goes_on_from_its_own_checkpoint(tmp_path, earlier, fini
         assert call(monkeypatch, "train", earlier, *options, "resume=True") is None
     finally:
         (finished / "work" / "away.pth").rename(finished / "work" / "epoch_1.pth")
+    again = settle(prepared(earlier, tmp_path / "work", resume="auto"))
+    assert again.resume == tmp_path / "work" / "epoch_2.pth" and again.cfg.resume is True
     assert f"loaded {tmp_path / 'work' / 'epoch_1.pth'}" in log_of(tmp_path / "work")
     assert json.loads((tmp_path / "work" / "finished.json").read_text())["epochs"] == 2
 
