@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from codmoe.engine.hooks.frozen_features import settle_frozen_cache
 from codmoe.engine.hooks.training import InterruptionHook
 from codmoe.engine.optim import settle_amp, settle_fused
 from codmoe.engine.runner import CODRunner
-from codmoe.files import LOCK, holding, save_json, sweep
+from codmoe.files import LOCK, explained, holding, save_json, sweep
 from codmoe.interruption import going_on, interruption
 from codmoe.models.build import skip_pretrained
 from codmoe.registry import SCOPE
@@ -204,7 +205,14 @@ def train(cfg: Config) -> CODRunner:
     """
     plan = settle(cfg)
     with run_alone(cfg):
-        return _run(plan)
+        try:
+            return _run(plan)
+        except OSError as error:
+            work_dir = Path(cfg.work_dir)
+            if isinstance(error, FileNotFoundError) and not work_dir.exists():
+                reason = "was deleted while its training ran, with all its checkpoints; start again"
+                raise FileNotFoundError(error.errno, reason, cfg.work_dir) from error
+            raise explained(error, work_dir) if error.filename is None else error
 
 
 @contextmanager
@@ -237,6 +245,7 @@ def run_alone(cfg: Config) -> Iterator[None]:
 
 def _run(plan: LaunchPlan) -> CODRunner:
     interruption.farewell = lambda: f" before the first step{going_on(bool(plan.resume) or None)}"
+    logging.raiseExceptions = False  # on a full disk each line of log would print a traceback
     runner = build_runner(plan)
     runner.register_hook(InterruptionHook())
     if plan.resume:

@@ -8,15 +8,18 @@ from codmoe.engine.hooks.training import TrainingProgressHook
 
 @pytest.fixture
 def interrupt(monkeypatch):
-    """``interrupt(iteration)``: the next training ends there, once."""
+    """``interrupt(iteration)``: the next training ends there, once, or that happens to it."""
 
-    def at(iteration):
+    def end():
+        raise Interrupt
+
+    def at(iteration, what=end):
         real = TrainingProgressHook.before_train_iter
 
         def before(self, runner, batch_idx, data_batch=None):
             if runner.iter == iteration:
                 monkeypatch.setattr(TrainingProgressHook, "before_train_iter", real)
-                raise Interrupt
+                what()
             real(self, runner, batch_idx, data_batch)
 
         monkeypatch.setattr(TrainingProgressHook, "before_train_iter", before)

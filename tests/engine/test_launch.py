@@ -16,6 +16,7 @@ from miniature import (
     assert_same,
     build,
     call,
+    file_size,
     images,
     log_of,
     prepared,
@@ -24,7 +25,12 @@ from miniature import (
 )
 
 from codmoe.datasets.synthetic import SyntheticCamouflage
+<<<<<<< HEAD
 from codmoe.engine.checkpoints import read_weights, save_weights
+=======
+from codmoe.engine.checkpoints import newest_checkpoint, read_weights, save_weights
+from codmoe.engine.config import load_config
+>>>>>>> 8c2da38 (Full disks, deleted folders: one sentence in training)
 from codmoe.engine.hooks.training import TrainingProgressHook
 from codmoe.engine.launch import run_alone, settle, train
 from codmoe.files import replacing
@@ -181,6 +187,29 @@ def test_two_runs_in_one_folder_are_refused(tmp_path, earlier):
         train(prepared(earlier, tmp_path / "other", **other))
     assert before == {p: p.read_bytes() for p in before}
     assert not [p for p in tmp_path.rglob(".*") if p.is_file()]
+
+
+def test_a_full_disk_ends_in_one_sentence(tmp_path, earlier, capfd):
+    work, big = tmp_path / "work", (tmp_path / "work" / "epoch_1.pth").stat().st_size
+    with (
+        file_size(big - 1),
+        pytest.raises(OSError, match="cannot be written: .*ulimit -f") as caught,
+    ):
+        train(prepared(earlier, tmp_path / "new"))
+    assert caught.value.filename == str(tmp_path / "new" / "epoch_1.pth")
+    # In the midst of it the log is full, too, and the scalars beside it.
+    with file_size(100), pytest.raises(OSError, match="cannot be written: .*ulimit -f"):
+        train(prepared(earlier, work, resume=True, **{"train_cfg.max_epochs": 2}))
+    assert "Traceback" not in capfd.readouterr().err
+    assert newest_checkpoint(work) == work / "epoch_1.pth"
+
+
+def test_a_work_dir_that_is_deleted_is_named(tmp_path, interrupt):
+    config, work = write_config(tmp_path, 1, ONE_EXPERT, epochs=2), tmp_path / "work"
+    interrupt(1, lambda: shutil.rmtree(work))
+    with pytest.raises(FileNotFoundError, match="was deleted while its training ran") as caught:
+        train(prepared(config, work))
+    assert caught.value.filename == str(work)
 
 
 def test_what_a_killed_run_left_is_swept(tmp_path, earlier):
