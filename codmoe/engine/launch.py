@@ -212,7 +212,9 @@ def train(cfg: Config) -> CODRunner:
             if isinstance(error, FileNotFoundError) and not work_dir.exists():
                 reason = "was deleted while its training ran, with all its checkpoints; start again"
                 raise FileNotFoundError(error.errno, reason, cfg.work_dir) from error
-            raise explained(error, work_dir) if error.filename is None else error
+            if error.filename is None:
+                raise explained(error, work_dir) from error
+            raise
 
 
 @contextmanager
