@@ -9,7 +9,7 @@ import pytest
 import torch
 from miniature import MINIATURES, call
 
-from codmoe import Inferencer, ModelLevelMoE, create_model
+from codmoe import ModelLevelMoE, create_model
 from codmoe.inference.export import exporting as exporting
 from codmoe.inference.export.exporting import TOLERANCE, compare, export, load_exported
 from codmoe.inference.export.onnx_runner import OnnxRunner
@@ -178,32 +178,6 @@ def test_a_pretrained_folder(model, tmp_path, monkeypatch):
     again.save_pretrained(folder)
     assert (folder / "config.json").read_text() == before
     assert len(list(folder.glob("config.*.json"))) == len(list(folder.glob("model.*.saf*"))) == 1
-
-
-def test_a_pretrained_folder_keeps_the_size_and_needs_no_backbone_file(tmp_path):
-    config = dict(model=dict(experts=dict(sinet=EXPERTS["sinet"]), backbone=BACKBONE))
-    resize = dict(type="Resize", scale=(96, 96))
-    config["test_dataloader"] = dict(dataset=dict(data_root="/home/somebody", pipeline=[resize]))
-    path = tmp_path / "miniature.py"
-    path.write_text("\n".join(f"{key} = {value!r}" for key, value in config.items()))
-    model = create_model(path)
-    model._hub_mixin_config["backbone"]["checkpoint"] = "/home/somebody/absent.safetensors"
-    model.save_pretrained(tmp_path / "model")
-    for path in (tmp_path / "model").iterdir():
-        assert b"somebody" not in path.read_bytes()
-    again = ModelLevelMoE.from_pretrained(tmp_path / "model")
-    assert Inferencer(again).size == (96, 96)
-    assert Inferencer(checkpoint=tmp_path / "model" / "model.safetensors").size == (96, 96)
-
-
-def test_a_pretrained_folder_that_is_none(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
-        ModelLevelMoE.from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match="absent does not exist"):
-        ModelLevelMoE.from_pretrained(tmp_path / "absent")
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="does not fit the config beside it"):
-        ModelLevelMoE.from_pretrained(tmp_path, experts=dict(sinet=EXPERTS["sinet"]))
 
 
 def test_what_computes_something_else_is_not_kept(model, tmp_path, monkeypatch):
