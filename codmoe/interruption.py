@@ -45,6 +45,11 @@ class Interruption:
     where it is."""
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        """Be as new: a later training of this process was asked nothing."""
+        vars(self).clear()
         self._active = self._told = False
         self._came = 0.0
 
@@ -54,8 +59,6 @@ class Interruption:
         if self._active or threading.current_thread() is not threading.main_thread():
             yield
             return
-        self.signum, self._told, self._came = 0, False, 0.0
-        self.waits, self.farewell = False, None
         follow_parent()
         # What is ignored stays so: by nohup, or by a script that started this in the background.
         taken = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
@@ -73,7 +76,7 @@ class Interruption:
                 _leave_group(128 + self.signum)
             raise
         finally:
-            self._active = False
+            self._forget()
             signal.set_wakeup_fd(earlier_end)
             theirs.close()
             for signum, handler in earlier.items():

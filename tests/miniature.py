@@ -20,6 +20,7 @@ import torch
 import torch.multiprocessing as mp
 import yapf.yapflib.yapf_api
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 
 from codmoe.engine.config import load_config
@@ -75,6 +76,23 @@ class StopAfterFirstEpoch(Hook):
 STOP = dict(
     custom_imports=dict(imports=["miniature"]), custom_hooks=[dict(type="StopAfterFirstEpoch")]
 )
+
+
+@HOOKS.register_module()
+class SignalAt(Hook):
+    """Sends SIGTERM to its own process, of one rank, in a step."""
+
+    def __init__(self, iteration, rank=0):
+        self.iteration, self.rank = iteration, rank
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if (runner.iter, get_rank()) == (self.iteration, self.rank):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def signal_at(iteration, rank=0):
+    hook = dict(type="SignalAt", iteration=iteration, rank=rank)
+    return dict(custom_imports=dict(imports=["miniature"]), custom_hooks=[hook])
 
 
 def images(length, pipeline=None):

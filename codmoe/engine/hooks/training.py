@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import uuid
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from mmengine.dist import all_reduce, all_reduce_params, get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.dist import (
+    all_reduce,
+    all_reduce_params,
+    barrier,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MessageHub
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 
 from codmoe import __version__
 from codmoe.datasets.cod import TolerantDataset
+from codmoe.datasets.streams import DrawSampler
 from codmoe.engine.checkpoints import read_meta, save_weights
 from codmoe.engine.ddp import bare_model, wrap_again
 from codmoe.engine.hooks.resuming import WAY_OUT, check_weights
+from codmoe.files import save_text
 from codmoe.interruption import going_on, interruption
 from codmoe.messages import suggest
 from codmoe.registry import HOOKS
@@ -71,16 +79,20 @@ class AverageBuffersHook(Hook):
     def _average(self, runner) -> None:
         if get_world_size() == 1:
             return
-        model = bare_model(runner)
-        averaged = [h.ema_model.module for h in runner.hooks if hasattr(h, "ema_model")]
-        frozen = tuple(f"{name}." for name in getattr(model, "frozen", ()))
-        buffers = [
-            value
-            for module in (model, *averaged)
-            for name, value in module.named_buffers()
-            if value.is_floating_point() and not (frozen and name.startswith(frozen))
-        ]
-        all_reduce_params(buffers, op="mean")
+        all_reduce_params(_statistics(runner), op="mean")
+
+
+def _statistics(runner) -> list[torch.Tensor]:
+    """Buffers that each process has its own of: of parts that train, and of averaged models."""
+    model = bare_model(runner)
+    averaged = [h.ema_model.module for h in runner.hooks if hasattr(h, "ema_model")]
+    frozen = tuple(f"{name}." for name in getattr(model, "frozen", ()))
+    return [
+        value
+        for module in (model, *averaged)
+        for name, value in module.named_buffers()
+        if value.is_floating_point() and not (frozen and name.startswith(frozen))
+    ]
 
 
 @HOOKS.register_module()
@@ -386,7 +398,9 @@ def _body(model: nn.Module) -> nn.Module | None:
 class InterruptionHook(Hook):
     """Ends a training that was asked to end: between two steps, all processes after the same one.
 
-    It is not configured: ``engine.launch`` gives it to every training.
+    In the midst of an epoch a checkpoint of its own is written, from which the run goes on to the
+    same result; where there can be none, the last epoch's stands, and it is said what is lost. It
+    is not configured: ``engine.launch`` gives it to every training.
     """
 
     # After the checkpoint of an epoch, and what else is to be done in it.
@@ -394,6 +408,11 @@ class InterruptionHook(Hook):
 
     def __init__(self) -> None:
         self.done = 0
+        self._statistics: list[list[torch.Tensor]] = []
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if runner._resume:
+            self._statistics = checkpoint.get("rank_statistics", [])
 
     def before_train(self, runner) -> None:
         self.done = runner.iter
@@ -401,23 +420,35 @@ class InterruptionHook(Hook):
         interruption.waits = True
 
     def before_train_epoch(self, runner) -> None:
-        self._look()
+        # Not earlier: when DDP wraps a model, all processes get those of the first.
+        if len(self._statistics) == get_world_size():
+            for own, value in zip(_statistics(runner), self._statistics[get_rank()], strict=True):
+                own.copy_(value)
+        self._statistics = []
+        self._look(runner)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         self.done = runner.iter + 1
         # After the last step of an epoch first its checkpoint is written.
         if self.done % len(runner.train_dataloader):
-            self._look()
+            self._look(runner)
 
     def after_train_epoch(self, runner) -> None:
-        self._look()
+        if is_main_process():
+            last = _last_checkpoint(runner)
+            for path in last.parent.glob("interrupted_*.pth"):
+                if path != last:
+                    path.unlink()
+        self._look(runner)
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if interruption.signum:
             interruption.leave()
 
-    def _look(self) -> None:
+    def _look(self, runner) -> None:
         if self._asked():
+            if self.done % len(runner.train_dataloader):
+                self._save(runner)
             interruption.leave()
 
     def _asked(self) -> bool:
@@ -440,11 +471,39 @@ class InterruptionHook(Hook):
         interruption.signum = interruption.signum or signum
         return self.done >= step
 
+    def _save(self, runner) -> None:
+        """Writes a checkpoint of this step, if a run can go on from it to the same result."""
+        hook = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
+        placed = isinstance(runner.train_dataloader.sampler, DrawSampler)
+        placed = placed and isinstance(runner.train_loop, EpochBasedTrainLoop)
+        # Gradients that wait for further ones are in no checkpoint.
+        waiting = self.done % getattr(runner.optim_wrapper, "_accumulative_counts", 1)
+        if hook is None or not placed or waiting:
+            return
+        if get_world_size() > 1:
+            self._statistics = [[] for _ in range(get_world_size())]
+            dist.all_gather_object(self._statistics, [v.cpu() for v in _statistics(runner)])
+        name = f"interrupted_{self.done}.pth"
+        try:
+            check_weights(runner, self.done)
+            meta = dict(epoch=runner.epoch, iter=self.done)
+            atomic = dict(backend="atomic")
+            runner.save_checkpoint(hook.out_dir, name, meta=meta, backend_args=atomic)
+            if is_main_process():
+                path = str(Path(hook.out_dir) / name)
+                save_text(Path(runner.work_dir) / "last_checkpoint", path, keep=False)
+        except (OSError, ValueError) as error:
+            runner.logger.warning(f"no checkpoint of this step: {error}")
+        barrier()  # else the launcher might end the one that writes, as others have left
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        if self._statistics:
+            checkpoint["rank_statistics"] = self._statistics
+
     def _farewell(self, runner) -> str:
-        saved, path = 0, Path(runner.work_dir) / "last_checkpoint"
-        with suppress(OSError, ValueError):
-            path = Path(path.read_text())
-            unit, _, number = path.stem.rpartition("_")
+        saved, path = 0, _last_checkpoint(runner)
+        unit, _, number = path.stem.rpartition("_")
+        if number.isdecimal():
             saved = int(number) * (len(runner.train_dataloader) if unit == "epoch" else 1)
         if not saved:
             return f" before the first checkpoint: {self.done} steps are lost{going_on(False)}"
@@ -454,3 +513,10 @@ class InterruptionHook(Hook):
 
 
 _STOP = "codmoe_stop"
+
+
+def _last_checkpoint(runner) -> Path:
+    try:
+        return Path((Path(runner.work_dir) / "last_checkpoint").read_text())
+    except (OSError, ValueError):
+        return Path(runner.work_dir)

@@ -1,10 +1,23 @@
 """Runs that were cut off: what they owe is made up, and they end as if nothing had happened."""
 
+import signal
+
 import pytest
 import torch
-from miniature import Interrupt, log_of, prepared, write_config
+from miniature import (
+    ONE_EXPERT,
+    Interrupt,
+    assert_same,
+    call,
+    log_of,
+    on_two_ranks,
+    prepared,
+    signal_at,
+    write_config,
+)
 from mmengine.hooks import CheckpointHook as Theirs
 from mmengine.hooks import EarlyStoppingHook
+from torch.multiprocessing import ProcessExitedException
 
 from benchmarks.kills import differences, left, settings
 from codmoe.engine.checkpoints import read_meta, read_weights
@@ -216,3 +229,59 @@ def test_without_checkpoints_they_are_not_validated_nor_left(tmp_path, broken):
         with pytest.raises(ValueError, match="non-finite at iteration 2"):
             train(prepared(toy(tmp_path, PLAIN, off, more), tmp_path / "work/stage1"))
     assert not (tmp_path / BEST).exists()
+
+
+SHORT = dict(train_cfg=dict(max_epochs=3))  # of three steps each
+
+
+@pytest.mark.parametrize(
+    ("step", "saved"),
+    [(0, "interrupted_1"), (4, "interrupted_5"), (5, "epoch_2"), (8, "epoch_3")],
+)
+def test_a_signal_costs_no_step(tmp_path, monkeypatch, capfd, step, saved):
+    reference = whole(tmp_path / "a", SHORT)
+    folder = tmp_path / "b"
+    work = folder / "work" / "stage1"
+    hooks = settings(1, folder)["custom_hooks"] + signal_at(step)["custom_hooks"]
+    config = toy(folder, SHORT, dict(custom_hooks=hooks))
+    assert call(monkeypatch, "train", config, "--work-dir", work) == 128 + signal.SIGTERM
+    assert (work / "last_checkpoint").read_text() == str(work / f"{saved}.pth")
+    told = capfd.readouterr().err
+    assert told.count("interrupted by") == 1 and "Traceback" not in told
+    assert f"by SIGTERM: {work / saved}.pth holds everything; go on with: python " in told
+    assert not list(folder.rglob(".*lock"))
+    train(prepared(toy(folder, SHORT), work, resume=True))
+    assert differences(reference, left(folder, 1)) == []
+    assert not list(work.glob("interrupted_*"))
+
+
+def test_where_no_step_can_be_kept_the_loss_is_told(tmp_path, monkeypatch, capfd):
+    # In the midst of an accumulation: gradients are in no checkpoint.
+    waiting = dict(optim_wrapper=dict(accumulative_counts=2))
+    hooks = dict(custom_hooks=signal_at(4)["custom_hooks"])
+    config = toy(tmp_path, SHORT, waiting, hooks)
+    work = tmp_path / "work"
+    assert call(monkeypatch, "train", config, "--work-dir", work) == 143
+    text = f"{work / 'epoch_1.pth'} holds everything but the last 2 steps, which are lost; go on"
+    assert text in capfd.readouterr().err
+    assert sorted(path.name for path in work.glob("*.pth")) == ["epoch_1.pth"]
+
+
+def test_two_ranks_stop_together_and_go_on_to_the_same(tmp_path):
+    ranks = [tmp_path / name for name in ("a", "b")]
+    ends = []
+    for folder in ranks:
+        folder.mkdir()
+        many = dict(train_dataloader=dict(dataset=dict(length=24)))  # three steps of two times four
+        at = signal_at(3, rank=1) if folder.name == "b" else {}
+        config = write_config(folder, 1, ONE_EXPERT, many, at, epochs=2)
+        command = ("train", config, "--work-dir", folder / "work")
+        if at:
+            with pytest.raises(ProcessExitedException, match="143"):
+                on_two_ranks(*command, cwd=folder)
+            assert (folder / "work" / "interrupted_5.pth").is_file()
+            command += ("--resume",)
+        on_two_ranks(*command, cwd=folder)
+        ends.append((read_weights(folder / "work/epoch_2.pth"), read_weights(folder / BEST)))
+    for one, other in zip(*ends, strict=True):
+        assert_same(one, other, atol=0, rtol=0)
