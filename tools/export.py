@@ -28,10 +28,12 @@ OPTIONS = (
 
 def run(args) -> None:
     from codmoe.inference.export.exporting import export, model_for_export
+    from codmoe.inference.inferencer import collect
 
     size = args.size
     if size and len(size) > 2:
         raise ValueError(f"--size takes a side, or height and width, not {len(size)} numbers")
+    images = collect(args.images) if args.images else None  # before weights are loaded
     model = model_for_export(args.model, args.config, trust_code=args.trust_code)
     found = export(
         model,
@@ -39,7 +41,7 @@ def run(args) -> None:
         format=args.format,
         size=tuple(size * 2)[:2] if size else None,
         check=args.check,
-        images=args.images,
+        images=images,
     )
     for name, value in found.items():
         print(f"{name:12} {value:.2e}" if isinstance(value, float) else f"{name:12} {value}")

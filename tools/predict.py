@@ -3,11 +3,11 @@
 from codmoe.cli import COMPILE, TRUST_CODE, main, option
 
 OPTIONS = (
-    option("inputs", nargs="+", help="image files, or one folder of images"),
+    option("inputs", nargs="+", help="image files and folders of images"),
     option("--checkpoint", help="weights, e.g. ensemble_best.pth; by default those that ship"),
     option("--out", required=True, help="folder for the maps, 8-bit PNG, original size"),
     option("--config", help="config file or name; by default the checkpoint's own"),
-    option("--threshold", type=float, help="write masks of 0 and 255, not probabilities"),
+    option("--threshold", type=float, help="0 to 1: write masks of 0 and 255, not maps"),
     option("--size", type=int, help="side of the network's input; by default the config's"),
     option("--batch-size", type=int, default=8),
     option("--device", help="by default the first GPU if there is one"),
@@ -19,8 +19,12 @@ OPTIONS = (
 def run(args) -> None:
     from codmoe import Inferencer
     from codmoe.engine.config import parse_options
+    from codmoe.inference.inferencer import check_threshold, collect
     from codmoe.messages import printable
 
+    # Before weights are loaded or fetched.
+    check_threshold(args.threshold)
+    pictures = collect(args.inputs)
     inferencer = Inferencer(
         args.config,
         args.checkpoint,
@@ -30,9 +34,8 @@ def run(args) -> None:
         trust_code=args.trust_code,
         compile=args.compile is not None and parse_options(args.compile),
     )
-    inputs = args.inputs[0] if len(args.inputs) == 1 else args.inputs
     count = 0
-    for prediction in inferencer.stream(inputs, out_dir=args.out, threshold=args.threshold):
+    for prediction in inferencer.stream(pictures, out_dir=args.out, threshold=args.threshold):
         count += 1
         weights = "  ".join(f"{name} {w:.2f}" for name, w in prediction.weights.items())
         path = printable(str(prediction.path))

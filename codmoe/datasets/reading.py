@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from codmoe.files import replacing
 from codmoe.messages import listed
 
 # Values this near to black or white, of 255, are their ringing or rim; those between are soft.
@@ -130,7 +131,7 @@ def _has_whole_chunks(data: bytes | memoryview) -> bool:
 def decode(path: str) -> np.ndarray:
     """Pixels as they are stored: (H, W), or (H, W, 3 or 4) in OpenCV's order of channels.
 
-    The EXIF orientation is ignored, in images as in masks.
+    The EXIF orientation is ignored, in images as in masks; maps carry it on (:func:`write_map`).
 
     Raises:
         UnreadableFile: The file is missing, damaged, or of a form that is not read.
@@ -373,3 +374,17 @@ def read_pair(
             f"{mask_path} is a mask of another size ({mw}x{mh}, its image is {w}x{h})"
         )
     return image, mask
+
+
+def write_map(path: Path, values: np.ndarray, image: str | Path | None = None) -> None:
+    """Writes a map of 8 bits, (H, W), as PNG.
+
+    It fits the image as that is stored, and is tagged with the image's EXIF orientation, so that
+    whatever turns the image for display turns the map alike.
+    """
+    exif = Image.Exif()
+    with suppress(Exception), Image.open(str(image)) as source:
+        if (turned := source.getexif().get(ExifTags.Base.Orientation, 1)) != 1:
+            exif[ExifTags.Base.Orientation] = turned
+    with replacing(path) as temporary:
+        Image.fromarray(values.astype(np.uint8)).save(temporary, exif=exif)

@@ -23,12 +23,12 @@ from torch import Tensor
 from codmoe import __version__
 from codmoe.compiled.speed import compile_parts, set_fast_norm, set_memory_format
 from codmoe.compiled.train_graphs import graph_parts
-from codmoe.datasets.streams import DrawSampler
+from codmoe.datasets.streams import DrawSampler, drawn_from
 from codmoe.engine.checkpoints import compare, state_of
 from codmoe.engine.ddp import idle_parameters
 from codmoe.engine.hooks.resuming import EPOCH_STEPS, ResumableHook
 from codmoe.engine.optim import lay_out_state
-from codmoe.registry import building
+from codmoe.registry import DATASETS, building
 from codmoe.trust import read_pickle, require_weights
 
 
@@ -82,12 +82,33 @@ class CODRunner(Runner):
         return super().build_message_hub(message_hub)
 
     def build_model(self, model):
-        """mmengine's; timm's norms remember what ``fast_norm`` was when they were made."""
+        """mmengine's, once the data are there: weights may be fetched for minutes. timm's norms
+        remember what ``fast_norm`` was when they were made.
+        """
+        training = self._train_dataloader is not None
+        loaders = ["train", "val"] if training else ["test"]
+        for loader in (getattr(self, f"_{name}_dataloader") for name in loaders):
+            if isinstance(loader, dict) and isinstance(loader.get("dataset"), dict):
+                with drawn_from(0), building("the data loader"):
+                    DATASETS.build(copy.deepcopy(loader["dataset"]))
         set_fast_norm(self.cfg.get("fast_norm", False))
         try:
             return super().build_model(model)
         finally:
             set_fast_norm(False)
+
+    @staticmethod
+    def build_dataloader(dataloader, *args, **kwargs):
+        """mmengine's; of no worker it asks nothing that only workers can do."""
+        if isinstance(dataloader, dict) and not dataloader.get("num_workers"):
+            workers = (
+                "persistent_workers",
+                "prefetch_factor",
+                "multiprocessing_context",
+                "timeout",
+            )
+            dataloader = {k: v for k, v in dataloader.items() if k not in workers}
+        return Runner.build_dataloader(dataloader, *args, **kwargs)
 
     def wrap_model(self, model_wrapper_cfg, model):
         """mmengine's; ``memory_format``, ``compile`` and ``train_graphs`` first, since DDP lays out

@@ -20,6 +20,7 @@ from torch import Tensor
 from codmoe import __version__
 from codmoe.compiled.prepared import attach_prepared
 from codmoe.console import markdown_text
+from codmoe.datasets.reading import write_map
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.ddp import bare_model
 from codmoe.engine.launch import no_benchmark
@@ -29,7 +30,7 @@ from codmoe.evaluation.cod_metric import CODMetric, unique_stems
 from codmoe.evaluation.conventions import CONVENTIONS
 from codmoe.evaluation.routing_metric import RoutingMetric
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
-from codmoe.files import replacing, save_json, save_text
+from codmoe.files import save_json, save_text
 from codmoe.models.build import skip_pretrained
 from codmoe.registry import HOOKS
 from codmoe.structures import CODDataSample
@@ -235,9 +236,8 @@ class SaveMapsHook(Hook):
             if index >= count:  # with several processes the sampler repeats images at the end
                 continue
             path = self.directory / sample.dataset / f"{sample.stem}.png"
-            values = (sample.pred_prob.cpu().numpy() * 255).round().astype(np.uint8)
-            with replacing(path) as temporary:
-                Image.fromarray(values).save(temporary)
+            values = (sample.pred_prob.cpu().numpy() * 255).round()
+            write_map(path, values, sample.get("img_path"))
 
 
 @HOOKS.register_module()

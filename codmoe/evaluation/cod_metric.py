@@ -119,7 +119,7 @@ class CODMetric(PerImageMetric):
         backend: ``"torch"``; ``"pysodmetrics"`` has the field's measures computed by PySODMetrics
             itself, on the CPU and some ten times slower, for whoever wants to check.
         extra: Further measures by name, of :data:`EXTRA` or ``"all"``; none by default, for all
-            of them take a hundred times as long as the others. ``"CCM"`` and ``"HCE"`` need the extra
+            of them take a hundred times as long as the others. ``"CCM"`` and ``"HCE"`` need
             ``codmoe[pysodmetrics]``; ``"CCM"`` reads each image again, from ``img_path``.
         collect_device: ``"cpu"`` gathers through a shared folder, ``"gpu"`` through the network.
         prefix: Put before every logged key as ``<prefix>/``.

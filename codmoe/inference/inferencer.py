@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,10 @@ from rich.progress import Progress
 
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
 from codmoe.compiled.speed import set_memory_format
-from codmoe.datasets.layouts import IMAGE_EXTENSIONS, image_files
-from codmoe.datasets.reading import is_complete, read_image, too_large
-from codmoe.files import replacing
+from codmoe.datasets.layouts import IMAGE_EXTENSIONS, LITTER, image_files
+from codmoe.datasets.reading import is_complete, read_image, too_large, write_map
 from codmoe.inference.zoo import create_model, load_whole, weights_to_use
-from codmoe.messages import listed
+from codmoe.messages import listed, printable
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.structures import CODDataSample
 
@@ -128,10 +128,12 @@ class Inferencer:
 
         Args:
             inputs: An image file, a folder of them, an array (H, W, 3) uint8 RGB, a PIL image, or a
-                list of files, arrays and PIL images.
+                list of any of these. Of a folder's files those that are no images are skipped, and
+                counted on standard error.
             out_dir: Folder for 8-bit PNG maps, ``<stem>.png`` (arrays: ``0000.png``, …), at the
-                original resolution, round(255·p); with ``threshold`` masks of 0 and 255.
-            threshold: What masks are cut at; 0.5 by default.
+                original resolution, round(255·p); with ``threshold`` masks of 0 and 255. They fit
+                the pixels as stored and carry the image's EXIF orientation.
+            threshold: What masks are cut at, a probability; 0.5 by default.
             return_routing: Whether to fill ``weights``.
 
         Returns:
@@ -139,8 +141,9 @@ class Inferencer:
 
         Raises:
             FileNotFoundError: There is no such file or folder.
-            ValueError: A file is unreadable (all files are looked at before the first is
-                predicted), a folder holds no images, or two maps would have one name.
+            ValueError: The threshold is no probability, a file is unreadable or a video (all files
+                are looked at before the first is predicted), a folder holds no images, or two maps
+                would have one name.
         """
         return list(
             self.stream(inputs, out_dir=out_dir, threshold=threshold, return_routing=return_routing)
@@ -155,6 +158,7 @@ class Inferencer:
         return_routing: bool = True,
     ) -> Iterator[Prediction]:
         """Like calling, one prediction after the other, for more images than memory holds."""
+        check_threshold(threshold)
         pictures = collect(inputs)
         targets = _targets(pictures, Path(out_dir)) if out_dir is not None else None
         return self._stream(pictures, targets, threshold, return_routing)
@@ -261,8 +265,7 @@ def _targets(pictures: list[Path | np.ndarray], out_dir: Path) -> list[Path]:
 
 def _write(path: Path, prediction: Prediction, *, binary: bool) -> None:
     values = prediction.mask * 255 if binary else (prediction.probability * 255).round()
-    with replacing(path) as temporary:
-        Image.fromarray(values.astype(np.uint8)).save(temporary)
+    write_map(path, values, prediction.path)
 
 
 def _weights(routing: dict) -> dict[str, float]:
@@ -280,6 +283,16 @@ def _dicts(node: Any) -> Iterator[Mapping[str, Any]]:
             yield from _dicts(value)
 
 
+def check_threshold(threshold: float | None) -> None:
+    """Raises ValueError unless it is a probability."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(
+            f"threshold={threshold:g}; masks are cut at a probability, 0 to 1 (a value of an 8-bit "
+            "map is that over 255)"
+        )
+
+
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 Picture = str | Path | np.ndarray | Image.Image
 
 
@@ -290,14 +303,26 @@ def collect(inputs: Picture | Sequence[Picture]) -> list[Path | np.ndarray]:
         FileNotFoundError: There is no such file or folder.
         ValueError: A file is unreadable, a folder empty, or an array no image.
     """
-    if isinstance(inputs, (str, Path)) and Path(inputs).expanduser().is_dir():
-        folder = Path(inputs).expanduser()
-        inputs = image_files(folder)
-        if not inputs:
-            raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_EXTENSIONS)})")
-    elif isinstance(inputs, (str, Path, np.ndarray, Image.Image)):
+    if isinstance(inputs, (str, Path, np.ndarray, Image.Image)):
         inputs = [inputs]
-    pictures = [_picture(item) for item in inputs]
+    pictures: list[Path | np.ndarray] = []
+    skipped: list[str] = []
+    for item in inputs:
+        folder = Path(item).expanduser() if isinstance(item, (str, Path)) else None
+        if folder is None or not folder.is_dir():
+            pictures.append(_picture(item))
+            continue
+        found = image_files(folder)
+        others = {p.name for p in folder.iterdir() if not LITTER.match(p.name)}
+        others -= {p.name for p in found}
+        if not found:
+            held = f"it has {listed(sorted(others))}" if others else "it is empty"
+            raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_EXTENSIONS)}); {held}")
+        pictures += found
+        skipped += sorted(others)
+    if skipped:
+        named = printable(listed(skipped))
+        print(f"{len(skipped):,} skipped, since they are no image files: {named}", file=sys.stderr)
     if not pictures:
         raise ValueError("inputs is empty; give a file, a folder, or a list of files or arrays")
     Image.init()  # loads PIL's plugins, which is not safe in several threads at once
@@ -319,6 +344,11 @@ def _picture(item: Any) -> Path | np.ndarray:
         path = Path(item).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file or folder; give one that is there")
+        if path.suffix.lower() in VIDEOS:
+            raise ValueError(
+                f"{path} is a video; write its frames as images first, such as by "
+                f"ffmpeg -i {path.name} frames/%06d.png"
+            )
         return path
     if isinstance(item, Image.Image):
         return np.asarray(item.convert("RGB"))

@@ -161,3 +161,24 @@ def test_a_start_from_part_of_a_model_is_said(trained, tmp_path):
     assert "other.pth in part, the rest stays as it was: 4 of " in log
     with pytest.raises(ValueError, match=r"does not fit this model: 4 of \d+ tensors"):
         train(prepared(trained[1](), tmp_path / "again", load_from=str(part), resume=True))
+
+
+def test_no_worker_is_asked_for_what_only_workers_can_do(tmp_path):
+    none = dict(num_workers=0, persistent_workers=True, prefetch_factor=4)
+    loaders = {f"{part}_dataloader": none for part in ("train", "val")}
+    train(prepared(write_config(tmp_path, 1, ONE_EXPERT, loaders), tmp_path / "work"))
+    assert "Epoch(val)" in log_of(tmp_path / "work")
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_data_are_looked_at_before_weights_are_fetched(tmp_path, monkeypatch, part):
+    def fetched(*args, **kwargs):
+        raise AssertionError("weights were fetched first")
+
+    monkeypatch.setattr("timm.create_model", fetched)
+    config = write_config(tmp_path, 1, ONE_EXPERT)
+    missing = dict(type="CODDataset", data_root=str(tmp_path / "none"), name="CAMO")
+    cfg = prepared(config, tmp_path / "work")
+    cfg[f"{part}_dataloader"].dataset = missing
+    with pytest.raises(FileNotFoundError, match="none"):
+        train(cfg)

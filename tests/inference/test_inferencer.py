@@ -5,7 +5,7 @@ import torch
 from miniature import call
 from mmcv.transforms import Resize
 from mmengine.config import Config
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 
 from codmoe.datasets.transforms import LoadCODPair, PackCODInputs
@@ -159,7 +159,7 @@ def test_a_long_run_shows_its_progress(inferencer, folder, monkeypatch, capsys):
 
     monkeypatch.setattr("codmoe.inference.inferencer.Console", terminal)
     assert len(inferencer(folder)) == 3
-    assert capsys.readouterr().err == ""
+    assert "predicting" not in capsys.readouterr().err
     monkeypatch.setattr("codmoe.inference.inferencer.PATIENCE", 0.0)
     assert len(inferencer(folder)) == 3
     assert "predicting" in capsys.readouterr().err
@@ -217,3 +217,64 @@ def test_compiled_it_predicts_the_same(weights, inferencer, folder):
 def test_an_unknown_way_to_compile(weights, compile, fault):
     with pytest.raises(ValueError, match=fault):
         Inferencer(checkpoint=weights, device="cpu", compile=compile)
+
+
+def test_folders_and_files_are_taken_together_and_what_is_skipped_is_counted(
+    inferencer, folder, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    (other / "sub").mkdir(parents=True)
+    array = np.zeros((20, 30, 3), np.uint8)
+    for name in ("x.png", "y.png"):
+        Image.fromarray(array).save(other / name)
+    (other / "clip.mp4").write_bytes(b"film")
+    found = inferencer([folder, other / "y.png", other])
+    names = [p.path.name for p in found]
+    assert names == ["a.jpg", "b.png", "ü.png", "y.png", "x.png", "y.png"]
+    told = capsys.readouterr().err
+    assert "3 skipped, since they are no image files: notes.txt, clip.mp4, sub" in told
+    with pytest.raises(ValueError, match=r"clip\.mp4 is a video; write its frames"):
+        inferencer([folder, other / "clip.mp4"])
+    with pytest.raises(ValueError, match=r"holds no images .*; it is empty"):
+        inferencer([folder, other / "sub"])
+
+
+@pytest.mark.parametrize("threshold", [128, -0.1, float("nan")])
+def test_a_threshold_is_a_probability(inferencer, folder, threshold):
+    with pytest.raises(ValueError, match="cut at a probability, 0 to 1"):
+        inferencer(folder, threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["{}", "--threshold", "128"], "threshold=128"),
+        (["{}/clip.mp4"], "is a video"),
+        (["{}/none.png"], "is no file or folder"),
+    ],
+)
+def test_inputs_are_looked_at_before_weights(folder, tmp_path, monkeypatch, words, told):
+    (folder / "clip.mp4").write_bytes(b"film")
+    words = [word.format(folder) for word in words]
+    arguments = (*words, "--checkpoint", "hf://no/such", "--out", tmp_path / "out")
+    assert told in str(call(monkeypatch, "predict", *arguments))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_map_fits_the_photo_in_whatever_turns_it_and_whatever_does_not(
+    inferencer, folder, tmp_path, orientation
+):
+    """Pixels are taken as stored, as in training and test; the map carries the photo's tag."""
+    photo, exif = folder / "turned.jpg", Image.Exif()
+    with Image.open(folder / "b.png") as image:
+        exif[0x0112] = orientation
+        image.save(photo, exif=exif, quality=95)
+        image.save(folder / "plain.jpg", quality=95)
+    turned, plain = inferencer([photo, folder / "plain.jpg"], out_dir=tmp_path / "out")
+    np.testing.assert_allclose(turned.probability, plain.probability, atol=1e-5)
+    with Image.open(tmp_path / "out" / "turned.png") as map_, Image.open(photo) as image:
+        assert map_.size == image.size
+        assert ImageOps.exif_transpose(map_).size == ImageOps.exif_transpose(image).size
+        assert map_.getexif()[0x0112] == orientation
+    with Image.open(tmp_path / "out" / "plain.png") as map_:
+        assert not map_.getexif()
