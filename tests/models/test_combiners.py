@@ -35,18 +35,13 @@ def sparse(outputs, rows):
     return picked
 
 
-def test_probability_mixture_by_hand():
+@pytest.mark.parametrize(
+    ("kind", "mixed_as"), [("ProbabilityCombiner", torch.sigmoid), ("LogitCombiner", torch.clone)]
+)
+def test_mixtures_by_hand(kind, mixed_as):
     out = dense_outputs()
-    mixed = build("ProbabilityCombiner")(out, DECISION, (8, 8)).sigmoid()
-    a, b, c = (out[n].logits.sigmoid() for n in NAMES)
-    torch.testing.assert_close(mixed[0], 0.7 * c[0] + 0.3 * a[0])
-    torch.testing.assert_close(mixed[1], 0.6 * a[1] + 0.4 * b[1])
-
-
-def test_logit_mixture_by_hand():
-    out = dense_outputs()
-    mixed = build("LogitCombiner")(out, DECISION, (8, 8))
-    a, b, c = (out[n].logits for n in NAMES)
+    mixed = mixed_as(build(kind)(out, DECISION, (8, 8)))
+    a, b, c = (mixed_as(out[n].logits) for n in NAMES)
     torch.testing.assert_close(mixed[0], 0.7 * c[0] + 0.3 * a[0])
     torch.testing.assert_close(mixed[1], 0.6 * a[1] + 0.4 * b[1])
 

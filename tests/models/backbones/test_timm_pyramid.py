@@ -71,26 +71,27 @@ def test_a_half_precision_checkpoint_is_loaded_in_full_precision(tmp_path):
     assert torch.equal(weight, source.patch_embed.proj.weight.float())
 
 
-def test_a_checkpoint_of_another_model_is_told(tmp_path):
-    path = tmp_path / "resnet.safetensors"
-    save_file(timm.create_model("resnet18").state_dict(), path)
-    with pytest.raises(ValueError, match=r"backbone.checkpoint=.*resnet.*does not fit 'pvt_v2_b0'"):
-        TimmPyramid(name="pvt_v2_b0", checkpoint=str(path))
+def of_timm(name):
+    return lambda path: save_file(timm.create_model(name).state_dict(), path)
 
 
-def test_a_whole_model_as_checkpoint_is_told(tmp_path):
-    path = tmp_path / "stage2.pth"
-    state = TimmPyramid(name="pvt_v2_b0").state_dict(prefix="backbone.")
-    torch.save(dict(state_dict=state), path)
-    with pytest.raises(ValueError, match=r"does not fit 'pvt_v2_b0'"):
-        TimmPyramid(name="pvt_v2_b0", checkpoint=str(path))
+def of_a_stage(path):
+    torch.save(dict(state_dict=TimmPyramid(name="pvt_v2_b0").state_dict(prefix="backbone.")), path)
 
 
-def test_a_larger_sibling_as_checkpoint_is_told(tmp_path):
-    path = tmp_path / "b1.safetensors"
-    save_file(timm.create_model("pvt_v2_b1").state_dict(), path)
-    with pytest.raises(ValueError, match="does not fit"):
-        TimmPyramid(name="pvt_v2_b0", checkpoint=str(path))
+@pytest.mark.parametrize(
+    ("name", "leave"),
+    [
+        ("resnet.safetensors", of_timm("resnet18")),
+        ("b1.safetensors", of_timm("pvt_v2_b1")),
+        ("stage2.pth", of_a_stage),
+        ("page.safetensors", lambda path: path.write_text("<html>404</html>")),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_told(tmp_path, name, leave):
+    leave(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"backbone.checkpoint=.*{name}.* not fit 'pvt_v2_b0'"):
+        TimmPyramid(name="pvt_v2_b0", checkpoint=str(tmp_path / name))
 
 
 def test_a_checkpoint_with_gaps_is_told(tmp_path):
@@ -103,13 +104,6 @@ def test_a_checkpoint_with_gaps_is_told(tmp_path):
     save_file({key: state[key] for key in keys}, tmp_path / "less.safetensors")
     with pytest.raises(ValueError, match=r"does not fit 'pvt_v2_b0': \d+ of"):
         TimmPyramid(name="pvt_v2_b0", checkpoint=str(tmp_path / "less.safetensors"))
-
-
-def test_a_file_that_is_no_checkpoint_is_told(tmp_path):
-    path = tmp_path / "page.safetensors"
-    path.write_text("<html>404</html>")
-    with pytest.raises(ValueError, match="does not fit"):
-        TimmPyramid(name="pvt_v2_b0", checkpoint=str(path))
 
 
 def test_a_missing_checkpoint_is_told(tmp_path):
