@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,13 +252,16 @@ def restore(kept: Path, folder: Path) -> None:
     shutil.copytree(kept, folder)
 
 
-def run(random_kills: int, seed: int, every: int = 1) -> dict[str, Any]:
+def run(
+    random_kills: int, seed: int, every: int = 1, chosen: Sequence[int] = (1, 2, 3)
+) -> dict[str, Any]:
     """All trials.
 
     Args:
         random_kills: Kills at random moments of each stage, besides the named ones.
         seed: Chooses these, and delays.
         every: Take each so-manieth of the named moments.
+        chosen: Stages to kill; the others run uninterrupted.
 
     Returns:
         Kills tried by stage and kind, and every run that ended otherwise, with its reason.
@@ -288,7 +291,7 @@ def run(random_kills: int, seed: int, every: int = 1) -> dict[str, Any]:
             later = [dict(moment, after=chance.uniform(0, 0.004)) for moment in named]
             plan = (named + later)[chance.randrange(every) :: every]
             plan += [dict(after=chance.uniform(0, seconds)) for _ in range(random_kills)]
-            for trial in plan:
+            for trial in plan if stage in chosen else ():
                 restore(kept, folder)
                 name = trial.pop("name", "random")
                 moments.add(name)
@@ -324,13 +327,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.kills")
     parser.add_argument("--random", type=int, default=25, help="random kills a stage")
     parser.add_argument("--every", type=int, default=1, help="take every Nth named moment")
+    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for the result")
     args = parser.parse_args()
     torch.set_num_threads(1)
     # mmengine lays out a config five times a training, which takes as long as all else in a toy.
     yapf.yapflib.yapf_api.FormatCode = lambda text, **_: (text, True)
-    result = run(args.random, args.seed, args.every)
+    result = run(args.random, args.seed, args.every, args.stages)
     for where, count in result["kills"].items():
         print(f"{where}: {count} kills")
     told = "{total} kills in {seconds} s, {count} ended otherwise"

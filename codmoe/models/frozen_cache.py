@@ -146,11 +146,13 @@ class FrozenCache:
     def _rounded(self, fresh: dict[_Piece, Tensor]) -> dict[_Piece, Tensor]:
         """As it will be read: a run that is resumed, with nothing kept, is to see the same."""
         largest = torch.finfo(self.dtype).max
-        # Beyond the range of half precision lies nothing that a router tells images apart by.
-        return {
-            piece: value.float().clamp(-largest, largest).to(self.dtype).to(value.dtype)
-            for piece, value in fresh.items()
-        }
+
+        def kept(value: Tensor) -> Tensor:
+            # Beyond the range of half precision lies nothing that a router tells images apart by.
+            rounded = value.float().clamp(-largest, largest).to(self.dtype).to(value.dtype)
+            return rounded.contiguous()  # what reads channels last adds up in another order
+
+        return {piece: kept(value) for piece, value in fresh.items()}
 
     def _keep(self, keys: list[Hashable], kind: Kind, fresh: dict[_Piece, Tensor]):
         self._layouts[kind] = list(fresh)

@@ -1,6 +1,9 @@
+from functools import partial
+
 import pytest
 import torch
 
+from codmoe.models.dispatch import run_everything
 from codmoe.models.frozen_cache import FrozenCache
 from codmoe.structures import CODDataSample, ExpertOutput
 
@@ -115,6 +118,21 @@ def test_losses_and_gradients_are_those_without_a_cache(stage_2, batch, runs, dt
     mixed = step(model, images[order], targets[order], "c", "new", "b")
     assert runs == [3, 1]
     assert_same(mixed, reference(order, [0, 1, 2]), **tight)
+
+
+def test_what_is_computed_lies_in_memory_as_what_is_read(stage_2, batch):
+    """Or it is summed up in another order: a resumed run would not be the same to the last bit."""
+    images, targets = (x.contiguous(memory_format=torch.channels_last) for x in batch(2))
+    model = stage_2(dtype="float16").to(memory_format=torch.channels_last)
+    cache, layouts = model.run_state.frozen_cache, []
+    compute = partial(run_everything, model.backbone, model.expert_parts)
+    for _ in range(2):
+        pyramid, outputs = cache.through(["c", "d"], images, compute)
+        found = [*pyramid, *(output.logits for output in outputs.values())]
+        layouts.append([(x.shape, x.stride()) for x in found])
+    assert layouts[0] == layouts[1]
+    first = step(model, images, targets, "a", "b")
+    assert_same(step(model, images, targets, "a", "b"), first, atol=0, rtol=0)
 
 
 def test_the_router_sees_the_images_it_is_given(stage_2, batch):
