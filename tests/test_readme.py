@@ -121,6 +121,8 @@ def test_commands_exist_and_have_the_options_shown(page):
             continue
         assert path.is_file(), command
         known = path.read_text() + (ROOT / "codmoe/cli.py").read_text()
+        for shared in re.findall(r"^from (tools[.\w]+) import", known, re.M):
+            known += (ROOT / (shared.replace(".", "/") + ".py")).read_text()
         words = shlex.split(command.replace("[", "").replace("]", "").split("$(")[0], comments=True)
         for option in (word for word in words if word.startswith("--")):
             assert f'"{option}"' in known or f"'{option}'" in known, f"{command}: {option}"
