@@ -6,12 +6,16 @@ MIXTURE, UNIFORM, ORACLE = "mixture", "uniform", "oracle"
 COMBINED = (UNIFORM, ORACLE, MIXTURE)
 """Sources that combine experts; any other name in a result is an expert's."""
 FAST_KEYS = ("IoU", "Dice", "MAE")
+EXTRA_KEYS = (
+    *("CM", "CCM", "MSIoU", "adpMSIoU", "meanMSIoU", "maxMSIoU"),
+    *("SIMAE", "adpSIFm", "meanSIFm", "maxSIFm", "HCE"),
+)
+"""Of measures that are asked for by name."""
 AGGREGATE_KEYS = (
     *("Sm", "wFm", "meanEm", "adpEm", "maxEm", "meanFm", "adpFm", "maxFm", "MAE"),
     *("IoU", "Dice", "mIoU", "mDice", "maxIoU", "maxDice", "adpIoU", "adpDice"),
     *("BIoU", "FBIoU", "BER", "meanFm_PR", "maxFm_PR"),
-    *("CM", "CCM", "MSIoU", "adpMSIoU", "meanMSIoU", "maxMSIoU"),
-    *("SIMAE", "adpSIFm", "meanSIFm", "maxSIFm", "HCE"),
+    *EXTRA_KEYS,
     *("IoU_pooled", "Dice_pooled", "BIoU_pooled", "FBIoU_pooled", "BER_pooled", "MAE_pooled"),
     "n",
 )

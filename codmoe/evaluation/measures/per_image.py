@@ -173,7 +173,8 @@ def aggregate(images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         images: Results of :func:`batch_measures`, all full or all fast.
 
     Returns:
-        ``AGGREGATE_KEYS``, or ``FAST_KEYS`` and ``n`` if the measures are fast ones.
+        ``AGGREGATE_KEYS``, with those of ``EXTRA_KEYS`` that were asked for; or ``FAST_KEYS`` and
+        ``n`` if the measures are fast ones.
 
     Raises:
         ValueError: ``images`` is empty or mixes full and fast measures.

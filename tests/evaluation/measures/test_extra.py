@@ -49,7 +49,7 @@ def photo_like(count=6, seed=1):
 @pytest.mark.parametrize("name", ["CM", "MSIoU", "SIMAE", "SIFm"])
 def test_equals_pysodmetrics(name):
     compared = 0
-    for level, truth in [*random_pairs(300), *photo_like()]:
+    for level, truth in [*random_pairs(150), *photo_like()]:
         if name in ("SIMAE", "SIFm"):
             boxes = object_boxes(truth)
             # PySODMetrics numbers objects by the bits of a float, and stops at a full mask.
@@ -71,15 +71,15 @@ def test_equals_pysodmetrics(name):
                 continue
         assert_equal(level, truth, [name])
         compared += 1
-    assert compared > 150
+    assert compared > 80
 
 
 @pytest.mark.parametrize("name", ["MSIoU_curve", "HCE", "CCM"])
 def test_equals_pysodmetrics_where_it_is_slow(name):
     rng = np.random.default_rng(0)
-    pairs = [*photo_like(2)]
+    pairs = [*photo_like(1)]
     if name == "MSIoU_curve":
-        pairs += random_pairs(12, seed=4)
+        pairs += random_pairs(6, seed=4)
     for level, truth in pairs:
         image = rng.integers(0, 256, (*truth.shape, 3), np.uint8)
         assert_equal(level, truth, [name], image)
