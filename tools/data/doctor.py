@@ -13,6 +13,7 @@ OPTIONS = (
         "--images", "--image-dir", dest="image_dir", help="with --masks: folders, also below ROOT"
     ),
     option("--masks", "--mask-dir", dest="mask_dir"),
+    option("--waive", nargs="+", default=[], metavar="NAME", help="images that may be in two sets"),
     option("--workers", type=int, help="processes; all cores by default"),
 )
 
@@ -24,7 +25,11 @@ def run(args) -> int:
     if not args.root and not args.image_dir:
         raise ValueError("nothing to look at; give ROOT, or --images and --masks")
     report = examine(
-        args.root or ".", image_dir=args.image_dir, mask_dir=args.mask_dir, workers=args.workers
+        args.root or ".",
+        image_dir=args.image_dir,
+        mask_dir=args.mask_dir,
+        waived=args.waive,
+        workers=args.workers,
     )
     print_report(report)
     if args.json:

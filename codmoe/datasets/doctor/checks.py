@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from codmoe.datasets.doctor.records import ImageRecord, MaskRecord
-from codmoe.datasets.doctor.similarity import groups, look_alikes
+from codmoe.datasets.doctor.similarity import copies, groups
 from codmoe.datasets.layouts import Part
 from codmoe.datasets.reading import PECULIAR, TOO_MANY, fits
 
@@ -62,7 +64,7 @@ IMAGE_RULES: tuple[_Rule, ...] = (
     ("note", "images of 16 bits", "scaled to 8 bits when read; dark ones lose their shades",
      "if they look black, stretch their values and store 8 bits", lambda r: "16bit" in r.traits),
     ("error", "images of one colour", "nothing is to be seen in them",
-     "download them again, or leave them out", lambda r: np.ptp(r.thumbnail) <= 2),
+     "download them again, or leave them out", lambda r: r.sketch.max() <= 6),
     ("warning", "CMYK images", "converted to RGB without their colour profile, so colours are off",
      "convert them to RGB with their profile", lambda r: "cmyk" in r.traits),
 )  # fmt: skip
@@ -103,12 +105,14 @@ _LIMITS = {
 }
 
 
-def all_findings(examined: Sequence[Examined], earlier: Sequence[Finding]) -> list[Finding]:
+def all_findings(
+    examined: Sequence[Examined], earlier: Sequence[Finding], waived: Collection[str] = ()
+) -> list[Finding]:
     """Everything wrong with the files read, after ``earlier`` ones, the worst first."""
     findings = list(earlier)
     for part in examined:
         findings += _of_files(part)
-    findings += _of_likeness(examined)
+    findings += _of_likeness(examined, waived)
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
@@ -179,57 +183,71 @@ def _sizes(examined: Examined) -> Iterator[Finding]:
         yield Finding("error", "masks of another size", where, example, advice, other)
 
 
-def _of_likeness(examined: Sequence[Examined]) -> Iterator[Finding]:
-    """Equal images and look-alikes, within a set and between sets."""
-    found = [
-        (number, image)
-        for number, part in enumerate(examined)
-        for image, _ in part.records
-        if image and not image.error
-    ]
-    if len(found) < 2:
-        return
-    owner, records = zip(*found, strict=True)
-    same: dict[bytes, list[int]] = {}
-    for index, record in enumerate(records):
-        same.setdefault(record.digest, []).append(index)
-    equal = [(g[0], other) for g in same.values() for other in g[1:]]
-    # Over several sets each of a group is compared with each: an image may be in three.
-    equal += [(a, b) for g in same.values() for i, a in enumerate(g[1:8]) for b in g[i + 2 : 8]]
-    codes = np.array([record.code for record in records], np.uint64)
-    near = look_alikes(codes, np.stack([record.thumbnail for record in records]))
-    alike = [(a, b) for a, b in near.tolist() if records[a].digest != records[b].digest]
-    for pairs, is_equal in ((equal, True), (alike, False)):
-        between: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for a, b in pairs:
-            first, second = sorted((owner[a], owner[b]))
-            between.setdefault((first, second), []).append((a, b))
-        for (first, second), some in sorted(between.items()):
-            joined = groups(np.array(sorted(some)))
-            files = [tuple(records[i].path for i in group) for group in joined]
-            yield _likeness(examined[first].part, examined[second].part, files, is_equal)
+def _of_likeness(examined: Sequence[Examined], waived: Collection[str]) -> Iterator[Finding]:
+    """Equal images and copies, within a set and between sets."""
+    parts = [part for part, _ in examined]
+    found = [[i for i, _ in part.records if i and not i.error] for part in examined]
+    sketches = [np.array([image.sketch for image in images]) for images in found]
+    for a, b in combinations_with_replacement(range(len(parts)), 2):
+        leak = (
+            a != b and parts[a].role != parts[b].role and "train" in (parts[a].role, parts[b].role)
+        )
+        if leak and parts[b].role == "train":
+            a, b = b, a  # the training images are those that may have been altered
+        if not found[a] or not found[b]:
+            continue
+        same: dict[bytes, list[int]] = {}
+        for j, image in enumerate(found[b]):
+            same.setdefault(image.digest, []).append(j)
+        equal = [
+            (i, j)
+            for i, image in enumerate(found[a])
+            for j in same.get(image.digest, ())
+            if a != b or i < j
+        ]
+        near = map(tuple, copies(sketches[a], sketches[b], altered=leak).tolist())
+        for pairs, is_equal in ((equal, True), (sorted(set(near) - set(equal)), False)):
+            shift = 0 if a == b else len(found[a])
+            both = found[a] + found[b]
+            joined = groups(
+                np.array(
+                    [
+                        (i, j + shift)
+                        for i, j in pairs
+                        if not (leak and _is_waived(waived, found[a][i].path, found[b][j].path))
+                    ]
+                )
+            )
+            files = [tuple(both[i].path for i in group) for group in joined]
+            if files:
+                yield _likeness(parts[a], parts[b], files, is_equal, leak)
 
 
-def _likeness(a: Part, b: Part, files: list[tuple[str, ...]], is_equal: bool) -> Finding:
+def _is_waived(waived: Collection[str], *paths: str) -> bool:
+    return any(name in waived for path in paths for name in (Path(path).name, Path(path).stem))
+
+
+def _likeness(
+    a: Part, b: Part, files: list[tuple[str, ...]], is_equal: bool, leak: bool
+) -> Finding:
     where = a.label if a is b else f"{a.label} and {b.label}"
-    leak = a is not b and a.role != b.role and "train" in (a.role, b.role)
-    level = "warning"
+    level = "error" if leak else "warning"
     if is_equal:
         check = "images that are there twice" if a is b else "the same images"
         what = "equal in every pixel"
         advice = "keep one of each" if a is b else "know that the sets overlap"
-        if leak:
-            level, what = "error", f"{what}: the test measures memory"
-            advice = "take them out of the training set"
+    elif leak:
+        check = "copies"
+        what = "one picture, re-encoded, mirrored, cropped, recoloured or captioned"
+        advice = "know that the sets overlap"
     else:
         check = "images that look alike"
         what = "the same picture at another size or quality, or frames of one scene"
         advice = "look at them"
         if a is b:
             advice += ": copies weigh twice, and a held-out split may tear them apart"
-        if leak:
-            advice += (
-                ": take copies out of the training set; frames of one scene belong to one side"
-            )
-    check += " in training and test" if leak else ""
+    if leak:
+        check += " in training and test"
+        what += ": the test measures memory"
+        advice = "take them out of the training set; --waive NAME those that are none"
     return Finding(level, check, where, what, advice, files)

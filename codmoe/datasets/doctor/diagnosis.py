@@ -22,6 +22,7 @@ from codmoe.datasets.doctor.pairing import Listing, list_part
 from codmoe.datasets.doctor.records import inspect, start_worker
 from codmoe.datasets.layouts import Folders, Part, Tree, recognise, require_folder, resolve_root
 from codmoe.machine import available_cores
+from codmoe.messages import listed
 
 _CHUNK = 8
 
@@ -61,6 +62,7 @@ def examine(
     *,
     image_dir: str | None = None,
     mask_dir: str | None = None,
+    waived: Sequence[str] = (),
     workers: int | None = None,
     progress: bool = True,
 ) -> Report:
@@ -70,6 +72,7 @@ def examine(
         root: Folder of one data set or of several, in any known layout.
         image_dir: With ``mask_dir``: a pair of folders below ``root`` in no known layout.
         mask_dir: Folder of masks.
+        waived: Names or stems of files of which a copy in training and test is meant.
         workers: Processes; all cores by default.
         progress: Draw a bar on stderr.
 
@@ -83,6 +86,9 @@ def examine(
     parts = tree.parts
     listings = [list_part(part, parts) for part in parts]
     jobs = [job for listing in listings for job in listing.jobs]
+    names = {Path(image or "") for image, _ in jobs}
+    if absent := set(waived) - {p.name for p in names} - {p.stem for p in names}:
+        raise ValueError(f"--waive names {listed(sorted(absent), show=repr)}, which is not there")
     records = _inspect_all(jobs, workers or available_cores(), progress)
     examined, start = [], 0
     for listing in listings:
@@ -94,7 +100,7 @@ def examine(
         root=str(root),
         layout=tree.layout,
         sets=[_set(listing) for listing in listings],
-        findings=all_findings(examined, by_name),
+        findings=all_findings(examined, by_name, set(waived)),
         images=sum(listing.images for listing in listings),
         seconds=round(time.time() - started, 1),
     )

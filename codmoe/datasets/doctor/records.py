@@ -14,15 +14,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from codmoe.datasets.doctor.similarity import THUMBNAIL, perceptual_hash
+from codmoe.datasets.doctor.similarity import sketch
 from codmoe.datasets.reading import peculiarities, read_image, read_mask
 
 ORIENTATION = 0x0112
-# What decoders print about data they could not decode and made up. Extra bytes between markers or
-# an odd colour profile, of which they print too, do no harm.
+# What decoders print about data they could not decode and made up. An odd colour profile, of which
+# they print too, does no harm.
 DAMAGE = re.compile(
     r"(premature end|bad Huffman|CRC error|incorrect data check|Not enough data|invalid distance"
-    r"|bad adaptive filter|Unsupported marker|found marker)"
+    r"|bad adaptive filter|Unsupported marker|found marker|extraneous bytes)"
 )
 _printed = None
 
@@ -54,14 +54,12 @@ class ImageRecord(Record):
     Args:
         orientation: EXIF orientation, 1 to 8.
         digest: Equal for equal pixels.
-        code: Perceptual hash, 64 bits.
-        thumbnail: Grey, (32, 32) uint8.
+        sketch: By which copies are found; see :func:`sketch`.
     """
 
     orientation: int = 1
     digest: bytes = b""
-    code: int = 0
-    thumbnail: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+    sketch: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
 
 
 @dataclass
@@ -112,9 +110,7 @@ def inspect_image(path: str) -> ImageRecord:
         return ImageRecord(path, error=_without_path(error, path))
     record = ImageRecord(path, size=(pixels.shape[1], pixels.shape[0]), damage=_damage())
     record.orientation, record.traits = _header(path)
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    record.thumbnail = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-    record.code = perceptual_hash(record.thumbnail)
+    record.sketch = sketch(pixels)
     record.digest = _digest(pixels)
     return record
 

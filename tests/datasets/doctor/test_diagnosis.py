@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from folders import look
+from folders import add, look
 from miniature import call
 
 from codmoe.datasets.doctor import print_report
@@ -56,3 +56,17 @@ def test_the_tool(pair, tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.glob("doctor.*.json"))) == 1  # the first report is kept
     refused = call(monkeypatch, "data/doctor", tmp_path / "absent")
     assert refused.startswith("error: data_root: there is no folder")
+
+
+def test_a_copy_of_a_test_image_fails_unless_waived(tmp_path, monkeypatch):
+    for role in ("train", "test"):
+        add(
+            tmp_path / "crabs" / role, "images", "masks", [f"{role}{i}" for i in range(4)], (60, 80)
+        )
+    folders = [tmp_path / "crabs" / role for role in ("train", "test")]
+    image = cv2.imread(str(folders[1] / "images" / "test2.jpg"))
+    copy = cv2.resize(image[3:-3, -4:3:-1], (80, 60))  # cropped and mirrored
+    cv2.imwrite(str(folders[0] / "images" / "train3.jpg"), copy)
+    arguments = (tmp_path / "crabs", "--workers", 1)
+    assert call(monkeypatch, "data/doctor", *arguments) == 1
+    assert call(monkeypatch, "data/doctor", *arguments, "--waive", "train3.jpg") == 0

@@ -15,6 +15,14 @@ def test_a_hole_in_the_data_of_a_jpeg(pair):
     assert found(look(pair)) == {"damaged images": [("03.jpg",)]}
 
 
+def test_bytes_too_many_in_the_data_of_a_jpeg(pair):
+    path = pair / "images" / "05.jpg"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
+    data = path.read_bytes()
+    path.write_bytes(data[:-2] + bytes(range(40, 90)) + data[-2:])  # "50 extraneous bytes", no more
+    assert found(look(pair)) == {"damaged images": [("05.jpg",)]}
+
+
 def test_damaged_files_of_every_format_are_findings(tmp_path):
     """No damage ends the examination."""
     rng = np.random.default_rng(0)
