@@ -107,7 +107,7 @@ def saved_by_part(model: ModelLevelMoE, images: Tensor, targets: Tensor) -> dict
     """
     kept: dict[str, int] = {}
     pyramids: dict[float, list[Tensor]] = {}
-    bank = PyramidBank(images, [], model.backbone, model.backbone.size_divisor)
+    bank = PyramidBank(images, model.passes())
     scales = {1.0, *(s for expert in model.experts.values() for s in expert.input_scales)}
     for scale in sorted(scales):
         with SavedBytes(model) as saved:

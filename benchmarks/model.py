@@ -211,12 +211,12 @@ def part_cases(
     backbone, size, costs = model.backbone, tuple(images.shape[-2:]), Costs(model, summary)
 
     def fresh() -> PyramidBank:
-        return PyramidBank(images, pyramid, backbone, backbone.size_divisor)
+        return PyramidBank(images, model.passes(), pyramid=pyramid)
 
     def inputs(images: Tensor):
         pyramid = backbone(images)
-        bank = PyramidBank(images, pyramid, backbone, backbone.size_divisor)
-        levels = {n: [bank.get(s, None) for s in e.input_scales] for n, e in model.experts.items()}
+        bank = PyramidBank(images, model.passes(), pyramid=pyramid)
+        levels = {n: bank.pyramids(e, None) for n, e in model.experts.items()}
         outputs = run_experts(model.experts, bank, dict.fromkeys(model.experts))
         return pyramid, model.router(images, pyramid), levels, outputs
 

@@ -96,6 +96,7 @@ def accepted_arguments(cls: Callable) -> dict[str, Any] | None:
                 accepted.setdefault(p.name, _hint(p, init) if checked else Any)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             accepted.pop("self", None)
+            accepted |= getattr(cls, "read_by_model", {})
             return accepted
     return None
 

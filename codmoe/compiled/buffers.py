@@ -9,11 +9,11 @@ from itertools import combinations
 from math import comb
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codmoe.compiled.graphs import Preparer, Work, run_beside
 from codmoe.models.combiners import Combiner
-from codmoe.models.dispatch import PyramidBank
+from codmoe.models.dispatch import Passes, PyramidBank
 from codmoe.models.layers import resize_to
 from codmoe.structures import RoutingDecision
 
@@ -25,13 +25,13 @@ MOST_ROUTES = 32
 class Parts:
     """What the pieces of work call; see :class:`CompiledMoE`."""
 
-    backbone: Callable[[Tensor], list[Tensor]]
+    passes: Passes
     router: Callable[[Tensor, list[Tensor]], RoutingDecision]
     experts: Mapping[str, Callable]
+    own: Mapping[str, nn.Module | None]
     scales: Mapping[str, tuple[float, ...]]
     combine: Callable[[Tensor, RoutingDecision], Tensor]
     combiner: Combiner
-    size_divisor: int
     dtype: torch.dtype
     memory_format: torch.memory_format
     overlap: bool
@@ -39,11 +39,7 @@ class Parts:
 
     def cast(self, x: Tensor) -> Tensor:
         """To the precision and layout of the weights."""
-        return x.to(self.dtype).contiguous(memory_format=self.memory_format)
-
-    def pyramid(self, images: Tensor) -> list[Tensor]:
-        """Levels in that precision and layout, whatever the backbone leaves."""
-        return [self.cast(level) for level in self.backbone(self.cast(images))]
+        return laid_out(x, self.dtype, self.memory_format)
 
 
 class Buffers:
@@ -87,6 +83,7 @@ class Buffers:
         if device.type == "cuda":
             self.host_rows = self.host_rows.pin_memory()
         self.every_row = torch.arange(batch, device=device)[:, None]
+        self.begun: list[Tensor] = []
         self.pyramid: list[Tensor] = []
         self.decision: RoutingDecision | None = None
         self.mixed: dict[tuple[int, bool], Tensor] = {}
@@ -152,7 +149,10 @@ class Buffers:
         self.pieces[key] = self.prepare(at, work)
 
     def _backbone(self) -> None:
-        self.pyramid = _stored(self.pyramid or None, self.parts.pyramid(self.images))
+        begun = self.parts.passes.begin(self.images)
+        self.pyramid = _stored(self.pyramid or None, self.parts.passes.end(begun))
+        if any(own is not None for own in self.parts.own.values()):
+            self.begun = _stored(self.begun or None, begun)
 
     def _router(self) -> None:
         made = self.parts.router(self.images, self.pyramid)
@@ -200,17 +200,20 @@ class Buffers:
 
     def _expert(self, expert: int, group: int) -> None:
         parts, name = self.parts, self.names[expert]
-        images, pyramid = self.images, self.pyramid
+        own, images = parts.own[name], self.images
+        known = self.pyramid if own is None else self.begun
         target: Tensor | slice = slice(0, self.batch)
         if group < self.batch:
             source, target = self.rows[expert, 0, :group], self.rows[expert, 1, :group]
             images = images[source]
-            pyramid = [parts.cast(level[source]) for level in pyramid]
-        bank = PyramidBank(images, pyramid, parts.pyramid, parts.size_divisor)
+            if 1.0 in parts.scales[name]:
+                known = [parts.cast(level[source]) for level in known]
+        first = dict(pyramid=known) if own is None else dict(begun=known)
+        bank = PyramidBank(images, parts.passes, **first)
         pyramids: dict[float, list[Tensor]] = {scale: [] for scale in parts.scales[name]}
 
         def fill(scale: float) -> None:
-            pyramids[scale] = bank.get(scale, None)
+            pyramids[scale] = bank.get(scale, None, own)
 
         further = [partial(fill, scale) for scale in pyramids if scale != 1.0]
         streams = self.prepare.streams(name, len(further) - 1) if parts.overlap else []
@@ -227,6 +230,13 @@ class Buffers:
             mixed = mixed * (-combiner.log_temperature).exp()
         old = [self.mixed[key]] if key in self.mixed else None
         self.mixed[key] = _stored(old, [mixed])[0]
+
+
+def laid_out(x: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    """In a precision and, if these are maps, a layout."""
+    return x.to(dtype).contiguous(
+        memory_format=memory_format if x.ndim == 4 else torch.contiguous_format
+    )
 
 
 def reads_whole_maps(combiner: Combiner) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any, cast
@@ -11,11 +12,14 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from codmoe.compiled.buffers import Parts
+from codmoe.compiled.buffers import Parts, laid_out
 from codmoe.compiled.graphs import Preparer
 from codmoe.compiled.speed import FORMATS
 from codmoe.messages import suggest
+from codmoe.models.backbones.base import Backbone
 from codmoe.models.combiners import Combiner
+from codmoe.models.dispatch import Passes
+from codmoe.models.experts.base import Expert
 from codmoe.models.layers import BatchNorm
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.models.routers.base import Router
@@ -58,16 +62,29 @@ class PartCopies:
         """What :class:`Buffers` call, compiled if ``prepare`` compiles."""
         model, combiner = self.model, cast(Combiner, self.modules["combiner"])
         compiled = {name: prepare.compiled(name, part) for name, part in self.modules.items()}
+        dtype, memory_format = DTYPES[self.dtype], FORMATS[self.memory_format]
+        backbone = cast(Backbone, self.modules["backbone"])
+
+        def cast_all(x: Any) -> Any:
+            if isinstance(x, list):
+                return [cast_all(each) for each in x]
+            return laid_out(x, dtype, memory_format) if isinstance(x, Tensor) else x
+
+        def run(module: nn.Module, call: Callable[..., list[Tensor]], *args: Any) -> list[Tensor]:
+            # In that precision and layout, whatever the backbone leaves.
+            call = compiled["backbone"] if call is backbone else call
+            return cast_all(call(*map(cast_all, args)))
+
         return Parts(
-            backbone=compiled["backbone"],
+            passes=Passes.of(backbone, model.own_blocks, run),
             router=compiled["router"],
             experts={name: compiled[f"experts.{name}"] for name in model.experts},
+            own={name: self._expert(name).backbone for name in model.experts},
             scales={name: e.input_scales for name, e in model.expert_parts.items()},
             combine=prepare.compiled("combiner", combiner.combine),
             combiner=combiner,
-            size_divisor=model.backbone.size_divisor,
-            dtype=DTYPES[self.dtype],
-            memory_format=FORMATS[self.memory_format],
+            dtype=dtype,
+            memory_format=memory_format,
             overlap=overlap,
             top_k=model.router.top_k,
         )
@@ -91,6 +108,9 @@ class PartCopies:
                 "parts of the model, or its top_k, were replaced since it was prepared; prepare it "
                 "again"
             )
+
+    def _expert(self, name: str) -> Expert:
+        return cast(Expert, self.modules[f"experts.{name}"])
 
     def _copy(self, name: str, part: nn.Module) -> nn.Module:
         exact = name in ("router", "combiner")

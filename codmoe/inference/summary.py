@@ -105,27 +105,33 @@ def _measure(model: ModelLevelMoE, size: int, say: Callable[[str], None]) -> dic
     image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
 
     say(f"backbone at {size} × {size}")
-    backbone, pyramid = count_flops(model, lambda: model.backbone(image))
+    passes = model.passes()
+    bank = PyramidBank(image, passes)
+    backbone, pyramid = count_flops(model, partial(bank.get, 1.0, None))
     say("router")
     router, decision = count_flops(model, lambda: model.router(image, pyramid))
     rows = [
         _row("backbone", model.backbone, backbone),
         _row("router", model.router, router),
     ]
-    bank = PyramidBank(image, pyramid, model.backbone, model.backbone.size_divisor)
     scales: dict[float, int] = {}
     experts: dict[str, int] = {}
     outputs = {}
     for name, expert in model.expert_parts.items():
-        for scale in sorted(set(expert.input_scales) - {1.0} - set(scales)):
+        for scale in sorted(set(expert.input_scales) - {1.0}):
             say(f"backbone at {scale:g}×, for {name}")
             # The bank keeps what it makes: a second expert of the same scale costs nothing here, as
             # in a run.
-            scales[scale], _ = count_flops(model, partial(bank.get, scale, None))
+            make = partial(bank.get if expert.backbone is None else bank.begun, scale, None)
+            flops, _ = count_flops(model, make)
+            scales[scale] = scales.get(scale, 0) + flops
         say(f"expert {name}")
         with torch.no_grad():
-            pyramids = [bank.get(scale, None) for scale in expert.input_scales]
+            pyramids = bank.pyramids(expert, None)
         experts[name], outputs[name] = count_flops(model, partial(expert, image, pyramids))
+        if expert.backbone is not None:
+            own, _ = count_flops(model, partial(bank.pyramids, expert, None))
+            experts[name] += own
         rows.append(_row(name, expert, experts[name]))
     for scale, flops in scales.items():
         users = [n for n, e in model.expert_parts.items() if scale in e.input_scales]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -81,7 +82,7 @@ def build_backbone(backbone: str | dict) -> Backbone:
 
 
 def build_experts(
-    experts: Mapping[str, dict | None] | None, num_experts: int | None, in_channels: Sequence[int]
+    experts: Mapping[str, dict | None] | None, num_experts: int | None, backbone: Backbone
 ) -> nn.ModuleDict:
     """Experts by name; None entries are dropped."""
     if experts is None:
@@ -108,12 +109,37 @@ def build_experts(
                 f"experts.{name}: mmengine adds up every logged value whose name holds 'loss', and "
                 f"IoU_{name} would be part of the loss; choose another name"
             )
-    return nn.ModuleDict(
-        {
-            name: _build(experts[name], f"experts.{name}", Expert, in_channels=tuple(in_channels))
-            for name in sorted(experts)
-        }
-    )
+    built = nn.ModuleDict()
+    for name in sorted(experts):
+        key, cfg = f"experts.{name}", experts[name]
+        own = cfg.get("own_blocks", 0) if isinstance(cfg, Mapping) else 0
+        if isinstance(cfg, Mapping):
+            cfg = {k: v for k, v in cfg.items() if k != "own_blocks"}
+        expert = _build(cfg, key, Expert, in_channels=backbone.channels)
+        if own:
+            try:
+                expert.backbone = copy.deepcopy(backbone.ending(own)).requires_grad_(True)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        built[name] = expert
+    return built
+
+
+def own_blocks_of(experts: Mapping[str, dict | None] | None) -> int:
+    """The number of last blocks that experts have of their own; 0 where none has.
+
+    Raises:
+        ValueError: They differ: the blocks before could not be run once for all.
+    """
+    configs = {name: cfg for name, cfg in (experts or {}).items() if isinstance(cfg, Mapping)}
+    found = {name: cfg["own_blocks"] for name, cfg in configs.items() if cfg.get("own_blocks")}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in found.items())
+        raise ValueError(
+            f"experts: own_blocks differ ({listed}); give all that have blocks of their own the "
+            "same number, so that the blocks before are run once for all"
+        )
+    return next(iter(found.values()), 0)
 
 
 def build_router(

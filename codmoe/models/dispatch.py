@@ -3,16 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.experts.base import Expert
 from codmoe.structures import ExpertOutput, RoutingDecision
 
 Pyramid = list[Tensor]
+Run = Callable[..., Pyramid]
+
+
+def run_as_it_is(module: nn.Module, run: Run, *args) -> Pyramid:
+    """``run(*args)``, a pass of ``module``."""
+    return run(*args)
+
+
+@dataclass
+class Passes:
+    """How pyramids are made: of the blocks that all experts share, and of those at the end, the
+    backbone's or an expert's own.
+
+    Args:
+        begin: Images → what the shared blocks make of them.
+        end: That → the backbone's pyramid.
+        own: An expert's last blocks, that → its pyramid.
+        size_divisor: Sides of scaled images are rounded to multiples of this.
+    """
+
+    begin: Callable[[Tensor], list[Tensor]]
+    end: Callable[[list[Tensor]], Pyramid]
+    own: Callable[[nn.Module, list[Tensor]], Pyramid]
+    size_divisor: int
+
+    @classmethod
+    def of(cls, backbone: Backbone, own_blocks: int = 0, run: Run = run_as_it_is) -> Passes:
+        """The passes of a backbone; where no expert has blocks of its own, all of it is the end.
+
+        Args:
+            backbone: The backbone.
+            own_blocks: The number of last blocks that experts have of their own.
+            run: Makes a pass; see :func:`run_as_it_is`.
+        """
+
+        def begin(images: Tensor) -> list[Tensor]:
+            return run(backbone, backbone.begin, images, own_blocks) if own_blocks else [images]
+
+        def end(begun: list[Tensor]) -> Pyramid:
+            if not own_blocks:
+                return run(backbone, backbone, begun[0])
+            ending = backbone.ending(own_blocks)
+            return run(ending, ending, begun)
+
+        def own(ending: nn.Module, begun: list[Tensor]) -> Pyramid:
+            return run(ending, ending, begun)
+
+        return cls(begin, end, own, backbone.size_divisor)
 
 
 class PyramidBank:
@@ -20,26 +69,25 @@ class PyramidBank:
 
     Args:
         images: Normalised images, (N, 3, H, W).
-        pyramid: Their pyramid at scale 1.
-        backbone: Makes a pyramid of images.
-        size_divisor: Sides of scaled images are rounded to multiples of this.
+        passes: Makes them.
+        begun: What the shared blocks made of the images at scale 1, if that is known.
+        pyramid: The backbone's pyramid at scale 1, if that is known.
     """
 
     def __init__(
         self,
         images: Tensor,
-        pyramid: Pyramid,
-        backbone: Callable[[Tensor], Pyramid],
-        size_divisor: int,
+        passes: Passes,
+        begun: list[Tensor] | None = None,
+        pyramid: Pyramid | None = None,
     ):
         self.images = images
-        self.pyramid = pyramid
-        self.backbone = backbone
-        self.size_divisor = size_divisor
-        self._made: dict[float, Pyramid] = {}
+        self.passes = passes
+        self._begun = {} if begun is None else {1.0: begun}
+        self._pyramids = {} if pyramid is None else {1.0: pyramid}
         # Of a scale that several experts read: the rows that any of them reads (None for all) and,
-        # for each row of the batch, its place among these.
-        self._joint: dict[float, tuple[Tensor | None, Tensor | None]] = {}
+        # for each row of the batch, its place among these. Everybody reads scale 1.
+        self._joint: dict[float, tuple[Tensor | None, Tensor | None]] = {1.0: (None, None)}
 
     def share(self, experts: Mapping[str, Expert], rows: Mapping[str, Tensor | None]) -> None:
         """Have a scale that several of the chosen experts read made once, for all their images.
@@ -70,25 +118,47 @@ class PyramidBank:
             place[chosen] = torch.arange(len(union), device=device)
             self._joint[scale] = (chosen, place)
 
-    def get(self, scale: float, rows: Tensor | None) -> Pyramid:
-        """The pyramid at ``scale`` of the images ``rows`` (M,), or of all of them for None."""
-        if scale == 1.0:
-            return self.pyramid if rows is None else [level[rows] for level in self.pyramid]
-        joint = self._joint.get(scale)
-        if rows is not None and joint is None:
-            return self.backbone(self._scaled(self.images[rows], scale))
-        chosen, place = joint or (None, None)
-        if scale not in self._made:
+    def pyramids(self, expert: Expert, rows: Tensor | None) -> list[Pyramid]:
+        """What an expert reads of the images ``rows``: a pyramid for each of its scales."""
+        return [self.get(scale, rows, expert.backbone) for scale in expert.input_scales]
+
+    def get(self, scale: float, rows: Tensor | None, own: nn.Module | None = None) -> Pyramid:
+        """The pyramid at ``scale`` of the images ``rows`` (M,), or of all of them for None.
+
+        Args:
+            scale: Image scale.
+            rows: Row numbers.
+            own: An expert's last blocks, in place of the backbone's.
+        """
+        if own is not None:
+            return self.passes.own(own, self.begun(scale, rows))
+        if rows is not None and scale not in self._joint:
+            return self.passes.end(self.begun(scale, rows))
+        if scale not in self._pyramids:
+            chosen, _ = self._joint.get(scale, (None, None))
+            self._pyramids[scale] = self.passes.end(self.begun(scale, chosen))
+        return self._rows(self._pyramids[scale], scale, rows)
+
+    def begun(self, scale: float, rows: Tensor | None) -> list[Tensor]:
+        """What the shared blocks make of the images ``rows`` at ``scale``."""
+        if rows is not None and scale not in self._joint:
+            return self.passes.begin(self._scaled(self.images[rows], scale))
+        if scale not in self._begun:
+            chosen, _ = self._joint.get(scale, (None, None))
             images = self.images if chosen is None else self.images[chosen]
-            self._made[scale] = self.backbone(self._scaled(images, scale))
-        pyramid = self._made[scale]
-        if rows is None:
-            return pyramid
-        places = rows if place is None else place[rows]
-        return [level[places] for level in pyramid]
+            self._begun[scale] = self.passes.begin(self._scaled(images, scale))
+        return self._rows(self._begun[scale], scale, rows)
+
+    def _rows(self, maps: list[Tensor], scale: float, rows: Tensor | None) -> list[Tensor]:
+        chosen, place = self._joint.get(scale, (None, None))
+        if rows is None or rows is chosen:
+            return maps
+        return [level[rows if place is None else place[rows]] for level in maps]
 
     def _scaled(self, images: Tensor, scale: float) -> Tensor:
-        divisor = self.size_divisor
+        if scale == 1.0:
+            return images
+        divisor = self.passes.size_divisor
         size = [max(round(side * scale / divisor), 1) * divisor for side in images.shape[-2:]]
         return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
@@ -110,8 +180,7 @@ def run_experts(
     for name, index in rows.items():
         expert = experts[name]
         images = bank.images if index is None else bank.images[index]
-        pyramids = [bank.get(scale, index) for scale in expert.input_scales]
-        output = expert(images, pyramids)
+        output = expert(images, bank.pyramids(expert, index))
         output.rows = index
         outputs[name] = output
     return outputs
@@ -126,12 +195,11 @@ def padded_to(images: Tensor, divisor: int) -> Tensor:
 
 
 def run_everything(
-    backbone: Backbone, experts: Mapping[str, Expert], images: Tensor
+    passes: Passes, experts: Mapping[str, Expert], images: Tensor
 ) -> tuple[Pyramid, dict[str, ExpertOutput]]:
     """Pyramid and the output of every expert for all images (N, 3, H, W)."""
-    pyramid = backbone(images)
-    bank = PyramidBank(images, pyramid, backbone, backbone.size_divisor)
-    return pyramid, run_experts(experts, bank, dict.fromkeys(experts))
+    bank = PyramidBank(images, passes)
+    return bank.get(1.0, None), run_experts(experts, bank, dict.fromkeys(experts))
 
 
 def routed_rows(decision: RoutingDecision, names: Sequence[str]) -> dict[str, Tensor | None]:

@@ -89,7 +89,7 @@ class ExpertTraining(nn.Module):
         images = bank.images if index is None else bank.images[index]
         target = targets if index is None else targets[index]
         scales = len(expert.input_scales)
-        levels = [level for scale in expert.input_scales for level in bank.get(scale, index)]
+        levels = [level for pyramid in bank.pyramids(expert, index) for level in pyramid]
 
         def run(levels: Sequence[Tensor]) -> tuple[ExpertOutput, dict[str, Tensor]]:
             per_scale = len(levels) // scales
@@ -239,22 +239,24 @@ def checkpointed(function: Callable[..., Any], *args, module: nn.Module) -> Any:
     return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
 
-def backbone_pass(backbone: nn.Module, images: Tensor) -> list[Tensor]:
-    """The pyramid of images (N, 3, H, W), of whose activations little is kept.
+def backbone_pass(
+    backbone: nn.Module, run: Callable[..., list[Tensor]], *args: Any
+) -> list[Tensor]:
+    """``run(*args)``, a pass of the backbone or of a part, of whose activations little is kept.
 
     Block by block where timm's model offers that (PVT, Swin, ConvNeXt, ViT) and has no batch norm,
     whose statistics timm would update twice; otherwise the whole pass at once, which needs in the
     backward pass the memory that it saved in the forward pass, but for this pass alone.
     """
     if not torch.is_grad_enabled() or not any(p.requires_grad for p in backbone.parameters()):
-        return backbone(images)
+        return run(*args)
     switches = _block_switches(backbone)
     if not switches:
-        return checkpointed(backbone, images, module=backbone)
+        return checkpointed(run, *args, module=backbone)
     for module in switches:
         setattr(module, "grad_checkpointing", True)  # noqa: B010
     try:
-        return backbone(images)
+        return run(*args)
     finally:
         for module in switches:
             setattr(module, "grad_checkpointing", False)  # noqa: B010

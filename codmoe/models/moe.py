@@ -18,9 +18,12 @@ from codmoe.messages import suggest
 from codmoe.models import build
 from codmoe.models.combiners import Combiner
 from codmoe.models.dispatch import (
+    Passes,
     PyramidBank,
+    Run,
     padded_to,
     routed_rows,
+    run_as_it_is,
     run_everything,
     run_experts,
 )
@@ -150,7 +153,8 @@ class ModelLevelMoE(BaseModel, HubModel):
                 "at once; use 'checkpoint', or mixture_loss=None"
             )
         self.backbone = build.build_backbone(backbone)
-        self.experts = build.build_experts(experts, num_experts, self.backbone.channels)
+        self.own_blocks = build.own_blocks_of(experts)
+        self.experts = build.build_experts(experts, num_experts, self.backbone)
         names = tuple(self.experts)
         self.router: Router = build.build_router(router, names, top_k, self.backbone.channels)
         self.router.train_top_k = build.check_train_top_k(train_top_k, self.router, train_dispatch)
@@ -333,6 +337,10 @@ class ModelLevelMoE(BaseModel, HubModel):
     def init_weights(self) -> None:
         """Nothing: every part has its weights from its constructor or from a checkpoint."""
 
+    def passes(self, run: Run = run_as_it_is) -> Passes:
+        """The passes of the backbone that experts read, each made by ``run``."""
+        return Passes.of(self.backbone, self.own_blocks, run)
+
     def _dense_now(self) -> bool:
         return self.training and self.train_dispatch == "dense"
 
@@ -343,18 +351,18 @@ class ModelLevelMoE(BaseModel, HubModel):
         keys = [sample.get("cache_key") for sample in data_samples or ()]
         state = self.run_state
         if state.frozen_cache is not None and dense and keys and None not in keys:
-            compute = partial(run_everything, self.backbone, self.expert_parts)
+            compute = partial(run_everything, self.passes(), self.expert_parts)
             pyramid, outputs = state.frozen_cache.through(keys, images, compute)
             return self.router(images, pyramid, state.progress), outputs, {}
         no_backbone_grad = "backbone" in self.frozen
         no_expert_grad = no_backbone_grad and "experts" in self.frozen
-        lean = partial(backbone_pass, self.backbone)
-        full = lean if self.checkpoint_backbone == "all" else self.backbone
-        further = self.backbone if self.checkpoint_backbone is None else lean
+        bank = PyramidBank(images, self.passes())
+        lean = self.passes(backbone_pass)
+        bank.passes = lean if self.checkpoint_backbone == "all" else bank.passes
         with torch.no_grad() if no_backbone_grad else nullcontext():
-            pyramid = full(images)
+            pyramid = bank.get(1.0, None) if self.router.reads_pyramid else []
         decision = self.router(images, pyramid, state.progress)
-        bank = PyramidBank(images, pyramid, further, self.backbone.size_divisor)
+        bank.passes = bank.passes if self.checkpoint_backbone is None else lean
         if dense or decision.indices.shape[1] == len(self.experts):
             rows = dict.fromkeys(self.experts)
         elif decision.everywhere is not None:

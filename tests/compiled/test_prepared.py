@@ -117,14 +117,18 @@ def test_every_route_gives_the_eager_result(model, preparer):
     assert difference(prepared(images), eager(model, images)[0]) < TOLERANCE, "the router's own"
 
 
-def test_experts_of_other_image_scales_and_shared_ones(preparer):
-    """As the model itself computes them, also where two experts read the same scale."""
+@pytest.mark.parametrize("own", [{}, dict(pranet=1, ujsc=1), dict(sinet=2, zoomnet=2)])
+def test_experts_of_other_image_scales_and_shared_ones(preparer, own):
+    """As the model itself computes them, also where two experts read the same scale, and where some
+    have last blocks of their own.
+    """
     experts = dict(
         pranet=dict(MODEL["experts"]["pranet"], input_scale=1.5, output_stride=4),
         sinet=dict(MODEL["experts"]["sinet"], input_scale=1.5, output_stride=4),
         ujsc=dict(MODEL["experts"]["ujsc"], input_scale=0.5, dense=True),
         zoomnet=MODEL["experts"]["zoomnet"],
     )
+    experts = {n: dict(cfg, own_blocks=own.get(n, 0)) for n, cfg in experts.items()}
     model = build(experts=experts, top_k=3, shared_experts=("zoomnet",))
     model.router = ByBrightness(
         in_channels=model.backbone.channels, expert_names=model.expert_names, top_k=3

@@ -157,6 +157,35 @@ def test_a_scale_that_experts_share_is_counted_once_and_shared_experts_always():
     assert summary["route_flops"]["min"] == expected
 
 
+def test_own_blocks_count_with_their_expert():
+    experts = dict(
+        fpn=dict(type="FPNExpert", channels=8, input_scale=1.5),
+        sinet=dict(type="SINetExpert", channels=8, input_scale=1.5),
+    )
+
+    def rows(own):
+        changed = dict(experts, sinet=dict(experts["sinet"], own_blocks=own))
+        model = ModelLevelMoE(**{**MODEL, "experts": changed, "router": dict(type="RandomRouter")})
+        parts = {row["part"]: row for row in summarise(model, 64)["parts"]}
+        return model, parts
+
+    _, shared = rows(0)
+    model, own = rows(1)
+    ending = model.experts.sinet.backbone
+    more, _ = count_flops(
+        ending, lambda: ending(model.backbone.begin(torch.zeros(1, 3, 96, 96), 1))
+    )
+    begun, _ = count_flops(
+        model.backbone, lambda: model.backbone.begin(torch.zeros(1, 3, 96, 96), 1)
+    )
+    assert own["sinet"]["flops"] - shared["sinet"]["flops"] == more - begun
+    size = sum(p.numel() for p in ending.parameters())
+    assert own["sinet"]["parameters"] - shared["sinet"]["parameters"] == size
+    joint = "fpn, sinet backbone at 1.5×"
+    assert own[joint]["flops"] == shared[joint]["flops"]
+    assert own["fpn"] == shared["fpn"]
+
+
 def test_a_size_that_does_not_divide_is_refused(model):
     with pytest.raises(ValueError, match="use 96"):
         summarise(model, 100)

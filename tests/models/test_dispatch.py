@@ -3,7 +3,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from codmoe.models.dispatch import PyramidBank, routed_rows
+from codmoe.models.dispatch import Passes, PyramidBank, routed_rows
 from codmoe.structures import RoutingDecision
 
 PAIRS = list(combinations(range(4), 2))
@@ -138,8 +138,9 @@ def test_bank_makes_a_scale_once_for_the_whole_batch():
         return [images]
 
     images = torch.randn(3, 3, 128, 64)
-    bank = PyramidBank(images, [images], backbone, 32)
-    assert bank.get(1.0, None) is bank.pyramid and not calls
+    passes = Passes(lambda x: [x], lambda begun: backbone(*begun), lambda own, begun: begun, 32)
+    bank = PyramidBank(images, passes, pyramid=[images])
+    assert bank.get(1.0, None)[0] is images and not calls
     assert torch.equal(bank.get(1.0, torch.tensor([2]))[0], images[2:])
     assert bank.get(0.5, None) is bank.get(0.5, None)
     bank.get(1.5, torch.tensor([0, 2]))
@@ -208,3 +209,97 @@ def test_experts_that_share_a_scale_train(make_model, batch, execution):
     assert sorted(calls) == [32, 64, 96]
     sum(v for k, v in losses.items() if "loss" in k).backward()
     assert all(p.grad is not None for p in model.backbone.parameters())
+
+
+VIT = dict(
+    type="ViTPyramid",
+    name="vit_tiny_patch16_224",
+    image_size=64,
+    timm_args=dict(depth=4, embed_dim=24, num_heads=3),
+    channels=(8, 16, 24, 32),
+    layers=(0, 1, 2, 3),
+)
+BACKBONES = {"pvt_v2_b0": 1, "vit": 2}
+OWN = dict(
+    fpn=dict(type="FPNExpert", channels=16),
+    sinet=dict(type="SINetExpert", channels=16, output_stride=4),
+    ujsc=dict(type="UJSCExpert", channels=16, confidence_channels=16, input_scale=0.5),
+)
+
+
+def with_own(make_model, name, **changes):
+    """FPN reads the backbone; SINet, at the same scale, and UJSC have last blocks of their own."""
+    blocks = dict(sinet=BACKBONES[name], ujsc=BACKBONES[name])
+    experts = {n: dict(cfg, own_blocks=blocks.get(n, 0)) for n, cfg in OWN.items()}
+    return make_model(backbone=VIT if name == "vit" else name, experts=experts, **changes)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_own_blocks_begin_as_the_backbones(make_model, batch, name):
+    shared = make_model(backbone=VIT if name == "vit" else name, experts=OWN).eval()
+    model = with_own(make_model, name).eval()
+    extra = set(model.state_dict()) - set(shared.state_dict())
+    assert {key.rsplit(".backbone.")[0] for key in extra} == {"experts.sinet", "experts.ujsc"}
+    model.load_state_dict(shared.state_dict(), strict=False)
+    for ending in (model.experts.sinet.backbone, model.experts.ujsc.backbone):
+        ending.load_state_dict(model.backbone.ending(BACKBONES[name]).state_dict())
+    images = batch(3, 64, 128)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), shared(images))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_first_blocks_are_run_once_for_a_scale(make_model, force, batch, name):
+    model = with_own(make_model, name).eval().double()
+    body = model.backbone.body
+    calls = dict(first=[], last=[])
+    first, last = (
+        (body.blocks[1], body.blocks[3]) if name == "vit" else (body.stages_2, body.stages_3)
+    )
+    first.register_forward_hook(lambda *_: calls["first"].append(1))
+    last.register_forward_hook(lambda *_: calls["last"].append(1))
+    images = batch(2)[0].double()
+    with torch.no_grad():
+        force(model, [[2.0, 1.0, -9.0]] * 2)(images)
+        assert calls == dict(first=[1], last=[1])
+        sparse = force(model, [[2.0, 1.0, -9.0], [-9.0, 1.0, 2.0]])(images)
+        assert calls == dict(first=[1] * 3, last=[1] * 2)  # UJSC's half scale, for one image
+        alone = force(model, [[-9.0, 1.0, 2.0]])(images[1:])
+    torch.testing.assert_close(sparse[1:], alone, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    ("execution", "kept"), [("together", None), ("sequential", "extra"), ("checkpoint", "all")]
+)
+def test_own_blocks_learn_for_their_expert_alone(make_model, batch, name, execution, kept):
+    model = with_own(
+        make_model,
+        name,
+        router=dict(type="UniformRouter"),
+        expert_loss_weight=1.0,
+        expert_execution=execution,
+        checkpoint_backbone=kept,
+    ).train()
+    losses = model(batch(2)[0], targets=batch(2)[1], mode="loss")
+    sum(v for k, v in losses.items() if "loss" in k).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    model.zero_grad()
+    losses = model(batch(2)[0], targets=batch(2)[1], mode="loss")
+    sum(v for k, v in losses.items() if "loss" in k and k.startswith("ujsc")).backward()
+    moved = {n.split(".body")[0] for n, p in model.named_parameters() if p.grad is not None}
+    assert "experts.ujsc.backbone" in moved and "backbone" in moved
+    assert not [n for n in moved if n.startswith(("experts.sinet", "experts.fpn"))]
+
+
+def test_own_blocks_that_cannot_be(make_model):
+    def with_blocks(backbone, **counts):
+        experts = {n: dict(OWN[n], own_blocks=count) for n, count in counts.items()}
+        make_model(backbone=backbone, experts=experts)
+
+    with pytest.raises(ValueError, match=r"own_blocks differ \(fpn 1, sinet 2\).*same number"):
+        with_blocks("pvt_v2_b0", fpn=1, sinet=2)
+    with pytest.raises(ValueError, match=r"experts.fpn: own_blocks=4: .*stages.* 1 to 3"):
+        with_blocks("pvt_v2_b0", fpn=4)
+    with pytest.raises(ValueError, match=r"experts.fpn: backbone.name='efficientnet_b0'.*own_"):
+        with_blocks("efficientnet_b0", fpn=1)

@@ -33,6 +33,7 @@ from codmoe.engine.hooks.resuming import WAY_OUT, check_weights
 from codmoe.files import save_text
 from codmoe.interruption import going_on, interruption
 from codmoe.messages import suggest
+from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import HOOKS
 
 
@@ -351,7 +352,7 @@ class BackboneWarmupHook(Hook):
         # The training loop sets the whole model to training after before_train_epoch.
         if self._held:
             body = _body(bare_model(runner))
-            if body is not None and body.training:
+            if body is not None and any(part.training for part in body):
                 body.eval()
         elif self.epochs and self.epochs <= runner.epoch < self.epochs + self.ramp:
             steps = self.ramp * len(runner.train_dataloader)
@@ -391,8 +392,11 @@ class BackboneWarmupHook(Hook):
         self._held = []
 
 
-def _body(model: nn.Module) -> nn.Module | None:
-    return getattr(model.backbone, "body", None)
+def _body(model: ModelLevelMoE) -> nn.ModuleList | None:
+    """The pretrained part, with the last blocks that experts have of their own."""
+    parts = [model.backbone, *(expert.backbone for expert in model.expert_parts.values())]
+    bodies = [body for part in parts if (body := getattr(part, "body", None)) is not None]
+    return nn.ModuleList(bodies) if bodies else None
 
 
 class InterruptionHook(Hook):

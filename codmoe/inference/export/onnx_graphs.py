@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from codmoe.inference.export.replacements import for_onnx
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.combiners import Combiner
-from codmoe.models.dispatch import PyramidBank
+from codmoe.models.dispatch import Passes, PyramidBank
 from codmoe.models.experts.base import Expert
 from codmoe.models.layers import resize_to
 from codmoe.models.moe import ModelLevelMoE
@@ -108,7 +108,7 @@ class ScalesGraph(Graph):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 (N, 3, H, W) → four maps for each scale."""
         images = self.normalised(images)
-        bank = PyramidBank(images, [], self.backbone, self.backbone.size_divisor)
+        bank = PyramidBank(images, Passes.of(self.backbone))
         return tuple(level for scale in self.scales for level in bank.get(scale, None))
 
 
@@ -175,6 +175,11 @@ def write_sparse(model: ModelLevelMoE, size: tuple[int, int], folder: Path) -> d
     Returns:
         What the manifest says of it: every file with its inputs and outputs.
     """
+    if model.own_blocks:
+        raise ValueError(
+            "experts with own_blocks cannot be told apart in ONNX; use --format onnx, the whole "
+            "model as one graph"
+        )
     model = for_onnx(model, size)
     images = dict(images=_images(size))
     known = dict(images)

@@ -35,6 +35,36 @@ class Backbone(nn.Module, ABC):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images whose sides divide by ``size_divisor`` → the four maps."""
 
+    def begin(self, images: Tensor, own_blocks: int) -> list[Tensor]:
+        """What all blocks but the last ``own_blocks`` make of images: all that :meth:`ending`
+        reads, each (N, ...).
+        """
+        raise NotImplementedError
+
+    def ending(self, own_blocks: int) -> nn.Module:
+        """The last blocks, and all that comes after them: what :meth:`begin` gave → the four maps.
+
+        Its modules are the backbone's; a copy is an expert's own (``own_blocks`` of an expert). As
+        in the backbone, its pretrained part lives under ``body``.
+
+        Raises:
+            ValueError: The backbone has no such blocks, or does not tell where they begin.
+        """
+        raise ValueError(
+            f"backbone {type(self).__name__} cannot be split, so no expert can have last blocks of "
+            "its own; leave own_blocks out, or use ViTPyramid, or TimmPyramid with 'pvt_v2_b2'"
+        )
+
+    def check_own_blocks(self, own_blocks: int, most: int, what: str) -> None:
+        """Raises:
+        ValueError: Not 1 to ``most`` of ``what``, the backbone's blocks.
+        """
+        if not isinstance(own_blocks, int) or not 1 <= own_blocks <= most:
+            raise ValueError(
+                f"own_blocks={own_blocks!r}: the last {what} of the backbone that an expert can "
+                f"have of its own are 1 to {most}"
+            )
+
 
 def laid_out_as(images: Tensor, pyramid: list[Tensor]) -> list[Tensor]:
     """The maps in the memory format of the images, channels last or not.

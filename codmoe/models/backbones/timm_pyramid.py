@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from timm.models import FeatureListNet
+from torch import Tensor, nn
 
 from codmoe.models.backbones.base import STRIDES, Backbone, create_timm, laid_out_as
 from codmoe.registry import MODELS
@@ -58,8 +60,61 @@ class TimmPyramid(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See :class:`Backbone`."""
-        maps = self.body(images)
-        pyramid = [maps[i] for i in self.levels]
-        if self.channels_last:
-            pyramid = [level.permute(0, 3, 1, 2) for level in pyramid]
-        return laid_out_as(images, pyramid)
+        return _pyramid_of(images, self.body(images), self.levels, self.channels_last)
+
+    def begin(self, images: Tensor, own_blocks: int) -> list[Tensor]:
+        """See :class:`Backbone`; blocks are stages: the images, their early maps, the last one."""
+        first, _ = self._stages(own_blocks)
+        return [images, *_maps_of(first.items(), images, self.body.return_layers)]
+
+    def ending(self, own_blocks: int) -> nn.Module:
+        """See :class:`Backbone`; blocks are stages."""
+        return TimmEnding(self, self._stages(own_blocks)[1])
+
+    def _stages(self, own_blocks: int) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+        """Modules before the last ``own_blocks`` stages, and the others."""
+        if not isinstance(self.body, FeatureListNet):
+            raise ValueError(
+                f"backbone.name={self.name!r}: timm does not run its stages one by one, so no "
+                "expert can have its own; leave own_blocks out, or use 'pvt_v2_b2'"
+            )
+        modules, marks = list(self.body.items()), list(self.body.return_layers)
+        self.check_own_blocks(own_blocks, len(marks) - 1, "stages")
+        names = [name for name, _ in modules]
+        cut = names.index(marks[-own_blocks - 1]) + 1
+        return dict(modules[:cut]), dict(modules[cut:])
+
+
+class TimmEnding(nn.Module):
+    """The last stages of a :class:`TimmPyramid`."""
+
+    def __init__(self, backbone: TimmPyramid, stages: dict[str, nn.Module]):
+        super().__init__()
+        self.body = nn.ModuleDict(stages)
+        self.return_layers = tuple(backbone.body.return_layers)
+        self.levels, self.channels_last = backbone.levels, backbone.channels_last
+
+    def forward(self, begun: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`Backbone.ending`."""
+        images, *maps = begun
+        maps += _maps_of(self.body.items(), maps[-1], self.return_layers)
+        return _pyramid_of(images, maps, self.levels, self.channels_last)
+
+
+def _pyramid_of(
+    images: Tensor, maps: Sequence[Tensor], levels: Sequence[int], channels_last: bool
+) -> list[Tensor]:
+    pyramid = [maps[i] for i in levels]
+    if channels_last:
+        pyramid = [level.permute(0, 3, 1, 2) for level in pyramid]
+    return laid_out_as(images, pyramid)
+
+
+def _maps_of(
+    modules: Iterable[tuple[str, nn.Module]], x: Tensor, marks: Container[str]
+) -> list[Tensor]:
+    maps = []
+    for name, module in modules:
+        x = module(x)
+        maps += [x] if name in marks else []
+    return maps

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
@@ -86,14 +87,76 @@ class ViTPyramid(Backbone):
         maps = body.forward_intermediates(
             images, indices=wanted, norm=True, output_fmt="NCHW", intermediates_only=True
         )
-        by_layer = dict(zip(wanted, maps, strict=True))
-        pyramid = []
-        for layer, scale, output, stride in zip(
-            self.layers, self.scales, self.outputs, STRIDES, strict=True
-        ):
-            height, width = (-(-side // stride) for side in images.shape[-2:])
-            pyramid.append(output(resize_to(scale(by_layer[layer]), (height, width))))
-        return laid_out_as(images, pyramid)
+        return _pyramid_of(self, images, dict(zip(wanted, maps, strict=True)))
+
+    def begin(self, images: Tensor, own_blocks: int) -> list[Tensor]:
+        """See :class:`Backbone`; the images, then the tokens of early levels and of the last block
+        before the end, without the final norm.
+        """
+        body: Any = self.body
+        last = self._first_own(own_blocks) - 1
+        wanted = sorted({layer for layer in self.layers if layer < last} | {last})
+        found = body.forward_intermediates(
+            images,
+            indices=wanted,
+            norm=False,
+            output_fmt="NLC",
+            intermediates_only=True,
+            return_prefix_tokens=True,
+            stop_early=True,
+        )
+        if body.num_prefix_tokens:  # timm cuts off the class token, which blocks to come read
+            found = [torch.cat([prefix, tokens], dim=1) for tokens, prefix in found]
+        return [images, *found]
+
+    def ending(self, own_blocks: int) -> nn.Module:
+        """See :class:`Backbone`."""
+        return ViTEnding(self, self._first_own(own_blocks))
+
+    def _first_own(self, own_blocks: int) -> int:
+        depth = len(self.body.blocks)
+        self.check_own_blocks(own_blocks, depth - 1, "blocks")
+        return depth - own_blocks
+
+
+class ViTEnding(nn.Module):
+    """The last blocks of a :class:`ViTPyramid` and what makes four maps of their tokens."""
+
+    def __init__(self, backbone: ViTPyramid, first: int):
+        super().__init__()
+        body: Any = backbone.body
+        self.body = nn.ModuleDict(dict(blocks=body.blocks[first:], norm=body.norm))
+        self.scales, self.outputs = backbone.scales, backbone.outputs
+        self.first, self.layers = first, backbone.layers
+        self.prefix, self.patch = body.num_prefix_tokens, backbone.size_divisor
+
+    def forward(self, begun: Sequence[Tensor]) -> list[Tensor]:
+        """See :meth:`Backbone.ending`."""
+        images, *early = begun
+        early_layers = sorted({n for n in self.layers if n < self.first - 1} | {self.first - 1})
+        tokens = dict(zip(early_layers, early, strict=True))
+        x = early[-1]
+        for number, block in enumerate(self.body["blocks"].children(), self.first):
+            tokens[number] = x = block(x)
+        height, width = (side // self.patch for side in images.shape[-2:])
+        maps = {}
+        for layer in set(self.layers):
+            normed = self.body["norm"](tokens[layer])[:, self.prefix :]
+            maps[layer] = normed.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+        return _pyramid_of(self, images, maps)
+
+
+def _pyramid_of(
+    part: ViTPyramid | ViTEnding, images: Tensor, maps: Mapping[int, Tensor]
+) -> list[Tensor]:
+    """Four levels of the maps of some blocks, by their numbers."""
+    pyramid = []
+    for layer, scale, output, stride in zip(
+        part.layers, part.scales, part.outputs, STRIDES, strict=True
+    ):
+        height, width = (-(-side // stride) for side in images.shape[-2:])
+        pyramid.append(output(resize_to(scale(maps[layer]), (height, width))))
+    return laid_out_as(images, pyramid)
 
 
 def _scale(dim: int, stride: int) -> nn.Module:

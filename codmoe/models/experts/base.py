@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -34,6 +34,16 @@ class Expert(nn.Module, ABC):
     input_scales: tuple[float, ...] = (1.0,)
     """Image scales whose pyramids this expert reads, in the order in which it is given them."""
 
+    read_by_model: ClassVar[dict[str, Any]] = dict(own_blocks=int)
+    """Keys of an expert's config that the model reads, and their types. ``own_blocks`` gives it the
+    last blocks of the backbone (stages, of a hierarchical one) as its own, and all that comes after
+    them. They begin as the backbone's; the blocks before stay shared, and are run once for all
+    experts of one image scale. An expert that has an ``input_scale`` of its own makes its own pass
+    anyway, so that they cost it parameters alone."""
+
+    backbone: nn.Module | None
+    """Its own last blocks (:meth:`Backbone.ending`), or None."""
+
     loss_arguments: ClassVar[tuple[str, ...]] = ()
     """Arguments that :meth:`loss` alone reads: with others an expert predicts the same."""
 
@@ -46,6 +56,7 @@ class Expert(nn.Module, ABC):
             )
         self.in_channels = tuple(in_channels)
         self.input_scales = self.check_scales("input_scale", (input_scale,))
+        self.backbone = None
         self.structure_loss = StructureLoss()
 
     def check_scales(self, key: str, scales: Sequence[float]) -> tuple[float, ...]:

@@ -31,6 +31,8 @@ class Router(nn.Module, ABC):
     convolution_dtype: torch.dtype | None = None
     """16-bit type of its convolutions where autocast is off, None for that of everything else; the
     prepared model sets it in its copy."""
+    reads_pyramid: bool = True
+    """Whether :meth:`score` looks at the pyramid: one that nobody reads is not made."""
     train_top_k: int | None = None
     """Experts that the mixture is made of in training, where it is another number than ``top_k``;
     the model fills this in."""

@@ -19,6 +19,8 @@ class UniformRouter(Router):
     Joint expert training is a mixture with this router, a lone expert a mixture of one.
     """
 
+    reads_pyramid = False
+
     def __init__(
         self,
         *,
@@ -48,6 +50,8 @@ class FixedRouter(Router):
         weights: Weight of each named expert; experts not named get none. ``top_k`` must be the
             number of names, or be left out.
     """
+
+    reads_pyramid = False
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class ForcedRouter(Router):
             in_channels=router.in_channels, expert_names=router.expert_names, top_k=len(names)
         )
         self.router = router if run else None
+        self.reads_pyramid = run and router.reads_pyramid
         self.names = tuple(names)
 
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
@@ -121,6 +126,8 @@ class StaticRouter(Router):
         top_k: Experts per image; all by default.
     """
 
+    reads_pyramid = False
+
     def __init__(
         self,
         *,
@@ -145,6 +152,8 @@ class RandomRouter(Router):
         seed: Seed of a generator of its own, so that a run can be repeated; draws advance it, and
             training seeds it for each step and validation anew.
     """
+
+    reads_pyramid = False
 
     def __init__(
         self,

@@ -216,6 +216,35 @@ def test_the_body_is_held_for_an_epoch_and_then_learns(tmp_path, monkeypatch):
     assert "backbone.body is held until epoch 1 is over" in log_of(tmp_path / "work")
 
 
+def test_own_blocks_of_experts_are_the_backbones_in_training(tmp_path, monkeypatch):
+    """Held and then raised in the warm-up, at the backbone's rate; kept in the weights."""
+    steps = []
+    real = TrainingProgressHook.after_train_iter
+
+    def after(self, runner, *args, **kwargs):
+        real(self, runner, *args, **kwargs)
+        body = runner.model.experts.sinet.backbone.body
+        rates = {
+            group["lr"]
+            for group in runner.optim_wrapper.param_groups
+            for p in group["params"]
+            if any(p is own for own in body.parameters())
+        }
+        steps.append((body.training, next(body.parameters()).requires_grad, rates))
+
+    monkeypatch.setattr(TrainingProgressHook, "after_train_iter", after)
+    own = dict(model=dict(experts=dict(sinet=dict(own_blocks=1))), param_scheduler=[])
+    config = write_config(tmp_path, 1, TWO_EXPERTS, HELD, body_rate(0.25), own, epochs=2)
+    runner = train(prepared(config, tmp_path / "work"))
+    rate = 0.25 * runner.cfg.optim_wrapper.optimizer.lr
+    assert [step[:2] for step in steps] == [(False, False)] * 2 + [(True, True)] * 2
+    assert [step[2].pop() / rate for step in steps] == pytest.approx([1, 1, 1 / 3, 2 / 3])
+    left = weights(tmp_path / "weights" / "experts_joint_best.pth")
+    state = runner.model.state_dict()
+    blocks = [key for key in left if key.startswith("experts.sinet.backbone.body.")]
+    assert blocks and all(torch.equal(left[key], state[key]) for key in blocks)
+
+
 def body_rate(mult):
     keys = {"backbone.body": dict(lr_mult=mult)}
     return dict(optim_wrapper=dict(paramwise_cfg=dict(custom_keys=keys)))
