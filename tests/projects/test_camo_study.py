@@ -1,13 +1,15 @@
 """The rows of the CAMO study load, belong together, and their measures are what they say."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from codmoe import create_model
 from codmoe.engine.config import load_config
-from projects.camo_study import measure, pack
+from projects.camo_study import measure, pack, run
 
 ROWS = sorted(path.stem for path in measure.CONFIGS.glob("*.py"))
 
@@ -23,8 +25,18 @@ def test_no_row_sees_fewer_images_than_another_and_none_the_validation(configs):
         split = cfg.train_dataloader.dataset.split
         assert split.fractions == dict(experts=0.95, val=0.05) and split.use == ("experts",)
         assert cfg.val_dataloader.dataset.split.use == ("val",)
-        assert ("folds" in split) == row.startswith("fold")
+        assert ("folds" in split) == ("fold" in row)
         assert cfg.train_dataloader.batch_size == 12
+
+
+def test_own_blocks_are_all_that_two_rows_differ_in(configs):
+    own, shared = (configs[row].model for row in ("own_joint", "own_shared"))
+    for name, expert in own.experts.items():
+        assert expert.get("own_blocks", 0) == (0 if name == "fpn" else 6)
+        assert not shared.experts[name].get("own_blocks")
+        rest = {k: v for k, v in expert.items() if k != "own_blocks"}
+        assert rest == {k: v for k, v in shared.experts[name].items() if k != "own_blocks"}
+    assert own.backbone == shared.backbone == configs["own_router"].model.backbone
 
 
 def test_folds_are_tested_on_what_they_have_not_seen(configs):
@@ -40,7 +52,15 @@ def test_folds_are_tested_on_what_they_have_not_seen(configs):
 def test_stages_hand_over_and_the_pretrained_part_learns_slowly(configs):
     assert configs["router"].init_from.file == "experts_joint_best.pth"
     assert configs["stage3"].init_from.file == "router_best.pth"
-    for cfg in configs.values():
+    for row, before in run.BEFORE.items():
+        args = SimpleNamespace(compile=False, options=[])
+        assert configs[row].init_from.file == run.weights(before, 0).name
+        needs = [path.name for path in run.jobs_of(row, 0, args)[0].needs]
+        truth = [Path(file).name for file in configs[row].model.router_truth.files]
+        assert needs == [*truth, configs[row].init_from.file]
+    for row in ROWS:
+        assert configs[row].default_hooks.best.name in run.weights(row, 0).name
+    for cfg in (configs[row] for row in ROWS if not row.startswith("held")):
         rate = cfg.optim_wrapper.optimizer.lr
         mult = cfg.optim_wrapper.paramwise_cfg.custom_keys["backbone.body"].lr_mult
         assert rate * mult <= 2e-5 * (1 + 1e-9)

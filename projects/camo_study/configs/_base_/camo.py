@@ -78,7 +78,11 @@ rates = {
         paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=body / lr)}),
     )
     for stage, (lr, body) in dict(
-        plain=(4e-4, 2e-5), experts=(6e-4, 2e-5), router=(4e-4, 2e-5), stage3=(2e-4, 1e-5)
+        plain=(4e-4, 2e-5),
+        experts=(6e-4, 2e-5),
+        held=(6e-4, 3e-5),
+        router=(4e-4, 2e-5),
+        stage3=(2e-4, 1e-5),
     ).items()
 }
 # Weights are those of the middle or the end of a training, whichever validates better.
