@@ -32,8 +32,9 @@ def caption(image):
 
 
 ALWAYS = {"quality": lambda i: jpeg(i, 30), "size": half, "channels": lambda i: i[..., ::-1]}
-ALWAYS |= {"darker": lambda i: (255 * (i / 255) ** 1.6).astype(np.uint8), "hue": hue}
+ALWAYS |= {"hue": hue}
 ALTERED = {
+    "darker": lambda i: (255 * (i / 255) ** 1.6).astype(np.uint8),
     "mirrored": lambda i: i[:, ::-1],
     "cropped": lambda i: i[12:-12, 16:-16],
     "cropped at one side": lambda i: i[:, 16:],
