@@ -247,3 +247,11 @@ def test_the_command_line(model, tmp_path, monkeypatch, capsys):
     absent = ("absent.pth", "--format", "onnx", "--out", tmp_path / "no")
     assert "absent.pth does not exist" in call(monkeypatch, "export", *absent)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_bundle_has_no_room_for_own_blocks(tmp_path):
+    experts = {name: dict(EXPERTS[name], own_blocks=1) for name in ("fpn", "other")}
+    model = ModelLevelMoE(BACKBONE, experts=experts)
+    with pytest.raises(ValueError, match=r"own_blocks .*use --format onnx"):
+        export(model, tmp_path / "bundle", format="onnx-sparse", size=SIZE)
+    assert not (tmp_path / "bundle").exists()
