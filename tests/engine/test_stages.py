@@ -5,9 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from miniature import TWO_EXPERTS, call, interrupted_at, write_config
+from miniature import ROOT, TWO_EXPERTS, call, interrupted_at, write_config
 from toy_parts import NAMES, REFIT, SOUP, leave_separate, toy_config
 
 from codmoe.engine import stages
@@ -106,8 +107,8 @@ def test_three_stages_and_one_table(configs, commands, tmp_path, capsys):
 
 
 def _children_of(group):
-    result = subprocess.run(["ps", "-eo", "pid,pgid,args"], text=True, capture_output=True)
-    return [line for line in result.stdout.splitlines() if group in line and "ps -eo" not in line]
+    result = subprocess.run(["ps", "-ewwo", "pid,pgid,args"], text=True, capture_output=True)
+    return [line for line in result.stdout.splitlines() if group in line and "ps -ewwo" not in line]
 
 
 def test_an_interrupted_stage_goes_on(configs, commands, tmp_path, monkeypatch):
@@ -258,3 +259,26 @@ def test_several_files_in_a_plan_of_stages(tmp_path):
     assert not stage.is_finished()
     with pytest.raises(ValueError, match=r"but the stage before leaves .*expert_sinet_best.pth"):
         plan([names[1], names[3]], tmp_path / "work", [])
+
+
+def test_a_training_ends_with_the_process_that_started_it(configs, tmp_path):
+    work = tmp_path / "work"
+    tool = [sys.executable, str(ROOT / "tools/run_stages.py"), *configs, "--work-dir", str(work)]
+    tool += ["--cfg-options", "train_cfg.max_epochs=500"]
+    with open(tmp_path / "out", "w") as out:
+        env = stages.child_environment()
+        parent = subprocess.Popen(tool, stdout=out, stderr=out, env=env)
+    while not (work / "stage1" / "last_checkpoint").is_file():
+        assert parent.poll() is None
+        time.sleep(0.2)
+    with pytest.raises(ValueError, match=r"work is in use by process \d+ .*run_stages"):
+        run_stages(configs, work_dir=str(work))
+    assert len(_children_of(str(work))) == 2
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 120
+    while _children_of(str(work)):
+        assert time.monotonic() < deadline, "it trains on"
+        time.sleep(0.5)
+    said = (tmp_path / "out").read_text()
+    assert "interrupted by SIGTERM: " in said and "Traceback" not in said
