@@ -27,6 +27,18 @@ def option(*names: str, **settings: Any) -> Option:
     return names, settings
 
 
+def whole(least: int = 1, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """The ``type`` of a number option within bounds."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            bounds = f"{least} to {most:,}" if most < 2**31 - 1 else f"{least} up"
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {bounds}")
+        return int(text)
+
+    return number
+
+
 CONFIG = option("config", help="config file, or name of a shipped one (ensemble/stage3)")
 CFG_OPTIONS = option(
     "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config"

@@ -270,11 +270,24 @@ def _allowed() -> list[Callable | tuple[Callable, str]]:
 
     core = import_module(f"numpy.{'_core' if hasattr(np, '_core') else 'core'}.multiarray")
     dtypes = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdg"}
-    allowed: list[Callable | tuple[Callable, str]] = [HistoryBuffer, np.dtype, *dtypes]
+    allowed: list[Callable | tuple[Callable, str]] = [HistoryBuffer, *dtypes]
+    allowed.append((_dtype, "numpy.dtype"))
     for module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # numpy 2 and 1
         allowed += [(core.scalar, f"{module}.scalar"), (_numbers, f"{module}._reconstruct")]
     # A history pickles its methods by getattr: only those, and nothing else through that door.
     return [*allowed, (np.ndarray, "numpy.ndarray"), (_statistic, "builtins.getattr")]
+
+
+def _dtype(code: str, align: bool = False, copy: bool = False) -> Any:
+    """numpy's type of plain numbers itself, never the copy that is asked for: a pickle may set the
+    flags of a copy, such that its numbers are taken for pointers.
+    """
+    import numpy as np
+
+    kind = np.dtype(code)
+    if kind.kind not in "biuf" or not kind.isbuiltin:
+        raise pickle.UnpicklingError(f"numpy.dtype {code!r} {_NOT_ALLOWED}")
+    return kind
 
 
 def _numbers(kind: type, shape: tuple, code: bytes) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 from safetensors.torch import load_file, save_file
@@ -270,6 +271,70 @@ def test_reports_do_not_run_the_configs_of_a_folder(tmp_path, sentinel):
     (folder / "config.py").write_text("a = dict(b=1)\n")
     assert read_training(tmp_path).config.a.b == 1
     assert not sentinel.exists()
+
+
+class Flags:
+    """A number whose type has flags of its own: numpy would take its bytes for a pointer."""
+
+    def __reduce__(self):
+        return multiarray.scalar, (Reduced(np.dtype, ("f8", False, True), FLAGGED), b"\1" * 8)
+
+
+class Reduced:
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __reduce__(self):
+        return self.parts
+
+
+multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+FLAGGED = (3, "<", None, None, None, -1, -1, 0x3F)
+
+
+def test_no_pickle_sets_the_flags_of_a_numpy_type(tmp_path):
+    torch.save(dict(x=Flags()), tmp_path / "a.pth")
+    value = read_pickle(tmp_path / "a.pth")["x"]
+    assert value.dtype is np.dtype("f8") and not value.dtype.hasobject
+    torch.save(dict(x=Reduced(np.dtype, ("O", False, True))), tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=r"b\.pth"):
+        read_pickle(tmp_path / "b.pth")
+
+
+def test_timm_is_given_tensors_and_no_file(tmp_path, monkeypatch):
+    model = timm.create_model("pvt_v2_b0", features_only=True)
+    plain = dict(timm.create_model("pvt_v2_b0").state_dict())
+    torch.save(dict(state_dict=plain), tmp_path / "body.pth")
+    save_file(plain, tmp_path / "body.safetensors")
+    monkeypatch.setattr("timm.models._helpers.load_state_dict", lambda *a, **k: 1 / 0)
+    for name in ("body.pth", "body.safetensors"):
+        backbone = dict(type="TimmPyramid", name="pvt_v2_b0", checkpoint=str(tmp_path / name))
+        loaded = MODELS.build(backbone).body.state_dict()
+        assert loaded.keys() == model.state_dict().keys()
+        key = next(k for k in plain if k.startswith("patch_embed") and k.endswith("weight"))
+        assert torch.equal(loaded[key], plain[key])
+    torch.save(dict(state_dict=dict(a=1)), tmp_path / "bad.pth")
+    (tmp_path / "bad.safetensors").write_bytes(b"x" * 20)
+    for name in ("bad.pth", "bad.safetensors"):
+        with pytest.raises(ValueError, match=rf"{name}' (holds|cannot be read)"):
+            MODELS.build(dict(backbone, checkpoint=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", b"[1]", r"config\.json holds a list"),
+        ("config.json", b"{", r"config\.json is no JSON file"),
+        ("config.json", b"[" * 5000, r"config\.json is no JSON file"),
+        ("config.json", b"{}", "cannot be built|does not fit"),
+        ("model.safetensors", b"x" * 20, r"model\.safetensors cannot be read"),
+    ],
+)
+def test_damaged_folders_are_one_sentence(tmp_path, name, content, words):
+    create_model("small", pretrained=True).save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        ModelLevelMoE.from_pretrained(tmp_path)
 
 
 def test_backbone_weights_are_no_pickles_with_code(tmp_path, sentinel):

@@ -1,6 +1,6 @@
 """Score saved maps: python tools/eval_maps.py --pred maps/CAMO --gt CAMO/GT --json camo.json"""
 
-from codmoe.cli import main, option
+from codmoe.cli import main, option, whole
 
 OPTIONS = (
     option("--pred", nargs="+", required=True, help="folder(s) of maps, 8 or 16 bits"),
@@ -14,7 +14,7 @@ OPTIONS = (
     ),
     option("--images", nargs="+", help="folder(s) of the images, which CCM reads"),
     option("--device", default="cpu", help="cpu (default) or cuda"),
-    option("--workers", type=int, help="threads; by default one a core"),
+    option("--workers", type=whole(most=1024), help="threads; by default one a core"),
     option(
         "--backend",
         choices=("torch", "pysodmetrics"),

@@ -357,4 +357,5 @@ def meta_of(checkpoint: str | Path) -> dict[str, Any]:
     if meta or path.suffix == SAFE:
         return meta
     content = read_pickle(path)
-    return dict(content.get("meta") or {}) if isinstance(content, Mapping) else {}
+    held = content.get("meta") if isinstance(content, Mapping) else None
+    return dict(held) if isinstance(held, Mapping) else {}

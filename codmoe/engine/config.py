@@ -21,6 +21,9 @@ from codmoe.compiled.speed import speed_faults
 from codmoe.engine.handover import assembly_faults, init_faults
 from codmoe.engine.optim import amp_faults
 from codmoe.messages import short, suggest
+from codmoe.models.backbones.base import Backbone
+from codmoe.models.experts.base import Expert
+from codmoe.models.routers.base import Router
 from codmoe.registry import accepted_arguments, argument_faults, value_faults
 
 # What mmengine's Runner takes, and what it looks up in the config by itself.
@@ -173,7 +176,19 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
         return faults + wrong  # what is checked next would trip over them
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
+    faults += whole_model_faults(cfg.get("model"))
     return faults + _loop_faults(cfg) + speed_faults(cfg) + amp_faults(cfg) + assembly_faults(cfg)
+
+
+def whole_model_faults(model: Any) -> list[str]:
+    """Whether the section ``model`` names a part of a model instead of a whole one."""
+    name = model.get("type") if isinstance(model, Mapping) else None
+    kind = registry.MODELS.module_dict.get(name) if isinstance(name, str) else None
+    if kind is None or not issubclass(kind, (Expert, Router, Backbone)):
+        return []
+    part = next(p for p in (Expert, Router, Backbone) if issubclass(kind, p)).__name__.lower()
+    place = f"experts=dict(NAME=dict(type={name!r}))" if part == "expert" else f"{part}=dict(...)"
+    return [f"model: type={name!r} is one {part}; give type='ModelLevelMoE' and {place}"]
 
 
 KINDS: dict[str, Any] = {

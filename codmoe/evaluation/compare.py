@@ -33,6 +33,7 @@ from codmoe.evaluation.tables import (
 )
 from codmoe.files import save_text
 from codmoe.messages import listed, printable, suggest
+from codmoe.registry import fits, value_faults
 
 ALL = "all"
 _NOT_A_MEAN = (
@@ -111,7 +112,7 @@ def _read(path: Path) -> tuple[str, dict[str, dict[str, dict]], dict[str, str]]:
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is no JSON file ({error}); give what --json of tools/test.py or "
             "tools/eval_maps.py wrote"
@@ -142,7 +143,10 @@ def _read(path: Path) -> tuple[str, dict[str, dict[str, dict]], dict[str, str]]:
         dataset: {source: _checked(path, dataset, source, row) for source, row in rows.items()}
         for dataset, rows in table.items()
     }
-    return base, cleaned, dict(data.get("conventions") or {})
+    conventions = data.get("conventions") or {}
+    if not fits(conventions, dict[str, str]):
+        raise ValueError(fault)
+    return base, cleaned, conventions
 
 
 def _checked(path: Path, dataset: str, source: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +157,10 @@ def _checked(path: Path, dataset: str, source: str, row: Mapping[str, Any]) -> d
             f"{where} has no values per image (`images`), so nothing can be paired; write the file "
             "again with tools/test.py or tools/eval_maps.py."
         )
+    parts: dict[str, Any] = dict(images=dict[str, dict[str, float | None]])
+    parts["curves"] = dict[str, list[float | None]] | None
+    for fault in value_faults({k: row[k] for k in parts if k in row}, parts, where):
+        raise ValueError(f"{fault}; give what tools/test.py or tools/eval_maps.py wrote")
     numbers = {key: _number(value) for key, value in row.items() if _is_number(value)}
     if numbers.get("n", len(images)) != len(images):
         raise ValueError(f"{where} says n = {row['n']} and lists {len(images)} images.")

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 
 from codmoe.engine.checkpoints import load_parts, meta_of, stored_config
-from codmoe.engine.config import list_configs, load_config
+from codmoe.engine.config import list_configs, load_config, whole_model_faults
 from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS, backbone_config, skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
@@ -89,6 +89,8 @@ def create_model(
         cfg = config_of(cast("str | Path", checkpoint), trust_code)
     if "model" not in cfg:
         raise ValueError(f"{name or checkpoint}: the config has no model=dict(...)")
+    for fault in whole_model_faults(cfg.model):
+        raise ValueError(f"{name or checkpoint}: {fault}")
     section = cfg.model.to_dict()
     if cfg.get("data_preprocessor"):  # mmengine allows it at the top level
         section.setdefault("data_preprocessor", cfg.data_preprocessor.to_dict())

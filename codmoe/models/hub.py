@@ -9,13 +9,14 @@ from typing import Any, cast
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from mmengine.config import Config
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from codmoe import __version__
 from codmoe.files import keep_old, replacing
 from codmoe.models.build import skip_pretrained
-from codmoe.registry import MODELS
+from codmoe.registry import MODELS, building
 from codmoe.trust import check_received, require_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -71,9 +72,16 @@ class HubModel(
             for name in (CONFIG, WEIGHTS):
                 if not (folder / name).is_file():
                     raise FileNotFoundError(f"{folder / name} does not exist; save_pretrained it")
+            try:
+                held = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{folder / CONFIG} is no JSON file ({error})") from None
+            if not isinstance(held, Mapping):
+                raise ValueError(f"{folder / CONFIG} holds a {type(held).__name__}, not a dict")
         elif folder.is_absolute() or str(source).startswith((".", "~")) or len(folder.parts) > 2:
             raise FileNotFoundError(f"folder {source} does not exist")
-        return super().from_pretrained(folder if folder.is_dir() else str(source), **kwargs)
+        with building(str(source)):
+            return super().from_pretrained(folder if folder.is_dir() else str(source), **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = self._plain_config()
@@ -125,7 +133,10 @@ class HubModel(
             model_kwargs["backbone"] = dict(backbone)
             skip_pretrained(model_kwargs)
         model: Any = cls(**model_kwargs)
-        state = load_file(path)
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
         require_weights(state, path, model.state_dict())
         try:
             model.load_state_dict(state)

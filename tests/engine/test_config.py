@@ -167,6 +167,7 @@ def test_an_override_without_effect_is_told(option, hint):
         ("model = 'x'", "model='x' is of the wrong type"),
         ("model = dict(backbone=5)", "model: ModelLevelMoE: backbone=5 is of the wrong type"),
         ("model = dict(router='a.b')", "router='a.b' is of the wrong type"),
+        ("model = dict(_delete_=True, type='SINetExpert')", "is one expert; .*'ModelLevelMoE'"),
         ("model = dict(experts=[1])", r"experts=\[1\] is of the wrong type; it takes .*Mapping"),
         ("model = dict(experts=dict(sinet=3))", "experts.sinet=3 is of the wrong type"),
         ("model = dict(router=dict(width='8'))", "EvidenceRouter: width='8' .* it takes int"),

@@ -158,5 +158,5 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}; export again") from error

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from codmoe.messages import nearest, suggest
@@ -97,9 +100,9 @@ def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs
         path = Path(checkpoint).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"backbone.checkpoint={checkpoint!r} does not exist")
-        if path.suffix != ".safetensors":
-            read_pickle(path)  # timm would run what a pickle says
-        kwargs["pretrained_cfg_overlay"] = dict(file=str(path), source="file")
+        state = _read_state(path)
+        # Not the file: timm would read it again, and run what a pickle says.
+        kwargs["pretrained_cfg_overlay"] = dict(state_dict=state, source="", file=None)
         pretrained = True
     try:
         model = timm.create_model(name, pretrained=pretrained, **kwargs)
@@ -115,8 +118,26 @@ def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs
             "backbone.checkpoint='FILE.safetensors' (timm key names) or backbone.pretrained=False"
         ) from error
     if checkpoint is not None:
-        _check_loaded(model, name, str(path))
+        _check_loaded(model, name, str(path), state)
     return model
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file in timm's forms, read without running code."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"backbone.checkpoint={str(path)!r} cannot be read: {error}") from None
+    content = read_pickle(path)
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"backbone.checkpoint={str(path)!r} holds no state dict")
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise ValueError(f"backbone.checkpoint={str(path)!r} holds more than tensors by name")
+    return timm.models.clean_state_dict(dict(content))
 
 
 def _nearest_timm(name: str) -> str:
@@ -126,10 +147,9 @@ def _nearest_timm(name: str) -> str:
     return f"see timm.list_models('*{name.split('_')[0]}*') for its names"
 
 
-def _check_loaded(model: nn.Module, name: str, path: str) -> None:
+def _check_loaded(model: nn.Module, name: str, path: str, state: Mapping[str, Tensor]) -> None:
     # timm loads non-strictly once the classifier is dropped; `features_only` flattens dots, or puts
     # the whole model under `model`.
-    state = timm.models.load_state_dict(path)
     require_weights(state, f"backbone.checkpoint={path!r}")
     known = {key.replace(".", "_") for key in state}
     own = (key for key, _ in model.named_parameters())

@@ -141,7 +141,10 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # the last line of a run that was killed while it wrote
+        except (
+            ValueError,
+            RecursionError,
+        ):  # the last line of a run that was killed while it wrote
             continue
         if isinstance(row, dict):
             yield row
@@ -275,7 +278,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A JSON object with null read as NaN, as it was before it was written; else empty."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return _numbers(data) if isinstance(data, dict) else {}
 
