@@ -90,7 +90,9 @@ def of_a_stage(path):
 )
 def test_a_checkpoint_of_something_else_is_told(tmp_path, name, leave):
     leave(tmp_path / name)
-    with pytest.raises(ValueError, match=rf"backbone.checkpoint=.*{name}.* not fit 'pvt_v2_b0'"):
+    with pytest.raises(
+        ValueError, match=rf"backbone.checkpoint=.*{name}.* (not fit|cannot be read)"
+    ):
         TimmPyramid(name="pvt_v2_b0", checkpoint=str(tmp_path / name))
 
 
