@@ -90,7 +90,7 @@ class CODRunner(Runner):
         for loader in (getattr(self, f"_{name}_dataloader") for name in loaders):
             if isinstance(loader, dict) and isinstance(loader.get("dataset"), dict):
                 with drawn_from(0), building("the data loader"):
-                    DATASETS.build(copy.deepcopy(loader["dataset"]))
+                    DATASETS.build(_uncached(loader["dataset"]))
         set_fast_norm(self.cfg.get("fast_norm", False))
         try:
             return super().build_model(model)
@@ -355,6 +355,13 @@ def install(name: str) -> None:
     # mmengine has no way to choose the class; the dictionary is what its own lookups read.
     if not MessageHub.check_instance_created(name):
         MessageHub._instance_dict[name] = DeferredMessageHub(name)
+
+
+def _uncached(node: Any) -> Any:
+    """A copy of a data set's config that decodes nothing ahead."""
+    if isinstance(node, dict):
+        return {key: _uncached(value) for key, value in node.items() if key != "cache"}
+    return [_uncached(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
 def _naming(method: Callable[..., Any], key: str) -> Callable[..., Any]:

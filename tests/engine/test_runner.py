@@ -7,8 +7,10 @@ import torch
 from miniature import ONE_EXPERT, STOP, log_of, prepared, write_config
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
+from PIL import Image
 
 from benchmarks.kills import settings
+from codmoe.datasets.cache import SampleCache
 from codmoe.engine.launch import train
 from codmoe.engine.runner import CODRunner, DeferredMessageHub
 from codmoe.trust import read_pickle
@@ -182,3 +184,26 @@ def test_data_are_looked_at_before_weights_are_fetched(tmp_path, monkeypatch, pa
     cfg[f"{part}_dataloader"].dataset = missing
     with pytest.raises(FileNotFoundError, match="none"):
         train(cfg)
+
+
+def test_looking_at_the_data_decodes_nothing_ahead(tmp_path, monkeypatch):
+    folder = tmp_path / "own"
+    for part in ("Imgs", "GT"):
+        (folder / part).mkdir(parents=True)
+        for i in range(4):
+            mask = Image.new("L", (64, 64))
+            mask.paste(255, (8, 8, 30, 30 + i))
+            mask.save(folder / part / f"{i}.png")
+    filled = []
+    real = SampleCache.fill
+    monkeypatch.setattr(SampleCache, "fill", lambda self, *a: filled.append(1) or real(self, *a))
+    cfg = prepared(write_config(tmp_path, 1, ONE_EXPERT), tmp_path / "work")
+    data = dict(type="CODDataset", data_root=str(folder), split_dir="", cache=True)
+    data["pipeline"] = [
+        dict(type="LoadCODPair"),
+        dict(type="Resize", scale=(64, 64)),
+        dict(type="PackCODInputs", keep_original=True),
+    ]
+    cfg.val_dataloader.dataset = data
+    train(cfg)
+    assert filled == [1]
