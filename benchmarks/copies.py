@@ -100,7 +100,9 @@ def run(args) -> None:
     wrong_pairs = copies(unlike, others, altered=True)
     rows.append(["training images as they are", "", f"{len(wrong_pairs):,}"])
     TextTable(["copies of test images", "found", "wrong pairs"], rows, (1, 2)).print()
-    print(f"{len(train):,} x {len(test):,} = {len(train) * len(test):,} pairs that should be unlike")
+    print(
+        f"{len(train):,} x {len(test):,} = {len(train) * len(test):,} pairs that should be unlike"
+    )
     for i, j in wrong_pairs[:10].tolist():
         print(f"{train[i]} = {test[j]}")
     if args.json:

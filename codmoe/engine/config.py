@@ -107,6 +107,18 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
     return cfg
 
 
+def require_sections(cfg: Mapping[str, Any], *keys: str) -> None:
+    """Raises:
+    ValueError: The config lacks a section, or has None or nothing in it.
+    """
+    missing = [key for key in keys if not cfg.get(key)]
+    if missing:
+        raise ValueError(
+            f"{cfg.get('config_file', 'the config')} has no {', '.join(missing)}; inherit a "
+            "shipped config by _base_, or give them"
+        )
+
+
 def _read(path: Path) -> Config:
     """The config of a file, with its bases.
 

@@ -16,7 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from codmoe.engine.checkpoints import newest_checkpoint
-from codmoe.engine.config import config_root
+from codmoe.engine.config import config_root, require_sections
 from codmoe.engine.ddp import every_expert_runs, init_cpu_process_group
 from codmoe.engine.handover import (
     Sources,
@@ -97,6 +97,7 @@ def settle(cfg: Config) -> LaunchPlan:
         FileNotFoundError: ``cfg.init_from`` names a file that is not there, or there is no
             checkpoint to resume from.
     """
+    require_sections(cfg, "model", "train_dataloader", "train_cfg", "optim_wrapper")
     all_run = every_expert_runs(cfg.model)
     _refuse(cfg, all_run)
     resume = _resumed(cfg)

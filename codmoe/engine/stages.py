@@ -19,7 +19,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from codmoe.engine.config import config_root, load_config, parse_options
+from codmoe.engine.config import config_root, load_config, parse_options, require_sections
 from codmoe.engine.handover import read_sources
 from codmoe.engine.launch import set_aside
 from codmoe.engine.own_data import data_arguments, set_data
@@ -114,6 +114,11 @@ def plan(
     for number, name in enumerate(configs, 1):
         cfg = load_config(name, parse_options(list(options)))
         set_data(cfg, **data)
+        require_sections(cfg, "model", "train_dataloader", "train_cfg", "default_hooks")
+        if not cfg.default_hooks.get("best"):
+            raise ValueError(
+                f"{name}: default_hooks.best, which keeps the best weights, is missing"
+            )
         stages.append(Stage(str(name), cfg, work_dir / f"stage{number}"))
     for number, stage in enumerate(stages[1:], 1):
         left = stages[number - 1].weights

@@ -22,6 +22,7 @@ from codmoe.compiled.prepared import attach_prepared
 from codmoe.console import markdown_text
 from codmoe.datasets.reading import write_map
 from codmoe.engine.checkpoints import load_parts
+from codmoe.engine.config import require_sections
 from codmoe.engine.ddp import bare_model
 from codmoe.engine.launch import no_benchmark
 from codmoe.engine.runner import CODRunner
@@ -71,6 +72,7 @@ def test(
         ``attributes[dataset][stem]`` and ``breakdown[dataset]``; with extremes, which images they
         are. Empty except on the first process.
     """
+    require_sections(cfg, "model", "test_dataloader", "test_evaluator")
     _set_sources(cfg, maps=experts or bool(grid or extremes), attributes=experts)
     hooks = list(cfg.get("custom_hooks") or [])
     if out_dir:

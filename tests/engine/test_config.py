@@ -1,8 +1,15 @@
 """Configs: found by name, and checked whole."""
 
 import pytest
+import wrong_configs
 
-from codmoe.engine.config import find_config, list_configs, load_config, parse_options
+from codmoe.engine.config import (
+    find_config,
+    list_configs,
+    load_config,
+    parse_options,
+    require_sections,
+)
 
 
 def write(folder, text, base="ensemble/stage3"):
@@ -234,3 +241,14 @@ def test_variables_that_no_config_can_hold_are_left_out(tmp_path):
     path = write(tmp_path, "from pathlib import Path\nhome = Path('x')\nload_from = str(home)")
     cfg = load_config(path)
     assert cfg.load_from == "x" and "home" not in cfg and "Path" not in cfg
+
+
+def test_no_wrong_value_is_a_traceback():
+    assert wrong_configs.main(60, ["quickstart/stage3"]) == {}
+
+
+def test_a_config_that_lacks_a_section_is_told(tmp_path):
+    (tmp_path / "mine.py").write_text("model = dict(type='ModelLevelMoE')\ntrain_cfg = None\n")
+    cfg = load_config(tmp_path / "mine.py")
+    with pytest.raises(ValueError, match=r"mine\.py has no train_dataloader, train_cfg; inherit"):
+        require_sections(cfg, "model", "train_dataloader", "train_cfg")
