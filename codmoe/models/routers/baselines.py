@@ -58,19 +58,19 @@ class FixedRouter(Router):
         *,
         in_channels: Sequence[int],
         expert_names: Sequence[str],
-        weights: dict[str, float],
+        weights: dict[str, float | None],
         top_k: int | None = None,
     ):
-        weights = {name: w for name, w in weights.items() if w is not None}
-        if top_k not in (None, len(weights)) or any(w <= 0 for w in weights.values()):
+        given = {name: w for name, w in weights.items() if w is not None}
+        if top_k not in (None, len(given)) or any(w <= 0 for w in given.values()):
             raise ValueError(
-                f"router.weights={dict(weights)} must be positive and, if top_k={top_k} is given, "
+                f"router.weights={given} must be positive and, if top_k={top_k} is given, "
                 "as many"
             )
-        super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=len(weights))
+        super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=len(given))
         # exp(-1e4) is exactly 0 in float32, and softmax of minus infinity has NaN gradients.
         logits = torch.full((len(expert_names),), -1e4)
-        for name, weight in weights.items():
+        for name, weight in given.items():
             logits[self.index_of(name, "router.weights")] = torch.tensor(weight).log()
         self.fixed_logits: Tensor
         self.register_buffer("fixed_logits", logits)
