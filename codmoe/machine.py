@@ -62,7 +62,7 @@ def check_device(device: str) -> None:
     """Raises ValueError unless tensors can be put there."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device {device!r} is not to be had here ({str(error).splitlines()[0]}); use 'cpu'"
         ) from error

@@ -116,9 +116,7 @@ def plan(
         set_data(cfg, **data)
         require_sections(cfg, "model", "train_dataloader", "train_cfg", "default_hooks")
         if not cfg.default_hooks.get("best"):
-            raise ValueError(
-                f"{name}: default_hooks.best, which keeps the weights, is missing"
-            )
+            raise ValueError(f"{name}: default_hooks.best, which keeps the weights, is missing")
         stages.append(Stage(str(name), cfg, work_dir / f"stage{number}"))
     for number, stage in enumerate(stages[1:], 1):
         left = stages[number - 1].weights

@@ -35,7 +35,7 @@ from codmoe.files import save_json, save_text
 from codmoe.models.build import skip_pretrained
 from codmoe.registry import HOOKS
 from codmoe.structures import CODDataSample
-from codmoe.visualization.grid import GridRow, save_grid
+from codmoe.visualization.grid import GridRow, check_picture, save_grid
 
 
 def test(
@@ -73,6 +73,8 @@ def test(
         are. Empty except on the first process.
     """
     require_sections(cfg, "model", "test_dataloader", "test_evaluator")
+    if grid:
+        check_picture(grid)
     _set_sources(cfg, maps=experts or bool(grid or extremes), attributes=experts)
     hooks = list(cfg.get("custom_hooks") or [])
     if out_dir:

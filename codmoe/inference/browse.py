@@ -13,6 +13,7 @@ from codmoe.engine.config import load_config
 from codmoe.engine.own_data import set_data
 from codmoe.registry import DATASETS
 from codmoe.visualization.dataset_page import collect_attributes, save_attributes
+from codmoe.visualization.grid import check_picture
 from codmoe.visualization.samples import save_samples
 
 
@@ -45,6 +46,9 @@ def browse(
         FileNotFoundError: No such config or data.
         ValueError: The config has faults, or nothing was asked for.
     """
+    for path in (out, attributes):
+        if path is not None:
+            check_picture(path)
     if out is None and attributes is None:
         raise ValueError("give --out FILE for samples, --attributes FILE for plots, or both")
     if count < 1 or columns < 1:

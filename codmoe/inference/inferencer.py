@@ -22,6 +22,7 @@ from codmoe.compiled.speed import set_memory_format
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS, LITTER, image_files
 from codmoe.datasets.reading import is_complete, read_image, too_large, write_map
 from codmoe.inference.zoo import create_model, load_whole, weights_to_use
+from codmoe.machine import check_device
 from codmoe.messages import listed, printable
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.structures import CODDataSample
@@ -99,7 +100,9 @@ class Inferencer:
                 trust_code=trust_code,
                 evaluate_all_experts=False,
             )
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(str(device))
+        self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         set_memory_format(self.model, (model.cfg or {}).get("memory_format"))
         size = (image_size,) * 2 if image_size else size_of(model.cfg)

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from codmoe.files import replacing
 from codmoe.messages import printable, suggest
+from codmoe.visualization.grid import check_picture
 
 # kind: (x, y) as keys of a result's `curves`, with the names of the axes.
 CURVES = {
@@ -85,6 +86,7 @@ def save_curves(
     figure.legend(
         list(lines.values()), labels, loc="outside lower center", ncols=columns, fontsize=8
     )
+    check_picture(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     return path

@@ -21,6 +21,7 @@ from rich.progress import Progress
 
 from codmoe.evaluation.attributes import image_attributes
 from codmoe.files import replacing
+from codmoe.visualization.grid import check_picture
 
 HEAT = 64
 MAX_SETS = 4
@@ -124,6 +125,7 @@ def save_attributes(found: Mapping[str, SetAttributes], path: str | os.PathLike)
         ax.set_title(f"position, {name}", size=9)
     _summary(text, found)
     path = Path(path)
+    check_picture(path)
     with replacing(path) as temporary:
         figure.savefig(temporary)
     return path

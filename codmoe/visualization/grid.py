@@ -107,6 +107,7 @@ def save_grid(
         _draw_weights(figure.add_axes(box), row, expert_names)
         top = bottom - _GAP
 
+    check_picture(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     return path
@@ -149,6 +150,15 @@ def _draw_weights(ax: Axes, row: GridRow, names: Sequence[str]) -> None:
     for side, spine in ax.spines.items():
         spine.set_visible(side == "left")
         spine.set(linewidth=0.6, color="#666666")
+
+
+def check_picture(path: str | os.PathLike) -> None:
+    """Raises:
+    ValueError: The suffix is that of no picture.
+    """
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if suffix not in Figure().canvas.get_supported_filetypes():
+        raise ValueError(f"{path} is named like no picture; give it .png, .pdf, .svg or .jpg")
 
 
 def shortened(title: str, length: int) -> str:

@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from codmoe.files import replacing
-from codmoe.visualization.grid import shortened
+from codmoe.visualization.grid import check_picture, shortened
 
 # Inches, and below them pixels: longer side of a cell's picture.
 _CELL, _TITLE, _GAP, _FONT = 1.8, 0.2, 0.06, 6.5
@@ -111,6 +111,7 @@ def save_samples(
         text = headings[place] if headings is not None else title
         ax.set_title(text, size=_FONT, pad=2, loc="left")
     path = Path(path)
+    check_picture(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
     return path

@@ -4,6 +4,7 @@ import torch
 from matplotlib.image import imread
 
 from codmoe.visualization import GridRow, save_grid
+from codmoe.visualization.grid import check_picture
 
 NAMES = ["sinet", "pranet"]
 
@@ -57,3 +58,10 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path, changes, words):
 def test_no_rows(tmp_path):
     with pytest.raises(ValueError, match="at least one row"):
         save_grid([], tmp_path / "grid.png", expert_names=NAMES)
+
+
+@pytest.mark.parametrize("name", ["a.py", "a", "a.pth"])
+def test_a_file_that_is_named_like_no_picture_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} is named like no picture; give it .png"):
+        check_picture(tmp_path / name)
+    check_picture(tmp_path / "a.PNG")

@@ -64,8 +64,7 @@ class FixedRouter(Router):
         given = {name: w for name, w in weights.items() if w is not None}
         if top_k not in (None, len(given)) or any(w <= 0 for w in given.values()):
             raise ValueError(
-                f"router.weights={given} must be positive and, if top_k={top_k} is given, "
-                "as many"
+                f"router.weights={given} must be positive and, if top_k={top_k} is given, as many"
             )
         super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=len(given))
         # exp(-1e4) is exactly 0 in float32, and softmax of minus infinity has NaN gradients.
