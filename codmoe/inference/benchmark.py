@@ -20,7 +20,7 @@ from codmoe.compiled.prepared import CompiledMoE
 from codmoe.compiled.speed import set_memory_format
 from codmoe.console import TextTable
 from codmoe.engine.checkpoints import load_parts
-from codmoe.engine.config import load_config
+from codmoe.engine.config import load_config, require_sections
 from codmoe.files import save_json
 from codmoe.inference.summary import UNIT, summarise
 from codmoe.inference.timing import (
@@ -82,6 +82,7 @@ def benchmark(
         ValueError: The config has faults, or something asked for is not known or does not fit.
     """
     cfg, where = load_config(config, options), device_of(device)
+    require_sections(cfg, "model")
     executions = check(locals())
     model = build(cfg, checkpoint, where)
     check_routes(routes, model.expert_names)
