@@ -77,7 +77,8 @@ def main(run: Callable[[argparse.Namespace], Any], *options: Option, description
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for names, settings in options:
-        if names[0].startswith("-") and settings.get("nargs") in ("+", "*"):
+        several = names[0].startswith("-") and settings.get("nargs") in ("+", "*")
+        if several and not settings.get("default"):  # a default would be extended too
             settings = {"action": "extend", **settings}  # given twice, both count
         parser.add_argument(*names, **settings)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

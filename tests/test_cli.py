@@ -115,6 +115,22 @@ def test_exit_codes(monkeypatch, capsys):
     assert ended(lambda: raised(KeyboardInterrupt())) == 130
 
 
+def test_options_of_several_values_add_up_and_replace_their_default(monkeypatch):
+    def given(*words, **settings):
+        seen = []
+        monkeypatch.setattr(sys, "argv", ["tool", *words])
+        with pytest.raises(SystemExit):
+            main(
+                lambda args: seen.extend(args.n),
+                option("-n", nargs="+", **settings),
+                description="",
+            )
+        return seen
+
+    assert given("-n", "1", "-n", "2") == ["1", "2"]
+    assert given("-n", "1", "2", default=["8"]) == ["1", "2"] and given(default=["8"]) == ["8"]
+
+
 def test_a_pipe_that_closes_and_a_name_that_is_no_text(tmp_path):
     script = (
         "from codmoe.cli import main\n"

@@ -218,6 +218,7 @@ KINDS: dict[str, Any] = {
     "init_from": dict | None,
     "log_level": Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"],
     "max_unreadable": float,
+    "memory_format": str | None,
     "sync_bn": str | None,
 }
 """Types of the values of top-level keys, where nothing else checks them."""

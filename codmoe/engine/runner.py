@@ -50,7 +50,8 @@ class CODRunner(Runner):
 
     def __init__(self, *args, every_expert_runs: bool = False, **kwargs):
         self.every_expert_runs = every_expert_runs
-        super().__init__(*args, **kwargs)
+        with building("the config"):
+            super().__init__(*args, **kwargs)
         self.register_hook(ResumableHook())
 
     @classmethod
