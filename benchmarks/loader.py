@@ -21,7 +21,7 @@ from codmoe.engine.config import load_config, parse_options
 from codmoe.engine.own_data import set_data
 from codmoe.files import save_json
 from codmoe.machine import available_cores
-from codmoe.registry import DATASETS, argument_faults
+from codmoe.registry import DATASETS, accepted_arguments
 
 READING = "sample before the pipeline"
 
@@ -42,7 +42,8 @@ def set_cache(node: Any, on: bool) -> bool:
         kind = node.get("type")
         # A group hands its cache down only to entries that name none.
         known = isinstance(kind, str) and kind in DATASETS and "datasets" not in node
-        if known and not argument_faults(DATASETS.get(kind), ["cache"]):
+        accepted = accepted_arguments(DATASETS.get(kind)) if known else {}
+        if accepted is None or "cache" in accepted:
             node["cache"] = (node.get("cache") or True) if on else False
             found = True
         for value in node.values():

@@ -60,8 +60,11 @@ def short(value: Any) -> str:
 def on_purpose(error: BaseException) -> bool:
     """Whether a ``raise`` of this project or of the user's own code made the error.
 
-    Its message is for the user then; that of a library, or of Python itself, seldom helps.
+    Its message is for the user then; that of a library, or of Python itself, seldom helps. An error
+    of a type of this project's may have been raised anew by torch, for a loader's worker.
     """
+    if type(error).__module__.startswith("codmoe."):
+        return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -99,7 +98,7 @@ class RandomBlur(BaseTransform):
         ValueError: An argument is out of its range.
     """
 
-    def __init__(self, sigma: Sequence[float] = (0.3, 1.5), prob: float = 0.2) -> None:
+    def __init__(self, sigma: tuple[float, float] = (0.3, 1.5), prob: float = 0.2) -> None:
         self.sigma = check_pair("RandomBlur", "sigma", sigma, 0.1, 20)
         check_range("RandomBlur", prob=prob)
         self.prob = prob
@@ -136,7 +135,7 @@ class RandomJPEG(BaseTransform):
         ValueError: An argument is out of its range.
     """
 
-    def __init__(self, quality: Sequence[int] = (40, 95), prob: float = 0.2) -> None:
+    def __init__(self, quality: tuple[int, int] = (40, 95), prob: float = 0.2) -> None:
         self.quality = check_pair("RandomJPEG", "quality", quality, 1, 100)
         check_range("RandomJPEG", prob=prob)
         self.prob = prob

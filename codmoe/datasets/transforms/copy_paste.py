@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Protocol
 
 import cv2
@@ -53,7 +52,7 @@ class CopyPaste(BaseTransform):
     def __init__(
         self,
         prob: float = 0.3,
-        scale: Sequence[float] = (0.5, 1.2),
+        scale: tuple[float, float] = (0.5, 1.2),
         match: float = 0.7,
         feather: float = 2.0,
         max_overlap: float = 0.3,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -46,8 +45,8 @@ class RandomWarp(BaseTransform):
 
     def __init__(
         self,
-        size: Sequence[int] = (448, 448),
-        scale: Sequence[float] = (0.75, 1.25),
+        size: tuple[int, int] = (448, 448),
+        scale: tuple[float, float] = (0.75, 1.25),
         rotate: float = 15.0,
         aspect: float = 0.0,
         translate: float = 0.1,
