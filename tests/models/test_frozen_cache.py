@@ -125,7 +125,7 @@ def test_what_is_computed_lies_in_memory_as_what_is_read(stage_2, batch):
     images, targets = (x.contiguous(memory_format=torch.channels_last) for x in batch(2))
     model = stage_2(dtype="float16").to(memory_format=torch.channels_last)
     cache, layouts = model.run_state.frozen_cache, []
-    compute = partial(run_everything, model.backbone, model.expert_parts)
+    compute = partial(run_everything, model.passes(), model.expert_parts)
     for _ in range(2):
         pyramid, outputs = cache.through(["c", "d"], images, compute)
         found = [*pyramid, *(output.logits for output in outputs.values())]
