@@ -2,10 +2,17 @@
 
 import gc
 import os
+import signal
 
 # Two workers of pytest on two cores: more threads than cores make OpenMP spin for minutes. And a
 # process whose OpenMP has threads cannot be forked (`miniature.ranks`), so whatever was asked for.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# What runs behind a shell's `&` or `nohup` ignores these, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import miniature  # noqa: F401
 import torch
