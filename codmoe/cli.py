@@ -1,4 +1,4 @@
-"""What all command lines share: options of one meaning, and one way to end."""
+"""Parses the tools' command lines, and ends each of them, whatever fails, with one sentence."""
 
 from __future__ import annotations
 

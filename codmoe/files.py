@@ -1,6 +1,4 @@
-"""Writing result files: complete or not at all, never over what somebody already has, and not where
-another run writes.
-"""
+"""Writes files whole or not at all, never over what is there, and holds a folder for one run."""
 
 from __future__ import annotations
 
@@ -101,9 +99,8 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         sweep(path.parent)
         temporary.mkdir()
         yield temporary
-        temporary.rename(
-            path
-        )  # onto an empty folder, too; onto one that was filled since: an error
+        # Onto an empty folder, too; onto one that was filled since: an error.
+        temporary.rename(path)
     except OSError as error:
         raise explained(error, path) from error
     finally:

@@ -132,6 +132,24 @@ class Interruption:
                     signal.signal(signum, signal.SIG_DFL if term else signal.SIG_IGN)
 
 
+def obey_parent_alone() -> None:
+    """Has a loader's worker end by a SIGTERM of its parent's alone.
+
+    ``timeout``, ``scancel`` and service managers send it to all processes. The parent is to answer
+    it, and needs the worker until its step is done. Where a system does not tell who sent a signal
+    (macOS), nothing changes.
+    """
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
 def follow_parent() -> None:
     """Has this process asked to end once the one that :data:`PARENT` names has gone."""
     parent = int(os.environ.pop(PARENT, None) or 0)

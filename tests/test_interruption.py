@@ -111,6 +111,28 @@ def test_a_forked_child_is_left_to_its_parent():
     assert end(process) == (3, "")
 
 
+def test_a_signal_to_all_leaves_the_loaders_workers_to_their_parent():
+    """``timeout`` and ``scancel`` send it to all: the step that is under way needs its samples."""
+    script = (
+        "from codmoe.engine.runner import CODRunner\n"
+        "samples = dict(type='DefaultSampler', shuffle=False)\n"
+        "loader = CODRunner.build_dataloader(dict(dataset=list(range(4)), sampler=samples,\n"
+        "    batch_size=1, num_workers=2, persistent_workers=True))\n"
+        "interruption.waits, batches = True, iter(loader)\n"
+        "next(batches); print('ready', flush=True)\n"
+        "while not interruption.signum: time.sleep(0.1)\n"
+        "time.sleep(1)\n"
+        "print(len(list(batches)), flush=True); interruption.leave()"
+    )
+    process = start(HANDLED + indented(script), start_new_session=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, told = process.communicate(timeout=120)
+    assert (out, told) == ("3\n", "interrupted by SIGTERM\n")
+    assert process.returncode == 143
+    with pytest.raises(ProcessLookupError):  # nor is a worker left
+        os.killpg(process.pid, 0)
+
+
 def test_the_command_that_goes_on(monkeypatch):
     monkeypatch.delenv(COMMAND, raising=False)
     monkeypatch.setattr(sys, "argv", ["tools/train.py", "my config.py"])

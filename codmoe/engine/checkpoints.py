@@ -191,9 +191,11 @@ def state_of(content: Any, path: str | Path) -> dict[str, Tensor]:
         ValueError: See :func:`read_weights`.
     """
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state:
-        raise ValueError(f"checkpoint {path} holds no state_dict")
-    if not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
         raise ValueError(f"checkpoint {path} holds no state_dict")
     require_weights(state, f"checkpoint {path}")
     return dict(state)

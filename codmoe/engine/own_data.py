@@ -153,7 +153,7 @@ def _replace(cfg: Config, found: list[tuple[str, str, Folders]], checkpoint: str
         )
         if part == "train":
             _fit_batch(loader)
-        where = ", ".join(str(folders.image) for *_, folders in sets) or "nothing"
+        where = ", ".join(str(folders.image) for *_, folders in sets)
         share = f" ({'+'.join(split['use'])} of {dict(fractions)})" if split else ""
         print_log(f"{part}: images of {where}{share}")
 

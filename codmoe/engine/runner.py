@@ -28,6 +28,7 @@ from codmoe.engine.checkpoints import compare, state_of
 from codmoe.engine.ddp import idle_parameters
 from codmoe.engine.hooks.resuming import EPOCH_STEPS, ResumableHook
 from codmoe.engine.optim import lay_out_state
+from codmoe.interruption import obey_parent_alone
 from codmoe.registry import DATASETS, building
 from codmoe.trust import read_pickle, require_weights
 
@@ -100,8 +101,12 @@ class CODRunner(Runner):
 
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
-        """mmengine's; of no worker it asks nothing that only workers can do."""
-        if isinstance(dataloader, dict) and not dataloader.get("num_workers"):
+        """mmengine's; of no worker it asks nothing that only workers can do, and no worker ends
+        before the process that is asked to.
+        """
+        if not isinstance(dataloader, dict):
+            return dataloader
+        if not dataloader.get("num_workers"):
             workers = (
                 "persistent_workers",
                 "prefetch_factor",
@@ -109,7 +114,9 @@ class CODRunner(Runner):
                 "timeout",
             )
             dataloader = {k: v for k, v in dataloader.items() if k not in workers}
-        return Runner.build_dataloader(dataloader, *args, **kwargs)
+        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        loader.worker_init_fn = functools.partial(_start_worker, loader.worker_init_fn)
+        return loader
 
     def wrap_model(self, model_wrapper_cfg, model):
         """mmengine's; ``memory_format``, ``compile`` and ``train_graphs`` first, since DDP lays out
@@ -356,6 +363,12 @@ def install(name: str) -> None:
     # mmengine has no way to choose the class; the dictionary is what its own lookups read.
     if not MessageHub.check_instance_created(name):
         MessageHub._instance_dict[name] = DeferredMessageHub(name)
+
+
+def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
+    obey_parent_alone()
+    if start is not None:
+        start(number)
 
 
 def _uncached(node: Any) -> Any:

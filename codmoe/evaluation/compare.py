@@ -495,7 +495,7 @@ def to_latex(comparison: Comparison) -> str:
     bodies: dict[tuple[str, int], list[str]] = {}
     for i, row in enumerate(comparison.rows):
         cells = [marks[comparison.ranks.get((i, k))].format(format_value(row[k])) for k in metrics]
-        # In braces: after \\\\ or a rule, a name that begins with [ or * would be its argument.
+        # In braces: a line's end or a rule takes a [ or * that comes next for its argument.
         name = f"{{{latex_escape(row['method'])}}}"
         body = bodies.setdefault((row["dataset"], row["n"]), [])
         body.append(" & ".join([name, *cells]) + r" \\")

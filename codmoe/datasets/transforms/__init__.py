@@ -4,8 +4,8 @@ The keys that transforms share: ``img`` (H, W, 3) uint8 RGB; ``gt_seg_map`` (H, 
 transformed along with it; ``gt_mask`` (H0, W0), the truth at the original resolution, never
 transformed; ``ori_shape`` and ``img_shape``; ``pool``, the data set, for transforms that need other
 samples. But for the last they are those of ``mmcv.transforms``, whose ``Resize`` and ``RandomFlip``
-therefore work here as they are. Random numbers come from numpy's global generator, which mmengine
-seeds in every worker.
+therefore work here as they are. Random numbers come from numpy's global generator, which training
+seeds for each sample (:mod:`codmoe.datasets.streams`).
 """
 
 from codmoe.datasets.transforms.colour import RandomBlur, RandomColour, RandomJPEG

@@ -42,7 +42,7 @@ class Backbone(nn.Module, ABC):
         """What all blocks but the last ``own_blocks`` make of images: all that :meth:`ending`
         reads, each (N, ...).
         """
-        raise NotImplementedError
+        raise self._whole()
 
     def ending(self, own_blocks: int) -> nn.Module:
         """The last blocks, and all that comes after them: what :meth:`begin` gave → the four maps.
@@ -53,7 +53,10 @@ class Backbone(nn.Module, ABC):
         Raises:
             ValueError: The backbone has no such blocks, or does not tell where they begin.
         """
-        raise ValueError(
+        raise self._whole()
+
+    def _whole(self) -> ValueError:
+        return ValueError(
             f"backbone {type(self).__name__} cannot be split, so no expert can have last blocks of "
             "its own; leave own_blocks out, or use ViTPyramid, or TimmPyramid with 'pvt_v2_b2'"
         )

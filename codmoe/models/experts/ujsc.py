@@ -137,6 +137,9 @@ class UJSCExpert(Expert):
     is shared by all experts, so two strided blocks carry that feature on to strides 16 and 32,
     where it joins the pyramid's own.
 
+    Where a prediction is to be trusted, ``confidence(images, logits.sigmoid()).sigmoid()`` says; it
+    is not computed by itself, for nothing in the mixture reads it.
+
     Args:
         in_channels: See :class:`Expert`.
         channels: Width. 128, or 96 with ``dense``, gives 15 M parameters on PVT-v2-B2 and is the

@@ -141,11 +141,8 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ):  # the last line of a run that was killed while it wrote
-            continue
+        except (ValueError, RecursionError):
+            continue  # the last line of a run that was killed while it wrote
         if isinstance(row, dict):
             yield row
 
