@@ -1,15 +1,8 @@
 # held_0 with the embeddings and the first 6 of 12 blocks held.
-_base_ = ["./held_0.py"]
+_base_ = ["./held_4.py"]
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={
-            "backbone.body.patch_embed": dict(lr_mult=0.0),
-            "backbone.body.pos_embed": dict(lr_mult=0.0),
-            "backbone.body.cls_token": dict(lr_mult=0.0),
-            "backbone.body.blocks.0.": dict(lr_mult=0.0),
-            "backbone.body.blocks.1.": dict(lr_mult=0.0),
-            "backbone.body.blocks.2.": dict(lr_mult=0.0),
-            "backbone.body.blocks.3.": dict(lr_mult=0.0),
             "backbone.body.blocks.4.": dict(lr_mult=0.0),
             "backbone.body.blocks.5.": dict(lr_mult=0.0),
         }
