@@ -1,4 +1,4 @@
-"""Fixtures of the data set tests; a conftest here also lets subfolders import the builders."""
+"""Fixtures of the data set tests; a conftest here also lets subfolders import `damage`."""
 
 import pytest
 from folders import add, cod10k_v3

@@ -2,17 +2,14 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
+from folders import common_tree, separate_downloads
 from miniature import ROOT, SIZE, build, call
 
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.stages import check_data, plan
-
-sys.path.insert(0, str(ROOT / "tests" / "datasets"))
-from folders import common_tree, separate_downloads
 
 CONFIG = """
 _base_ = [{base!r}]

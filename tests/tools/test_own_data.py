@@ -1,20 +1,17 @@
 """Images and masks of one's own, as people have them, through the tools with shipped configs."""
 
 import json
-import sys
 
 import cv2
 import numpy as np
 import pytest
-from miniature import ROOT, call
+from folders import picture
+from miniature import call
 from PIL import Image
 
 from codmoe.engine.config import list_configs, load_config
 from codmoe.engine.own_data import data_arguments, set_data
 from codmoe.engine.stages import check_data, plan, train_command
-
-sys.path.insert(0, str(ROOT / "tests" / "datasets"))
-from folders import picture
 
 QUICK = (
     "train_dataloader.num_workers=0 train_dataloader.persistent_workers=False "

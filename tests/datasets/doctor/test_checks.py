@@ -71,7 +71,7 @@ def test_peculiar_masks(pair):
     }
 
 
-def test_a_set_without_objects_or_of_inverted_masks_is_not_ready(pair, capsys):
+def test_a_set_without_objects_or_of_inverted_masks_is_not_ready(pair):
     for path in (pair / "masks").iterdir():
         cv2.imwrite(str(path), 255 - cv2.imread(str(path), 0))
     report = look(pair)

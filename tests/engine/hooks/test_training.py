@@ -4,13 +4,13 @@ import itertools
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from folders import add
 from miniature import (
     ONE_EXPERT,
     ROOT,
@@ -46,9 +46,6 @@ from codmoe.engine.hooks.training import (
 from codmoe.engine.launch import build_runner, settle, train
 from codmoe.engine.optim import CODOptimWrapper
 from codmoe.engine.runner import DeferredMessageHub
-
-sys.path.insert(0, str(ROOT / "tests" / "datasets"))
-from folders import add
 
 
 @pytest.fixture
