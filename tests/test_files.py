@@ -83,14 +83,6 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
-@pytest.fixture
-def ended():
-    """The id of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG])
 def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path, code):
     path = tmp_path / "table.json"
@@ -133,7 +125,7 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path):
         pass
 
 
-def test_only_what_a_process_that_ended_left_is_swept(tmp_path, ended, monkeypatch):
+def test_only_what_a_process_that_ended_left_is_swept(tmp_path, ended):
     with replacing(tmp_path / "living.pth") as living:
         living.write_text("half")
         pid = str(os.getpid())
@@ -220,20 +212,21 @@ def test_a_lock_of_somebody_else_is_not_given_back(tmp_path):
     assert "node7" in lock.read_text()
 
 
-def test_of_many_that_come_at_once_one_holds(tmp_path, ended):
+def test_of_many_that_come_at_once_one_holds(tmp_path, ended, processes):
     lock = tmp_path / files.LOCK
     record(lock, pid=ended)
     script = (
         "import os, sys; from codmoe.files import holding\n"
         "print('ready', flush=True)\n"
-        "while not os.path.exists(sys.argv[2]): pass\n"
+        "while not os.path.exists(sys.argv[2]): pass\n"  # until all go at once, or it is killed
         "with holding(sys.argv[1], 'it', 'wait'): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(lock), str(tmp_path / "go")]
-    some = [subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) for _ in range(4)]
-    assert [process.stdout.readline() for process in some] == ["ready\n"] * 4
+    for _ in range(4):
+        processes.append(subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True))
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 4
     (tmp_path / "go").write_text("")
-    told = sorted(process.stdout.readline() for process in some)
-    for process in some:
+    told = sorted(process.stdout.readline() for process in processes)
+    for process in processes:
         process.communicate(timeout=60)
     assert told == ["", "", "", "held\n"]

@@ -16,14 +16,20 @@ WAIT = "print('ready', flush=True)\nwhile True: time.sleep(0.1)"
 HANDLED = f"{START}with interruption.handled():\n    "
 
 
-def start(script, **settings):
-    """A process that runs the script, once it has printed a line."""
-    env = dict(os.environ, PYTHONPATH=str(ROOT), **settings.pop("env", {}))
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=-1, stderr=-1, text=True, env=env, **settings
-    )
-    process.line = process.stdout.readline().strip()
-    return process
+@pytest.fixture
+def start(processes):
+    """``start(script)``: a process that runs the script, once it has printed a line."""
+
+    def run(script, **settings):
+        env = dict(os.environ, PYTHONPATH=str(ROOT))
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], stdout=-1, stderr=-1, text=True, env=env, **settings
+        )
+        processes.append(process)
+        process.line = process.stdout.readline().strip()
+        return process
+
+    return run
 
 
 def end(process):
@@ -37,14 +43,14 @@ def indented(script):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
-def test_a_signal_ends_in_one_sentence(name):
+def test_a_signal_ends_in_one_sentence(start, name):
     process = start(HANDLED + indented(WAIT))
     signum = getattr(signal, name)
     process.send_signal(signum)
     assert end(process) == (128 + signum, f"interrupted by {name}\n")
 
 
-def test_who_looks_between_his_steps_ends_there():
+def test_who_looks_between_his_steps_ends_there(start):
     script = (
         "interruption.waits, interruption.farewell = True, lambda: ' after step 3'\n"
         "print('ready', flush=True)\n"
@@ -58,7 +64,7 @@ def test_who_looks_between_his_steps_ends_there():
     assert process.returncode == 143
 
 
-def test_a_second_signal_ends_at_once():
+def test_a_second_signal_ends_at_once(start):
     process = start(
         HANDLED + indented(f"interruption.waits, interruption.grace = True, 1e9\n{WAIT}")
     )
@@ -71,13 +77,13 @@ def test_a_second_signal_ends_at_once():
     assert end(process) == (130, "")
 
 
-def test_who_never_looks_is_ended_with_the_sentence():
+def test_who_never_looks_is_ended_with_the_sentence(start):
     process = start(HANDLED + indented(f"interruption.waits, interruption.grace = True, 1\n{WAIT}"))
     process.send_signal(signal.SIGTERM)
     assert end(process) == (143, "interrupted by SIGTERM\n")
 
 
-def test_what_nohup_ignores_stays_ignored():
+def test_what_nohup_ignores_stays_ignored(start):
     ignore = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{HANDLED}"
     process = start(ignore + indented(WAIT))
     process.send_signal(signal.SIGHUP)
@@ -85,7 +91,7 @@ def test_what_nohup_ignores_stays_ignored():
     assert end(process) == (143, "interrupted by SIGTERM\n")
 
 
-def test_who_loses_its_parent_ends():
+def test_who_loses_its_parent_ends(start):
     inner = HANDLED + indented("print(os.getppid(), flush=True)\n" + WAIT)
     outer = (
         f"{START}import subprocess\n"
@@ -99,7 +105,7 @@ def test_who_loses_its_parent_ends():
     assert end(parent) == (-signal.SIGKILL, "interrupted by SIGTERM\n")
 
 
-def test_a_forked_child_is_left_to_its_parent():
+def test_a_forked_child_is_left_to_its_parent(start):
     script = (
         "child = os.fork()\n"
         "if child: print('ready', flush=True); os.waitpid(child, 0); sys.exit(3)\n"

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -206,12 +204,10 @@ def test_a_work_dir_that_is_deleted_is_named(tmp_path, interrupt):
     assert caught.value.filename == str(work)
 
 
-def test_what_a_killed_run_left_is_swept(tmp_path, earlier):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
+def test_what_a_killed_run_left_is_swept(tmp_path, earlier, ended):
     with replacing(tmp_path / "weights" / "a.pth") as temporary:
         temporary.write_text("")
-        left = temporary.name.replace(f"-{os.getpid()}-", f"-{process.pid}-")
+        left = temporary.name.replace(f"-{os.getpid()}-", f"-{ended}-")
     for folder in ("work", "weights"):
         (tmp_path / folder / left).write_text("half")
     with run_alone(prepared(earlier, tmp_path / "work")):

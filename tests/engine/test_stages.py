@@ -261,24 +261,30 @@ def test_several_files_in_a_plan_of_stages(tmp_path):
         plan([names[1], names[3]], tmp_path / "work", [])
 
 
-def test_a_training_ends_with_the_process_that_started_it(configs, tmp_path):
+def until(there, seconds, otherwise):
+    """Waits for what is to be there."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.2)
+
+
+def test_a_training_ends_with_the_process_that_started_it(configs, tmp_path, processes):
     work = tmp_path / "work"
     tool = [sys.executable, str(ROOT / "tools/run_stages.py"), *configs, "--work-dir", str(work)]
     tool += ["--cfg-options", "train_cfg.max_epochs=500"]
     with open(tmp_path / "out", "w") as out:
         env = stages.child_environment()
         parent = subprocess.Popen(tool, stdout=out, stderr=out, env=env)
-    while not (work / "stage1" / "last_checkpoint").is_file():
-        assert parent.poll() is None
-        time.sleep(0.2)
+    processes.append(parent)
+    last = work / "stage1" / "last_checkpoint"
+    until(lambda: last.is_file() or parent.poll() is not None, 150, "it trains not at all")
+    assert parent.poll() is None, (tmp_path / "out").read_text()
     with pytest.raises(ValueError, match=r"work is in use by process \d+ .*run_stages"):
         run_stages(configs, work_dir=str(work))
     assert len(_children_of(str(work))) == 2
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 120
-    while _children_of(str(work)):
-        assert time.monotonic() < deadline, "it trains on"
-        time.sleep(0.5)
+    until(lambda: not _children_of(str(work)), 120, "it trains on")
     said = (tmp_path / "out").read_text()
     assert "interrupted by SIGTERM: " in said and "Traceback" not in said
