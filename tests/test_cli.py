@@ -116,6 +116,8 @@ def test_exit_codes(monkeypatch, capsys):
 
 
 def test_options_of_several_values_add_up_and_replace_their_default(monkeypatch):
+    """Of those given twice the first was dropped without a word."""
+
     def given(*words, **settings):
         seen = []
         monkeypatch.setattr(sys, "argv", ["tool", *words])
@@ -127,11 +129,12 @@ def test_options_of_several_values_add_up_and_replace_their_default(monkeypatch)
             )
         return seen
 
-    assert given("-n", "1", "-n", "2") == ["1", "2"]
+    assert given("-n", "1", "2", "-n", "3") == ["1", "2", "3"]
+    assert given("-n", "1", "-n", "2", default=[]) == ["1", "2"]
     assert given("-n", "1", "2", default=["8"]) == ["1", "2"] and given(default=["8"]) == ["8"]
 
 
-def test_a_pipe_that_closes_and_a_name_that_is_no_text(tmp_path):
+def test_a_pipe_that_closes_and_a_name_that_is_no_text():
     script = (
         "from codmoe.cli import main\n"
         "def run(args):\n"
@@ -144,17 +147,3 @@ def test_a_pipe_that_closes_and_a_name_that_is_no_text(tmp_path):
     command = ["bash", "-c", shell, sys.executable, script]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.stdout == "line 0 \\udcff\n" and done.stderr == ""
-
-
-def test_lists_given_twice_are_joined(monkeypatch):
-    """The first was dropped without a word."""
-    found = {}
-    options = (option("--pred", nargs="+"), option("--cfg-options", nargs="+", default=[]))
-    for words, expected in (
-        ("--pred a b --pred c --cfg-options x=1 --cfg-options y=2", (["a", "b", "c"], 2)),
-        ("--pred a", (["a"], 0)),
-    ):
-        monkeypatch.setattr(sys, "argv", ["tool", *words.split()])
-        with pytest.raises(SystemExit):
-            main(lambda args: found.update(vars(args)), *options, description="")
-        assert (found["pred"], len(found["cfg_options"])) == expected

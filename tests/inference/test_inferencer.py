@@ -158,10 +158,11 @@ def test_a_long_run_shows_its_progress(inferencer, folder, monkeypatch, capsys):
         return Console(force_terminal=True, force_interactive=True, **options)
 
     monkeypatch.setattr("codmoe.inference.inferencer.Console", terminal)
-    assert len(inferencer(folder)) == 3
-    assert "predicting" not in capsys.readouterr().err
+    images = [folder / name for name in ("a.jpg", "b.png", "ü.png")]
+    assert len(inferencer(images)) == 3
+    assert capsys.readouterr().err == ""
     monkeypatch.setattr("codmoe.inference.inferencer.PATIENCE", 0.0)
-    assert len(inferencer(folder)) == 3
+    assert len(inferencer(images)) == 3
     assert "predicting" in capsys.readouterr().err
 
 

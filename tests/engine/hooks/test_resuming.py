@@ -57,10 +57,15 @@ def whole(folder, *changes):
     return left(folder, 1)
 
 
-def resumed(folder, *changes):
+def go_on(config, work):
+    """The training that is cut off, and its end."""
     with pytest.raises(Interrupt):
-        train(prepared(toy(folder, *changes), folder / "work/stage1"))
-    train(prepared(toy(folder, *changes), folder / "work/stage1", resume=True))
+        train(prepared(config, work))
+    return train(prepared(config, work, resume=True))
+
+
+def resumed(folder, *changes):
+    go_on(toy(folder, *changes), folder / "work/stage1")
     return left(folder, 1)
 
 
@@ -85,16 +90,19 @@ def test_a_validation_that_was_cut_off_is_made_up(tmp_path, once, monkeypatch, e
     assert f"validation after epoch {epoch} is made up" in log_of(tmp_path / "b/work/stage1")
 
 
-def test_what_a_checkpoint_knows_of_is_not_validated_again(tmp_path, once):
-    # save_best writes the checkpoint anew after the validation that it was the best of.
-    hooks = dict(default_hooks=dict(checkpoint=dict(save_best="IoU", rule="greater")))
-    off = dict(train_cfg=dict(val_interval=2))
+def test_a_validation_that_was_not_due_is_not_made_up(tmp_path, once):
     once(ResumableHook, "before_train_iter", lambda runner: runner.iter == 3)
-    resumed(tmp_path / "a", PLAIN, off)
-    assert "is made up" not in log_of(tmp_path / "a/work/stage1")  # epoch 1 was not due
+    resumed(tmp_path, PLAIN, dict(train_cfg=dict(val_interval=2)))
+    assert "is made up" not in log_of(tmp_path / "work/stage1")
+
+
+def test_a_checkpoint_that_knows_its_score_alone_owes_the_validation(tmp_path, once):
+    # save_best writes the checkpoint anew within the validation that it was the best of.
+    best = dict(default_hooks=dict(checkpoint=dict(save_best="IoU", rule="greater")))
+    reference = whole(tmp_path / "a", PLAIN, best)
     once(ResumableHook, "before_train_iter", lambda runner: runner.iter == 3)
-    resumed(tmp_path / "b", PLAIN, hooks)
-    assert "is made up" in log_of(tmp_path / "b/work/stage1")
+    assert differences(reference, resumed(tmp_path / "b", PLAIN, best)) == []
+    assert "validation after epoch 1 is made up" in log_of(tmp_path / "b/work/stage1")
 
 
 def test_early_stopping_goes_on_counting(tmp_path, once, monkeypatch):
@@ -121,10 +129,7 @@ def test_an_epoch_goes_on_in_the_middle(tmp_path, once):
     for at in (4, 5, 6):  # three steps an epoch: within the second, at its end
         folder = tmp_path / f"b{at}"
         once(ResumableHook, "before_train_iter", lambda runner, i=at: runner.iter == i)
-        config = toy(folder, longer, steps)
-        with pytest.raises(Interrupt):
-            train(prepared(config, folder / "work/stage1"))
-        train(prepared(config, folder / "work/stage1", resume=True))
+        go_on(toy(folder, longer, steps), folder / "work/stage1")
         assert differences(end(tmp_path / "a", 9), end(folder, 9)) == []
 
 
@@ -150,9 +155,7 @@ def test_a_loop_by_iterations_goes_on_in_the_middle(tmp_path, once, sampler, mon
     for i, (method, at) in enumerate([("before_train_iter", 5), ("before_val_epoch", 4)]):
         folder = tmp_path / f"b{i}"
         once(ResumableHook, method, lambda runner, at=at: runner.iter == at)
-        with pytest.raises(Interrupt):
-            train(prepared(config(folder), folder / "work/stage1"))
-        train(prepared(config(folder), folder / "work/stage1", resume=True))
+        go_on(config(folder), folder / "work/stage1")
         assert "validation after iteration 4 is made up" in log_of(folder / "work/stage1")
         assert differences(end(tmp_path / "a", 8), end(folder, 8)) == []
 
@@ -160,11 +163,11 @@ def test_a_loop_by_iterations_goes_on_in_the_middle(tmp_path, once, sampler, mon
 def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(tmp_path, once):
     drawn = dict(randomness=dict(seed=None))
     once(ResumableHook, "before_train_iter", lambda runner: runner.iter == 4)
+    config, work = toy(tmp_path, PLAIN, drawn), tmp_path / "work/stage1"
     with pytest.raises(Interrupt):
-        train(prepared(toy(tmp_path / "a", PLAIN, drawn), tmp_path / "a/work/stage1"))
-    last = torch.load(tmp_path / "a/work/stage1/epoch_1.pth", weights_only=False)
-    again = prepared(toy(tmp_path / "a", PLAIN, drawn), tmp_path / "a/work/stage1", resume=True)
-    runner = train(again)
+        train(prepared(config, work))
+    last = torch.load(work / "epoch_1.pth", weights_only=False)
+    runner = train(prepared(config, work, resume=True))
     assert runner.seed == runner.train_dataloader.sampler.seed == last["meta"]["seed"]
 
 
@@ -178,22 +181,24 @@ def test_best_weights_that_are_gone_are_said_and_made_anew(tmp_path, once):
     assert "are gone from there" in log_of(tmp_path / "work/stage1")
 
 
-def test_an_old_checkpoint_goes_after_the_new_one_is_there(tmp_path, once):
+def test_an_old_checkpoint_goes_after_the_new_one_is_there(tmp_path, monkeypatch):
     one = dict(default_hooks=dict(checkpoint=dict(max_keep_ckpts=1)))
     seen = []
     real = Theirs._save_checkpoint_with_step
 
-    def saved(self, runner, step, meta):
-        seen.append(sorted(p.name for p in (tmp_path / "work/stage1").glob("epoch_*.pth")))
-        real(self, runner, step, meta)
-        seen.append(sorted(p.name for p in (tmp_path / "work/stage1").glob("epoch_*.pth")))
+    def there():
+        return sorted(p.name for p in (tmp_path / "work/stage1").glob("epoch_*.pth"))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Theirs, "_save_checkpoint_with_step", saved)
-        train(prepared(toy(tmp_path, PLAIN, one), tmp_path / "work/stage1"))
+    def saved(self, runner, step, meta):
+        seen.append(there())
+        real(self, runner, step, meta)
+        seen.append(there())
+
+    monkeypatch.setattr(Theirs, "_save_checkpoint_with_step", saved)
+    train(prepared(toy(tmp_path, PLAIN, one), tmp_path / "work/stage1"))
     names = [f"epoch_{i}.pth" for i in (1, 2, 3)]
     assert seen == [[], names[:1], names[:1], names[:2], names[1:2], names[1:]]
-    assert [p.name for p in (tmp_path / "work/stage1").glob("epoch_*.pth")] == names[2:]
+    assert there() == names[2:]
 
 
 @pytest.fixture
