@@ -117,7 +117,7 @@ def test_a_forked_child_is_left_to_its_parent(start):
     assert end(process) == (3, "")
 
 
-def test_a_signal_to_all_leaves_the_loaders_workers_to_their_parent():
+def test_a_signal_to_all_leaves_the_loaders_workers_to_their_parent(start):
     """``timeout`` and ``scancel`` send it to all: the step that is under way needs its samples."""
     script = (
         "from codmoe.engine.runner import CODRunner\n"
