@@ -1,0 +1,113 @@
+"""Pictures of one prediction: overlay, outline, cut-out, and beside the experts' maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from codmoe.messages import printable
+
+TINT = (150, 40, 255)
+"""Violet: no plant, sand or fur has it, and who sees no red or no green sees a strong blue."""
+PANEL = 360
+"""Longer side in pixels of the maps of :func:`side_by_side`."""
+_BAR, _IDLE = (43, 108, 163), (96, 106, 117)
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, alpha: float = 0.45) -> np.ndarray:
+    """The image with the object tinted and outlined.
+
+    Args:
+        image: RGB, (H, W, 3) uint8.
+        mask: Not 0 where the object is, (H, W).
+        alpha: Share of the tint, 0 to 1.
+    """
+    inside = mask.astype(bool)
+    tinted = image.copy()
+    blend = image[inside] * (1 - alpha) + np.float32(TINT) * alpha
+    tinted[inside] = blend.round().astype(np.uint8)
+    return outline(tinted, mask)
+
+
+def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image with a line around the object, white in black, which shows on any ground.
+
+    Arguments as of :func:`overlay`.
+    """
+    drawn = np.ascontiguousarray(image).copy()
+    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    width = max(1, round(max(image.shape[:2]) / 400))
+    cv2.drawContours(drawn, found, -1, (0, 0, 0), 3 * width, cv2.LINE_AA)
+    cv2.drawContours(drawn, found, -1, (255, 255, 255), width, cv2.LINE_AA)
+    return drawn
+
+
+def cutout(image: np.ndarray, probability: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """The object on nothing, RGBA (H, W, 4) uint8.
+
+    The alpha is 0 where the probability is at most half the threshold and 255 from one and a half
+    thresholds on (at most at 1), so that edges are soft where the model is not sure.
+
+    Args:
+        image: RGB, (H, W, 3) uint8.
+        probability: (H, W), 0 to 1.
+        threshold: What the mask is cut at; there the alpha is one half.
+    """
+    reach = max(min(threshold, 1 - threshold) / 2, 1e-6)
+    alpha = np.clip((probability - threshold) / (2 * reach) + 0.5, 0, 1)
+    return np.dstack([image, (alpha * 255).round().astype(np.uint8)])
+
+
+def side_by_side(
+    image: np.ndarray,
+    mask: np.ndarray,
+    probability: np.ndarray,
+    expert_maps: Mapping[str, np.ndarray],
+    weights: Mapping[str, float],
+) -> np.ndarray:
+    """Overlay, the mixture's map and each expert's, and above each expert its weight as a bar.
+
+    Args:
+        image: RGB, (H, W, 3) uint8.
+        mask: (H, W).
+        probability: The mixture's, (H, W), 0 to 1.
+        expert_maps: ``{name: (h, w)}``, drawn from 0 (black) to 1 (white), not stretched.
+        weights: ``{name: weight}`` of the chosen experts; an absent one has weight 0.
+
+    Returns:
+        RGB, uint8, of the same size for every image of one size.
+    """
+    height, width = image.shape[:2]
+    scale = PANEL / max(height, width)
+    size = (max(round(width * scale), 80), max(round(height * scale), 40))
+    pictures = {"prediction": overlay(_fitted(image, size), _fitted(mask, size, exact=True))}
+    for name, values in {"mixture": probability, **expert_maps}.items():
+        grey = np.clip(_fitted(values.astype(np.float32), size) * 255, 0, 255).astype(np.uint8)
+        pictures[name] = np.dstack([grey] * 3)
+    gap, head = 8, 34
+    sheet = np.full((head + size[1] + gap, gap + len(pictures) * (size[0] + gap), 3), 255, np.uint8)
+    canvas = Image.fromarray(sheet)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
+    for column, (name, picture) in enumerate(pictures.items()):
+        x = gap + column * (size[0] + gap)
+        canvas.paste(Image.fromarray(picture), (x, head))
+        text = printable(name)
+        if name in expert_maps:
+            weight = float(weights.get(name, 0.0))
+            text = f"{text}  {weight:.2f}" if weight else f"{text}  not chosen"
+            draw.rectangle((x, head - 8, x + size[0] - 1, head - 4), fill=(229, 233, 237))
+            if weight:
+                draw.rectangle((x, head - 8, x + (size[0] - 1) * weight, head - 4), fill=_BAR)
+        idle = name in expert_maps and not weights.get(name)
+        draw.text((x, 5), text, fill=_IDLE if idle else (0, 0, 0), font=font)
+    return np.asarray(canvas)
+
+
+def _fitted(picture: np.ndarray, size: tuple[int, int], exact: bool = False) -> np.ndarray:
+    if exact:
+        return cv2.resize(picture.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    smaller = picture.shape[1] > size[0]
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
