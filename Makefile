@@ -1,4 +1,4 @@
-# `make quickstart`, `make test`, `make lint`. Each makes .venv and installs pinned versions first.
+# `make quickstart`, `make test`, `make lint`, `make docs`. Each makes .venv and installs pinned versions first.
 PYTHON ?= python3
 BIN := .venv/bin
 PINS := requirements/constraints.txt
@@ -10,7 +10,7 @@ OPTIONS ?=
 CV2 := $(BIN)/python -c 'import cv2' 2>/dev/null || \
   $(PIP) --quiet --force-reinstall --no-deps opencv-python-headless
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint docs clean
 
 .venv/.installed: pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: codmoe needs Python 3.10 or newer; run: make $(MAKECMDGOALS) PYTHON=python3.x")'
@@ -21,7 +21,7 @@ CV2 := $(BIN)/python -c 'import cv2' 2>/dev/null || \
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(PIP) -e ".[test,export]"
+	$(PIP) -e ".[test,export,docs]"
 	$(CV2)
 	@touch $@
 
@@ -36,7 +36,10 @@ lint: .venv/.installed-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layout.py
 
-test: lint
+docs: .venv/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+test: lint docs
 	# A file stays on one worker: its exported models and trained studies are made once.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=codmoe --cov-report=term
 

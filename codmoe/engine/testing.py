@@ -221,6 +221,9 @@ class SaveMapsHook(Hook):
     """Writes each prediction as ``<directory>/<dataset>/<stem>.png``, 8 bit, original resolution,
     round(255·p) without normalisation.
 
+    Args:
+        directory: Is made; must hold nothing.
+
     Raises:
         ValueError: The folder holds files already.
     """

@@ -57,7 +57,11 @@ class LoadBalanceLoss(nn.Module):
 
 @MODELS.register_module()
 class RouterZLoss(nn.Module):
-    """Keeps router logits small: mean of logsumexp² (Zoph et al., ST-MoE, 2022)."""
+    """Keeps router logits small: mean of logsumexp² (Zoph et al., ST-MoE, 2022).
+
+    Args:
+        weight: Factor on the result.
+    """
 
     def __init__(self, *, weight: float = 0.001):
         super().__init__()
