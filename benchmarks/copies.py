@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from codmoe.cli import main, option
+from codmoe.cli import main
+from codmoe.commands.options import option
 from codmoe.console import TextTable
 from codmoe.datasets.doctor.similarity import copies, sketch
 from codmoe.datasets.layouts import image_files

@@ -20,7 +20,8 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
 from codmoe import cli
-from codmoe.cli import option
+from codmoe.commands.benchmark import SHARED, call
+from codmoe.commands.options import option
 from codmoe.compiled.speed import FORMATS, compile_parts, set_memory_format
 from codmoe.engine import runner as message_hub
 from codmoe.engine.config import load_config
@@ -57,7 +58,6 @@ from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS
 from codmoe.models.dispatch import PyramidBank, run_experts
 from codmoe.models.moe import ModelLevelMoE
-from tools.analysis.benchmark import OPTIONS, call
 
 OUR_COLUMNS = dict(
     what="inference, or train for one training step",
@@ -385,7 +385,7 @@ MORE = (
 
 
 def main() -> None:
-    cli.main(partial(call, benchmark), *OPTIONS, *MORE, description=__doc__ or "")
+    cli.main(partial(call, benchmark), *SHARED, *MORE, description=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Parses the tools' command lines, and ends each of them, whatever fails, with one sentence."""
+"""The command ``codmoe``: parses command lines, and ends each, whatever fails, with one sentence.
+
+On argparse, for no wrapper of it takes ``--cfg-options a=1 b=2`` (several words after one option).
+"""
 
 from __future__ import annotations
 
@@ -8,73 +11,62 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from codmoe import __doc__ as about
+from codmoe import __version__
+from codmoe.commands import COMMANDS
+from codmoe.commands.options import Option
 from codmoe.interruption import interruption
-from codmoe.messages import on_purpose, printable
+from codmoe.messages import nearest, on_purpose, printable, suggest
 
 DEBUG = "CODMOE_DEBUG"
 """Environment variable that does what ``--debug`` does, also in child processes."""
-Option = tuple[tuple[str, ...], dict[str, Any]]
 
 
-def option(*names: str, **settings: Any) -> Option:
-    """Arguments of ``ArgumentParser.add_argument``, kept for :func:`main`."""
-    return names, settings
+class Parser(argparse.ArgumentParser):
+    """A parser that answers wrong usage with one sentence, and a misspelt option with the right."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        known = self._option_string_actions
+        given = [word.partition("=")[0] for word in self._words if word.startswith("--")]
+        for word in given:
+            close = [] if any(k.startswith(word) for k in known) else nearest(word, known)
+            if close:
+                message += f"; {word} is no option, did you mean {' or '.join(close)}?"
+                break
+        self.exit(2, printable(f"error: {message} ({self.prog} --help shows what it takes)") + "\n")
 
 
-def whole(least: int = 1, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """The ``type`` of a number option within bounds."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            bounds = f"{least} to {most:,}" if most < 2**31 - 1 else f"{least} up"
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {bounds}")
-        return int(text)
-
-    return number
-
-
-CONFIG = option("config", help="config file, or name of a shipped one (ensemble/stage3)")
-CFG_OPTIONS = option(
-    "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config"
-)
-COMPILE = option(
-    "--compile", nargs="*", metavar="KEY=VALUE", help="faster: CUDA graphs; e.g. dtype=fp16"
-)
-DATA = (
-    option("--data-root", help="folder of the data set, the config's or your own"),
-    option("--images", help="with --masks: folder of your own images, instead of the config's"),
-    option("--masks", help="folder of their masks, of equal names"),
-)
-LAUNCHER = (
-    option("--launcher", choices=("none", "pytorch", "slurm"), default="none"),
-    option("--local-rank", "--local_rank", type=int, default=0, help="set by torchrun"),
-)
-TRUST_CODE = option(
-    "--trust-code", action="store_true", help="import what the checkpoint's config asks for"
-)
-WORK_DIR = option(
-    "--work-dir", help="logs and training checkpoints; work_dirs/NAME of the config by default"
-)
-
-
-def main(run: Callable[[argparse.Namespace], Any], *options: Option, description: str) -> None:
+def main(
+    run: Callable[[argparse.Namespace], Any],
+    *options: Option,
+    description: str | None,
+    prog: str | None = None,
+    words: Sequence[str] | None = None,
+) -> None:
     """Parses the command line, calls ``run`` and ends the process as :func:`one_sentence` says.
 
     Args:
         run: Does the work; what it returns is the exit code, None for 0. It imports what it needs
             itself, so that a misspelt option is answered at once. A ``work_dir`` that it settles
             goes into its argument, for the log of an unexpected error.
-        options: Of :func:`option`; ``--debug`` is added.
+        options: Of :func:`codmoe.commands.options.option`; ``--debug`` is added.
         description: Text of ``--help``.
+        prog: What the user typed before the options; the script's name by default.
+        words: What to parse; what follows the script's name by default.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for names, settings in options:
         several = names[0].startswith("-") and settings.get("nargs") in ("+", "*")
@@ -82,7 +74,7 @@ def main(run: Callable[[argparse.Namespace], Any], *options: Option, description
             settings = {"action": "extend", **settings}  # given twice, both count
         parser.add_argument(*names, **settings)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         # A file's name need not be text in the terminal's encoding.
         if hasattr(stream, "reconfigure"):
@@ -91,6 +83,40 @@ def main(run: Callable[[argparse.Namespace], Any], *options: Option, description
         os.environ[DEBUG] = "1"
     with interruption.handled(), one_sentence(args):
         sys.exit(run(args))
+
+
+def tool(name: str) -> None:
+    """Runs a command in the place of the script ``tools/<name>.py``."""
+    _run(name, f"python {sys.argv[0]}", sys.argv[1:])
+
+
+def _run(name: str, prog: str, words: Sequence[str]) -> None:
+    found = import_module(f"codmoe.commands.{name}")
+    main(found.run, *found.OPTIONS, description=found.__doc__, prog=prog, words=words)
+
+
+def command() -> None:
+    """The command ``codmoe``."""
+    names = [name for group in COMMANDS.values() for name in group]
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in names:
+        return _run(name, f"codmoe {name}", words)
+    lines = [
+        f"\n{title}:\n" + "\n".join(f"  {name:10}  {line}" for name, line in group.items())
+        for title, group in COMMANDS.items()
+    ]
+    parser = Parser(
+        prog="codmoe",
+        usage="codmoe COMMAND ...",
+        description="\n".join([about or "", *lines]),
+        epilog="codmoe COMMAND --help shows what a command takes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"codmoe {__version__}")
+    if not name.startswith("-"):
+        parser.parse_known_args([])
+        parser.error(f"no command {name!r}; {suggest(name, names)}")
+    parser.parse_args([name, *words])
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import pytest
 import torch
 from miniature import ROOT
 
-from codmoe.cli import DEBUG, main, one_sentence, option
+from codmoe.cli import DEBUG, main, one_sentence
+from codmoe.commands.options import option
 from codmoe.datasets.splits import complete_split
 from codmoe.engine.config import load_config
 from codmoe.messages import listed

@@ -101,16 +101,13 @@ def source(command: str) -> Path | None:
     module = re.search(r"python -m ((?:benchmarks|projects)[\w.]+)", command)
     if module:
         return ROOT / (module[1].replace(".", "/") + ".py")
-    script = re.search(r"(tools/[\w/]+)\.(?:py|sh)", command)
-    if script is None:
-        return None
-    assert (ROOT / script[0]).is_file(), command
-    shell = {
-        "tools/dist_train": "tools/train",
-        "tools/dist_test": "tools/test",
-        "tools/slurm_train": "tools/train",
-    }
-    return ROOT / f"{shell.get(script[1], script[1])}.py"
+    name = re.search(r"\bcodmoe ([a-z]+)", command)
+    script = re.search(r"tools/[\w/]+\.(?:py|sh)", command)
+    if script:
+        shell = re.search(r"dist_train|dist_test|slurm_train", script[0])
+        text = (ROOT / script[0]).read_text()
+        name = re.search(r"_(\w+)", shell[0]) if shell else re.search(r'tool\("(\w+)"\)', text)
+    return ROOT / f"codmoe/commands/{name[1]}.py" if name else None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -121,7 +118,7 @@ def test_commands_exist_and_have_the_options_shown(page):
             continue
         assert path.is_file(), command
         known = path.read_text() + (ROOT / "codmoe/cli.py").read_text()
-        for shared in re.findall(r"^from (tools[.\w]+) import", known, re.M):
+        for shared in re.findall(r"^from (codmoe\.commands[.\w]+) import", known, re.M):
             known += (ROOT / (shared.replace(".", "/") + ".py")).read_text()
         words = shlex.split(command.replace("[", "").replace("]", "").split("$(")[0], comments=True)
         for option in (word for word in words if word.startswith("--")):

@@ -1,52 +1,6 @@
-"""Export a model, compared with what it came from:
+"""codmoe export, from a checkout."""
 
-python tools/export.py checkpoints_moe/ensemble_best.pth --format onnx-sparse --out exported
-"""
-
-import argparse
-
-from codmoe.cli import TRUST_CODE, main, option
-
-OPTIONS = (
-    option(
-        "model", help="checkpoint, or 'small', which ships; a config: random weights, for speed"
-    ),
-    option("--format", required=True, help="onnx, onnx-sparse, torch-export, safetensors"),
-    option("--out", required=True, help="folder to make"),
-    option("--config", help="config of a checkpoint that does not hold its own"),
-    option("--size", type=int, nargs="+", help="side, or height and width, of images"),
-    option(
-        "--check",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compare with the model; on by default",
-    ),
-    option("--images", help="image or folder to compare on; synthetic by default"),
-    TRUST_CODE,
-)
-
-
-def run(args) -> None:
-    from codmoe.inference.export.exporting import export, model_for_export
-    from codmoe.inference.inferencer import collect
-
-    size = args.size
-    if size and len(size) > 2:
-        raise ValueError(f"--size takes a side, or height and width, not {len(size)} numbers")
-    images = collect(args.images) if args.images else None  # before weights are loaded
-    model = model_for_export(args.model, args.config, trust_code=args.trust_code)
-    found = export(
-        model,
-        args.out,
-        format=args.format,
-        size=tuple(size * 2)[:2] if size else None,
-        check=args.check,
-        images=images,
-    )
-    for name, value in found.items():
-        print(f"{name:12} {value:.2e}" if isinstance(value, float) else f"{name:12} {value}")
-    print(f"wrote {args.out}")
-
+from codmoe.cli import tool
 
 if __name__ == "__main__":
-    main(run, *OPTIONS, description=__doc__)
+    tool("export")

@@ -1,35 +1,6 @@
-"""Train stage 1, 2 and 3 and print one table: python tools/run_stages.py --gpus 2
+"""codmoe stages, from a checkout."""
 
-Goes on from where it was interrupted. Without configs: experts/joint, router/stage2,
-ensemble/stage3. Stage 1 may be several configs: separate experts, a refit of their heads.
-"""
-
-from codmoe.cli import CFG_OPTIONS, DATA, main, option
-
-OPTIONS = (
-    option("configs", nargs="*", help="stage 1 (one or more), 2 and 3"),
-    option("--gpus", type=int, default=1, help="processes per stage"),
-    option("--work-dir", default="work_dirs/stages", help="logs, table and picture"),
-    *DATA,
-    CFG_OPTIONS,
-)
-
-
-def run(args) -> None:
-    from codmoe.engine.stages import DEFAULT_CONFIGS, run_stages
-
-    if 0 < len(args.configs) < 3:
-        raise ValueError(f"{len(args.configs)} configs given; give stage 1, 2 and 3, or none")
-    run_stages(
-        args.configs or DEFAULT_CONFIGS,
-        gpus=args.gpus,
-        work_dir=args.work_dir,
-        options=args.cfg_options,
-        data_root=args.data_root,
-        images=args.images,
-        masks=args.masks,
-    )
-
+from codmoe.cli import tool
 
 if __name__ == "__main__":
-    main(run, *OPTIONS, description=__doc__)
+    tool("stages")

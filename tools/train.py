@@ -1,26 +1,6 @@
-"""Train one stage: python tools/train.py configs/experts/sinet.py"""
+"""codmoe train, from a checkout."""
 
-from codmoe.cli import CFG_OPTIONS, CONFIG, DATA, LAUNCHER, WORK_DIR, main, option
-
-
-def run(args) -> None:
-    from codmoe.engine.config import load_config, parse_options
-    from codmoe.engine.ddp import leave_cpu_process_group
-    from codmoe.engine.launch import prepare, train
-    from codmoe.engine.own_data import set_data
-
-    cfg = load_config(args.config, parse_options(args.cfg_options))
-    set_data(cfg, args.data_root, args.images, args.masks)
-    if args.resume or args.auto_resume:
-        cfg.resume = True if args.resume else "auto"
-    prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)
-    args.work_dir = cfg.work_dir
-    train(cfg)
-    leave_cpu_process_group()
-
+from codmoe.cli import tool
 
 if __name__ == "__main__":
-    resume = option("--resume", action="store_true", help="go on from the work dir's last one")
-    auto = option("--auto-resume", action="store_true", help="or start if there is none")
-    options = (CONFIG, WORK_DIR, *DATA, resume, auto, CFG_OPTIONS, *LAUNCHER)
-    main(run, *options, description=__doc__)
+    tool("train")

@@ -1,5 +1,5 @@
 import pytest
-from miniature import ROOT, call, write_config
+from miniature import call, write_config
 
 BROWSE = "data/browse"
 
@@ -19,7 +19,3 @@ def test_browse_writes_samples_and_attributes(config, tmp_path, monkeypatch, cap
     assert "give --out FILE" in call(monkeypatch, BROWSE, config)
     assert "does not exist" in call(monkeypatch, BROWSE, "quickstrat/stage1", "--out", out)
     assert "--count 0" in call(monkeypatch, BROWSE, config, "--out", out, "--count", 0)
-
-
-def test_tools_are_short():
-    assert len((ROOT / "tools" / f"{BROWSE}.py").read_text().splitlines()) <= 60

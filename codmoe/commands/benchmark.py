@@ -1,0 +1,55 @@
+"""Time and memory of a model by route:
+
+codmoe benchmark ensemble/stage3 --precisions fp32 bf16 \\
+    --executions eager compiled prepared --routes auto all pranet,sinet
+"""
+
+import argparse
+
+from codmoe.commands.options import CONFIG, option
+
+
+class Moved(argparse.Action):
+    """An option that another program has."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        parser.error(f"{option_string} is an option of: python -m benchmarks.model, in a checkout")
+
+
+MOVED = "--experts --top-k --layouts --no-parts --parts --train --plot".split()
+SHARED = (
+    CONFIG,
+    option("--batch-sizes", type=int, nargs="+", default=[1, 8], help="images a call (1 8)"),
+    option("--sizes", type=int, nargs="+", default=[448], help="sides of the images (448)"),
+    option(
+        "--routes",
+        nargs="+",
+        default=["auto"],
+        metavar="ROUTE",
+        help="auto (the router's), all, or names such as sinet,ujsc",
+    ),
+    option("--precisions", nargs="+", default=["fp32"], help="fp32 fp16 bf16"),
+    option("--executions", nargs="+", default=["eager"], help="eager compiled cudagraph prepared"),
+    option("--repeats", type=int, default=30, help="calls that count (30)"),
+    option("--warmup", type=int, default=5, help="calls before them (5)"),
+    option("--device", help="cuda, cuda:1, cpu; the first GPU if there is one"),
+    option("--checkpoint", help="weights; the router chooses blindly without"),
+    option("--json", dest="json_file", help="also write the figures to this file"),
+    option("--cfg-options", dest="options", nargs="+", metavar="KEY=VALUE", help="as of training"),
+)
+_ELSEWHERE = dict(nargs="*", action=Moved, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+OPTIONS = (*SHARED, option(*MOVED, **_ELSEWHERE))
+
+
+def call(benchmark, args) -> None:
+    from codmoe.engine.config import parse_options
+
+    settings = {name: value for name, value in vars(args).items() if name != "debug"}
+    settings["options"] = parse_options(settings["options"])
+    benchmark(settings.pop("config"), **settings)
+
+
+def run(args) -> None:
+    from codmoe.inference.benchmark import benchmark
+
+    call(benchmark, args)

@@ -1,0 +1,15 @@
+"""Parameters and operations: codmoe summary ensemble/stage3"""
+
+from codmoe.commands.options import CONFIG, option
+
+OPTIONS = (
+    CONFIG,
+    option("--size", type=int, default=448, help="side of the image in pixels"),
+    option("--json", help="also write the figures to this file"),
+)
+
+
+def run(args) -> None:
+    from codmoe.inference.summary import report
+
+    report(args.config, args.size, args.json)

@@ -1,0 +1,45 @@
+"""Test a checkpoint:
+
+codmoe test configs/ensemble/stage3.py checkpoints_moe/ensemble_best.pth
+"""
+
+from codmoe.commands.options import CFG_OPTIONS, COMPILE, CONFIG, DATA, LAUNCHER, WORK_DIR, option
+
+OPTIONS = (
+    CONFIG,
+    option("checkpoint", help="weights, e.g. checkpoints_moe/ensemble_best.pth"),
+    option("--experts", action="store_true", help="also each expert, uniform and oracle"),
+    option("--json", help="result file; WORK_DIR/test.json by default, .md beside it"),
+    option("--out", help="new folder for prediction maps, 8-bit PNG, original size"),
+    option("--grid", help="picture file: image, truth, experts, mixture, weights"),
+    option("--extremes", help="folder for pictures of the best, median, worst images"),
+    COMPILE,
+    WORK_DIR,
+    *DATA,
+    CFG_OPTIONS,
+    *LAUNCHER,
+)
+
+
+def run(args) -> None:
+    from codmoe.engine.config import load_config, parse_options
+    from codmoe.engine.ddp import leave_cpu_process_group
+    from codmoe.engine.launch import prepare
+    from codmoe.engine.own_data import set_data
+    from codmoe.engine.testing import test
+
+    cfg = load_config(args.config, parse_options(args.cfg_options))
+    set_data(cfg, args.data_root, args.images, args.masks, checkpoint=args.checkpoint)
+    prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)
+    args.work_dir = cfg.work_dir
+    test(
+        cfg,
+        args.checkpoint,
+        experts=args.experts,
+        json_file=args.json,
+        out_dir=args.out,
+        grid=args.grid,
+        extremes=args.extremes,
+        compile=args.compile is not None and parse_options(args.compile),
+    )
+    leave_cpu_process_group()
