@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 from mmengine.config import Config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -19,14 +20,16 @@ from codmoe.models.build import skip_pretrained
 from codmoe.registry import MODELS, building
 from codmoe.trust import check_received, require_weights
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CARD_DATA: dict[str, Any] = dict(
+    library_name="codmoe", pipeline_tag="image-segmentation", tags=["camouflaged-object-detection"]
+)
+"""What the head of every model card says."""
 # Parts of a training config by which an Inferencer finds the size of the images.
 SIZES = ("val_dataloader", "test_dataloader")
 
 
-class HubModel(
-    ModelHubMixin, library_name="codmoe", pipeline_tag="image-segmentation", tags=["camouflage"]
-):
+class HubModel(ModelHubMixin, **deepcopy(CARD_DATA)):
     """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` of huggingface_hub.
 
     A folder holds ``config.json``, the constructor's arguments as plain values, and
@@ -38,12 +41,16 @@ class HubModel(
     """The whole config that the model is from; :func:`create_model` and :meth:`from_pretrained`
     set it."""
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+    def save_pretrained(
+        self, save_directory: str | Path, *, card: str | None = None, **kwargs: Any
+    ) -> str | None:
         """Write the folder; files already in it are kept under dated names.
 
         Args:
             save_directory: Is made if it does not exist.
-            **kwargs: See huggingface_hub: ``push_to_hub``, ``repo_id``, ``model_card_kwargs``.
+            card: What ``codmoe.inference.model_card.model_card`` wrote. Without it a card that is
+                there stays, and a new one says that nothing is known of the weights.
+            **kwargs: See huggingface_hub: ``push_to_hub``, ``repo_id``.
 
         Raises:
             ValueError: An argument that the model was built with is no plain value.
@@ -51,10 +58,48 @@ class HubModel(
         folder = Path(save_directory).expanduser()
         self._plain_config()
         keep_old(folder / CONFIG)  # huggingface_hub would delete it
+        if card is not None:
+            keep_old(folder / CARD)
+            kwargs["model_card_kwargs"] = dict(card=card)
         return super().save_pretrained(folder, **kwargs)
 
+    def push_to_hub(self, repo_id: str, *, card: str | None = None, **kwargs: Any) -> str:
+        """Upload the folder that :meth:`save_pretrained` writes.
+
+        Args:
+            repo_id: Repository on the hub, ``"you/your-model"``; is made if it does not exist.
+            card: What ``codmoe.inference.model_card.model_card`` wrote.
+            **kwargs: See huggingface_hub: ``private``, ``token``, ``commit_message``, ``branch``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: There is no card; said before anything is sent.
+        """
+        card = card or (kwargs.pop("model_card_kwargs", None) or {}).get("card")
+        if not card:
+            raise ValueError(
+                "card is not given; weights that others are to use need one. Write it with "
+                "codmoe.inference.model_card.model_card(model, 'RESULTS.json', name=..., data=..., "
+                "license=...)"
+            )
+        self._plain_config()
+        return super().push_to_hub(repo_id, model_card_kwargs=dict(card=card), **kwargs)
+
+    def generate_model_card(self, card: str | None = None) -> ModelCard:
+        """The card that was given, or one that says how to load the model and nothing else."""
+        if card is None:
+            head, experts = ModelCardData(**CARD_DATA).to_yaml(), cast(Any, self).expert_names
+            card = (
+                f"---\n{head}\n---\n\n# A codmoe model\n\nExperts: {', '.join(experts)}. Load it "
+                "with `codmoe.ModelLevelMoE.from_pretrained(FOLDER)`.\n\nWho saved it said neither "
+                "what it was trained on, nor what it scores, nor under which licence it is.\n"
+            )
+        return ModelCard(card)
+
     @classmethod
-    def from_pretrained(cls, source: str | Path, **kwargs: Any):  # type: ignore[override]
+    def from_pretrained(cls, source: str | Path, **kwargs: Any):
         """A model in evaluation mode, from a folder or the hub.
 
         Args:

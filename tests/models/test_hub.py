@@ -31,3 +31,16 @@ def test_a_pretrained_folder_that_is_none(make_model, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="does not fit the config beside it"):
         ModelLevelMoE.from_pretrained(tmp_path, experts=dict(sinet=MINIATURES["sinet"]))
+
+
+def test_a_card_that_is_there_stays_unless_another_is_given(make_model, tmp_path):
+    model = make_model(experts=dict(pranet=MINIATURES["pranet"]))
+    model.save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    assert "neither what it was trained on" in " ".join(card.read_text().split())
+    card.write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert card.read_text() == "mine"
+    model.save_pretrained(tmp_path, card="---\nlicense: mit\n---\nnew")
+    assert "new" in card.read_text()
+    assert [path.read_text() for path in tmp_path.glob("README.2*.md")] == ["mine"]
