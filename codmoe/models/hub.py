@@ -99,7 +99,7 @@ class HubModel(ModelHubMixin, **deepcopy(CARD_DATA)):
         return ModelCard(card)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **kwargs: Any):
+    def from_pretrained(cls, source: str | Path, **kwargs: Any):  # type: ignore[override]
         """A model in evaluation mode, from a folder or the hub.
 
         Args:
