@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from codmoe.compat import declare_torchvision_ops
+from codmoe.compat import mend_torchvision
 
-declare_torchvision_ops()  # before anything imports timm or the mmengine Runner
+mend_torchvision()
 
 __version__ = "0.2.0"
 

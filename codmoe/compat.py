@@ -7,9 +7,24 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
-import torch
+
+class _BeforeTorchvision(MetaPathFinder):
+    """Has :func:`declare_torchvision_ops` called when torchvision is imported, by whomever."""
+
+    def find_spec(self, fullname, path, target=None):
+        if fullname == "torchvision":
+            sys.meta_path.remove(self)
+            declare_torchvision_ops()
+        return None  # the usual finders go on
+
+
+def mend_torchvision() -> None:
+    """Makes the first import of torchvision work; imports nothing itself."""
+    if "torchvision" not in sys.modules:
+        sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 def declare_torchvision_ops() -> bool:
@@ -24,6 +39,8 @@ def declare_torchvision_ops() -> bool:
     Returns:
         Whether the schemas had to be declared.
     """
+    import torch
+
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
         return False
@@ -35,15 +52,15 @@ def declare_torchvision_ops() -> bool:
             continue
     global _declared  # keeps the library alive: its operators vanish when it is collected
     try:
-        _declared = torch.library.Library("torchvision", "DEF")
-        _declared.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared = ops = torch.library.Library("torchvision", "DEF")
+        ops.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        ops.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     except RuntimeError:  # somebody else has declared them already
         return False
     return True
 
 
-_declared: torch.library.Library | None = None
+_declared: object = None
 
 
 @contextmanager
