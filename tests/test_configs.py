@@ -7,8 +7,9 @@ import torch
 from mmengine.optim import build_optim_wrapper
 
 from codmoe import create_model, list_models
-from codmoe.engine.config import config_root, list_configs, load_config
+from codmoe.engine.config import load_config
 from codmoe.engine.handover import read_sources
+from codmoe.shipped import config_root, list_configs
 
 SEPARATE = ("pranet", "sinet", "ujsc", "zoomnet")
 MAIN = {

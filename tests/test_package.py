@@ -12,7 +12,7 @@ SCRIPT = """
 import codmoe, torch
 from pathlib import Path
 assert Path(codmoe.__file__).is_relative_to(Path.cwd().parent / "unpacked"), codmoe.__file__
-from codmoe.engine.config import config_root
+from codmoe.shipped import config_root
 assert config_root().is_relative_to(Path(codmoe.__file__).parent), config_root()
 print(*codmoe.list_models())
 mini = dict(channels=8)

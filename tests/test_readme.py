@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from codmoe import ModelLevelMoE
-from codmoe.engine.config import config_root, load_config
+from codmoe.engine.config import load_config
 from codmoe.registry import MODELS
+from codmoe.shipped import config_root
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from codmoe import ModelLevelMoE, create_model
 from codmoe.engine.checkpoints import meta_of, read_meta, read_weights, stored_config
 from codmoe.inference.inferencer import Inferencer
-from codmoe.inference.zoo import shipped_weights
 from codmoe.registry import MODELS
+from codmoe.shipped import shipped_weights
 from codmoe.trust import check_received, import_custom, read_literals, read_pickle
 from codmoe.visualization.report.data import read_training
 

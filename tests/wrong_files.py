@@ -26,7 +26,7 @@ from mmengine.logging import MMLogger
 from PIL import Image
 
 from codmoe.engine.checkpoints import save_weights
-from codmoe.inference.zoo import shipped_weights
+from codmoe.shipped import shipped_weights
 
 NUMBERS = ("-1", "0", "1000000000000", "x", "1.5", "nan")
 

@@ -25,6 +25,7 @@ from codmoe.models.backbones.base import Backbone
 from codmoe.models.experts.base import Expert
 from codmoe.models.routers.base import Router
 from codmoe.registry import accepted_arguments, argument_faults, value_faults
+from codmoe.shipped import find_config
 
 # What mmengine's Runner takes, and what it looks up in the config by itself.
 RUNNER_KEYS = (
@@ -40,41 +41,6 @@ OWN_KEYS = (
     "amp assembly checkpoint_dir compile config_file fast_norm init_from max_unreadable "
     "memory_format train_graphs"
 ).split()
-
-
-def config_root() -> Path:
-    """The folder ``configs``: of the checkout, or as it was installed with the wheel."""
-    package = Path(__file__).resolve().parents[1]
-    checkout = package.parent / "configs"
-    return checkout if checkout.is_dir() else package / "configs"
-
-
-def list_configs() -> list[str]:
-    """Names of the shipped configs, e.g. ``"ensemble/stage3"``."""
-    root = config_root()
-    paths = (path.relative_to(root) for path in root.rglob("*.py"))
-    return sorted(str(path.with_suffix("")) for path in paths if "_base_" not in path.parts)
-
-
-def find_config(name: str | Path) -> Path:
-    """A config by path, or by the name of a shipped one.
-
-    Raises:
-        FileNotFoundError: There is none; the message names the nearest.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    stem = str(name).removeprefix("configs/").removesuffix(".py")
-    shipped = config_root() / f"{stem}.py"
-    if shipped.is_file() and "_base_" not in Path(stem).parts:
-        return shipped
-    if stem.startswith("study/"):  # shipped before 0.2
-        raise FileNotFoundError(
-            f"config {str(name)!r} was removed with the study and its data set; results are in "
-            "projects/earlier_studies.md, and experts/joint_polyp_dinov2-s is a stage 1 like its"
-        )
-    raise FileNotFoundError(f"config {str(name)!r} does not exist; {suggest(stem, list_configs())}")
 
 
 def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> Config:

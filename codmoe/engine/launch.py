@@ -16,7 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from codmoe.engine.checkpoints import newest_checkpoint
-from codmoe.engine.config import config_root, require_sections
+from codmoe.engine.config import require_sections
 from codmoe.engine.ddp import every_expert_runs, init_cpu_process_group
 from codmoe.engine.handover import (
     Sources,
@@ -32,6 +32,7 @@ from codmoe.files import LOCK, explained, holding, save_json, sweep
 from codmoe.interruption import going_on, interruption
 from codmoe.models.build import skip_pretrained
 from codmoe.registry import SCOPE
+from codmoe.shipped import config_root
 
 MMENGINE_HOOKS = (
     "runtime_info",

@@ -19,7 +19,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from codmoe.engine.config import config_root, load_config, parse_options, require_sections
+from codmoe.engine.config import load_config, parse_options, require_sections
 from codmoe.engine.handover import read_sources
 from codmoe.engine.launch import set_aside
 from codmoe.engine.own_data import data_arguments, set_data
@@ -27,6 +27,7 @@ from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
 from codmoe.files import LOCK, holding, save_json, save_text, sweep
 from codmoe.interruption import COMMAND, PARENT, going_on, interruption
 from codmoe.registry import DATASETS
+from codmoe.shipped import config_root
 from codmoe.visualization.report import write_report
 
 DEFAULT_CONFIGS = ("experts/joint", "router/stage2", "ensemble/stage3")

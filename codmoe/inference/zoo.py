@@ -6,23 +6,26 @@ import fnmatch
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
 
 from codmoe.engine.checkpoints import load_parts, meta_of, stored_config
-from codmoe.engine.config import list_configs, load_config, whole_model_faults
+from codmoe.engine.config import load_config, whole_model_faults
 from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS, backbone_config, skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
-
-SHIPPED = dict(small="small/stage3")
-"""Name of each model that ships trained, and the config that trained it."""
-DEFAULT = "small"
-FOLDER = Path(__file__).resolve().parents[1] / "weights"
-"""Holds ``<name>_ensemble.safetensors`` and ``MODEL_CARD.md``."""
+from codmoe.shipped import (
+    DEFAULT,
+    FOLDER,
+    SHIPPED,
+    is_shipped,
+    list_configs,
+    shipped_names,
+    shipped_weights,
+)
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
@@ -210,34 +213,6 @@ def config_of(checkpoint: str | Path, trust_code: bool = False) -> Config:
 def _in_order(experts: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
     first = {name: experts[name] for name in order if name in experts}
     return {**first, **experts}
-
-
-def is_shipped(name: Any) -> TypeGuard[str]:
-    """Whether this is the name of a model that ships trained."""
-    return isinstance(name, str) and name in SHIPPED
-
-
-def shipped_names(pattern: str = "*") -> list[str]:
-    """Names of the models that ship trained and match a shell pattern."""
-    return fnmatch.filter(sorted(SHIPPED), pattern)
-
-
-def shipped_weights(name: str = DEFAULT) -> Path:
-    """Weights file of a model that ships trained.
-
-    Raises:
-        ValueError: There is no such model.
-        FileNotFoundError: This installation lacks the file.
-    """
-    if not is_shipped(name):
-        raise ValueError(f"no model {name!r} ships trained; {suggest(str(name), SHIPPED)}")
-    path = FOLDER / f"{name}_ensemble.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"the trained weights {name!r} are not in this installation ({path} does not exist); "
-            "install a package that has them, or give checkpoint='FILE'"
-        )
-    return path
 
 
 def weights_to_use(model: Any, checkpoint: Any) -> tuple[Any, Any]:

@@ -184,7 +184,8 @@ def test_a_config_in_a_checkpoint_cannot_run_code(tmp_path, text):
 
 
 def test_every_shipped_config_survives_the_way_through_a_checkpoint(tmp_path):
-    from codmoe.engine.config import list_configs, load_config
+    from codmoe.engine.config import load_config
+    from codmoe.shipped import list_configs
 
     path = tmp_path / "x_best.pth"
     for name in list_configs():

@@ -9,9 +9,10 @@ from folders import picture
 from miniature import call
 from PIL import Image
 
-from codmoe.engine.config import list_configs, load_config
+from codmoe.engine.config import load_config
 from codmoe.engine.own_data import data_arguments, set_data
 from codmoe.engine.stages import check_data, plan, train_command
+from codmoe.shipped import list_configs
 
 QUICK = (
     "train_dataloader.num_workers=0 train_dataloader.persistent_workers=False "

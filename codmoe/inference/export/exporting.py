@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from codmoe import __version__
 from codmoe.datasets.reading import read_image
 from codmoe.datasets.synthetic import KINDS, generate
-from codmoe.engine.config import list_configs
 from codmoe.files import new_folder
 from codmoe.inference.export import onnx_graphs, onnx_runner
 from codmoe.inference.export.onnx_graphs import WholeGraph
 from codmoe.inference.export.replacements import for_onnx
 from codmoe.inference.inferencer import collect, size_of, to_input
-from codmoe.inference.zoo import create_model, is_shipped, shipped_weights
+from codmoe.inference.zoo import create_model
 from codmoe.models.hub import WEIGHTS
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.models.routers.evidence import EvidenceRouter
+from codmoe.shipped import is_shipped, list_configs, shipped_weights
 
 FORMATS = ("onnx", "onnx-sparse", "torch-export", "safetensors")
 PROGRAM = "model.pt2"

@@ -13,8 +13,8 @@ from mmengine.config import Config
 from codmoe import Inferencer, create_model, list_models
 from codmoe.datasets.synthetic import generate
 from codmoe.engine.checkpoints import read_meta, read_weights, save_half, save_weights
-from codmoe.inference import zoo
 from codmoe.inference.export.pack import LIMIT, pack
+from codmoe.shipped import shipped_weights
 
 SMALL = ROOT / "codmoe/weights/small_ensemble.safetensors"
 shipped = pytest.mark.skipif(not SMALL.is_file(), reason="this checkout holds no trained weights")
@@ -58,9 +58,10 @@ def trained(tmp_path):
 @pytest.fixture
 def installed(trained, tmp_path, monkeypatch):
     """As if the package held those weights."""
-    monkeypatch.setattr(zoo, "FOLDER", tmp_path / "weights")
-    pack(trained, zoo.FOLDER / "small_ensemble.safetensors")
-    return zoo.FOLDER / "small_ensemble.safetensors"
+    monkeypatch.setattr("codmoe.shipped.FOLDER", tmp_path / "weights")
+    path = tmp_path / "weights/small_ensemble.safetensors"
+    pack(trained, path)
+    return path
 
 
 def test_packing_halves_and_says_what_it_changed(trained, tmp_path):
@@ -150,13 +151,13 @@ def test_by_name(installed):
 
 
 def test_without_the_file_one_sentence_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
+    monkeypatch.setattr("codmoe.shipped.FOLDER", tmp_path)
     for ask in (Inferencer, lambda: create_model("small", pretrained=True)):
         with pytest.raises(FileNotFoundError, match="not in this installation") as error:
             ask()
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="did you mean 'small'"):
-        zoo.shipped_weights("smal")
+        shipped_weights("smal")
 
 
 def test_the_config_that_trains_it_fits_the_limit():

@@ -1,0 +1,78 @@
+"""What ships with the package, found without importing torch: configs and trained weights."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from codmoe.messages import suggest
+
+SHIPPED = dict(small="small/stage3")
+"""Name of each model that ships trained, and the config that trained it."""
+DEFAULT = "small"
+FOLDER = Path(__file__).resolve().parent / "weights"
+"""Holds ``<name>_ensemble.safetensors`` and ``MODEL_CARD.md``."""
+
+
+def config_root() -> Path:
+    """The folder ``configs``: of the checkout, or as it was installed with the wheel."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "configs"
+    return checkout if checkout.is_dir() else package / "configs"
+
+
+def list_configs() -> list[str]:
+    """Names of the shipped configs, e.g. ``"ensemble/stage3"``."""
+    root = config_root()
+    paths = (path.relative_to(root) for path in root.rglob("*.py"))
+    return sorted(str(path.with_suffix("")) for path in paths if "_base_" not in path.parts)
+
+
+def find_config(name: str | Path) -> Path:
+    """A config by path, or by the name of a shipped one.
+
+    Raises:
+        FileNotFoundError: There is none; the message names the nearest.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    stem = str(name).removeprefix("configs/").removesuffix(".py")
+    shipped = config_root() / f"{stem}.py"
+    if shipped.is_file() and "_base_" not in Path(stem).parts:
+        return shipped
+    if stem.startswith("study/"):  # shipped before 0.2
+        raise FileNotFoundError(
+            f"config {str(name)!r} was removed with the study and its data set; results are in "
+            "projects/earlier_studies.md, and experts/joint_polyp_dinov2-s is a stage 1 like its"
+        )
+    raise FileNotFoundError(f"config {str(name)!r} does not exist; {suggest(stem, list_configs())}")
+
+
+def is_shipped(name: Any) -> TypeGuard[str]:
+    """Whether this is the name of a model that ships trained."""
+    return isinstance(name, str) and name in SHIPPED
+
+
+def shipped_names(pattern: str = "*") -> list[str]:
+    """Names of the models that ship trained and match a shell pattern."""
+    return fnmatch.filter(sorted(SHIPPED), pattern)
+
+
+def shipped_weights(name: str = DEFAULT) -> Path:
+    """Weights file of a model that ships trained.
+
+    Raises:
+        ValueError: There is no such model.
+        FileNotFoundError: This installation lacks the file.
+    """
+    if not is_shipped(name):
+        raise ValueError(f"no model {name!r} ships trained; {suggest(str(name), SHIPPED)}")
+    path = FOLDER / f"{name}_ensemble.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the trained weights {name!r} are not in this installation ({path} does not exist); "
+            "install a package that has them, or give checkpoint='FILE'"
+        )
+    return path
