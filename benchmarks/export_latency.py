@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 
 from codmoe.console import TextTable
+from codmoe.evaluation.timing import side_by_side, warmed
 from codmoe.files import save_json
 from codmoe.inference.export.exporting import export, model_for_export
 from codmoe.inference.export.onnx_graphs import WholeGraph
 from codmoe.inference.export.onnx_runner import OnnxRunner
-from codmoe.inference.timing import side_by_side, warmed
 from codmoe.models.moe import ModelLevelMoE
 
 PROGRAMS = ("torch", "torch-compiled", "onnx", "onnx-sparse")

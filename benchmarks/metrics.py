@@ -18,8 +18,8 @@ from codmoe.console import TextTable
 from codmoe.evaluation.measures import find_truths, measure_maps
 from codmoe.evaluation.measures.reference import reference_measures
 from codmoe.evaluation.measures.truth import GroundTruthCache, ground_truth
+from codmoe.evaluation.timing import Call, side_by_side, warmed
 from codmoe.files import save_json
-from codmoe.inference.timing import Call, side_by_side, warmed
 from codmoe.machine import available_cores, check_device
 
 

@@ -27,6 +27,14 @@ from codmoe.engine import runner as message_hub
 from codmoe.engine.config import load_config
 from codmoe.engine.ddp import every_expert_runs
 from codmoe.engine.optim import settle_fused
+from codmoe.evaluation.cost import summarise
+from codmoe.evaluation.timing import (
+    Call,
+    allocated,
+    side_by_side,
+    warmed,
+    working_memory,
+)
 from codmoe.files import replacing
 from codmoe.inference.benchmark import (
     COLUMNS,
@@ -45,14 +53,6 @@ from codmoe.inference.benchmark import (
     route_cases,
     say,
     tell,
-)
-from codmoe.inference.summary import summarise
-from codmoe.inference.timing import (
-    Call,
-    allocated,
-    side_by_side,
-    warmed,
-    working_memory,
 )
 from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS

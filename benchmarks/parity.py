@@ -28,9 +28,9 @@ from codmoe.compiled.prepared import CompiledMoE
 from codmoe.compiled.speed import set_memory_format
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import parse_options
+from codmoe.evaluation.timing import reserved, side_by_side, synchronise, warmed, working_memory
 from codmoe.files import save_json
 from codmoe.inference.benchmark import in_precision
-from codmoe.inference.timing import reserved, side_by_side, synchronise, warmed, working_memory
 from codmoe.inference.zoo import create_model
 from codmoe.models.moe import ModelLevelMoE
 

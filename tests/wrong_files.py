@@ -85,7 +85,7 @@ def right(folder):
     return {
         "train": [config, "--work-dir", out, "--data-root", None, "--cfg-options", "a=1"],
         "test": [config, weights / "router_best.pth", "--json", out / "a.json", "--out", out / "o",
-                 "--grid", out / "g.png", "--extremes", out / "e", "--work-dir", out / "w",
+                 "--grid", out / "g.png", "--pictures", out / "e", "--work-dir", out / "w",
                  "--data-root", None, "--compile", None],
         "run_stages": [two, config, third, "--work-dir", out, "--gpus", 1, "--data-root", None],
         "predict": [image, "--out", out / "p", "--checkpoint", shipped, "--config", None,

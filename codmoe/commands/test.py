@@ -12,7 +12,8 @@ OPTIONS = (
     option("--json", help="result file; WORK_DIR/test.json by default, .md beside it"),
     option("--out", help="new folder for prediction maps, 8-bit PNG, original size"),
     option("--grid", help="picture file: image, truth, experts, mixture, weights"),
-    option("--extremes", help="folder for pictures of the best, median, worst images"),
+    option("--pictures", help="folder for small pictures of every image, which the report shows"),
+    option("--cost", action="store_true", help="also parameters, operations and ms of each source"),
     COMPILE,
     WORK_DIR,
     *DATA,
@@ -39,7 +40,8 @@ def run(args) -> None:
         json_file=args.json,
         out_dir=args.out,
         grid=args.grid,
-        extremes=args.extremes,
+        pictures=args.pictures,
+        cost=args.cost,
         compile=args.compile is not None and parse_options(args.compile),
     )
     leave_cpu_process_group()

@@ -260,7 +260,7 @@ def _tested(stage: Stage, gpus: int, arguments: Sequence[str], folder: Path) -> 
     command = _tool("test", [stage.name, str(stage.weights)], gpus)
     command += ["--experts", "--json", str(result), "--work-dir", str(stage.work_dir)]
     command += ["--grid", str(folder / f"{name}.png")]
-    command += ["--extremes", str(folder / f"{name}_extremes")]
+    command += ["--pictures", str(folder / f"{name}_pictures"), "--cost"]
     run_command([*command, *arguments])
     return json.loads(result.read_text())
 

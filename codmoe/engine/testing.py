@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dist import get_dist_info, is_main_process
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.logging import print_log
 from PIL import Image
 from torch import Tensor
 
@@ -28,10 +30,11 @@ from codmoe.engine.launch import no_benchmark
 from codmoe.engine.runner import CODRunner
 from codmoe.evaluation.attributes import AttributeMetric, breakdown
 from codmoe.evaluation.cod_metric import CODMetric, unique_stems
-from codmoe.evaluation.conventions import CONVENTIONS
+from codmoe.evaluation.conventions import CONVENTIONS, MIXTURE
+from codmoe.evaluation.cost import measure_cost
 from codmoe.evaluation.routing_metric import RoutingMetric
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
-from codmoe.files import save_json, save_text
+from codmoe.files import replacing, save_json, save_text
 from codmoe.models.build import skip_pretrained
 from codmoe.registry import HOOKS
 from codmoe.structures import CODDataSample
@@ -47,7 +50,8 @@ def test(
     out_dir: str | None = None,
     grid: str | None = None,
     grid_rows: int = 8,
-    extremes: str | None = None,
+    pictures: str | None = None,
+    cost: bool = False,
     compile: bool | str | Mapping[str, Any] = False,
 ) -> dict[str, Any]:
     """Run the config's test data sets.
@@ -62,25 +66,28 @@ def test(
         out_dir: New folder for the prediction maps.
         grid: Picture file for a grid of the first ``grid_rows`` images.
         grid_rows: Number of images in it.
-        extremes: Folder for a grid per data set of the images with the best, median and worst IoU.
+        pictures: Folder for a small picture of every image, which the report shows.
+        cost: Also measure parameters, operations and time of each source.
         compile: Prepare the model for speed; see :class:`Inferencer`.
 
     Returns:
         The payload of the JSON file: ``table[dataset][source]``, ``routing``,
         ``routing_by_dataset``, ``conventions``, what was run,
         ``routing_weights[dataset][stem]`` ({expert: weight}) and, with experts,
-        ``attributes[dataset][stem]`` and ``breakdown[dataset]``; with extremes, which images they
-        are. Empty except on the first process.
+        ``attributes[dataset][stem]`` and ``breakdown[dataset]``; with pictures, their files; with
+        cost, that of each source. Empty except on the first process.
     """
     require_sections(cfg, "model", "test_dataloader", "test_evaluator")
     if grid:
         check_picture(grid)
-    _set_sources(cfg, maps=experts or bool(grid or extremes), attributes=experts)
+    _set_sources(cfg, maps=experts or bool(grid or pictures), attributes=experts)
     hooks = list(cfg.get("custom_hooks") or [])
     if out_dir:
         hooks.append(dict(type="SaveMapsHook", directory=out_dir))
     if grid:
         hooks.append(dict(type="GridHook", path=grid, rows=grid_rows))
+    if pictures:
+        hooks.append(dict(type="PicturesHook", directory=pictures))
     cfg.custom_hooks = hooks
     runner = test_runner(cfg, checkpoint)
     prepared = None
@@ -95,7 +102,7 @@ def test(
     table = next((m.table for m in metrics if isinstance(m, CODMetric)), {})
     if prepared is not None:
         print(prepared.report)
-    payload = dict(
+    payload: dict[str, Any] = dict(
         config=str(cfg.get("config_file")),
         checkpoint=str(checkpoint),
         seconds=round(time.time() - started, 1),
@@ -120,14 +127,11 @@ def test(
     for each in by_attribute.values():
         each.print()
     path = Path(json_file or Path(cfg.work_dir) / "test.json")
-    if extremes:
-        try:
-            images = save_extremes(runner, table, Path(extremes))
-            where = os.path.relpath(extremes, path.parent)
-            payload["extremes"] = dict(folder=where, datasets=images)
-        except Exception as error:  # a long test must not lose its figures to a picture
-            print(f"no pictures in {extremes} ({type(error).__name__}: {error})")
-            extremes = None
+    if pictures:
+        hook = next(hook for hook in runner.hooks if isinstance(hook, PicturesHook))
+        payload["pictures"] = hook.told(runner.test_dataloader.dataset, path.parent)
+    if cost:
+        payload["cost"] = _cost(runner, payload["routing_weights"])
     save_json(path, payload)
     save_text(path.with_suffix(".md"), shown.markdown())
     if by_attribute:
@@ -135,7 +139,7 @@ def test(
             f"## {markdown_text(name)}\n\n{each.markdown()}" for name, each in by_attribute.items()
         )
         save_text(path.with_name(f"{path.stem}_attributes.md"), text)
-    written = dict(json=path, maps=out_dir, grid=grid, extremes=extremes)
+    written = dict(json=path, maps=out_dir, grid=grid, pictures=pictures)
     for what, file in written.items():
         if file:
             print(f"{what}: {file}")
@@ -185,6 +189,17 @@ def _routing_by_dataset(metrics: Sequence[Any]) -> dict[str, dict[str, float]]:
         own = RoutingMetric().compute_metrics([r for r in records if r["dataset"] == name])
         found[name] = {k: v for k, v in own.items() if _is_routing(k)}
     return found
+
+
+def _cost(runner: CODRunner, weights: Mapping[str, Mapping[str, Mapping]]) -> dict[str, Any]:
+    """As :func:`measure_cost` gives it, at the size of the first test image."""
+    routes = Counter(
+        tuple(name for name, weight in image.items() if weight > 0)
+        for images in weights.values()
+        for image in images.values()
+    )
+    height, width = runner.test_dataloader.dataset[0]["inputs"].shape[-2:]
+    return measure_cost(bare_model(runner), (height, width), routes)
 
 
 def _breakdown(rows: Mapping[str, Mapping[str, Any]], attributes: Mapping[str, Any]) -> list[dict]:
@@ -298,71 +313,71 @@ def grid_row(image: Tensor, sample: CODDataSample, title: str) -> GridRow:
     )
 
 
-DPI = 120
+SIDE = 192
+"""Longer side in pixels of the pictures for the report."""
+QUALITY = 70
 
 
-def pick(ious: Mapping[str, float], count: int = 2) -> list[tuple[str, str]]:
-    """The images with the highest, the middle and the lowest IoU.
+@HOOKS.register_module()
+class PicturesHook(Hook):
+    """Writes a small picture of every test image for the report, ``<directory>/<index>.webp``: the
+    panels ``image``, ``truth``, ``mixture`` and each expert's map side by side, at most
+    :data:`SIDE` pixels high and wide each. Needs ``model.evaluate_all_experts=True``.
 
-    Args:
-        ious: ``{stem: IoU}``.
-        count: Images of each rank; fewer where there are fewer than three times as many.
-
-    Returns:
-        Pairs of rank (``"best"``, ``"median"``, ``"worst"``) and stem, from the best down; no stem
-        appears twice.
+    Raises:
+        ValueError: The folder holds files that are no such pictures.
     """
-    ordered = sorted(ious, key=lambda stem: -ious[stem])
-    if len(ordered) < 3:
-        return list(zip(("best", "worst"), ordered, strict=False))
-    count = min(count, len(ordered) // 3)
-    middle = (len(ordered) - count) // 2
-    parts = dict(
-        best=ordered[:count],
-        median=ordered[middle : middle + count],
-        worst=ordered[-count:],
+
+    def __init__(self, directory: str):
+        self.directory = Path(directory)
+        self.seen = 0
+        self.panels: list[str] = []
+        self.failed = ""
+        others = self.directory.iterdir() if self.directory.is_dir() else ()
+        if any(not re.fullmatch(r"\d+\.webp", path.name) for path in others):
+            raise ValueError(f"--pictures {directory} holds other files; give a new folder")
+
+    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        rank, world_size = get_dist_info()
+        for image, sample in zip(data_batch["inputs"], outputs or (), strict=True):
+            index = self.seen * world_size + rank
+            self.seen += 1
+            if self.failed or index >= len(runner.test_dataloader.dataset):
+                continue
+            self.panels = ["image", "truth", MIXTURE, *sample.expert_probs]
+            try:
+                with replacing(self.directory / f"{index}.webp", keep=False) as path:
+                    panels(image, sample).save(path, quality=QUALITY, method=2)
+            except OSError as error:  # a long test must not lose its figures to a picture
+                self.failed = str(error)
+                runner.logger.warning(f"no more pictures in {self.directory} ({error})")
+
+    def told(self, dataset: Any, start: Path) -> dict[str, Any]:
+        """What the result says of them: ``folder``, relative to ``start``, ``panels``, and
+        ``files[dataset][stem]``."""
+        files: dict[str, dict[str, str]] = {}
+        for (name, stem), index in _places(dataset).items():
+            files.setdefault(name, {})[stem] = f"{index}.webp"
+        folder = os.path.relpath(self.directory, start)
+        return dict(folder=folder, panels=self.panels, files=files)
+
+
+def panels(image: Tensor, sample: CODDataSample) -> Image.Image:
+    """The network's input, the truth and all maps of one image side by side, small."""
+    height, width = sample.gt_mask.shape
+    scale = SIDE / max(height, width, SIDE)
+    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    maps = torch.stack(
+        [
+            torch.as_tensor(map_, device=sample.pred_prob.device, dtype=torch.float32)
+            for map_ in (sample.gt_mask, sample.pred_prob, *sample.expert_probs.values())
+        ]
     )
-    return [(rank, stem) for rank, stems in parts.items() for stem in stems]
-
-
-@torch.no_grad()
-def save_extremes(
-    runner: Any, table: Mapping[str, Mapping[str, Any]], folder: Path, count: int = 2
-) -> dict[str, dict[str, Any]]:
-    """Runs the chosen images once more and draws one grid per data set.
-
-    Which images these are is known only when all are scored, and the maps of all of them would not
-    fit in memory. One process does it: the model takes part in no communication here.
-
-    Args:
-        runner: Has tested ``table``, with ``model.evaluate_all_experts=True``.
-        table: ``CODMetric.table``.
-        folder: Where ``<data set>.png`` goes; an earlier picture is kept under a dated name.
-        count: Images of each rank.
-
-    Returns:
-        ``{data set: {"file": name in folder, "images": [{"rank", "stem", "IoU"}]}}``.
-    """
-    dataset, collate = runner.test_dataloader.dataset, runner.test_dataloader.collate_fn
-    places = _places(dataset)
-    model, found = bare_model(runner), {}
-    model.eval()
-    for name, rows in table.items():
-        ious = {stem: image["IoU"] for stem, image in rows["mixture"]["images"].items()}
-        chosen = pick(ious, count)
-        if any((name, stem) not in places for _, stem in chosen):
-            print_log(f"{name}: its images are not found again; no pictures of best and worst")
-            continue
-        drawn, names = [], []
-        for rank, stem in chosen:
-            batch = collate([dataset[places[name, stem]]])
-            (sample,) = model.test_step(batch)
-            names = sample.routing["expert_names"]
-            drawn.append(grid_row(batch["inputs"][0], sample, f"{rank}: {stem}"))
-        path = save_grid(drawn, folder / f"{name}.png", expert_names=names, dpi=DPI)
-        images = [dict(rank=rank, stem=stem, IoU=ious[stem]) for rank, stem in chosen]
-        found[name] = dict(file=path.name, images=images)
-    return found
+    small = F.interpolate(maps[None], size, mode="area")[0]
+    grey = (small * 255).round().byte().cpu()[:, None].expand(-1, 3, -1, -1)
+    picture = F.interpolate(image[None].float().cpu(), size, mode="bilinear", antialias=True)
+    strip = torch.cat([picture.round().byte(), grey]).permute(2, 0, 3, 1)
+    return Image.fromarray(strip.reshape(size[0], -1, 3).numpy())
 
 
 def _places(dataset: Any) -> dict[tuple[str, str], int]:

@@ -21,9 +21,8 @@ from codmoe.compiled.speed import set_memory_format
 from codmoe.console import TextTable
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config, require_sections
-from codmoe.files import save_json
-from codmoe.inference.summary import UNIT, summarise
-from codmoe.inference.timing import (
+from codmoe.evaluation.cost import UNIT, summarise
+from codmoe.evaluation.timing import (
     Call,
     reserved,
     side_by_side,
@@ -31,6 +30,7 @@ from codmoe.inference.timing import (
     warmed,
     working_memory,
 )
+from codmoe.files import save_json
 from codmoe.machine import check_device
 from codmoe.messages import suggest
 from codmoe.models.build import skip_pretrained

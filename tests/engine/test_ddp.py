@@ -248,10 +248,14 @@ def test_two_processes_count_each_image_once(tmp_path, monkeypatch):
     save_weights(tmp_path / "w.pth", build(config), {}, "run")
     monkeypatch.chdir(tmp_path)
     one = run_test(
-        prepared(config, tmp_path / "one"), "w.pth", experts=True, out_dir="maps1", extremes="ends1"
+        prepared(config, tmp_path / "one"),
+        "w.pth",
+        experts=True,
+        out_dir="maps1",
+        pictures="small1",
     )
     out = ("--experts", "--work-dir", "two", "--out", "maps2", "--grid", "grid.png")
-    out += ("--extremes", "ends2")
+    out += ("--pictures", "small2", "--cost")
     done = bash("dist_test.sh", config, "w.pth", 2, *out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "two" / "test.json").read_text())
@@ -267,8 +271,11 @@ def test_two_processes_count_each_image_once(tmp_path, monkeypatch):
         assert measured == pytest.approx({k: same[k] for k in measured}, rel=1e-12)
     assert two["routing"] == pytest.approx(one["routing"], rel=1e-6)
     assert two["routing_weights"] == one["routing_weights"]
-    assert two["extremes"]["datasets"] == one["extremes"]["datasets"]
-    assert (tmp_path / "ends2" / "Synthetic.png").is_file()
+    assert two["pictures"]["files"] == one["pictures"]["files"] and two["cost"]["sources"]
+    for file in one["pictures"]["files"]["Synthetic"].values():
+        assert (tmp_path / "small1" / file).read_bytes() == (
+            tmp_path / "small2" / file
+        ).read_bytes()
     # One map for each image: the eighth, which fills up the last batch, is not written twice.
     names = [sorted(p.name for p in (tmp_path / d).rglob("*.png")) for d in ("maps1", "maps2")]
     assert len(names[0]) == 7 and names[0] == names[1]

@@ -7,9 +7,9 @@ import torch
 from miniature import build, call, write_config
 
 from codmoe.engine.config import load_config
+from codmoe.evaluation.cost import count_flops, summarise
 from codmoe.inference import benchmark as cases
 from codmoe.inference.benchmark import COLUMNS, Costs, benchmark
-from codmoe.inference.summary import count_flops, summarise
 from codmoe.models.routers import FixedRouter
 
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from codmoe.inference.timing import side_by_side, working_memory
+from codmoe.evaluation.timing import side_by_side, working_memory
 
 CPU = torch.device("cpu")
 
