@@ -1,7 +1,9 @@
 """Settings under which miniatures are quick on two cores."""
 
 import gc
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,3 +44,41 @@ def processes():
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium, as selenium drives it, with ``requests()`` and ``errors()`` since it was
+    last asked; where there is none the test is skipped.
+    """
+    webdriver = pytest.importorskip("selenium.webdriver")
+    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(found):
+        pytest.skip(
+            "no chromium or chromedriver (Debian: apt-get install chromium chromium-driver)"
+        )
+    options = webdriver.ChromeOptions()
+    options.binary_location = found[0]
+    quiet = "background-networking component-update sync gpu quic".split()
+    folder = tmp_path_factory.mktemp("chromium")
+    for flag in ("headless", "no-sandbox", "no-first-run", "window-size=1200,900",
+                 f"user-data-dir={folder}", *(f"disable-{name}" for name in quiet)):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    downloads = {"download.default_directory": str(folder)}
+    options.add_experimental_option("prefs", downloads)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(found[1])
+    with webdriver.Chrome(options=options, service=service) as driver:
+
+        def requests():
+            entries = [json.loads(entry["message"]) for entry in driver.get_log("performance")]
+            events = [entry["message"] for entry in entries]
+            sent = [e for e in events if e["method"] == "Network.requestWillBeSent"]
+            urls = [event["params"]["request"]["url"] for event in sent]
+            return [
+                url for url in urls if not url.startswith(("file:", "data:", "blob:", "chrome"))
+            ]
+
+        driver.requests, driver.errors = requests, lambda: driver.get_log("browser")
+        driver.downloads = folder
+        yield driver

@@ -3,7 +3,14 @@
 codmoe test configs/ensemble/stage3.py checkpoints_moe/ensemble_best.pth
 """
 
+import argparse
+
 from codmoe.commands.options import CFG_OPTIONS, COMPILE, CONFIG, DATA, LAUNCHER, WORK_DIR, option
+
+
+def _gone(text: str) -> None:
+    raise argparse.ArgumentTypeError("give --pictures FOLDER: all images, which the report sorts")
+
 
 OPTIONS = (
     CONFIG,
@@ -14,6 +21,7 @@ OPTIONS = (
     option("--grid", help="picture file: image, truth, experts, mixture, weights"),
     option("--pictures", help="folder for small pictures of every image, which the report shows"),
     option("--cost", action="store_true", help="also parameters, operations and ms of each source"),
+    option("--extremes", type=_gone, help=argparse.SUPPRESS),
     COMPILE,
     WORK_DIR,
     *DATA,

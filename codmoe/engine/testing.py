@@ -313,9 +313,9 @@ def grid_row(image: Tensor, sample: CODDataSample, title: str) -> GridRow:
     )
 
 
-SIDE = 192
+SIDE = 160
 """Longer side in pixels of the pictures for the report."""
-QUALITY = 70
+QUALITY = 55
 
 
 @HOOKS.register_module()
@@ -347,7 +347,7 @@ class PicturesHook(Hook):
             self.panels = ["image", "truth", MIXTURE, *sample.expert_probs]
             try:
                 with replacing(self.directory / f"{index}.webp", keep=False) as path:
-                    panels(image, sample).save(path, quality=QUALITY, method=2)
+                    panels(image, sample).save(path, quality=QUALITY, method=4)
             except OSError as error:  # a long test must not lose its figures to a picture
                 self.failed = str(error)
                 runner.logger.warning(f"no more pictures in {self.directory} ({error})")

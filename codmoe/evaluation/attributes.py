@@ -170,6 +170,23 @@ def breakdown(
     """
     stems = _common_stems(per_image, attributes)
     table = {name: np.array([ious[s] for s in stems], float) for name, ious in per_image.items()}
+    rows = []
+    for name, (labels, column) in binned(stems, attributes).items():
+        for index, label in enumerate(labels):
+            chosen = np.array(column) == index
+            means = {source: float(ious[chosen].mean()) for source, ious in table.items()}
+            row = dict(attribute=name, bin=label, n=int(chosen.sum()), IoU=means)
+            rows.append(row | dict(best=_winners(means)))
+    return rows
+
+
+def binned(
+    stems: Sequence[str], attributes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[list[str], list[int]]]:
+    """The bins of each attribute that hold an image, in their order, and that of each image.
+
+    Arguments and errors as of :func:`breakdown`.
+    """
     columns = {
         name: attribute_bins([attributes[stem][name] for stem in stems], name)
         for name in _names(stems, attributes)
@@ -177,17 +194,12 @@ def breakdown(
     classes = [super_class(stem) for stem in stems]
     if SUPER_CLASS not in columns and any(classes):
         columns[SUPER_CLASS] = attribute_bins(classes, SUPER_CLASS)
-    rows = []
+    found = {}
     for name, column in columns.items():
-        labels = np.array(column)
         ordered = BINS[name][1] if name in BINS else sorted(set(column) - {UNKNOWN})
-        for label in [*ordered, UNKNOWN]:
-            chosen = labels == label
-            if chosen.any():
-                means = {source: float(ious[chosen].mean()) for source, ious in table.items()}
-                row = dict(attribute=name, bin=label, n=int(chosen.sum()), IoU=means)
-                rows.append(row | dict(best=_winners(means)))
-    return rows
+        labels = [label for label in [*ordered, UNKNOWN] if label in column]
+        found[name] = labels, [labels.index(label) for label in column]
+    return found
 
 
 def _parts(mask: np.ndarray, least: float) -> float:

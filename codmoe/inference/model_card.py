@@ -15,9 +15,10 @@ from codmoe import __version__
 from codmoe.console import markdown_text
 from codmoe.evaluation.compare import load_methods
 from codmoe.evaluation.conventions import COMBINED, LOWER_IS_BETTER, MIXTURE
+from codmoe.evaluation.cost import UNIT, summarise
 from codmoe.evaluation.tables import format_value, result_rows, result_table
 from codmoe.inference.inferencer import size_of
-from codmoe.inference.summary import UNIT, summarise, summary_table
+from codmoe.inference.summary import summary_table
 from codmoe.messages import listed, suggest
 from codmoe.models.hub import CARD_DATA
 from codmoe.models.moe import ModelLevelMoE

@@ -73,7 +73,9 @@ def test_three_stages_and_one_table(configs, commands, tmp_path, capsys):
     page = (work / "report.html").read_text()
     for source, row in rows.items():
         assert f"{row['IoU']:.4f}" in page and source in page
-    assert page.count("data:image/jpeg") == 1 and page.count("<h2>") == 8
+    assert page.count("<h2>") == 10
+    shown = json.loads(page.split('id="data">')[1].split("</script>")[0])["datasets"][0]
+    assert len(shown["stems"]) == 5 and all(shown["pictures"])
     for name in ("experts_joint", "router", "ensemble"):
         assert (tmp_path / "weights" / f"{name}_best.pth").is_file()
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
+import json
 import math
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
-from codmoe.evaluation.attributes import breakdown
 from codmoe.evaluation.conventions import LOWER_IS_BETTER
 from codmoe.evaluation.intervals import Interval
 from codmoe.evaluation.tables import format_value, ranks, result_rows, table_notes
@@ -29,16 +26,25 @@ from codmoe.visualization.report.conclusions import (
     outcome,
 )
 from codmoe.visualization.report.data import RunRecord, StageRecord, load_run, number
-from codmoe.visualization.report.plots import learning_curves, routing_curves
+from codmoe.visualization.report.images import PICTURES_MB, image_data
+from codmoe.visualization.report.plots import (
+    colours,
+    cost_plots,
+    learning_curves,
+    routing_curves,
+    threshold_curves,
+)
 
 TITLES = dict(
     setup="What was run",
     results="Results",
     differences="Is the ensemble better?",
+    cost="Cost beside quality",
+    thresholds="Precision, recall and F over the threshold",
     curves="Learning curves",
     routing="Routing",
+    images="Test images",
     attributes="Which expert where",
-    pictures="Best, median and worst images",
     notes="To be aware of",
 )
 LABELS = dict(
@@ -54,8 +60,7 @@ _QUALITY = dict(
     regret="regret, IoU",
 )
 FEW = 10
-# Differences of this size have the full colour: 0.05 of IoU, 0.3 of a weight.
-_IOU_SPAN, _SHARE_SPAN = 0.05, 0.30
+_AFTER = dict(uniform="all experts, equal weights", mixture="the ensemble")
 _WARNINGS = 20
 # Of a data set's config, what says nothing about which images it holds.
 _UNTOLD = ("type", "pipeline", "cache", "datasets", "dataset", "_scope_", "max_share")
@@ -63,11 +68,10 @@ _UNTOLD = ("type", "pipeline", "cache", "datasets", "dataset", "_scope_", "max_s
 
 @dataclass
 class Cell:
-    """A cell of a table that is more than text: its class, style, and what stands below it."""
+    """A cell of a table that is more than text: its class, and what stands below it."""
 
     text: str
     kind: str = "num"
-    style: str = ""
     bold: bool = False
     detail: str = ""
 
@@ -75,8 +79,8 @@ class Cell:
 def write_report(work_dir: str | os.PathLike, out: str | os.PathLike | None = None) -> Path:
     """Writes the report of what ``tools/run_stages.py`` left in a work directory.
 
-    The page loads nothing: style, plots and pictures are within it. A section for which nothing is
-    there is left out. An earlier report is kept under a dated name.
+    The page loads nothing: style, script, plots and pictures are within it. A section for which
+    nothing is there is left out. An earlier report is kept under a dated name.
 
     Args:
         work_dir: Folder with ``table.json``.
@@ -102,8 +106,10 @@ def render(run: RunRecord) -> str:
         differences=[view for dataset in run.table if (view := _differences(dataset, gains))],
         curves=list(_curves(run)),
         routing=_routing(run),
-        attributes=list(_attributes(run)),
-        pictures=list(_pictures(run)),
+        cost=_costs(run),
+        thresholds=list(_thresholds(run)),
+        images=(images := image_data(run)),
+        attributes=any(each["attributes"] for each in images.get("datasets", ())),
         notes=True,
     )
     loader = PackageLoader("codmoe.visualization.report")
@@ -124,10 +130,16 @@ def render(run: RunRecord) -> str:
         outcome=list(outcome(run, gains)),
         findings=list(findings(run, gains)),
         warnings=list(_warnings(run)),
+        data=as_script(dict(images, few=FEW, colours=colours(run.expert_names))),
         few=FEW,
-        iou_span=f"{_IOU_SPAN:.2f}",
-        share_span=f"{_SHARE_SPAN:.1f}",
+        limit=PICTURES_MB,
     )
+
+
+def as_script(data: Any) -> Markup:
+    """JSON that cannot end the ``<script>`` it stands in."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _setup(run: RunRecord) -> dict[str, Any]:
@@ -366,111 +378,38 @@ def _routing(run: RunRecord) -> dict[str, Any]:
     return view | dict(ceiling=f"{math.log(max(experts, 1)):.3f}") if plots or numbers else {}
 
 
-def _attributes(run: RunRecord) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Expert × attribute for each data set, first of the last stage, then of the one before."""
-    for dataset in run.table:
-        shown = []
-        for stage in reversed(run.stages):
-            iou, share = _iou_table(stage, dataset, run), _share_table(stage, dataset)
-            if iou or share:
-                shown.append(dict(title=stage.title, iou=iou, share=share))
-        if shown:
-            yield dataset, shown
-
-
-def _iou_table(stage: StageRecord, dataset: str, run: RunRecord) -> dict[str, Any]:
-    rows = (stage.result.get("breakdown") or {}).get(dataset) or []
-    experts = [name for name in run.expert_names if rows and name in rows[0].get("IoU", {})]
-    if not experts:
+def _costs(run: RunRecord) -> dict[str, Any]:
+    """Parameters, operations and time of each source, beside its IoU on each data set."""
+    cost = run.ensemble.get("cost") or {}
+    sources = cost.get("sources") or {}
+    if not sources:
         return {}
-    others = [name for name in ("uniform", "mixture", "oracle") if name in rows[0]["IoU"]]
-    body = []
-    for row, names in _named(rows):
-        ious = [number(row["IoU"].get(name)) for name in experts]
-        finite = [value for value in ious if math.isfinite(value)]
-        mean = sum(finite) / len(finite) if finite else math.nan
-        cells = [
-            _shaded(value, (value - mean) / _IOU_SPAN, row["n"], bold=name in row.get("best", ()))
-            for name, value in zip(experts, ious, strict=True)
+    tables = {name: run.after(name) for name in run.table}
+    rows = [
+        [
+            _AFTER.get(name, f"{name} alone"),
+            *(f"{number(each.get(key)) / 1e6:.2f}" for key in ("parameters", "active")),
+            *(f"{number(each.get('flops')) / 1e9:.2f}", f"{number(each.get('ms')):.1f}"),
+            *(format_value(number((t.get(name) or {}).get("IoU"))) for t in tables.values()),
         ]
-        cells += [_shaded(number(row["IoU"][name]), 0, row["n"]) for name in others]
-        body.append([*names, *cells])
-    others = ["the mixture" if name == "mixture" else name for name in others]
-    return dict(head=["attribute", "images", "n", *experts, *others], rows=body)
+        for name, each in sources.items()
+    ]
+    head = ["", "parameters, M", "used by an image, M", "GFLOPs", "ms"]
+    several = len(tables) > 1
+    return dict(
+        head=head + [f"IoU, {name}" if several else "IoU" for name in tables],
+        rows=rows,
+        plots=[(name, cost_plots(sources, t, run.expert_names)) for name, t in tables.items()],
+        size=" × ".join(str(side) for side in cost.get("size", ())),
+        device=cost.get("device", ""),
+        precision=cost.get("precision", ""),
+    )
 
 
-def _share_table(stage: StageRecord, dataset: str) -> dict[str, Any]:
-    rows = share_rows(stage.result, dataset)
-    if not rows:
-        return {}
-    overall = rows[0]["share"]
-    body = [
-        [*names, *(_shaded(value, (value - overall[name]) / _SHARE_SPAN, row["n"])
-                   for name, value in row["share"].items())]
-        for row, names in _named(rows)
-    ]  # fmt: skip
-    return dict(head=["attribute", "images", "n", *overall], rows=body)
-
-
-def share_rows(result: Mapping[str, Any], dataset: str) -> list[dict[str, Any]]:
-    """Mean weight of each expert on the images of each bin of each attribute.
-
-    Args:
-        result: JSON of a test.
-        dataset: Name of the data set.
-
-    Returns:
-        Rows ``attribute``, ``bin``, ``n``, ``share`` ({expert: weight}), the first over all images;
-        empty where the result has no weights or no attributes.
-    """
-    weights = (result.get("routing_weights") or {}).get(dataset) or {}
-    attributes = (result.get("attributes") or {}).get(dataset) or {}
-    if not weights or not set(weights) <= set(attributes):
-        return []
-    names = list(next(iter(weights.values())))
-    by_expert = {name: {stem: w[name] for stem, w in weights.items()} for name in names}
-    overall = {name: sum(each.values()) / len(each) for name, each in by_expert.items()}
-    rows = [dict(attribute="all", bin="", n=len(weights), share=overall)]
-    for row in breakdown(by_expert, attributes):
-        rows.append(dict(attribute=row["attribute"], bin=row["bin"], n=row["n"], share=row["IoU"]))
-    return rows
-
-
-def _named(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[Any]]]:
-    """Each row with its first cells: the attribute where it begins, the bin and the count."""
-    before = None
-    for row in rows:
-        few = "few" if row["n"] < FEW else ""
-        name = "" if row["attribute"] == before else row["attribute"].replace("_", " ")
-        yield row, [name, Cell(row["bin"], few), Cell(str(row["n"]), f"num {few}".strip())]
-        before = row["attribute"]
-
-
-def _shaded(value: float, strength: float, n: int, *, bold: bool = False) -> Cell:
-    """A figure on blue (more) or orange (less); ``strength`` from -1 to 1 gives how much."""
-    if not math.isfinite(value):
-        return Cell("-")
-    if n < FEW:
-        return Cell(f"{value:.3f}", "num few", bold=bold)
-    strength = max(-1.0, min(1.0, strength)) if math.isfinite(strength) else 0.0
-    tone = "more" if strength > 0 else "less"
-    style = f"background: rgba(var(--{tone}), {0.6 * abs(strength):.2f})"
-    return Cell(f"{value:.3f}", style=style, bold=bold)
-
-
-def _pictures(run: RunRecord) -> Iterator[tuple[str, str]]:
-    """Pictures of the images with the highest, middle and lowest IoU, as base64.
-
-    JPEG, for photographs as PNG would take several times the room.
-    """
-    extremes = run.ensemble.get("extremes") or {}
-    for dataset, found in (extremes.get("datasets") or {}).items():
-        path = run.folder / str(extremes.get("folder", "")) / str(found.get("file", ""))
-        if path.is_file():
-            buffer = io.BytesIO()
-            with Image.open(path) as image:
-                image.convert("RGB").save(buffer, "JPEG", quality=88, optimize=True)
-            yield dataset, base64.b64encode(buffer.getvalue()).decode()
+def _thresholds(run: RunRecord) -> Iterator[tuple[str, list[Markup]]]:
+    for dataset in run.table:
+        if plots := threshold_curves(run.after(dataset), run.expert_names):
+            yield dataset, plots
 
 
 def _warnings(run: RunRecord) -> Iterator[tuple[str, list[tuple[str, int]], int]]:

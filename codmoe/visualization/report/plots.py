@@ -18,8 +18,10 @@ from codmoe.visualization.report.data import Training
 
 # Stands for the text colour of the page, whatever that is.
 _INK = "#010203"
-# Each tells from the others, from white and from near black.
-_COLOURS = ("#3b8bd1", "#e07b39", "#3fa66b", "#a873c9", "#c9a227", "#d1587c", "#4fb3bf", "#8d6e63")
+# After Okabe and Ito, so that colour-blind people tell them apart; on white and on near black.
+# Marks and dashes tell them apart without any colour.
+_COLOURS = ("#2b83c6", "#dd8d0c", "#12a07c", "#c774a4", "#6ab7e8", "#d0551b", "#98981f", "#8d6e63")
+_MARKS, _DASHES = "os^Dv*Xp", ("-", (0, (6, 1.5)), (0, (3, 1)), (0, (5, 1, 1, 1)))
 _LOSS_STYLES = dict(mixture="--", router=":")
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _SIZE = (4.1, 2.9)
@@ -33,7 +35,7 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     colour: str = _INK
-    style: str = "-"
+    style: Any = "-"
     width: float = 1.4
     marker: str = ""
     alpha: float = 1.0
@@ -44,8 +46,15 @@ def colours(experts: Sequence[str]) -> dict[str, str]:
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(experts)}
 
 
-def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4) -> Markup:
-    """One plot as an ``<svg>`` element."""
+def marks(experts: Sequence[str]) -> dict[str, str]:
+    """One mark per expert, the same in all plots."""
+    return {name: _MARKS[i % len(_MARKS)] for i, name in enumerate(experts)}
+
+
+def panel(
+    title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4, whole: bool = True
+) -> Markup:
+    """One plot as an ``<svg>`` element; ``whole`` has whole numbers on the horizontal axis."""
     settings: Any = {**dict.fromkeys(_INKED, _INK), "svg.fonttype": "none", "font.size": 8}
     settings["text.parse_math"] = False
     with matplotlib.rc_context(settings):
@@ -56,11 +65,11 @@ def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4
         axes = figure.add_subplot()
         for line in lines:
             axes.plot(
-                line.x, line.y, line.style, color=line.colour, lw=line.width, marker=line.marker,
-                markersize=3, alpha=line.alpha,
+                line.x, line.y, linestyle=line.style, color=line.colour, lw=line.width,
+                marker=line.marker, markersize=3 if len(line.x) > 1 else 7, alpha=line.alpha,
             )  # fmt: skip
         axes.yaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=whole))
         axes.set_title(title, size=9, loc="left")
         axes.set(xlabel=x, ylabel=y)
         axes.grid(color=_INK, alpha=0.12, lw=0.5)
@@ -83,7 +92,7 @@ def panel(title: str, lines: Sequence[Line], *, x: str, y: str, columns: int = 4
 
 def learning_curves(training: Training, experts: Sequence[str]) -> list[Markup]:
     """Losses, IoU on the validation set and learning rate; a panel without values is left out."""
-    shade, unit = colours(experts), training.unit
+    shade, mark, unit = colours(experts), marks(experts), training.unit
     found = []
     losses = [Line("total", *_series(training.train, "loss"), width=1.8)]
     for part, keys in _loss_parts(training.train).items():
@@ -97,7 +106,7 @@ def learning_curves(training: Training, experts: Sequence[str]) -> list[Markup]:
     kinds["IoU_oracle"] = ("oracle", _INK, "--", 1.0)
     kinds |= {f"IoU_{name}": (name, shade[name], "-", 1.2) for name in experts}
     scores = [
-        Line(label, *_series(training.val, key), colour, style, w, "o" if style == "-" else "")
+        Line(label, *_series(training.val, key), colour, style, w, mark.get(label, ""))
         for key, (label, colour, style, w) in kinds.items()
     ]
     scores = [line for line in scores if len(line.x)]
@@ -117,7 +126,7 @@ def routing_curves(training: Training, experts: Sequence[str]) -> list[Markup]:
     seen = _series(training.val, "mutual_information")
     if not any(abs(value) > 1e-12 for value in (*information[1], *seen[1])):
         return []
-    shade, unit, shares = colours(experts), training.unit, []
+    shade, mark, unit, shares = colours(experts), marks(experts), training.unit, []
     for name in experts:
         x, y = _series(training.train, f"share_{name}")
         vx, vy = _series(training.val, f"share_{name}")
@@ -125,7 +134,7 @@ def routing_curves(training: Training, experts: Sequence[str]) -> list[Markup]:
             line = Line(name, x, y, shade[name])
             shares.append(replace(line, label="", width=0.9, alpha=0.45) if len(vx) else line)
         if len(vx):
-            shares.append(Line(name, vx, vy, colour=shade[name], marker="o", width=1.5))
+            shares.append(Line(name, vx, vy, shade[name], marker=mark[name], width=1.5))
     found = [panel("share of each expert", shares, x=unit, y="mean weight")] if shares else []
     curves = [
         Line("training", *information, width=0.9, alpha=0.5),
@@ -134,6 +143,54 @@ def routing_curves(training: Training, experts: Sequence[str]) -> list[Markup]:
     curves = [line for line in curves if len(line.x)]
     title = "mutual information of image and expert"
     return [*found, panel(title, curves, x=unit, y="nats")]
+
+
+def threshold_curves(rows: Mapping[str, Any], experts: Sequence[str]) -> list[Markup]:
+    """Precision against recall, and F and IoU against the threshold, of each source of a test."""
+    shade: dict[str, Any] = colours(experts)
+    dashes: dict[str, Any] = {name: _DASHES[i % 4] for i, name in enumerate(experts)}
+    dashes["uniform"] = ":"
+    kinds = (
+        ("precision and recall", "Recall", "Precision", "recall", "precision"),
+        ("F-measure, β² 0.3", "threshold", "Fm", "threshold", "mean F of the images"),
+        ("IoU", "threshold", "IoU", "threshold", "mean IoU of the images"),
+    )
+    found = []
+    for title, x_key, y_key, x, y in kinds:
+        lines = []
+        for source in (*experts, "uniform", "mixture"):
+            curves = (rows.get(source) or {}).get("curves") or {}
+            if x_key in curves and y_key in curves:
+                # Every third of 256 values, both ends among them.
+                points = curves[x_key][::3], curves[y_key][::3]
+                look = (
+                    shade.get(source, _INK),
+                    dashes.get(source, ":" if source == "uniform" else "-"),
+                )
+                lines.append(Line(source, *points, *look, 2.0 if source == "mixture" else 1.2))
+        if lines:
+            found.append(panel(title, lines, x=x, y=y, whole=False))
+    return found
+
+
+def cost_plots(
+    cost: Mapping[str, Any], rows: Mapping[str, Any], experts: Sequence[str]
+) -> list[Markup]:
+    """IoU of each source against its operations and its time."""
+    shade, mark = colours(experts), marks(experts)
+    others = dict(uniform="P", mixture="h")
+    found = []
+    for key, scale, x in (("flops", 1e9, "GFLOPs of one image"), ("ms", 1, "ms of one image")):
+        lines = [
+            Line(name, [value / scale], [iou], shade.get(name, _INK), "",
+                 marker={**mark, **others}[name])
+            for name in (*experts, *others)
+            if isinstance(value := (cost.get(name) or {}).get(key), (int, float))
+            and isinstance(iou := (rows.get(name) or {}).get("IoU"), float)
+        ]  # fmt: skip
+        if lines:
+            found.append(panel(f"IoU and {x}", lines, x=x, y="IoU", whole=False))
+    return found
 
 
 def _relative(line: Line) -> Line:

@@ -10,6 +10,19 @@ STEMS = [f"img_{i}" for i in range(40)]
 METRICS = ("IoU", "Dice", "Sm", "wFm", "meanEm", "MAE")
 
 
+PANELS = ["image", "truth", "mixture", *NAMES]
+
+
+def write_pictures(folder):
+    """One strip an image: green, a truth of the left half, maps that are right, empty and full."""
+    folder.mkdir(parents=True)
+    strip = np.zeros((30, 40 * len(PANELS), 3), np.uint8)
+    strip[:, :40, 1] = 128
+    strip[:, 40:60] = strip[:, 80:100] = strip[:, 160:] = 255
+    for i in range(len(STEMS)):
+        Image.fromarray(strip).save(folder / f"{i}.webp", lossless=True)
+
+
 def row(level, seed=0):
     """A row of a result table whose IoU is about ``level``."""
     rng = np.random.default_rng(seed)
@@ -18,7 +31,10 @@ def row(level, seed=0):
         stem: {key: float(level + noise[i]) for key in METRICS} for i, stem in enumerate(STEMS)
     }
     means = {key: float(np.mean([image[key] for image in images.values()])) for key in METRICS}
-    return dict(means, n=len(STEMS), images=images)
+    falling = [1 - k / 255 for k in range(256)]
+    curves = dict.fromkeys(("threshold", "Precision", "Fm", "IoU"), falling)
+    curves["Recall"] = falling[::-1]
+    return dict(means, n=len(STEMS), images=images, curves=curves)
 
 
 def scalars(epochs, start=0, steps=10, level=0.5, interval=5):
@@ -90,17 +106,24 @@ def write_run(folder, dataset="Animals", levels=None):
         for i, stem in enumerate(STEMS)
     }
     attributes = {stem: {"kind": "big" if i < 30 else "small"} for i, stem in enumerate(STEMS)}
-    (folder / "ensemble_extremes").mkdir()
-    Image.new("RGB", (40, 30), "green").save(folder / "ensemble_extremes" / "animals.png")
-    images = [dict(rank="best", stem="img_0", IoU=0.9)]
+    write_pictures(folder / "ensemble_pictures")
+    cost = dict(parameters=2e6, active=1.5e6, flops=3e9, ms=4.25)
     result = dict(
         table={dataset: after},
         versions=dict(codmoe="0.1.0", torch="2.13.0"),
         breakdown={dataset: breakdown},
         routing_weights={dataset: weights},
         attributes={dataset: attributes},
-        extremes=dict(
-            folder="ensemble_extremes", datasets={dataset: dict(file="animals.png", images=images)}
+        pictures=dict(
+            folder="ensemble_pictures",
+            panels=PANELS,
+            files={dataset: {stem: f"{i}.webp" for i, stem in enumerate(STEMS)}},
+        ),
+        cost=dict(
+            sources=dict.fromkeys((*NAMES, "uniform", "mixture"), cost),
+            size=[96, 64],
+            device="Some GPU",
+            precision="float32",
         ),
     )
     (folder / "ensemble.json").write_text(json.dumps(result))

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from markupsafe import Markup
+from miniature import STRANGE
 from report_run import STEMS, write_run
 
 from codmoe.visualization.report import plots, write_report
@@ -13,10 +14,12 @@ HEADINGS = {
     "setup": "What was run",
     "results": "Results",
     "differences": "Is the ensemble better?",
+    "cost": "Cost beside quality",
+    "thresholds": "Precision, recall and F over the threshold",
     "curves": "Learning curves",
     "routing": "Routing",
+    "images": "Test images",
     "attributes": "Which expert where",
-    "pictures": "Best, median and worst images",
     "notes": "To be aware of",
 }
 
@@ -27,9 +30,9 @@ def made(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with everything in it: its page and its table."""
+    """A run with everything in it: its page, its table and its folder."""
     folder, payload = write_run(tmp_path_factory.mktemp("report") / "run")
-    return made(folder), payload
+    return made(folder), payload, folder
 
 
 @pytest.fixture
@@ -49,17 +52,21 @@ def cells(page, first):
 
 
 def test_every_section_and_nothing_from_outside(run):
-    page, _ = run
+    page = run[0]
     assert re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', page) == list(HEADINGS.items())
     loaded = re.findall(r'(?:src|href|srcset|data|poster)\s*=\s*"([^"]*)"', page)
     assert all(target.startswith(("#", "data:image/")) for target in loaded) and len(loaded) > 8
-    assert not re.findall(r"@import|url\((?!#)|<link|<script|<iframe|<object|<!DOCTYPE svg", page)
-    assert page.count("<svg") == 3 * 3 + 3 * 2  # in this run stage 1 routes too
+    assert not re.findall(
+        r"@import|url\((?!#)|<link|<script [^t]|<iframe|<object|<!DOCTYPE svg", page
+    )
+    assert "default-src 'none'; img-src data:" in page
+    # In this run stage 1 routes too; cost has two plots, thresholds three.
+    assert page.count("<svg") == 3 * 3 + 3 * 2 + 2 + 3
     assert "prefers-color-scheme: dark" in page and "currentColor" in page
 
 
 def test_figures_are_those_of_the_table(run):
-    page, payload = run
+    page, payload, _ = run
     results = section(page, "results")
     labels = {"pranet": "pranet, stage 1", "sinet": "sinet, stage 1"}
     labels |= {"uniform": "uniform mixture of stage 1", "router": "router, stage 2"}
@@ -78,7 +85,7 @@ def test_figures_are_those_of_the_table(run):
 
 
 def test_difference_is_paired_and_names_what_it_is_against(run):
-    page, payload = run
+    page, payload, _ = run
     body = section(page, "differences")
     rows = payload["table"]["Animals"]
     gain = 100 * (rows["ensemble"]["IoU"] - rows["sinet"]["IoU"])
@@ -93,8 +100,8 @@ def test_difference_is_paired_and_names_what_it_is_against(run):
     assert f"(sinet) {rows['sinet']['IoU']:.4f}: {gain:+.1f} points" in page.split("<nav>")[0]
 
 
-def test_curves_routing_attributes_and_notes(run):
-    page, _ = run
+def test_curves_routing_cost_and_notes(run):
+    page = run[0]
     for words in (
         "total 3 → 1<",
         "sinet 1 → 0.333<",
@@ -104,13 +111,8 @@ def test_curves_routing_attributes_and_notes(run):
     ):
         assert words in section(page, "curves").replace("> ", ">")
     assert "mutual information of image and expert" in section(page, "routing")
-    where = section(page, "attributes")
-    assert "<strong>0.600</strong>" in where and "after stage 3" in where
-    shares = where.split("weight in the mixture")[1]
-    # 30 images with (1, 0) and 10 with (0.2, 0.8).
-    values = re.findall(r'rgba\(var\(--(\w+)\), ([\d.]+)\)">([\d.]+)<', shares)
-    assert [value for *_, value in values] == ["0.800", "0.200", "1.000", "0.000", "0.200", "0.800"]
-    assert [tone for tone, *_ in values[2:]] == ["more", "less", "less", "more"]
+    assert cells(page, "sinet alone") == ["2.00", "1.50", "3.00", "4.2", "0.5621"]
+    assert "One image of 96 × 64 on Some GPU, float32" in section(page, "cost")
     notes = section(page, "notes")
     assert "the router is &lt;blind&gt; (2 times)" in notes
     assert "stage 2: the router's probabilities are nearly the same" in html.unescape(notes)
@@ -139,6 +141,7 @@ def test_names_are_escaped(tmp_path):
     (folder / "table.json").write_text(json.dumps(payload))
     page = made(folder)
     assert not re.findall(r"<(?:b|i|u)>", page)
+    assert page.count("</script>") == 2
     for key in ("results", "curves"):
         shown = re.sub(r"<!--.*?-->", "", section(page, key), flags=re.S)
         assert "&lt;i&gt;$e_1$&lt;/i&gt;" in shown
@@ -149,11 +152,11 @@ def test_names_are_escaped(tmp_path):
     ("files", "gone"),
     [
         (["stage*/*/vis_data/scalars.json"], ["curves"]),
-        (["ensemble_extremes/animals.png"], ["pictures"]),
-        (["ensemble.json"], ["attributes", "pictures"]),
+        (["ensemble_pictures/*.webp"], []),
+        (["ensemble.json"], ["cost", "images", "attributes"]),
         (["stage*/finished.json", "stage*/*/*.log"], []),
         (["ensemble.json", "stage*/*/*.log", "stage*/*/vis_data/*", "stage*/finished.json"],
-         ["curves", "attributes", "pictures"]),
+         ["cost", "curves", "images", "attributes"]),
     ],
 )  # fmt: skip
 def test_a_section_without_content_is_left_out(plain, tmp_path, files, gone):
@@ -192,7 +195,7 @@ def test_a_first_stage_of_several_parts(plain, tmp_path):
         ("stage 2", "a/stage2"),
         ("stage 3", "a/stage3"),
     ]
-    assert "after stage 3" in section(page, "attributes") and 'id="pictures"' in page
+    assert 'id="images"' in page and 'id="cost"' in page
     assert "stage 2 has no finished.json" in section(page, "notes")
 
 
@@ -265,6 +268,105 @@ def test_a_data_set_in_a_line():
     assert describe(views) == "FixedViews (views=4) of CODDataset (data_root=d)"
     group = dict(type="DatasetGroup", datasets=dict(A=photos, B=None, C=dict(type="X")), seed=1)
     assert describe(group) == "A: CODDataset (data_root=d); C: X; seed=1"
+
+
+@pytest.fixture
+def opened(run, browser):
+    """The page in a browser."""
+    browser.get(f"file://{run[2]}/report.html")
+    return browser
+
+
+def rows_of(browser, table):
+    """Texts of the cells of a table's body."""
+    script = """return [...document.querySelectorAll(arguments[0])].map(
+      (row) => [...row.cells].map((cell) => cell.innerText.trim().toWellFormed()))"""
+    return browser.execute_script(script, f"#{table} tbody tr")
+
+
+def test_images_are_sorted_and_found(opened, run):
+    images = run[1]["ensemble_experts"]["Animals"]["mixture"]["images"]
+    iou = {stem: round(image["IoU"], 4) for stem, image in images.items()}
+    by_iou = sorted(iou, key=iou.__getitem__)
+    rows = rows_of(opened, "list")
+    assert [row[1] for row in rows] == by_iou and rows[0][2] == f"{images[by_iou[0]]['IoU']:.3f}"
+    head = opened.find_element("css selector", "#list th[data-key=mixture]")
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.find_element("tag name", "button").click()
+    falling = sorted(iou, key=lambda stem: -iou[stem])
+    assert [row[1] for row in rows_of(opened, "list")] == falling
+    opened.find_element("css selector", "#list th[data-key=name] button").click()
+    assert [row[1] for row in rows_of(opened, "list")] == STEMS  # img_9 before img_10
+    opened.find_element("id", "name").send_keys("_3")
+    assert [row[1] for row in rows_of(opened, "list")] == [f"img_{i}" for i in (3, *range(30, 40))]
+    assert "11 of 40 images" in opened.find_element("id", "count").text
+    opened.find_element(
+        "css selector", "#bin option:last-child"
+    ).click()  # kind: small, the last 10
+    assert len(rows_of(opened, "list")) == 10
+    opened.find_element("css selector", "#first option[value=pranet]").click()
+    assert rows_of(opened, "list") == []
+
+
+def test_one_image_by_keyboard(opened):
+    opened.find_element("css selector", ".name button").send_keys("\n")
+    viewer = opened.find_element("id", "viewer")
+    assert viewer.get_attribute("open") == "true"
+    first = opened.find_element("id", "title").text
+
+    def told():
+        return opened.find_element("id", "legend").text
+
+    def press(key):
+        opened.switch_to.active_element.send_keys(key)
+
+    # The mixture's map is right, pranet's empty and sinet's full.
+    for key, iou in (("2", "1.00"), ("3", "0.00"), ("4", "0.50")):
+        press(key)
+        assert told().endswith(f"small picture: {iou}")
+    assert "missed" in told()
+    press("v")
+    assert told() == "black: 0, white: 1"
+    press("v")
+    assert told().startswith("above the threshold")
+    press("\ue014")  # the right arrow
+    assert opened.find_element("id", "place").text == "2 of 40"
+    assert opened.find_element("id", "title").text != first
+    pixel = "return [...canvas.getContext('2d').getImageData(canvas.width - 9, 9, 1, 1).data]"
+    assert opened.execute_script(pixel)[2] > 120  # sinet's map, violet all over
+    press("\ue00c")  # Esc
+    assert viewer.get_attribute("open") is None
+
+
+def test_which_expert_where_follows_the_measure(opened):
+    rows = {row[1]: row for row in rows_of(opened, "where")}
+    assert [row[:3] for row in rows.values()] == [
+        ["all", "", "40"],
+        ["kind", "big", "30"],
+        ["", "small", "10"],
+    ]
+    assert rows["big"][-2:] == ["1.000", "0.000"] and rows["small"][-2:] == ["0.200", "0.800"]
+    colour = """return [...document.querySelectorAll("#where tbody tr")].map(
+      (row) => row.cells[row.cells.length - 1].style.background)"""
+    _, less, more = opened.execute_script(colour)
+    assert "--less" in less and "--more" in more
+    before = rows["big"]
+    opened.find_element("css selector", "#where-measure option[value=MAE]").click()
+    assert len(rows_of(opened, "where")) == 3 and rows_of(opened, "where")[1][3] == before[3]
+
+
+def test_strange_names_stay_text_and_nothing_is_loaded(browser, tmp_path, plain):
+    folder, _ = write_run(tmp_path / "run", dataset="<img src=x onerror=alert(1)>")
+    text = (folder / "ensemble.json").read_text()
+    for stem, name in zip(STEMS, STRANGE, strict=False):
+        text = text.replace(json.dumps(stem), json.dumps(f"{name}</script><script>alert(1)//"))
+    (folder / "ensemble.json").write_text(text)
+    write_report(folder)
+    browser.requests()
+    browser.get(f"file://{folder}/report.html")
+    names = [row[1] for row in rows_of(browser, "list")]
+    assert len(names) == 40 and sum("</script><script>alert(1)//" in name for name in names) > 9
+    assert browser.requests() == [] and browser.errors() == []
 
 
 def test_durations():
