@@ -27,7 +27,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, alpha: float = 0.45) -> np.ndar
     """
     inside = mask.astype(bool)
     tinted = image.copy()
-    blend = image[inside] * (1 - alpha) + np.float32(TINT) * alpha
+    blend = image[inside] * (1 - alpha) + np.asarray(TINT, np.float32) * alpha
     tinted[inside] = blend.round().astype(np.uint8)
     return outline(tinted, mask)
 
