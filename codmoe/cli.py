@@ -8,29 +8,57 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
-from codmoe import __doc__ as about
+import argcomplete
+from rich_argparse import RawDescriptionRichHelpFormatter
+
 from codmoe import __version__
 from codmoe.commands import COMMANDS
-from codmoe.commands.options import Option
+from codmoe.commands.options import Option, config, option
 from codmoe.interruption import interruption
-from codmoe.messages import nearest, on_purpose, printable, suggest
+from codmoe.messages import nearest, on_purpose, printable, quietly, suggest
+from codmoe.shipped import list_configs
 
 DEBUG = "CODMOE_DEBUG"
 """Environment variable that does what ``--debug`` does, also in child processes."""
 
 
+class _Help(RawDescriptionRichHelpFormatter):
+    """Help with colours, where the terminal has some and NO_COLOR is not set."""
+
+    text_markup = help_markup = False
+    highlights: ClassVar = [
+        *RawDescriptionRichHelpFormatter.highlights,
+        r"^  (?P<args>[a-z]+)  +\S",
+    ]
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that answers wrong usage with one sentence, and a misspelt option with the right."""
+
+    def __init__(self, prog: str | None = None, **settings: Any) -> None:
+        super().__init__(prog=prog, formatter_class=_Help, **settings)
+
+    def take(self, options: Iterable[Option]) -> None:
+        """Adds a command's options, and ``--debug``."""
+        debug = option("--debug", action="store_true", help="show the traceback of an error")
+        for names, settings in (*options, debug):
+            several = names[0].startswith("-") and settings.get("nargs") in ("+", "*")
+            if several and not settings.get("default"):  # a default would be extended too
+                settings = {"action": "extend", **settings}  # given twice, both count
+            action = self.add_argument(*names, **settings)
+            if settings.get("type") is config:
+                action.completer = _configs  # type: ignore[attr-defined]
 
     def parse_known_args(self, args=None, namespace=None):
         self._words = sys.argv[1:] if args is None else list(args)
@@ -42,7 +70,8 @@ class Parser(argparse.ArgumentParser):
         for word in given:
             close = [] if any(k.startswith(word) for k in known) else nearest(word, known)
             if close:
-                message += f"; {word} is no option, did you mean {' or '.join(close)}?"
+                wrong = "" if word in message else f"{word} is no option, "
+                message += f"; {wrong}did you mean {' or '.join(close)}?"
                 break
         self.exit(2, printable(f"error: {message} ({self.prog} --help shows what it takes)") + "\n")
 
@@ -65,23 +94,18 @@ def main(
         prog: What the user typed before the options; the script's name by default.
         words: What to parse; what follows the script's name by default.
     """
-    parser = Parser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for names, settings in options:
-        several = names[0].startswith("-") and settings.get("nargs") in ("+", "*")
-        if several and not settings.get("default"):  # a default would be extended too
-            settings = {"action": "extend", **settings}  # given twice, both count
-        parser.add_argument(*names, **settings)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(words)
+    parser = Parser(prog=prog, description=description)
+    parser.take(options)
+    with one_sentence():  # of a file that is not there
+        args = parser.parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         # A file's name need not be text in the terminal's encoding.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if args.debug:
         os.environ[DEBUG] = "1"
-    with interruption.handled(), one_sentence(args):
+    quiet = quietly() if getattr(args, "quiet", False) else nullcontext()
+    with interruption.handled(), one_sentence(args), quiet:
         sys.exit(run(args))
 
 
@@ -97,26 +121,70 @@ def _run(name: str, prog: str, words: Sequence[str]) -> None:
 
 def command() -> None:
     """The command ``codmoe``."""
-    names = [name for group in COMMANDS.values() for name in group]
+    names = {name: line for group in COMMANDS.values() for name, line in group.items()}
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(names)
     name, *words = sys.argv[1:] or ["--help"]
     if name in names:
         return _run(name, f"codmoe {name}", words)
-    lines = [
-        f"\n{title}:\n" + "\n".join(f"  {name:10}  {line}" for name, line in group.items())
-        for title, group in COMMANDS.items()
-    ]
-    parser = Parser(
-        prog="codmoe",
-        usage="codmoe COMMAND ...",
-        description="\n".join([about or "", *lines]),
-        epilog="codmoe COMMAND --help shows what a command takes.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"codmoe {__version__}")
+    parser = _parser()
     if not name.startswith("-"):
         parser.parse_known_args([])
         parser.error(f"no command {name!r}; {suggest(name, names)}")
     parser.parse_args([name, *words])
+    parser.error(f"{shlex.join([name, *words])}: no command is given")
+
+
+def _parser() -> Parser:
+    """What comes before a command, and the list of all."""
+    lines = [
+        f"\n{title}:\n" + "\n".join(f"  {name:10}  {line}" for name, line in group.items())
+        for title, group in COMMANDS.items()
+    ]
+    parser = Parser("codmoe", usage="codmoe COMMAND ...", description="\n".join([ABOUT, *lines]))
+    parser.epilog = MANNERS
+    parser.add_argument("--version", action="version", version=f"codmoe {__version__}")
+    parser.add_argument(
+        "--completion",
+        action=_Completion,
+        choices=("bash", "zsh", "fish"),
+        help="print what completes commands, options and names of configs in a shell; bash: "
+        'eval "$(codmoe --completion bash)"; fish: codmoe --completion fish | source',
+    )
+    return parser
+
+
+ABOUT = "Camouflaged object detection with a mixture of complete expert decoders."
+MANNERS = """codmoe COMMAND --help shows what a command takes.
+
+Exit codes: 0 done; 1 an error, said in one sentence (doctor: also for faults in the data);
+2 wrong usage; 128 + N ended by signal N. --quiet prints errors and warnings alone, NO_COLOR=1 in
+the environment no colours, --debug the traceback of an error."""
+
+
+class _Completion(argparse.Action):
+    """Prints what a shell runs to complete command lines."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        print(argcomplete.shellcode(["codmoe"], shell=str(values)))
+        parser.exit()
+
+
+def _complete(names: Mapping[str, str]) -> None:
+    """Answers the shell, which asks what could come next, and ends the process."""
+    parser = _parser()
+    commands = parser.add_subparsers()
+    for name, line in names.items():
+        below = commands.add_parser(name, help=line)
+        if name in os.environ.get("COMP_LINE", "").split():
+            below.take(import_module(f"codmoe.commands.{name}").OPTIONS)
+    argcomplete.autocomplete(parser)
+
+
+def _configs(prefix: str, **_: Any) -> list[str]:
+    """Names of shipped configs and files, for the shell."""
+    files = argcomplete.FilesCompleter(("py",))(prefix)
+    return [name for name in (*list_configs(), *files) if name.startswith(prefix)]
 
 
 @contextmanager

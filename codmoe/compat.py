@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
@@ -61,23 +58,3 @@ def declare_torchvision_ops() -> bool:
 
 
 _declared: object = None
-
-
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Drops what is written to the process's standard error, by libraries below Python too.
-
-    Around the start and the stop of torch's profiler, which writes a line each time
-    ("USDT:… SyncActivityProfilerHandler").
-
-    Delete when: torch's profiler does not (seen with 2.13).
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

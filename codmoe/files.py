@@ -10,7 +10,6 @@ import os
 import platform
 import shlex
 import shutil
-import sys
 import time
 import uuid
 import zlib
@@ -19,6 +18,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from codmoe.messages import command_line
 
 LOCK = ".codmoe.lock"
 """Name of the file by which a run holds its work dir."""
@@ -196,7 +197,7 @@ def _holder() -> dict[str, Any]:
         pid=os.getpid(),
         began=began(os.getpid()),
         since=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-        command=shlex.join(["python", *sys.argv]),
+        command=shlex.join(command_line()),
         job=job and [job, int(os.environ.get("SLURM_RESTART_COUNT") or 0)],
     )
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from codmoe.files import began
+from codmoe.messages import command_line
 
 PARENT = "CODMOE_PARENT"
 """Environment variable: number of the process without which this one is not to run on."""
@@ -170,7 +171,7 @@ def going_on(saved: bool | None) -> str:
     Args:
         saved: Whether there is something to resume; None for a command that knows itself.
     """
-    command = os.environ.get(COMMAND, shlex.join(["python", *sys.argv]))
+    command = os.environ.get(COMMAND, shlex.join(command_line()))
     if not command:
         return ""
     if saved and not {"--resume", "--auto-resume"} & set(shlex.split(command)):

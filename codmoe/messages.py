@@ -1,15 +1,72 @@
-"""Builds the sentences that answer bad input: the nearest valid names, and lists cut short."""
+"""Builds the sentences that answer bad input, and says them, or less, as the user wants it."""
 
 from __future__ import annotations
 
 import difflib
 import dis
+import os
+import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 SHOWN = 5
 """Items of a list that a message shows before it counts the rest."""
+QUIET = "CODMOE_QUIET"
+"""Environment variable that ``--quiet`` sets, also for child processes."""
+
+
+def is_quiet() -> bool:
+    """Whether ``--quiet`` was given: no progress bars and notes then."""
+    return bool(os.environ.get(QUIET))
+
+
+def note(text: str) -> None:
+    """Says what is worth knowing, and no error, on standard error."""
+    if not is_quiet():
+        print(text, file=sys.stderr)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """What ``--quiet`` means: standard output goes nowhere, that of child processes included."""
+    before = os.environ.get(QUIET)
+    os.environ[QUIET] = "1"
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), muted(1):
+            yield
+    finally:
+        os.environ.pop(QUIET)
+        if before is not None:
+            os.environ[QUIET] = before
+
+
+@contextmanager
+def muted(stream: int) -> Iterator[None]:
+    """Drops what is written to standard output (1) or error (2), by libraries below Python too."""
+    for written in filter(None, (sys.__stdout__, sys.__stderr__)):
+        written.flush()
+    kept = os.dup(stream)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream)
+        yield
+    finally:
+        os.dup2(kept, stream)
+        os.close(kept)
+
+
+def command_line() -> list[str]:
+    """What started this process, as a user types it again."""
+    program, *words = sys.argv
+    path = Path(program)
+    if path.stem == "codmoe":
+        return ["codmoe", *words]
+    if path.name == "__main__.py":
+        return ["python", "-m", path.parent.name, *words]
+    return ["python", *sys.argv]
 
 
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:

@@ -1,10 +1,12 @@
 """Command lines end in one sentence, whatever went wrong."""
 
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import pytest
 import torch
 from miniature import ROOT
 
-from codmoe.cli import DEBUG, main, one_sentence
-from codmoe.commands.options import option
+from codmoe.cli import DEBUG, Parser, main, one_sentence
+from codmoe.commands import COMMANDS
+from codmoe.commands.options import QUIET, option
 from codmoe.datasets.splits import complete_split
 from codmoe.engine.config import load_config
-from codmoe.messages import listed
+from codmoe.interruption import going_on
+from codmoe.messages import listed, note
 
 
 class Bad(torch.utils.data.Dataset):
@@ -148,3 +152,126 @@ def test_a_pipe_that_closes_and_a_name_that_is_no_text():
     command = ["bash", "-c", shell, sys.executable, script]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.stdout == "line 0 \\udcff\n" and done.stderr == ""
+
+
+NOT_YET = """
+import sys
+from codmoe.cli import command
+
+def said(*words):
+    sys.argv = ["codmoe", *words]
+    try:
+        command()
+    except SystemExit as leave:
+        if isinstance(leave.code, str):
+            print(leave.code, file=sys.stderr)
+        print(leave.code if isinstance(leave.code, int) else 1, *words[:2], file=sys.stderr)
+    heavy = {"torch", "mmengine", "cv2", "numpy"} & set(sys.modules)
+    assert not heavy, (words, heavy)
+
+said("--help")
+said("predict", "--help")
+said("prdict", "x.jpg")
+said("predict", "x.jpg", "--ot", "maps")
+said("predict", "x.jpg", "--out", "maps", "--checkpoint", "small_ensembel.safetensors")
+said("train", "ensemble/stage33")
+said("train", "ensemble/stage3", "--cfg-options", "lr")
+said("compare", "none.json")
+"""
+SAID = """0 --help
+0 predict --help
+error: no command 'prdict'; did you mean 'predict'? (codmoe --help shows what it takes)
+2 prdict x.jpg
+error: the following arguments are required: --out; --ot is no option, did you mean --out? \
+(codmoe predict --help shows what it takes)
+2 predict x.jpg
+error: checkpoint small_ensembel.safetensors does not exist; did you mean \
+'small_ensemble.safetensors'?
+1 predict x.jpg
+error: config 'ensemble/stage33' does not exist; did you mean 'ensemble/stage3' or \
+'ensemble/stage3_cod' or 'ensemble/stage3_soup'?
+1 train ensemble/stage33
+error: argument --cfg-options: 'lr' is not key=value (codmoe train --help shows what it takes)
+2 train ensemble/stage3
+error: The result file none.json does not exist; make it with --json of codmoe test or codmoe eval
+1 compare none.json
+"""
+
+
+def test_wrong_usage_is_answered_before_torch_is_imported(tmp_path):
+    (tmp_path / "small_ensemble.safetensors").touch()
+    env = dict(os.environ, PYTHONPATH=str(ROOT), COLUMNS="100")
+    command = [sys.executable, "-c", NOT_YET]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == SAID
+    assert "masks of images" in done.stdout and "--threshold" in done.stdout
+
+
+def test_every_command_is_there_and_every_tool_calls_one():
+    files = {path.stem for path in (ROOT / "codmoe/commands").glob("*.py")}
+    names = {name for group in COMMANDS.values() for name in group}
+    assert files - {"__init__", "options"} == names
+    tools = [path for path in (ROOT / "tools").rglob("*.py") if path.name != "dist_run.py"]
+    called = [re.findall(r'tool\("(\w+)"\)', path.read_text())[0] for path in tools]
+    assert len(called) > 10 and set(called) <= names
+    for name in names:
+        found = import_module(f"codmoe.commands.{name}")
+        assert f"codmoe {name}" in found.__doc__
+        Parser("x").take(found.OPTIONS)
+
+
+COMPLETE = """
+eval "$(codmoe --completion bash)"
+try() {
+  COMP_LINE="$1" COMP_POINT=${#1} COMP_TYPE=9 COMP_WORDS=($1)
+  COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMPREPLY=()
+  _python_argcomplete codmoe
+  echo "${COMPREPLY[*]}"
+}
+try "codmoe st"
+try "codmoe predict --thr"
+try "codmoe train quick"
+complete -p codmoe
+"""
+
+
+def test_bash_completes_commands_options_and_configs(tmp_path):
+    program = tmp_path / "codmoe"
+    program.write_text(f"#!{sys.executable}\nfrom codmoe.cli import command\ncommand()\n")
+    program.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    env = dict(os.environ, PYTHONPATH=str(ROOT), PATH=path)
+    done = subprocess.run(["bash", "-c", COMPLETE], env=env, capture_output=True, text=True)
+    stages = " ".join(f"quickstart/stage{i}" for i in (1, 2, 3))
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert lines[:3] == ["stages", "--threshold", stages], done.stderr
+    assert lines[3].endswith("-F _python_argcomplete codmoe")
+
+
+def test_quiet_leaves_errors_alone(capfd, monkeypatch):
+    def run(args):
+        print("a table")
+        os.system("echo a child")
+        note("by the way")
+        sys.exit("error: no good")
+
+    for words, out in (([], ["a child", "a table"]), (["--quiet"], [])):
+        monkeypatch.setattr(sys, "argv", ["tool", *words])
+        with pytest.raises(SystemExit, match="no good"):
+            main(run, QUIET, description="x")
+        said = capfd.readouterr()
+        assert sorted(said.out.splitlines()) == out and ("by the way" in said.err) == bool(out)
+    assert "CODMOE_QUIET" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("program", "line"),
+    [
+        ("/usr/bin/codmoe", "codmoe train x"),
+        ("/site/codmoe/__main__.py", "python -m codmoe train x"),
+        ("tools/train.py", "python tools/train.py train x"),
+    ],
+)
+def test_the_command_that_goes_on_is_one_to_type(program, line, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program, "train", "x"])
+    assert going_on(None) == f"; go on with: {line}"

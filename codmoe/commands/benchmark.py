@@ -6,7 +6,7 @@ codmoe benchmark ensemble/stage3 --precisions fp32 bf16 \\
 
 import argparse
 
-from codmoe.commands.options import CONFIG, option
+from codmoe.commands.options import CONFIG, QUIET, checkpoint, option, pair
 
 
 class Moved(argparse.Action):
@@ -33,9 +33,17 @@ SHARED = (
     option("--repeats", type=int, default=30, help="calls that count (30)"),
     option("--warmup", type=int, default=5, help="calls before them (5)"),
     option("--device", help="cuda, cuda:1, cpu; the first GPU if there is one"),
-    option("--checkpoint", help="weights; the router chooses blindly without"),
+    option("--checkpoint", type=checkpoint, help="weights; the router chooses blindly without"),
     option("--json", dest="json_file", help="also write the figures to this file"),
-    option("--cfg-options", dest="options", nargs="+", metavar="KEY=VALUE", help="as of training"),
+    option(
+        "--cfg-options",
+        dest="options",
+        nargs="+",
+        type=pair,
+        metavar="KEY=VALUE",
+        help="as of training",
+    ),
+    QUIET,
 )
 _ELSEWHERE = dict(nargs="*", action=Moved, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 OPTIONS = (*SHARED, option(*MOVED, **_ELSEWHERE))
@@ -44,7 +52,7 @@ OPTIONS = (*SHARED, option(*MOVED, **_ELSEWHERE))
 def call(benchmark, args) -> None:
     from codmoe.engine.config import parse_options
 
-    settings = {name: value for name, value in vars(args).items() if name != "debug"}
+    settings = {name: value for name, value in vars(args).items() if name not in ("debug", "quiet")}
     settings["options"] = parse_options(settings["options"])
     benchmark(settings.pop("config"), **settings)
 

@@ -1,6 +1,6 @@
 """Samples after their augmentation: codmoe browse CONFIG --out samples.png"""
 
-from codmoe.commands.options import CFG_OPTIONS, CONFIG, DATA, option
+from codmoe.commands.options import CFG_OPTIONS, CONFIG, DATA, QUIET, option
 
 OPTIONS = (
     CONFIG,
@@ -12,6 +12,7 @@ OPTIONS = (
     option("--columns", type=int, default=6),
     option("--seed", type=int, default=0, help="of the augmentation"),
     CFG_OPTIONS,
+    QUIET,
 )
 
 

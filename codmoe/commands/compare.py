@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-from codmoe.commands.options import option
+from codmoe.commands.options import QUIET, option, there
 
+result = there(
+    "The result file {} does not exist; make it with --json of codmoe test or codmoe eval"
+)
 OPTIONS = (
-    option("results", nargs="+", help="JSON of codmoe test or codmoe eval"),
+    option("results", nargs="+", type=result, help="JSON of codmoe test or codmoe eval"),
     option("--names", nargs="+", help="one per file; checkpoint or method by default"),
     option("--sources", nargs="+", help="mixture by default; an expert's name; all"),
     option("--metrics", nargs="+", help="columns, such as Sm wFm meanEm MAE"),
@@ -13,6 +16,7 @@ OPTIONS = (
     option("--baseline", help="method the others are subtracted from; the first"),
     option("--out", help="folder for the tables (md, tex, csv) and curves"),
     option("--plots", choices=("png", "pdf", "svg"), default="png"),
+    QUIET,
 )
 
 

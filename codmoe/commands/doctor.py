@@ -4,7 +4,7 @@ Recognises COD10K-v3, CAMO, CHAMELEON, NC4K, TrainDataset + TestDataset and plai
 Exit code 1 if there is an error, 0 with warnings alone.
 """
 
-from codmoe.commands.options import option, whole
+from codmoe.commands.options import QUIET, option, whole
 
 OPTIONS = (
     option("root", metavar="ROOT", nargs="?", help="folder of one data set or of several"),
@@ -15,6 +15,7 @@ OPTIONS = (
     option("--masks", "--mask-dir", dest="mask_dir"),
     option("--waive", nargs="+", default=[], metavar="NAME", help="images that may be in two sets"),
     option("--workers", type=whole(most=1024), help="processes; all cores by default"),
+    QUIET,
 )
 
 

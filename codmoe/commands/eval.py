@@ -1,6 +1,6 @@
 """Score saved maps: codmoe eval --pred maps/CAMO --gt CAMO/GT --json camo.json"""
 
-from codmoe.commands.options import option, whole
+from codmoe.commands.options import QUIET, option, whole
 
 OPTIONS = (
     option("--pred", nargs="+", required=True, help="folder(s) of maps, 8 or 16 bits"),
@@ -21,6 +21,7 @@ OPTIONS = (
         default="torch",
         help="pysodmetrics: the field's measures by PySODMetrics itself, slower",
     ),
+    QUIET,
 )
 
 

@@ -5,7 +5,7 @@ codmoe export checkpoints_moe/ensemble_best.pth --format onnx-sparse --out expor
 
 import argparse
 
-from codmoe.commands.options import TRUST_CODE, option
+from codmoe.commands.options import QUIET, TRUST_CODE, config, images, option
 
 OPTIONS = (
     option(
@@ -13,7 +13,7 @@ OPTIONS = (
     ),
     option("--format", required=True, help="onnx, onnx-sparse, torch-export, safetensors"),
     option("--out", required=True, help="folder to make"),
-    option("--config", help="config of a checkpoint that does not hold its own"),
+    option("--config", type=config, help="config of a checkpoint that does not hold its own"),
     option("--size", type=int, nargs="+", help="side, or height and width, of images"),
     option(
         "--check",
@@ -21,8 +21,9 @@ OPTIONS = (
         default=True,
         help="compare with the model; on by default",
     ),
-    option("--images", help="image or folder to compare on; synthetic by default"),
+    option("--images", type=images, help="image or folder to compare on; synthetic by default"),
     TRUST_CODE,
+    QUIET,
 )
 
 

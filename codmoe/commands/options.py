@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from codmoe.messages import nearest
+from codmoe.shipped import find_config
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -26,12 +30,59 @@ def whole(least: int = 1, most: int = 2**31 - 1) -> Callable[[str], int]:
     return number
 
 
-CONFIG = option("config", help="config file, or name of a shipped one (ensemble/stage3)")
+def config(text: str) -> str:
+    """The ``type`` of a config's path or name: one that is there."""
+    find_config(text)
+    return text
+
+
+def there(sentence: str) -> Callable[[str], str]:
+    """The ``type`` of a path that has to be there: torch takes seconds before it could say so.
+
+    Args:
+        sentence: What is said otherwise, with ``{}`` for the path.
+    """
+
+    def path(text: str) -> str:
+        asked = Path(text).expanduser()
+        if not asked.exists():
+            beside = [p.name for p in asked.parent.iterdir()] if asked.parent.is_dir() else []
+            close = nearest(asked.name, beside, 1)
+            hint = f"; did you mean {str(asked.parent / close[0])!r}?" if close else ""
+            raise FileNotFoundError(sentence.format(asked) + hint)
+        return text
+
+    return path
+
+
+checkpoint = there("checkpoint {} does not exist")
+images = there("{} is no file or folder; give one that is there")
+
+
+def pair(text: str) -> str:
+    """The ``type`` of ``KEY=VALUE``."""
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
+    return text
+
+
+CONFIG = option(
+    "config", type=config, help="config file, or name of a shipped one (ensemble/stage3)"
+)
 CFG_OPTIONS = option(
-    "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override the config"
+    "--cfg-options",
+    nargs="+",
+    type=pair,
+    default=[],
+    metavar="KEY=VALUE",
+    help="override the config",
 )
 COMPILE = option(
-    "--compile", nargs="*", metavar="KEY=VALUE", help="faster: CUDA graphs; e.g. dtype=fp16"
+    "--compile",
+    nargs="*",
+    type=pair,
+    metavar="KEY=VALUE",
+    help="faster: CUDA graphs; e.g. dtype=fp16",
 )
 DATA = (
     option("--data-root", help="folder of the data set, the config's or your own"),
@@ -42,6 +93,7 @@ LAUNCHER = (
     option("--launcher", choices=("none", "pytorch", "slurm"), default="none"),
     option("--local-rank", "--local_rank", type=int, default=0, help="set by torchrun"),
 )
+QUIET = option("--quiet", action="store_true", help="print errors and warnings alone")
 TRUST_CODE = option(
     "--trust-code", action="store_true", help="import what the checkpoint's config asks for"
 )

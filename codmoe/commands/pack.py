@@ -4,12 +4,13 @@ codmoe pack checkpoints_moe/small/ensemble_best.pth \\
     codmoe/weights/small_ensemble.safetensors
 """
 
-from codmoe.commands.options import option
+from codmoe.commands.options import QUIET, checkpoint, option
 
 OPTIONS = (
-    option("checkpoint", help="weights of a stage, e.g. ensemble_best.pth"),
+    option("checkpoint", type=checkpoint, help="weights of a stage, e.g. ensemble_best.pth"),
     option("out", help="file to write, *.safetensors"),
     option("--limit", type=int, default=20_000_000, help="bytes that it may have"),
+    QUIET,
 )
 
 

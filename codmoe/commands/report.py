@@ -1,10 +1,11 @@
 """Make the report of a run again: codmoe report work_dirs/stages"""
 
-from codmoe.commands.options import option
+from codmoe.commands.options import QUIET, option
 
 OPTIONS = (
     option("work_dir", help="--work-dir of codmoe stages"),
     option("--out", help="HTML file; WORK_DIR/report.html by default"),
+    QUIET,
 )
 
 

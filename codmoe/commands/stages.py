@@ -4,14 +4,15 @@ Goes on from where it was interrupted. Without configs: experts/joint, router/st
 ensemble/stage3. Stage 1 may be several configs: separate experts, a refit of their heads.
 """
 
-from codmoe.commands.options import CFG_OPTIONS, DATA, option
+from codmoe.commands.options import CFG_OPTIONS, DATA, QUIET, config, option
 
 OPTIONS = (
-    option("configs", nargs="*", help="stage 1 (one or more), 2 and 3"),
+    option("configs", nargs="*", type=config, help="stage 1 (one or more), 2 and 3"),
     option("--gpus", type=int, default=1, help="processes per stage"),
     option("--work-dir", default="work_dirs/stages", help="logs, table and picture"),
     *DATA,
     CFG_OPTIONS,
+    QUIET,
 )
 
 

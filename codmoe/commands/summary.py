@@ -1,11 +1,12 @@
 """Parameters and operations: codmoe summary ensemble/stage3"""
 
-from codmoe.commands.options import CONFIG, option
+from codmoe.commands.options import CONFIG, QUIET, option
 
 OPTIONS = (
     CONFIG,
     option("--size", type=int, default=448, help="side of the image in pixels"),
     option("--json", help="also write the figures to this file"),
+    QUIET,
 )
 
 

@@ -5,7 +5,17 @@ codmoe test configs/ensemble/stage3.py checkpoints_moe/ensemble_best.pth
 
 import argparse
 
-from codmoe.commands.options import CFG_OPTIONS, COMPILE, CONFIG, DATA, LAUNCHER, WORK_DIR, option
+from codmoe.commands.options import (
+    CFG_OPTIONS,
+    COMPILE,
+    CONFIG,
+    DATA,
+    LAUNCHER,
+    QUIET,
+    WORK_DIR,
+    checkpoint,
+    option,
+)
 
 
 def _gone(text: str) -> None:
@@ -14,7 +24,7 @@ def _gone(text: str) -> None:
 
 OPTIONS = (
     CONFIG,
-    option("checkpoint", help="weights, e.g. checkpoints_moe/ensemble_best.pth"),
+    option("checkpoint", type=checkpoint, help="weights, e.g. checkpoints_moe/ensemble_best.pth"),
     option("--experts", action="store_true", help="also each expert, uniform and oracle"),
     option("--json", help="result file; WORK_DIR/test.json by default, .md beside it"),
     option("--out", help="new folder for prediction maps, 8-bit PNG, original size"),
@@ -27,6 +37,7 @@ OPTIONS = (
     *DATA,
     CFG_OPTIONS,
     *LAUNCHER,
+    QUIET,
 )
 
 

@@ -1,6 +1,6 @@
 """Train one stage: codmoe train configs/experts/sinet.py"""
 
-from codmoe.commands.options import CFG_OPTIONS, CONFIG, DATA, LAUNCHER, WORK_DIR, option
+from codmoe.commands.options import CFG_OPTIONS, CONFIG, DATA, LAUNCHER, QUIET, WORK_DIR, option
 
 OPTIONS = (
     CONFIG,
@@ -10,6 +10,7 @@ OPTIONS = (
     option("--auto-resume", action="store_true", help="or start if there is none"),
     CFG_OPTIONS,
     *LAUNCHER,
+    QUIET,
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from codmoe.compat import quiet_stderr
+from codmoe.messages import muted
 
 Call = Callable[[], Any]
 Name = TypeVar("Name", bound=Hashable)
@@ -117,12 +117,12 @@ def _peak_by_profiler(call: Call) -> int:
     profile = torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     )
-    with quiet_stderr():
+    with muted(2):  # of torch 2.13: "USDT:… SyncActivityProfilerHandler", at its end, too
         profile.start()
     try:
         call()
     finally:
-        with quiet_stderr():
+        with muted(2):
             profile.stop()
     recorded: Any = profile.profiler
     events = recorded.kineto_results.events()

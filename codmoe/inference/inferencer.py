@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from codmoe.datasets.layouts import IMAGE_EXTENSIONS, LITTER, image_files
 from codmoe.datasets.reading import is_complete, read_image, too_large, write_map
 from codmoe.inference.zoo import create_model, load_whole, weights_to_use
 from codmoe.machine import check_device
-from codmoe.messages import listed, printable
+from codmoe.messages import is_quiet, listed, note, printable
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.structures import CODDataSample
 
@@ -173,7 +172,7 @@ class Inferencer:
         threshold: float | None,
         return_routing: bool,
     ) -> Iterator[Prediction]:
-        console, shown = Console(stderr=True), False
+        console, shown = Console(stderr=True, quiet=is_quiet()), False
         progress = Progress(console=console, transient=True)
         task = progress.add_task("predicting", total=len(pictures))
         started = time.monotonic()
@@ -325,7 +324,7 @@ def collect(inputs: Picture | Sequence[Picture]) -> list[Path | np.ndarray]:
         skipped += sorted(others)
     if skipped:
         named = printable(listed(skipped))
-        print(f"{len(skipped):,} skipped, since they are no image files: {named}", file=sys.stderr)
+        note(f"{len(skipped):,} skipped, since they are no image files: {named}")
     if not pictures:
         raise ValueError("inputs is empty; give a file, a folder, or a list of files or arrays")
     Image.init()  # loads PIL's plugins, which is not safe in several threads at once

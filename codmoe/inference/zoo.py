@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +12,7 @@ from mmengine.config import Config
 
 from codmoe.engine.checkpoints import load_parts, meta_of, stored_config
 from codmoe.engine.config import load_config, whole_model_faults
-from codmoe.messages import suggest
+from codmoe.messages import note, suggest
 from codmoe.models.build import DEFAULT_EXPERTS, backbone_config, skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
@@ -233,9 +232,8 @@ def weights_to_use(model: Any, checkpoint: Any) -> tuple[Any, Any]:
         )
     name = model or DEFAULT
     path = shipped_weights(name)
-    print(
+    note(
         f"using the trained weights {name!r} that ship with codmoe; what they can do and where "
-        f"they fail: {FOLDER / 'MODEL_CARD.md'}",
-        file=sys.stderr,
+        f"they fail: {FOLDER / 'MODEL_CARD.md'}"
     )
     return None, path

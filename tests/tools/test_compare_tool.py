@@ -98,7 +98,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, options,
 def test_an_absent_file(tmp_path, monkeypatch):
     code = call(monkeypatch, "analysis/compare", tmp_path / "nowhere.json")
     missing = tmp_path / "nowhere.json"
-    made = "make it with --json of tools/test.py or tools/eval_maps.py."
+    made = "make it with --json of codmoe test or codmoe eval"
     assert code == f"error: The result file {missing} does not exist; {made}"
     (tmp_path / "half.json").write_text('{"a":')
     code = call(monkeypatch, "analysis/compare", tmp_path / "half.json")

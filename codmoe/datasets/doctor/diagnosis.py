@@ -22,7 +22,7 @@ from codmoe.datasets.doctor.pairing import Listing, list_part
 from codmoe.datasets.doctor.records import inspect, start_worker
 from codmoe.datasets.layouts import Folders, Part, Tree, recognise, require_folder, resolve_root
 from codmoe.machine import available_cores
-from codmoe.messages import listed
+from codmoe.messages import is_quiet, listed
 
 _CHUNK = 8
 
@@ -150,7 +150,9 @@ def _inspect_all(jobs: Sequence[tuple], workers: int, progress: bool) -> list[tu
         results = pool.map(inspect, jobs, chunksize=_CHUNK)
         cv2.setNumThreads(threads)
         records, started = [], time.time()
-        with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        with Progress(
+            *columns, console=Console(stderr=True, quiet=is_quiet()), disable=not progress
+        ) as bar:
             task = bar.add_task("reading", total=len(jobs), speed="")
             try:
                 for record in results:
