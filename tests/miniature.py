@@ -23,6 +23,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 
+from codmoe.cli import command
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import prepare
 from codmoe.registry import HOOKS, MODELS
@@ -168,6 +169,16 @@ def call(monkeypatch, tool, *arguments):
             importlib.import_module(tool).main()
         else:
             runpy.run_path(path, run_name="__main__")
+    except SystemExit as leave:
+        return leave.code
+    return None
+
+
+def run_command(monkeypatch, *words):
+    """Runs ``codmoe`` in this process; what it would exit with, or None."""
+    monkeypatch.setattr(sys, "argv", ["codmoe", *map(str, words)])
+    try:
+        command()
     except SystemExit as leave:
         return leave.code
     return None

@@ -12,6 +12,7 @@ COMMANDS = {
     "Training": {
         "doctor": "examine data sets before training",
         "browse": "pictures of samples after their augmentation, and of a data set",
+        "config": "print a config resolved, with where each value comes from",
         "train": "train one stage",
         "stages": "train all three stages, test, and print one table",
         "report": "make the page of a run of all stages again",
