@@ -34,7 +34,8 @@ PAGES = {
     "codmoe/weights/MODEL_CARD.md": "zoo/small.md",
 } | {f"demo/{path.name}": f"demo/{path.stem}.md" for path in ROOT.glob("demo/*.ipynb")}
 """Files of the repository that are pages of the site, and where."""
-API = "codmoe models datasets evaluation compiled engine inference visualization".split()
+API = ["codmoe", *(path.parent.name for path in ROOT.glob("codmoe/*/__init__.py"))]
+"""Packages, each a page; ``codmoe`` are the files beside them."""
 KINDS = {
     "MODELS": ("Parts of the model", "`model` and below"),
     "DATASETS": ("Data sets", "`train_dataloader.dataset`, `val_…`, `test_…`"),

@@ -73,10 +73,10 @@ def test_pairs_of_ones_own_train_the_shipped_ensemble():
     assert len(lines) == 3 and "finetuned_best.pth" in lines[1]
 
 
-def test_the_expert_of_the_contributing_guide_passes_the_tester(run_dir, monkeypatch):
+def test_the_expert_of_the_guide_passes_the_tester(run_dir, monkeypatch):
     """Parts of the tester that take seconds; the whole is what a contributor runs."""
     monkeypatch.syspath_prepend(str(ROOT / "tests/models/experts"))
-    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    guide = (ROOT / "docs/experts.md").read_text()
     scope = {"__name__": "sum_expert"}
     try:
         exec(block("class SumExpert", guide), scope)

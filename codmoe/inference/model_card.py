@@ -155,9 +155,8 @@ def _figures(table: Table) -> str:
 def _cost(model: ModelLevelMoE) -> str:
     divisor = model.backbone.size_divisor
     side = -(-max(size_of(model.cfg)) // divisor) * divisor
-    table = summary_table(summarise(model, side))
-    table.rows = [[str(cell).replace("\n", ", ") for cell in row] for row in table.rows if row]
-    return f"One image of {side} × {side} px, {UNIT}.\n\n{table.markdown().rstrip()}"
+    table = summary_table(summarise(model, side)).markdown().rstrip()
+    return f"One image of {side} × {side} px, {UNIT}.\n\n{table}"
 
 
 def _limits(table: Table) -> list[str]:

@@ -38,7 +38,7 @@ def summary_table(summary: dict[str, Any]) -> TextTable:
 
 def _who(values: dict[str, Any], which: str) -> str:
     names = values.get(f"{which}_experts")
-    return f"\n{' + '.join(names)}" if names else ""
+    return f" ({' + '.join(names)})" if names else ""
 
 
 def report(config: str | Path, size: int = 448, json_file: str | Path | None = None) -> dict:
