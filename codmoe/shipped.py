@@ -8,8 +8,8 @@ from typing import Any, TypeGuard
 
 from codmoe.messages import suggest
 
-SHIPPED = dict(small="small/stage3")
-"""Name of each model that ships trained, and the config that trained it."""
+SHIPPED = dict(small="small/finetune")
+"""Name of each model that ships trained, and a config with the same model."""
 DEFAULT = "small"
 FOLDER = Path(__file__).resolve().parent / "weights"
 """Holds ``<name>_ensemble.safetensors`` and ``MODEL_CARD.md``."""

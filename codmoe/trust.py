@@ -203,6 +203,36 @@ def read_pickle(path: str | Path) -> Any:
         raise ValueError(f"checkpoint {path} cannot be read: {first}") from error
 
 
+SCALE = "::scale"
+"""End of the key of the scales, (rows,), of weights that a file holds as 8-bit numbers."""
+
+
+def read_safetensors(path: str | Path) -> dict[str, Any]:
+    """Tensors of a ``.safetensors`` file; those of 8 bits with a scale for each row are turned back
+    into floating-point numbers here and nowhere else.
+
+    Raises:
+        ValueError: The file cannot be read, or a scale does not fit its weights.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    for key in [key for key in state if key.endswith(SCALE)]:
+        scale, name = state.pop(key), key.removesuffix(SCALE)
+        value = state.get(name)
+        if value is None or str(value.dtype) != "torch.int8" or scale.shape != value.shape[:1]:
+            raise ValueError(
+                f"{path}: {key} belongs to no weights of 8 bits with as many rows; make the file "
+                "anew with codmoe pack"
+            )
+        rows = scale.float().reshape(-1, *[1] * (value.ndim - 1))
+        state[name] = value.float() * rows
+    return state
+
+
 def not_finite(state: Mapping[str, Any]) -> list[str]:
     """Names of the floating-point tensors that hold NaN or infinity; one wait for the device."""
     import torch

@@ -224,10 +224,8 @@ class Buffers:
         self.maps[expert][target] = resize_to(output.logits.float(), self.size)[:, 0]
 
     def _combine(self, decision: RoutingDecision, key: tuple[int, bool]) -> None:
-        combiner = self.parts.combiner
         mixed = self.parts.combine(self.maps[decision.indices, self.every_row], decision)
-        if combiner.log_temperature is not None:
-            mixed = mixed * (-combiner.log_temperature).exp()
+        mixed = self.parts.combiner.calibrated(mixed)
         old = [self.mixed[key]] if key in self.mixed else None
         self.mixed[key] = _stored(old, [mixed])[0]
 

@@ -14,17 +14,19 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from codmoe.files import keep_old, replacing
 from codmoe.messages import listed
 from codmoe.registry import MODELS
 from codmoe.trust import (
+    SCALE,
     check_received,
     import_custom,
     read_literals,
     read_pickle,
+    read_safetensors,
     require_weights,
 )
 
@@ -130,27 +132,52 @@ def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], run_id: 
     return kept
 
 
-def save_half(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write weights as safetensors in half precision; a file already at ``path`` is kept.
+def packed(
+    state: Mapping[str, Tensor], meta: Mapping[str, Any], *, eight_bit: bool = False
+) -> bytes:
+    """Weights as the content of a safetensors file in half precision.
 
     Tensors that half precision would turn into infinity stay in float32. Reading them back into a
-    model restores float32, rounded to half precision.
+    model restores float32, rounded to what was written.
 
     Args:
-        path: File to write, ``*.safetensors``.
         state: State dict.
         meta: Values that JSON can hold; :func:`read_meta` gives them back.
+        eight_bit: Write matrices and kernels as 8-bit numbers, with a scale in half precision for
+            each row (output channel).
     """
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if eight_bit and _has_rows(value):
+            tensors[key], tensors[f"{key}{SCALE}"] = _rounded(value.float().cpu())
+        else:
+            half = value.half() if value.is_floating_point() else value
+            tensors[key] = (half if half.isfinite().all() else value.float()).cpu().contiguous()
+    return save(tensors, metadata=dict(format="pt", meta=json.dumps(dict(meta))))
 
-    def halved(value: Tensor) -> Tensor:
-        half = value.half() if value.is_floating_point() else value
-        return (half if half.isfinite().all() else value.float()).cpu().contiguous()
 
-    tensors = {key: halved(value) for key, value in state.items()}
+def save_half(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write :func:`packed` weights to a file, ``*.safetensors``; one already there is kept."""
     with replacing(path) as temporary:
         # Not save_file(), which leaves the file unreadable for everybody but its owner.
-        found = save(tensors, metadata=dict(format="pt", meta=json.dumps(dict(meta))))
-        temporary.write_bytes(found)
+        temporary.write_bytes(packed(state, meta))
+
+
+def _has_rows(value: Tensor) -> bool:
+    """Whether 8 bits and a scale for each row take about half the bytes of half precision."""
+    if not value.is_floating_point() or value.ndim < 2 or value.shape[0] < 8:
+        return False
+    return value.numel() >= 16 * value.shape[0] and bool(value.half().isfinite().all())
+
+
+def _rounded(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127 of the shape of ``value``, and the scale of each row."""
+    rows = value.flatten(1)
+    # Of the scale as it will be read, lest its own rounding shift every weight.
+    scale = (rows.abs().amax(1) / 127).half()
+    scale[scale == 0] = 1.0
+    whole = (rows / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    return whole.reshape(value.shape).contiguous(), scale
 
 
 def read_meta(path: Path) -> dict:
@@ -178,9 +205,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.suffix != SAFE:
         return state_of(read_pickle(path), path)
     try:
-        content = load_file(path)
-    except Exception as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+        content = read_safetensors(path)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {error}") from error
     return state_of(content, path)
 
 

@@ -106,7 +106,9 @@ def _fits(cfg: Config, root: str) -> bool:
     for dataset in _data_sets(cfg):
         plain = {k: v for k, v in dataset.items() if k not in ("pipeline", "cache", "split")}
         try:
-            DATASETS.build({**plain, "data_root": root, "lazy_init": True}).folders()
+            built = DATASETS.build({**plain, "data_root": root, "lazy_init": True})
+            if hasattr(built, "folders"):  # others look for theirs when they are built
+                built.folders()
         except (FileNotFoundError, ValueError):
             continue
         return True

@@ -147,7 +147,8 @@ def test(
 
 
 TRAINING_HOOKS = (
-    *("average_buffers", "best", "ema", "experts_after", "finite_loss", "frozen_cache"),
+    *("average_buffers", "best", "ema", "experts_after", "familiarity", "finite_loss"),
+    *("frozen_cache",),
     *("progress", "router_watch", "warmup"),
 )
 TRAINING_KEYS = (

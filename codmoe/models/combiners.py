@@ -30,10 +30,26 @@ class Combiner(nn.Module, ABC):
             1 (Guo et al., On Calibration of Modern Neural Networks, ICML 2017). Averaging maps
             leaves them soft where experts disagree, and measures over all thresholds (PraNet's
             mDice) count that; the mask at 0.5 stays the same.
+        temperature: The result is divided by it, too. With ``offset`` it is what a calibration on
+            validation images found, and is stored with the weights in their config.
+        offset: Added to the result in the end; above 0, masks at 0.5 are larger.
+
+    Raises:
+        ValueError: ``temperature`` is not above 0.
     """
 
-    def __init__(self, *, expert_names: Sequence[str], learn_temperature: bool = False):
+    def __init__(
+        self,
+        *,
+        expert_names: Sequence[str],
+        learn_temperature: bool = False,
+        temperature: float = 1.0,
+        offset: float = 0.0,
+    ):
         super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"combiner.temperature={temperature} must be above 0")
+        self.temperature, self.offset = temperature, offset
         self.expert_names = tuple(expert_names)
         self.log_temperature = nn.Parameter(torch.zeros(())) if learn_temperature else None
 
@@ -54,8 +70,15 @@ class Combiner(nn.Module, ABC):
 
     def from_slots(self, maps: Tensor, decision: RoutingDecision) -> Tensor:
         """Likewise, from maps that lie where the decision chose them; see :meth:`combine`."""
-        mixed = self.combine(maps, decision)
-        return mixed if self.log_temperature is None else mixed * (-self.log_temperature).exp()
+        return self.calibrated(self.combine(maps, decision))
+
+    def calibrated(self, mixed: Tensor) -> Tensor:
+        """Logits of the mixture under the temperatures and the offset."""
+        if self.log_temperature is not None:
+            mixed = mixed * (-self.log_temperature).exp()
+        if (self.temperature, self.offset) == (1.0, 0.0):
+            return mixed
+        return mixed / self.temperature + self.offset
 
     mix = staticmethod(mix_probabilities)
 

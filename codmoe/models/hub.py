@@ -10,15 +10,14 @@ from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 from mmengine.config import Config
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from codmoe import __version__
 from codmoe.files import keep_old, replacing
 from codmoe.models.build import skip_pretrained
 from codmoe.registry import MODELS, building
-from codmoe.trust import check_received, require_weights
+from codmoe.trust import check_received, read_safetensors, require_weights
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 CARD_DATA: dict[str, Any] = dict(
@@ -178,10 +177,7 @@ class HubModel(ModelHubMixin, **deepcopy(CARD_DATA)):
             model_kwargs["backbone"] = dict(backbone)
             skip_pretrained(model_kwargs)
         model: Any = cls(**model_kwargs)
-        try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
+        state = read_safetensors(path)
         require_weights(state, path, model.state_dict())
         try:
             model.load_state_dict(state)

@@ -2,14 +2,14 @@
 _base_ = [
     "../_base_/stages/ensemble.py",
     "../_base_/datasets/freely_licensed.py",
-    "../_base_/models/small.py",
+    "../_base_/models/small_vit.py",
 ]
 checkpoint_dir = "checkpoints_moe/small"
 init_from = dict(command="python tools/train.py configs/small/stage2.py")
 model = dict(
     backbone={{_base_.small_backbone}},
     experts={{_base_.small_experts}},
-    router=dict(width=64),
+    router=dict(width=64, fallback=4.0),
     expert_execution="together",
     checkpoint_backbone=None,
 )
@@ -17,16 +17,17 @@ model = dict(
 train_dataloader = dict(
     dataset=dict(
         datasets=dict(
-            Hidden=dict(seed=10, length=2000),
-            Faint=dict(seed=11, length=3000),
-            Plain=dict(seed=12, length=2000),
-            Photos=dict(seed=13, length=4000),
+            Cutouts=dict(seed=10),
+            Hidden=dict(seed=11),
+            Faint=dict(seed=12),
+            Plain=dict(seed=13),
         ),
     ),
 )
-train_cfg = dict(max_epochs=1)
+train_cfg = dict(max_epochs=4, val_interval=2)
+default_hooks = dict(familiarity=dict(type="FamiliarityHook"))
 env_cfg = dict(cudnn_benchmark=False)
 optim_wrapper = dict(
     optimizer=dict(lr=2e-4),
-    paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=0.2)}),
+    paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=0.1)}),
 )

@@ -143,7 +143,8 @@ def test_experts_of_other_image_scales_and_shared_ones(preparer, own):
 
 
 def test_a_combiner_that_learns(preparer):
-    model = build(combiner=dict(type="LogitCombiner", learn_temperature=True))
+    kept = dict(type="LogitCombiner", learn_temperature=True, temperature=1.5, offset=0.2)
+    model = build(combiner=kept)
     torch.nn.init.constant_(model.combiner.log_temperature, 0.3)
     torch.nn.init.normal_(model.router.fuse[-1].weight)
     images = torch.randn(3, 3, 64, 64)

@@ -66,6 +66,16 @@ def test_learned_temperature_sharpens_soft_maps_and_keeps_the_mask(kind):
     assert ((after > 0) == (before > 0)).all()
 
 
+def test_a_calibration_is_part_of_the_config():
+    out = dense_outputs()
+    plain = build("ProbabilityCombiner")(out, DECISION, (8, 8))
+    kept = build("ProbabilityCombiner", temperature=2.0, offset=-0.5)
+    torch.testing.assert_close(kept(out, DECISION, (8, 8)), plain / 2 - 0.5)
+    assert not kept.state_dict()
+    with pytest.raises(ValueError, match=r"combiner\.temperature=0 must be above 0"):
+        build("ProbabilityCombiner", temperature=0)
+
+
 def test_sure_experts_stay_exact():
     kind = "ProbabilityCombiner"
     agreed = {

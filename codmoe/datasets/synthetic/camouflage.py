@@ -120,6 +120,8 @@ class SyntheticCamouflage(BaseDataset):
         ValueError: ``length``, ``image_size``, ``seed`` or ``kinds`` is out of range.
     """
 
+    all_kinds: tuple[str, ...] = KINDS
+
     def __init__(
         self,
         *,
@@ -144,7 +146,7 @@ class SyntheticCamouflage(BaseDataset):
         if not kinds:
             raise ValueError(f"kinds is empty; choose from {', '.join(KINDS)}, or None for all")
         for kind in kinds:
-            check_kind(kind)
+            check_kind(kind, self.all_kinds)
         if not 0 <= visibility <= 1:
             raise ValueError(f"visibility={visibility}; it must lie in [0, 1]")
         self.length, self.image_size, self.seed = length, image_size, seed

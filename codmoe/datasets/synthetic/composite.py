@@ -1,19 +1,22 @@
-"""Blends the objects of the synthetic data set into the user's own photographs."""
+"""Blends objects into the user's own photographs: synthetic ones, or ones cut out of others."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from codmoe.datasets.layouts import files_by_stem, resolve_root
-from codmoe.datasets.reading import read_image
+from codmoe.datasets.reading import read_image, read_mask, read_pair
 from codmoe.datasets.splits import split_indices
 from codmoe.datasets.synthetic.camouflage import SyntheticCamouflage, generator
 from codmoe.datasets.synthetic.scene import (
+    KINDS,
+    MAX_AREA,
+    MIN_AREA,
     Piece,
     cast_shadow,
     draw_distractors,
@@ -28,6 +31,9 @@ from codmoe.registry import DATASETS
 
 FILLS = ("photo", "synthetic")
 BLENDS = ("feather", "poisson")
+CUTOUTS = ("camouflaged", "salient", "whole")
+"""Kinds that need photographs with masks; see :func:`paste`. ``whole`` is a photograph as it is."""
+TRIES = 10
 
 
 def random_square(rng: np.random.Generator, photo: np.ndarray, size: int) -> np.ndarray:
@@ -66,9 +72,14 @@ def _fill(
         texture.palette = palette
         fields = texture.sample(np.arange(size * size), piece.turn, piece.zoom)
         return texture.colour(*(field.reshape(size, size) for field in fields))
-    # The photograph itself, turned about a random point, mirrored beyond its border.
+    return _turned(rng, square, piece.turn, piece.zoom)
+
+
+def _turned(rng: np.random.Generator, square: np.ndarray, turn: float, zoom: float) -> np.ndarray:
+    """The photograph turned about a random point, mirrored beyond its border, float."""
+    size = len(square)
     centre = rng.random(2) * size
-    cos, sin = np.cos(piece.turn) / piece.zoom, np.sin(piece.turn) / piece.zoom
+    cos, sin = np.cos(turn) / zoom, np.sin(turn) / zoom
     linear = np.array([[cos, -sin], [sin, cos]])
     matrix = np.column_stack([linear, centre - linear @ np.array([size, size]) / 2])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -165,6 +176,146 @@ def compose(
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask.astype(np.uint8)
 
 
+def _window(
+    rng: np.random.Generator, photo: np.ndarray, own: np.ndarray | None, size: int, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a photograph, of eight, that shows least of its own object, (size, size, 3)
+    float, and where that object is in it, (size, size) bool. ``least``: smallest share of a side.
+    """
+    mask = np.zeros(photo.shape[:2], np.uint8) if own is None else own
+    parts = []
+    for _ in range(8):
+        rows, cols = (_stretch(rng, side, least) for side in photo.shape[:2])
+        parts.append((mask[rows, cols].mean(), rows.start, rows, cols))
+    *_, rows, cols = min(parts, key=lambda part: part[:2])
+    method = cv2.INTER_AREA if min(photo.shape[:2]) > size else cv2.INTER_LINEAR
+    square = cv2.resize(photo[rows, cols], (size, size), interpolation=method)
+    there = cv2.resize(mask[rows, cols], (size, size), interpolation=cv2.INTER_NEAREST)
+    return square.astype(np.float64), there > 0
+
+
+def _stretch(rng: np.random.Generator, side: int, least: float) -> slice:
+    length = max(int(side * uniform(rng, least, 1.0)), 1)
+    start = int(rng.random() * (side - length + 1))
+    return slice(start, start + length)
+
+
+def _one_object(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """The mask of one of the large things in a mask, or, in half of the draws, of all."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    large = [i + 1 for i in range(count - 1) if areas[i] >= 0.3 * areas.max()]
+    if len(large) < 2 or rng.random() < 0.5:
+        return mask
+    return (labels == large[int(rng.random() * len(large))]).astype(np.uint8)
+
+
+def _laid_out(
+    rng: np.random.Generator, photo: np.ndarray, mask: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """An object where it is to be pasted: its pixels, (size, size, 3) float, and its share of each
+    pixel, (size, size) float in [0, 1].
+
+    What its own photograph cuts off at a border lies at the same border again: else straight cuts
+    would tell what was pasted.
+    """
+    height, width = mask.shape
+    x, y, w, h = cv2.boundingRect(mask)
+    cut = y <= 1, x <= 1, y + h >= height - 1, x + w >= width - 1  # top, left, bottom, right
+    share = np.exp(uniform(rng, np.log(2 * MIN_AREA), np.log(MAX_AREA)))
+    zoom = np.sqrt(share * size**2 / max(int(mask.sum()), 1))
+    # Not enlarged much: blur would tell it from its surroundings.
+    zoom = min(zoom, 1.6 * size / max(height, width), size / w, size / h)
+    angle = 0.0 if any(cut) else np.radians(uniform(rng, -25, 25))
+    mirror = -1 if rng.random() < 0.5 else 1
+    if mirror < 0:
+        cut = cut[0], cut[3], cut[2], cut[1]
+    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
+    linear = np.array([[cos, -sin], [sin, cos]]) @ np.diag([mirror, 1])
+    half = np.array([w, h]) * zoom / 2
+    centre = half + rng.random(2) * np.maximum(size - 2 * half, 0)
+    for axis, (low, high) in enumerate(((cut[1], cut[3]), (cut[0], cut[2]))):
+        if low or high:
+            centre[axis] = half[axis] - 1 if low else size - half[axis] + 1
+    matrix = np.column_stack([linear, centre - linear @ (x + w / 2, y + h / 2)])
+    if zoom < 0.6:  # the warp takes single pixels
+        photo = cv2.GaussianBlur(photo, (0, 0), 0.4 / zoom)
+    patch = cv2.warpAffine(photo, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+    alpha = cv2.warpAffine(mask * np.float32(1), matrix, (size, size))
+    # From the outline inwards: outside it lies the other photograph's background.
+    soft = cv2.GaussianBlur(alpha, (0, 0), uniform(rng, 0.6, 1.6) * size / 336)
+    return patch.astype(np.float64), np.clip(2 * soft - 0.8, 0, 1)
+
+
+def _hidden(rng: np.random.Generator, alpha: np.ndarray) -> np.ndarray:
+    """The share of each pixel that is left where strands of the background cover the object."""
+    size = len(alpha)
+    grid = rng.random((3 + int(rng.random() * 6), 12 + int(rng.random() * 30)))
+    noise = cv2.resize(grid if rng.random() < 0.7 else grid.T, (size, size), interpolation=2)
+    limit = np.quantile(noise[alpha > 0.5], uniform(rng, 0.65, 0.95))
+    return alpha * np.clip(0.5 + (limit - noise) * 12, 0, 1)
+
+
+def _disguised(
+    rng: np.random.Generator, patch: np.ndarray, image: np.ndarray, inside: np.ndarray
+) -> np.ndarray:
+    """An object with colours, and in part the fine texture, of what it is laid on."""
+    size = len(image)
+    as_below = matched(patch, image, inside, uniform(rng, 0.6, 1.1))
+    patch = patch + uniform(rng, 0.5, 1.0) * (as_below - patch)
+    sigma, share = uniform(rng, 0.008, 0.03) * size, uniform(rng, 0.0, 0.8)
+    texture = _turned(rng, image, uniform(rng, -0.5, 0.5), uniform(rng, 0.8, 1.25))
+    fine = [layer - cv2.GaussianBlur(layer, (0, 0), sigma) for layer in (patch, texture)]
+    patch = patch + share * (fine[1] - fine[0])
+    return poisson_blend(patch, image, inside) if rng.random() < 0.25 else patch
+
+
+def paste(
+    rng: np.random.Generator,
+    kind: str,
+    photo: np.ndarray,
+    own: np.ndarray | None,
+    donor: tuple[np.ndarray, np.ndarray],
+    image_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """An object cut out of one photograph and laid into another.
+
+    Where the other's own object is still to be seen, it is part of the truth.
+
+    Args:
+        rng: Where the randomness comes from.
+        kind: ``camouflaged``: the object takes colours and fine texture of what it covers, and
+            strands of it may lie before the object; ``salient``: it keeps its own.
+        photo: The background, RGB, (H, W, 3) uint8.
+        own: Mask of the object that it holds itself, (H, W) uint8 in {0, 1}; None for none.
+        donor: Photograph and mask of the object.
+        image_size: Side of the square image in pixels.
+
+    Returns:
+        Image, (image_size, image_size, 3) uint8 RGB, and mask, (image_size, image_size) uint8 in
+        {0, 1}.
+    """
+    # Beside an object that stands out, nobody looks for one that hides.
+    image, mask = _window(rng, photo, own, image_size, 0.4 if kind == "camouflaged" else 0.6)
+    for _ in range(TRIES):
+        patch, alpha = _laid_out(rng, donor[0], _one_object(rng, donor[1]), image_size)
+        inside = alpha > 0.5
+        if inside.mean() >= MIN_AREA / 2:
+            break
+    else:
+        return image.astype(np.uint8), mask.astype(np.uint8)
+    if kind == "camouflaged":
+        patch = _disguised(rng, patch, image, inside)
+        if rng.random() < 0.35:
+            alpha = _hidden(rng, alpha)
+    else:
+        drawn = image[inside].mean(0) - patch[inside].mean(0)
+        patch = patch + uniform(rng, 0.0, 0.4) * drawn
+    image += alpha[..., None] * (patch - image)
+    mask |= alpha > 0.5
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), mask.astype(np.uint8)
+
+
 def _check(name: str, value: str, valid: tuple[str, ...]) -> None:
     if value not in valid:
         raise ValueError(f"{name}={value!r}; {suggest(str(value), valid)}")
@@ -172,15 +323,21 @@ def _check(name: str, value: str, valid: tuple[str, ...]) -> None:
 
 @DATASETS.register_module()
 class CompositeCamouflage(SyntheticCamouflage):
-    """Objects of the synthetic kinds in the user's photographs; see :func:`compose`.
+    """Objects in the user's photographs: of the synthetic kinds (:func:`compose`), or with
+    ``mask_dir`` real ones, cut out of one photograph and laid into another (:func:`paste`), beside
+    the photographs themselves.
 
     Item ``i`` follows from the seed, the part, the kinds, the size, ``i`` and the files' names and
     contents; unlike the synthetic images it may differ in single grey values between versions of
-    OpenCV. Photographs should hold no such objects themselves: what lies in them counts as
-    background.
+    OpenCV. Without masks, photographs should hold no such objects themselves: what lies in them
+    counts as background.
 
     Args:
         photo_dir: Folder of photographs; found as :class:`CODDataset` does.
+        mask_dir: Folder of masks of equal stem: objects to cut out. ``kinds`` is then by default
+            ``camouflaged``, ``salient`` and ``whole`` (a photograph with its own mask). One without
+            a mask is background alone.
+        data_root: Folder that both lie in; found as :class:`CODDataset` does.
         fill: ``photo`` or ``synthetic``.
         blend: ``feather`` or ``poisson``.
         fractions: ``{part: share of the photographs}``. With it, ``part`` names one of them, and no
@@ -193,21 +350,26 @@ class CompositeCamouflage(SyntheticCamouflage):
         ValueError: It holds no image, or none is left for the part; or an argument is no choice.
     """
 
+    all_kinds = (*KINDS, *CUTOUTS)
+
     def __init__(
         self,
         photo_dir: str | os.PathLike,
         *,
+        mask_dir: str | os.PathLike | None = None,
+        data_root: str | os.PathLike = "",
         fill: str = "photo",
         blend: str = "feather",
         fractions: Mapping[str, float] | None = None,
         name: str = "Composite",
         part: str = "train",
+        kinds: str | Sequence[str] | None = None,
         **kwargs,
     ) -> None:
         _check("fill", fill, FILLS)
         _check("blend", blend, BLENDS)
         self.fill, self.blend = fill, blend
-        folder = resolve_root(photo_dir)
+        folder = resolve_root(Path(data_root) / photo_dir)
         files = files_by_stem(folder, "photo_dir")
         if not files:
             raise ValueError(f"photo_dir: {folder} holds no photograph")
@@ -224,10 +386,35 @@ class CompositeCamouflage(SyntheticCamouflage):
         self.photos: list[Path] = [files[stem] for stem in stems]
         if kwargs.get("visibility"):
             raise ValueError("visibility is of SyntheticCamouflage; composites take none")
-        super().__init__(name=name, part=part, **kwargs)
+        masks: dict[str, Path] = {}
+        if mask_dir is not None:
+            masks = files_by_stem(resolve_root(Path(data_root) / mask_dir), "mask_dir")
+        self.masks = {files[stem]: masks[stem] for stem in stems if stem in masks}
+        self.donors = list(self.masks)
+        kinds = (KINDS if mask_dir is None else CUTOUTS) if kinds is None else kinds
+        super().__init__(name=name, part=part, kinds=kinds, **kwargs)
+        cut = [kind for kind in self.kinds if kind in CUTOUTS]
+        if cut and len(self.donors) < 2:
+            raise ValueError(
+                f"kinds: {cut[0]!r} needs objects of two photographs or more, and {folder} has "
+                f"{len(self.donors)} with a mask of equal stem in mask_dir={mask_dir!r}"
+            )
 
     def make(self, index: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask, made anew."""
         rng = generator(*self.words(index))
+        if kind in CUTOUTS:
+            return self._cut_out(rng, kind)
         photo = read_image(str(self.photos[int(rng.random() * len(self.photos))]))
         return compose(rng, kind, photo, self.image_size, fill=self.fill, blend=self.blend)
+
+    def _cut_out(self, rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        donor = self.donors[int(rng.random() * len(self.donors))]
+        image, mask = read_pair(str(donor), str(self.masks[donor]))
+        if kind == "whole":
+            size = (self.image_size, self.image_size)
+            return cv2.resize(image, size), cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+        others = [path for path in self.photos if path != donor]
+        other = others[int(rng.random() * len(others))]
+        own = read_mask(str(self.masks[other])).pixels if other in self.masks else None
+        return paste(rng, kind, read_image(str(other)), own, (image, mask), self.image_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -211,10 +212,10 @@ class Scene:
         return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
 
 
-def check_kind(kind: str) -> None:
+def check_kind(kind: str, valid: Sequence[str] = KINDS) -> None:
     """Raises ValueError if it is none."""
-    if kind not in KINDS:
-        raise ValueError(f"kinds: {kind!r} is no kind of synthetic image; {suggest(kind, KINDS)}")
+    if kind not in valid:
+        raise ValueError(f"kinds: {kind!r} is no kind of synthetic image; {suggest(kind, valid)}")
 
 
 def _signed(rng: np.random.Generator, low: float, high: float) -> float:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import barrier, is_main_process
+import torch
+from mmengine.dist import all_gather, barrier, is_main_process
 from mmengine.hooks import Hook
 
 from codmoe.engine.checkpoints import load_parts
@@ -247,6 +248,31 @@ def _against_collapse(model) -> Iterator[str]:
         yield f"raise {key}={value:g}"
     yield f"raise model.router.noise={getattr(model.router, 'noise', 0):g}"
     yield "lower optim_wrapper.optimizer.lr"
+
+
+@HOOKS.register_module()
+class FamiliarityHook(Hook):
+    """Has a router with a ``fallback`` know the images of each validation, before its weights are
+    kept; see :class:`Familiarity`.
+    """
+
+    # Before BestWeightsHook.
+    priority = "HIGH"
+
+    def before_train(self, runner) -> None:
+        if getattr(bare_model(runner).router, "familiarity", None) is None:
+            raise ValueError(
+                "default_hooks.familiarity needs a router that can fall back; set "
+                "model.router.fallback, e.g. 4.0, or default_hooks.familiarity=None"
+            )
+
+    def before_val_epoch(self, runner) -> None:
+        bare_model(runner).router.familiarity.kept = []
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        familiarity = bare_model(runner).router.familiarity
+        kept, familiarity.kept = torch.cat(familiarity.kept), None
+        familiarity.learn(torch.cat(all_gather(kept)))
 
 
 BEFORE, AFTER = "experts_before.json", "experts_after.json"

@@ -1,18 +1,20 @@
-"""A stage's ``*_best.pth`` → one small file that ships: half precision, its config inside."""
+"""A stage's ``*_best.pth`` → one small file that ships: 16 or 8 bits, its config inside."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 from mmengine.config import Config
 
 from codmoe.datasets.synthetic import KINDS, generate
-from codmoe.engine.checkpoints import SAFE, read_meta, read_weights, save_half
+from codmoe.engine.checkpoints import SAFE, packed, read_meta, read_weights
+from codmoe.files import replacing
 from codmoe.inference.inferencer import Inferencer
 from codmoe.inference.zoo import config_of, expert_order
 
-LIMIT = 20_000_000
+LIMIT = 30_000_000
 """Bytes that a file may have that ships with the package."""
 # What says how the model is built, what it was trained on, and at what size it is tested. Folders
 # of work and weights and settings of the machine are left out; data_root stays.
@@ -24,7 +26,14 @@ META = ("stage", "epoch", "monitor", "score", "codmoe", "torch")
 IMAGES = 8
 
 
-def pack(checkpoint: str | Path, out: str | Path, limit: int = LIMIT) -> dict[str, float]:
+def pack(
+    checkpoint: str | Path,
+    out: str | Path,
+    limit: int = LIMIT,
+    *,
+    eight_bit: bool = False,
+    pictures: str | Path | Sequence[np.ndarray] | None = None,
+) -> dict[str, float]:
     """Write the shippable form of a checkpoint; a file already at ``out`` is kept.
 
     The model of the written file needs neither network nor the file of its backbone's weights.
@@ -33,10 +42,13 @@ def pack(checkpoint: str | Path, out: str | Path, limit: int = LIMIT) -> dict[st
         checkpoint: ``*_best.pth`` of a stage, with config and order of experts inside.
         out: File to write, ``*.safetensors``.
         limit: Bytes that it may have.
+        eight_bit: Matrices and kernels as 8-bit numbers with a scale for each output channel.
+        pictures: What rounding is measured on; None for eight synthetic images.
 
     Returns:
-        ``bytes``, and ``change``: the mean change of a probability that rounding to half precision
-        makes, on the worst of eight synthetic images.
+        ``bytes``; ``change``, the mean change of a probability that rounding makes, on the worst
+        picture; and ``mask``, 1 − IoU of the masks before and after at 0.5, averaged over pictures
+        (0 where both are empty).
 
     Raises:
         FileNotFoundError: No such checkpoint.
@@ -46,16 +58,18 @@ def pack(checkpoint: str | Path, out: str | Path, limit: int = LIMIT) -> dict[st
     if out.suffix != SAFE:
         raise ValueError(f"out={str(out)!r} must end in {SAFE}")
     state = read_weights(checkpoint)
-    count = sum(2 * v.numel() if v.is_floating_point() else 8 * v.numel() for v in state.values())
-    if count > limit:
-        raise ValueError(
-            f"{checkpoint} takes {count:,} bytes in half precision, more than {limit:,}; train "
-            "narrower experts or a smaller backbone"
-        )
     meta = {key: value for key, value in read_meta(Path(checkpoint)).items() if key in META}
     names = list(expert_order(checkpoint))
-    save_half(out, state, dict(meta, expert_names=names, config=_config_text(checkpoint)))
-    return dict(bytes=out.stat().st_size, change=_change(checkpoint, out))
+    meta |= dict(expert_names=names, config=_config_text(checkpoint))
+    content = packed(state, meta, eight_bit=eight_bit)
+    if len(content) > limit:
+        raise ValueError(
+            f"{checkpoint} takes {len(content):,} bytes, more than {limit:,}; train narrower "
+            "experts or a smaller backbone" + ("" if eight_bit else ", or write 8-bit weights")
+        )
+    with replacing(out) as temporary:
+        temporary.write_bytes(content)
+    return dict(bytes=len(content), **_changes(checkpoint, out, pictures))
 
 
 def _config_text(checkpoint: str | Path) -> str:
@@ -68,10 +82,16 @@ def _config_text(checkpoint: str | Path) -> str:
     return Config(kept).pretty_text
 
 
-def _change(before: str | Path, after: str | Path) -> float:
-    """Mean difference of the probabilities of two checkpoints, on the worst image."""
+def _changes(
+    before: str | Path, after: str | Path, pictures: str | Path | Sequence[np.ndarray] | None
+) -> dict[str, float]:
     models = [Inferencer(checkpoint=path, device="cpu") for path in (before, after)]
     size = models[0].size[0]
-    images = [generate(i, KINDS[i % len(KINDS)], size, 0.7)[0] for i in range(IMAGES)]
-    old, new = ([torch.from_numpy(p.probability) for p in model(images)] for model in models)
-    return max(float((a - b).abs().mean()) for a, b in zip(old, new, strict=True))
+    if pictures is None:
+        pictures = [generate(i, KINDS[i % len(KINDS)], size, 0.7)[0] for i in range(IMAGES)]
+    change, mask = [], []
+    for old, new in zip(*(model.stream(pictures) for model in models), strict=True):
+        change.append(float(np.abs(old.probability - new.probability).mean()))
+        either = (old.mask | new.mask).sum()
+        mask.append(float((old.mask ^ new.mask).sum() / either) if either else 0.0)
+    return dict(change=max(change), mask=float(np.mean(mask)))

@@ -10,12 +10,10 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from codmoe.messages import nearest, suggest
-from codmoe.trust import read_pickle, require_weights
+from codmoe.trust import read_pickle, read_safetensors, require_weights
 
 STRIDES = (4, 8, 16, 32)
 
@@ -129,9 +127,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     """The state dict of a file in timm's forms, read without running code."""
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"backbone.checkpoint={str(path)!r} cannot be read: {error}") from None
+            return read_safetensors(path)
+        except ValueError as error:
+            raise ValueError(f"backbone.checkpoint: {error}") from None
     content = read_pickle(path)
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

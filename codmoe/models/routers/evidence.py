@@ -230,6 +230,50 @@ BRANCHES = dict(
 )
 
 
+class Familiarity(nn.Module):
+    """How like the images of training an image is: 1 for most of those, towards 0 far from all.
+
+    It knows mean and deviation of each number of evidence on images that training validated on
+    (:class:`FamiliarityHook`), and the distance that 95 % of them keep within. Beyond it
+    familiarity falls exponentially. Before anything was learnt it is 1.
+
+    Args:
+        features: Numbers of evidence of an image.
+        sharpness: Familiarity at 1 + d times that distance is exp(−sharpness · d).
+    """
+
+    quantile = 0.95
+
+    def __init__(self, features: int, sharpness: float):
+        super().__init__()
+        self.sharpness = sharpness
+        self.kept: list[Tensor] | None = None
+        """Evidence of what runs through, where somebody collects it."""
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.edge: Tensor
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+        self.register_buffer("edge", torch.zeros(()))  # 0: nothing was learnt yet
+
+    def distance(self, evidence: Tensor) -> Tensor:
+        """Root mean square of the deviations from the mean, (N, F) → (N,)."""
+        return ((evidence - self.mean) / self.deviation).square().mean(1).sqrt()
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """(N, F) → (N,), in (0, 1]."""
+        if self.kept is not None:
+            self.kept.append(evidence.detach())
+        excess = (self.distance(evidence) / self.edge.clamp(min=1e-6) - 1).clamp(min=0)
+        return torch.where(self.edge > 0, (-self.sharpness * excess).exp(), 1.0)
+
+    def learn(self, evidence: Tensor) -> None:
+        """Takes images for known, (M, F) with M of 2 or more."""
+        self.mean.copy_(evidence.mean(0))
+        self.deviation.copy_(evidence.std(0).clamp(min=1e-3))
+        self.edge.copy_(self.distance(evidence).quantile(self.quantile))
+
+
 @MODELS.register_module()
 class EvidenceRouter(Router):
     """Four branches of evidence, read from the image *and* the pyramid, fused by an MLP.
@@ -246,6 +290,9 @@ class EvidenceRouter(Router):
         noise: Standard deviation of the noise on the logits in training.
         noise_end: Share of training at which it has fallen to zero, above 0.
         detach: Whether the pyramid is detached, so that the router does not train the backbone.
+        fallback: Above 0, weights fall back to equal ones on images unlike those of training, as
+            fast as this says (``sharpness`` of :class:`Familiarity`): the logits are multiplied by
+            the image's familiarity. With ``top_k`` of all experts that is their mean.
     """
 
     def __init__(
@@ -259,8 +306,11 @@ class EvidenceRouter(Router):
         noise: float = 1.0,
         noise_end: float = 0.8,
         detach: bool = False,
+        fallback: float = 0.0,
     ):
         super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=top_k)
+        if fallback < 0:
+            raise ValueError(f"router.fallback={fallback} must be 0, for none, or above")
         for name in branches or {}:
             if name not in BRANCHES:
                 raise ValueError(f"router.branches: no branch {name!r}; {suggest(name, BRANCHES)}")
@@ -279,6 +329,8 @@ class EvidenceRouter(Router):
         self.fuse = nn.Sequential(
             nn.Linear(len(used) * width, width), nn.GELU(), nn.Linear(width, len(expert_names))
         )
+        features = len(used) * width
+        self.familiarity = Familiarity(features, fallback) if fallback else None
         # Every expert starts with the same chance.
         last = cast(nn.Linear, self.fuse[-1])
         nn.init.zeros_(last.weight)
@@ -299,4 +351,9 @@ class EvidenceRouter(Router):
                 self.norms[name](branch(images, pyramid, half)[..., None, None]).flatten(1)
                 for name, branch in self.branches.items()
             ]
-            return self.fuse(torch.cat(evidence, dim=1))
+            fused = torch.cat(evidence, dim=1)
+            logits = self.fuse(fused)
+            if self.familiarity is None:
+                return logits
+            # In training the choice is learnt as it is.
+            return logits if self.training else logits * self.familiarity(fused)[:, None]

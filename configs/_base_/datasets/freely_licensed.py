@@ -1,59 +1,101 @@
-# What the shipped weights are trained on: synthetic camouflage at three visibilities, and the same
-# objects in freely licensed photographs (data/photos_free; listed in the model card).
-# Nothing is kept: every image is made anew when it is asked for, 40 to 45 a second on one core at
-# 256 px. Set OMP_NUM_THREADS=1, or the workers' matrix products fight for the cores.
+# What the shipped weights are trained on: photographs with masks under open licences, their objects
+# cut out and laid into each other, and synthetic camouflage at three visibilities.
+# --data-root names the folder of the photographs, with images/ and masks/.
+# Nothing is kept: every image is made anew when it is asked for, 20 to 40 a second on one core. Set
+# OMP_NUM_THREADS=1, or the workers' matrix products fight for the cores.
 _base_ = ["./loaders.py"]
-photo_dir = "data/photos_free"
-size = 256
-fractions = dict(experts=0.6, router=0.15, val=0.1, test=0.15)  # of the photographs
+data_root = "data/open/coco"
+size = 336
+fractions = dict(experts=0.6, router=0.15, val=0.15, test=0.1)  # of the photographs
 visibilities = dict(Hidden=0.0, Faint=0.35, Plain=0.7)
 
 train_pipeline = [
     dict(type="LoadCODPair"),
-    dict(type="RandomWarp", size=(size, size), scale=(0.75, 1.25), rotate=15, flip=0.5),
-    dict(type="RandomColour"),
+    dict(
+        type="RandomWarp",
+        size=(size, size),
+        scale=(0.7, 1.6),
+        rotate=20,
+        aspect=0.2,
+        flip=0.5,
+        crop=True,
+        keep_object=0.5,
+    ),
+    dict(type="RandomColour", brightness=0.3, contrast=0.3, saturation=0.4, hue=0.04),
+    dict(type="RandomBlur", prob=0.2),
+    dict(type="RandomJPEG", prob=0.3),
     dict(type="PackCODInputs"),
 ]
 test_pipeline = [
     dict(type="LoadCODPair"),
+    dict(type="Resize", scale=(size, size), keep_ratio=False),
     dict(type="PackCODInputs", keep_original=True),
 ]
 
 
-def four_sets(part, lengths, pipeline, seeds=(0, 0, 0, 0)):
-    """{name: config} of the three visibilities and of the photographs, in this order. With equal
-    seeds the three hold the same scenes: right for a comparison, a waste in training.
-    """
-    common = dict(image_size=size, part=part, cache=False, pipeline=pipeline)
-    sets = {
-        name: dict(type="SyntheticCamouflage", visibility=visibility, **common)
-        for name, visibility in visibilities.items()
-    }
-    sets["Photos"] = dict(
-        type="CompositeCamouflage", photo_dir=photo_dir, fractions=fractions, **common
+def cutouts(part, length, pipeline, seed=0, kinds=("camouflaged", "salient")):
+    return dict(
+        type="CompositeCamouflage",
+        data_root=data_root,
+        photo_dir="images",
+        mask_dir="masks",
+        fractions=fractions,
+        part=part,
+        length=length,
+        seed=seed,
+        kinds=kinds,
+        image_size=size,
+        cache=False,
+        pipeline=pipeline,
     )
+
+
+def synthetic(part, length, pipeline, seeds=(0, 0, 0)):
+    """{name: config} of the three visibilities. With equal seeds they hold the same scenes: right
+    for a comparison, a waste in training.
+    """
+    common = dict(image_size=size, part=part, cache=False, pipeline=pipeline, length=length)
     return {
-        name: dict(config, length=length, seed=seed)
-        for (name, config), length, seed in zip(sets.items(), lengths, seeds, strict=True)
+        name: dict(common, type="SyntheticCamouflage", visibility=visibility, seed=seed)
+        for (name, visibility), seed in zip(visibilities.items(), seeds, strict=True)
     }
 
 
+def photographs(part):
+    """Whole photographs that no composite of another part was made of."""
+    return dict(
+        type="CODDataset",
+        data_root=data_root,
+        image_dir="images",
+        mask_dir="masks",
+        split=dict(seed=0, fractions=fractions, use=(part,)),
+        pipeline=test_pipeline,
+    )
+
+
+def held_out(part, composites, scenes):
+    return dict(
+        type="DatasetGroup",
+        datasets=dict(
+            Photos=photographs(part),
+            Cutouts=cutouts(part, composites, test_pipeline),
+            **synthetic(part, scenes, test_pipeline),
+        ),
+    )
+
+
+# In a fifth of the images nothing but the photograph itself, in two fifths a camouflaged object.
+train_kinds = ("camouflaged", "salient", "camouflaged", "whole")
 train_dataloader = dict(
-    batch_size=48,
+    batch_size=32,
     num_workers=16,
     dataset=dict(
         type="DatasetGroup",
-        datasets=four_sets("experts", (3000, 4000, 3000, 6000), train_pipeline, (0, 1, 2, 3)),
+        datasets=dict(
+            Cutouts=cutouts("experts", 4800, train_pipeline, kinds=train_kinds),
+            **synthetic("experts", 400, train_pipeline, (1, 2, 3)),
+        ),
     ),
 )
-val_dataloader = dict(
-    batch_size=32,
-    dataset=dict(type="DatasetGroup", datasets=four_sets("val", (80, 80, 80, 120), test_pipeline)),
-)
-test_dataloader = dict(
-    batch_size=32,
-    num_workers=8,
-    dataset=dict(
-        type="DatasetGroup", datasets=four_sets("test", (240, 240, 240, 240), test_pipeline)
-    ),
-)
+val_dataloader = dict(batch_size=32, num_workers=8, dataset=held_out("val", 120, 30))
+test_dataloader = dict(batch_size=32, num_workers=8, dataset=held_out("test", 160, 120))

@@ -8,9 +8,11 @@ from codmoe.datasets.synthetic import KINDS
 from codmoe.datasets.synthetic.camouflage import generator
 from codmoe.datasets.synthetic.composite import (
     BLENDS,
+    CUTOUTS,
     FILLS,
     CompositeCamouflage,
     compose,
+    paste,
     poisson_blend,
 )
 from codmoe.engine.config import load_config
@@ -109,6 +111,79 @@ def test_parts_share_no_photograph(photos):
     assert [len(parts[p]) for p in fractions] == [5, 3, 2]
     assert len(set.union(*parts.values())) == 10
     assert len(make(photos).photos) == 10
+
+
+def thing(width=30, at=(20, 40)):
+    """A bright upright ellipse of stripes before a dark background, (120, 160), and its mask."""
+    mask = np.zeros((120, 160), np.uint8)
+    cv2.ellipse(mask, (at[1] + 40, at[0] + 40), (width // 2, 30), 0, 0, 360, 1, -1)
+    stripes = np.where(np.arange(160) % 8 < 4, 250, 180)[None, :, None]
+    return np.where(mask[..., None] > 0, stripes, 20).astype(np.uint8) * np.ones(3, np.uint8), mask
+
+
+def test_what_is_cut_out_lies_where_the_mask_says():
+    plain = np.full((120, 160, 3), (90, 120, 60), np.uint8)
+    sizes = []
+    for seed in range(10):
+        image, mask = paste(generator(seed), "salient", plain, None, thing(), 96)
+        assert image.shape == (96, 96, 3) and set(np.unique(mask)) == {0, 1}
+        change = np.abs(image.astype(int) - (90, 120, 60)).sum(2)
+        near = cv2.dilate(mask, np.ones((5, 5), np.uint8))
+        assert (
+            change[near == 0].max() == 0 and change[cv2.erode(mask, np.ones((3, 3))) > 0].min() > 0
+        )
+        sizes.append(mask.mean())
+    assert max(sizes) > 2 * min(sizes)
+
+
+def test_a_camouflaged_object_has_the_colours_of_what_it_covers():
+    gaps = {}
+    for kind in ("camouflaged", "salient"):
+        gaps[kind] = []
+        for seed in range(8):
+            back = photo(seed)
+            image, mask = paste(generator(seed), kind, back, None, thing(), 96)
+            gaps[kind].append(np.abs(image[mask == 1].mean(0) - image[mask == 0].mean(0)).mean())
+    assert np.mean(gaps["camouflaged"]) < 0.5 * np.mean(gaps["salient"])
+
+
+def test_what_a_border_cut_off_lies_at_a_border():
+    donor = thing(at=(70, 40))
+    assert donor[1][-1].any()
+    for seed in range(6):
+        _, mask = paste(generator(seed), "salient", photo(), None, donor, 96)
+        assert mask[-2:].any() and not mask[0].any()
+
+
+def test_the_background_s_own_object_is_part_of_the_truth():
+    own = np.ones((120, 160), np.uint8)
+    _, mask = paste(generator(0), "camouflaged", photo(), own, thing(), 64)
+    assert mask.all()
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for i in range(10):
+        image, mask = thing(20 + i)
+        cv2.imwrite(str(folder / f"images/{i}.png"), image // 2 + photo(i, (120, 160)) // 2)
+        if i < 9:
+            cv2.imwrite(str(folder / f"masks/{i}.png"), mask * 255)
+    return folder
+
+
+def test_pairs_make_three_kinds(pairs):
+    data = make("images", mask_dir="masks", data_root=pairs, length=6)
+    assert [sample["kind"] for sample in data] == [*CUTOUTS, *CUTOUTS]
+    assert all(sample["gt_seg_map"].any() for sample in data) and len(data.donors) == 9
+    again = make("images", mask_dir="masks", data_root=pairs, length=9, cache=False)
+    assert np.array_equal(data[3]["img"], again[3]["img"])
+    part = make("images", mask_dir="masks", data_root=pairs, fractions={"a": 0.5}, part="a")
+    assert len(part.photos) == 5 and set(part.donors) <= set(part.photos)
+    with pytest.raises(ValueError, match="'whole' needs objects of two photographs or more"):
+        make(pairs / "images", kinds="whole")
 
 
 @pytest.mark.parametrize(

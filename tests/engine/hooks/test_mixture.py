@@ -9,7 +9,7 @@ from miniature import STOP, TWO_EXPERTS, build, log_of, merged, prepared, weight
 
 from codmoe.engine import handover
 from codmoe.engine.checkpoints import save_weights
-from codmoe.engine.hooks.mixture import RouterWatchHook, RoutingFigures
+from codmoe.engine.hooks.mixture import FamiliarityHook, RouterWatchHook, RoutingFigures
 from codmoe.engine.hooks.training import BestWeightsHook
 from codmoe.engine.launch import train
 from codmoe.models.routers import EvidenceRouter
@@ -122,6 +122,11 @@ def test_where_there_is_no_gap_no_share_is_told():
     assert figures.gain.summary()["gap_closed"] is None
 
 
+def test_knowing_images_needs_a_router_that_falls_back():
+    with pytest.raises(ValueError, match=r"set model\.router\.fallback, e\.g\. 4\.0"):
+        FamiliarityHook().before_train(SimpleNamespace(model=SimpleNamespace(router=None)))
+
+
 def test_settings_are_checked():
     for wrong in (dict(patience=0), dict(max_share=1.2)):
         with pytest.raises(ValueError, match="router_watch"):
@@ -146,8 +151,15 @@ def watch(**settings):
 def test_a_training_with_a_router_made_blind(tmp_path, monkeypatch):
     real = EvidenceRouter.score
     monkeypatch.setattr(EvidenceRouter, "score", lambda *args: 0.0 * real(*args))
-    config = started(tmp_path, 2, watch(patience=2, min_gap=-1.0), epochs=3)
+    known = dict(
+        model=dict(router=dict(fallback=2.0)),
+        default_hooks=dict(familiarity=dict(type="FamiliarityHook")),
+    )
+    config = started(tmp_path, 2, watch(patience=2, min_gap=-1.0), known, epochs=3)
     train(prepared(config, tmp_path / "work"))
+    # What it validated on is known by the weights that are kept.
+    kept = weights(tmp_path / "weights" / "router_best.pth")
+    assert kept["router.familiarity.edge"] > 0 and kept["router.familiarity.mean"].any()
     log = log_of(tmp_path / "work")
     assert log.count("router: blind for 2 validations") == 1
     assert "model.routing_losses.distill.tau" in log

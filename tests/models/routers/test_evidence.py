@@ -5,6 +5,7 @@ from router_tester import CHANNELS, NAMES, RouterTester, example
 from codmoe.models.routers.evidence import (
     BRANCHES,
     EdgeBranch,
+    Familiarity,
     FrequencyBranch,
     local_deviation,
     luminance,
@@ -165,3 +166,36 @@ def test_window_means_leave_out_what_lies_outside():
     x = torch.rand(2, 3, 9, 12, dtype=torch.float64)
     whole = torch.nn.functional.avg_pool2d(x, 7, 1, 3, count_include_pad=False)
     assert torch.allclose(window_mean(x, 7), whole, rtol=1e-12)
+
+
+def test_far_from_known_images_weights_become_equal():
+    torch.manual_seed(0)
+    router = TestEvidenceRouter().woken(fallback=4.0, top_k=4)
+    images, pyramid = torch.randn(32, 3, 64, 64) * 0.1, example()[1]
+    pyramid = [level.repeat(7, 1, 1, 1)[:32] * 0.1 for level in pyramid]
+    familiarity = router.familiarity
+    familiarity.kept = []
+    before = router(images, pyramid)
+    assert familiarity.edge == 0 and before.weights.std(1).min() > 1e-4  # nothing is known yet
+    familiarity.learn(torch.cat(familiarity.kept))
+    near = router(images, pyramid)
+    same = familiarity(familiarity.kept[0]) == 1
+    assert same.sum() == 30  # 95 % of 32
+    assert torch.equal(near.logits[same], before.logits[same])
+    far = router(images * 30, [level * 30 for level in pyramid])
+    torch.testing.assert_close(far.weights, torch.full((32, 4), 0.25), atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match=r"router\.fallback=-1 must be 0"):
+        TestEvidenceRouter().make(fallback=-1)
+    assert not [key for key in TestEvidenceRouter().make().state_dict() if "familiarity" in key]
+
+
+def test_distance_is_in_deviations():
+    part = Familiarity(8, 4.0)
+    torch.manual_seed(0)
+    scales = torch.linspace(0.1, 5, 8)
+    part.learn(torch.randn(4000, 8) * scales + 3)
+    # √(χ² / 8) has a mean of 0.97 and a 95 % quantile of 1.39.
+    assert abs(part.distance(torch.randn(999, 8) * scales + 3).mean() - 0.97) < 0.03
+    assert abs(part.edge - 1.39) < 0.05
+    twice = part(3 + scales[None] * 2 * part.edge)  # at twice the edge
+    assert abs(twice - torch.tensor(-4.0).exp()) < 2e-3
