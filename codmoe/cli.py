@@ -24,7 +24,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 
 from codmoe import __version__
 from codmoe.commands import COMMANDS
-from codmoe.commands.options import Option, config, option
+from codmoe.commands.options import Option, config, model, option
 from codmoe.interruption import interruption
 from codmoe.messages import nearest, on_purpose, printable, quietly, suggest
 from codmoe.shipped import list_configs
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
             if several and not settings.get("default"):  # a default would be extended too
                 settings = {"action": "extend", **settings}  # given twice, both count
             action = self.add_argument(*names, **settings)
-            if settings.get("type") is config:
+            if settings.get("type") in (config, model):
                 action.completer = _configs  # type: ignore[attr-defined]
 
     def parse_known_args(self, args=None, namespace=None):

@@ -5,7 +5,7 @@ codmoe export checkpoints_moe/ensemble_best.pth --format onnx-sparse --out expor
 
 import argparse
 
-from codmoe.commands.options import QUIET, TRUST_CODE, config, images, option
+from codmoe.commands.options import QUIET, TRUST_CODE, images, model, option
 
 OPTIONS = (
     option(
@@ -13,7 +13,7 @@ OPTIONS = (
     ),
     option("--format", required=True, help="onnx, onnx-sparse, torch-export, safetensors"),
     option("--out", required=True, help="folder to make"),
-    option("--config", type=config, help="config of a checkpoint that does not hold its own"),
+    option("--config", type=model, help="config of a checkpoint that does not hold its own"),
     option("--size", type=int, nargs="+", help="side, or height and width, of images"),
     option(
         "--check",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from codmoe.messages import nearest
-from codmoe.shipped import find_config
+from codmoe.shipped import find_config, is_shipped
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -34,6 +34,11 @@ def config(text: str) -> str:
     """The ``type`` of a config's path or name: one that is there."""
     find_config(text)
     return text
+
+
+def model(text: str) -> str:
+    """As :func:`config`, or the name of a model that ships trained."""
+    return text if is_shipped(text) else config(text)
 
 
 def there(sentence: str) -> Callable[[str], str]:

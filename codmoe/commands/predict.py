@@ -1,6 +1,6 @@
 """Predict masks: codmoe predict IMAGE_OR_DIR --out DIR [--checkpoint FILE]"""
 
-from codmoe.commands.options import COMPILE, QUIET, TRUST_CODE, checkpoint, config, option
+from codmoe.commands.options import COMPILE, QUIET, TRUST_CODE, checkpoint, model, option
 
 OPTIONS = (
     option("inputs", nargs="+", help="image files and folders of images"),
@@ -10,7 +10,7 @@ OPTIONS = (
         help="weights, e.g. ensemble_best.pth; by default those that ship",
     ),
     option("--out", required=True, help="folder for the maps, 8-bit PNG, original size"),
-    option("--config", type=config, help="config file or name; by default the checkpoint's own"),
+    option("--config", type=model, help="config file or name; by default the checkpoint's own"),
     option("--threshold", type=float, help="0 to 1: write masks of 0 and 255, not maps"),
     option("--size", type=int, help="side of the network's input; by default the config's"),
     option("--batch-size", type=int, default=8),

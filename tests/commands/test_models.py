@@ -1,0 +1,41 @@
+"""``codmoe models`` lists what is trained and what is a recipe, apart."""
+
+from miniature import run_command
+
+from codmoe import list_models
+from codmoe.engine.config import load_config
+from codmoe.inference.zoo import create_model
+
+
+def test_trained_models_and_recipes_are_told_apart(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(monkeypatch, "models") is None
+    out = capsys.readouterr().out
+    trained, recipes = out.split("recipes, to be trained by codmoe train NAME:\n")
+    names = [line.split()[0] for line in recipes.splitlines()[::2]]
+    assert sorted(["small", *names]) == list_models() and "weights made here" not in recipes
+    assert "  small/stage3                    tf_efficientnet_lite0, 2 of 4 experts, " in recipes
+    about = dict(zip(names, recipes.splitlines()[1::2], strict=True))
+    assert "ensemble/stage3 on the protocol of the COD papers" in about["ensemble/stage3_cod"]
+    assert "one expert with a backbone of its own" in about["experts/sinet"]  # its base says so
+    assert all(len(line.strip()) > 20 for line in about.values())
+    count = sum(v.numel() for v in create_model("small").state_dict().values()) / 1e6
+    assert f"2 of 4 experts, {count:.2f} M parameters, 19.6 MB" in trained
+
+
+def test_a_pattern_and_weights_of_ones_own(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints_moe").mkdir()
+    (tmp_path / "checkpoints_moe/router_best.pth").touch()
+    assert load_config("router/stage2").default_hooks.best.name == "router"
+    assert run_command(monkeypatch, "models", "router/stage2") is None
+    lines = capsys.readouterr().out.splitlines()
+    (made,) = [line for line in lines if "weights made here" in line]
+    assert made.split() == (
+        "router/stage2 pvt_v2_b2, 2 of 4 experts, tested on COD10K, "
+        "weights made here: checkpoints_moe/router_best.pth"
+    ).split()
+    assert run_command(monkeypatch, "models", "*", "--trained") is None
+    assert "recipes" not in capsys.readouterr().out
+    said = run_command(monkeypatch, "models", "nothing")
+    assert said == "error: no name matches 'nothing'; codmoe models lists all"
