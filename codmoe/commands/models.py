@@ -42,7 +42,7 @@ def run(args) -> None:
     for name in trained:
         cfg = Config.fromfile(find_config(SHIPPED[name]))
         default = "what codmoe predict takes by itself; " if name == DEFAULT else ""
-        about = f"{default}made by {SHIPPED[name]}, see {FOLDER / 'MODEL_CARD.md'}"
+        about = f"{default}model card: {FOLDER / 'MODEL_CARD.md'}"
         say(name, [*_parts(cfg), *_weights(name)], about)
     if recipes:
         console.print("recipes, to be trained by codmoe train NAME:", style="yellow")

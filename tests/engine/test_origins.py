@@ -72,11 +72,11 @@ def test_a_chain_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_keys_and_their_misspelling():
-    _, found = origins("small/stage3", keys=["model.router", "train_cfg.max_epochs"])
-    assert found["train_cfg.max_epochs"] == (1, "configs/small/stage3.py")
+    _, found = origins("quickstart/stage3", keys=["model.router", "train_cfg.max_epochs"])
+    assert found["train_cfg.max_epochs"] == (6, "configs/quickstart/stage3.py")
     assert {key.split(".")[1] for key in found} == {"router", "max_epochs"}
     with pytest.raises(ValueError, match=r"no key 'model\.ruoter'; did you mean 'model\.router'"):
-        resolve("small/stage3", keys=["model.ruoter"])
+        resolve("quickstart/stage3", keys=["model.ruoter"])
 
 
 def test_the_command_prints_and_writes_it(tmp_path, monkeypatch, capsys):
