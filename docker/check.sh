@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 [ -e "$root/usr" ] || debootstrap --variant=minbase bookworm "$root" >&2
 cp /etc/resolv.conf "$root/etc/"
 cp -r /etc/ssl/certs "$root/etc/ssl/" 2>/dev/null || true
+mount -t proc proc "$root/proc" && trap 'umount "$root/proc"' EXIT
 folder=/
 mapfile -t variables < <(env | grep -E '^(PIP_[A-Z_]+|[A-Za-z]+_(PROXY|proxy))=' || true)
 inside() { env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin "${variables[@]}" "$(command -v chroot)" "$root" /bin/sh -ec "cd $folder; $1"; }

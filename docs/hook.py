@@ -1,8 +1,9 @@
 """Pages of the site that are made when it is built, so that nothing is written twice.
 
 `mkdocs build` calls the functions `on_*`. Made are: the reference of config keys, from the
-docstrings and signatures of what is registered and the comments of `configs/_base_`; the pages of
-the API, for mkdocstrings to fill; and pages of files outside `docs/`, notebooks among them.
+docstrings and signatures of what is registered and the comments of `configs/_base_`; that of the
+commands; the pages of the API, for mkdocstrings to fill; and pages of files outside `docs/`,
+notebooks among them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import posixpath
 import re
 import tokenize
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import griffe
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
+
+from codmoe.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -244,6 +248,24 @@ def base_keys(path: Path) -> Iterator[tuple[str, str, str]]:
             yield from walk(statement.targets[0].id, statement.value, statement.lineno)
 
 
+def command_reference() -> str:
+    """Markdown of what each command takes; its files are imported, which is light."""
+    text = ["# Commands\n", "`codmoe COMMAND --help` says the same in a terminal.\n"]
+    for title, group in COMMANDS.items():
+        text.append(f"## {title}\n")
+        for name in group:
+            found = import_module(f"codmoe.commands.{name}")
+            text += [f"### `codmoe {name}`\n", f"{_cell(found.__doc__)}\n"]
+            text += ["| option | default | |", "| :-- | :-- | :-- |"]
+            for names, settings in found.OPTIONS:
+                default = settings.get("default")
+                shown = "" if default in (None, [], "==SUPPRESS==") else _code(default)
+                note = (settings.get("help") or "").replace("%%", "%")
+                text.append(f"| {', '.join(map(_code, names))} | {shown} | {_cell(note)} |")
+            text.append("")
+    return "\n".join(text)
+
+
 # --- Pages --------------------------------------------------------------------------------------
 
 
@@ -274,7 +296,10 @@ def notebook_page(path: Path) -> str:
 
 def on_files(files, config):
     """Adds the pages that are made."""
-    made = {"reference/config.md": config_reference()}
+    made = {
+        "reference/config.md": config_reference(),
+        "reference/cli.md": command_reference(),
+    }
     made |= {f"reference/{part}.md": api_page(part) for part in API}
     for source, page in PAGES.items():
         path = ROOT / source
