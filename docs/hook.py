@@ -255,7 +255,7 @@ def command_reference() -> str:
         text.append(f"## {title}\n")
         for name in group:
             found = import_module(f"codmoe.commands.{name}")
-            text += [f"### `codmoe {name}`\n", f"{_cell(found.__doc__)}\n"]
+            text += [f"### `codmoe {name}`\n", f"{html.escape(found.__doc__, quote=False)}\n"]
             text += ["| option | default | |", "| :-- | :-- | :-- |"]
             for names, settings in found.OPTIONS:
                 default = settings.get("default")

@@ -325,6 +325,9 @@ class PicturesHook(Hook):
     panels ``image``, ``truth``, ``mixture`` and each expert's map side by side, at most
     :data:`SIDE` pixels high and wide each. Needs ``model.evaluate_all_experts=True``.
 
+    Args:
+        directory: Folder of these pictures alone; is made.
+
     Raises:
         ValueError: The folder holds files that are no such pictures.
     """
