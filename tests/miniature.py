@@ -58,6 +58,10 @@ MINIATURES = dict(
 )
 ONE_EXPERT = dict(model=dict(experts=dict(pranet=None, ujsc=None, zoomnet=None)))
 TWO_EXPERTS = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
+# The quickstart's body with one block a stage and a tenth of its channels.
+SMALL_BODY = dict(
+    timm_args=dict(depths=(1, 1, 1, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
+)
 _count = itertools.count(1)
 multiprocessing.set_forkserver_preload(["codmoe.engine.launch", "codmoe.engine.testing"])
 # mmengine lays out a config five times a training, which takes as long as all else in a miniature.
@@ -125,8 +129,10 @@ def write_config(folder, stage=1, *changes, epochs=1):
         test_dataloader=test,
         default_hooks=dict(logger=dict(interval=1)),
     )
+    bodies = [change.get("model", {}).get("backbone") or {} for change in changes]
+    settings["model"] = dict(backbone={} if any("type" in body for body in bodies) else SMALL_BODY)
     if stage > 1:
-        settings["model"] = dict(router=dict(width=16))
+        settings["model"]["router"] = dict(width=16)
     for change in changes:
         settings = merged(settings, change)
     # mmengine names what is global after file and second: no two alike.

@@ -231,6 +231,7 @@ def test_own_blocks_of_experts_are_the_backbones_in_training(tmp_path, monkeypat
 
     monkeypatch.setattr(TrainingProgressHook, "after_train_iter", after)
     own = dict(model=dict(experts=dict(sinet=dict(own_blocks=1))), param_scheduler=[])
+    own["train_cfg"] = dict(val_interval=2)  # the last weights are the best
     config = write_config(tmp_path, 1, TWO_EXPERTS, HELD, body_rate(0.25), own, epochs=2)
     runner = train(prepared(config, tmp_path / "work"))
     rate = 0.25 * runner.cfg.optim_wrapper.optimizer.lr
