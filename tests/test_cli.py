@@ -182,7 +182,7 @@ SAID = """0 --help
 0 predict --help
 error: no command 'prdict'; did you mean 'predict'? (codmoe --help shows what it takes)
 2 prdict x.jpg
-error: the following arguments are required: --out; --ot is no option, did you mean --out? \
+error: unrecognized arguments: --ot maps; did you mean --out or --tile? \
 (codmoe predict --help shows what it takes)
 2 predict x.jpg
 error: checkpoint small_ensembel.safetensors does not exist; did you mean \

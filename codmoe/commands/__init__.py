@@ -7,7 +7,8 @@ top what is light, and the rest in ``run``: a misspelt option is answered at onc
 
 COMMANDS = {
     "Images": {
-        "predict": "masks of images and folders, by the model that ships or by your own",
+        "predict": "masks of images, folders and videos, also as pictures and a table",
+        "calibrate": "choose the threshold of masks on pairs of yours",
     },
     "Training": {
         "doctor": "examine data sets before training",

@@ -29,12 +29,13 @@ OPTIONS = (
 
 def run(args) -> None:
     from codmoe.inference.export.exporting import export, model_for_export
-    from codmoe.inference.inferencer import collect
+    from codmoe.inference.inputs import check_readable, collect
 
     size = args.size
     if size and len(size) > 2:
         raise ValueError(f"--size takes a side, or height and width, not {len(size)} numbers")
-    images = collect(args.images) if args.images else None  # before weights are loaded
+    images = collect(args.images) if args.images else None
+    check_readable(images or ())  # before weights are loaded
     model = model_for_export(args.model, args.config, trust_code=args.trust_code)
     found = export(
         model,

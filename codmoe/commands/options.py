@@ -99,8 +99,15 @@ LAUNCHER = (
     option("--local-rank", "--local_rank", type=int, default=0, help="set by torchrun"),
 )
 QUIET = option("--quiet", action="store_true", help="print errors and warnings alone")
+TILE = option(
+    "--tile", type=whole(64), metavar="N", help="larger images also in squares of N pixels"
+)
 TRUST_CODE = option(
     "--trust-code", action="store_true", help="import what the checkpoint's config asks for"
+)
+VIEWS = (
+    option("--flip", action="store_true", help="mean of the image and its mirror image"),
+    option("--scales", nargs="+", type=float, metavar="S", help="mean of sizes, e.g. 0.75 1 1.25"),
 )
 WORK_DIR = option(
     "--work-dir", help="logs and training checkpoints; work_dirs/NAME of the config by default"

@@ -1,48 +1,148 @@
-"""Predict masks: codmoe predict IMAGE_OR_DIR --out DIR [--checkpoint FILE]"""
+"""Predict masks: codmoe predict IMAGES_AND_FOLDERS --out DIR [--save mask overlay ...]
 
-from codmoe.commands.options import COMPILE, QUIET, TRUST_CODE, checkpoint, model, option
+Inputs: images; folders, with all images below them; videos; camera:0.
+The same command goes on where it was interrupted, and leaves out what is done. On several GPUs:
+bash tools/dist_run.sh tools/predict.py 8 IMAGES --out DIR --table DIR/all.csv
+"""
+
+import os
+import sys
+
+from codmoe.commands.options import (
+    COMPILE,
+    LAUNCHER,
+    QUIET,
+    TILE,
+    TRUST_CODE,
+    VIEWS,
+    checkpoint,
+    model,
+    option,
+    whole,
+)
 
 OPTIONS = (
-    option("inputs", nargs="+", help="image files and folders of images"),
+    option("inputs", nargs="+", help="image files, folders, videos, camera:0"),
+    option("--out", help="folder for the outputs, which keeps sub-folders"),
+    option(
+        "--save",
+        nargs="+",
+        metavar="KIND",
+        help="mask, probability (default), overlay, outline, cutout, side-by-side; several get a "
+        "folder each",
+    ),
+    option("--table", help="file for a row an image: .csv, .json or .jsonl"),
     option(
         "--checkpoint",
         type=checkpoint,
         help="weights, e.g. ensemble_best.pth; by default those that ship",
     ),
-    option("--out", required=True, help="folder for the maps, 8-bit PNG, original size"),
     option("--config", type=model, help="config file or name; by default the checkpoint's own"),
-    option("--threshold", type=float, help="0 to 1: write masks of 0 and 255, not maps"),
-    option("--size", type=int, help="side of the network's input; by default the config's"),
-    option("--batch-size", type=int, default=8),
+    option(
+        "--threshold", type=float, help="0 to 1, what masks are cut at; by default the weights'"
+    ),
+    option("--overwrite", action="store_true", help="replace outputs that are there"),
+    option("--skip-unreadable", action="store_true", help="leave damaged files out; exit code 1"),
+    TILE,
+    *VIEWS,
+    option("--size", type=whole(), help="side of the network's input; by default the config's"),
+    option("--batch-size", type=whole(), default=8),
     option("--device", help="by default the first GPU if there is one"),
     COMPILE,
     TRUST_CODE,
     QUIET,
+    *LAUNCHER,
 )
 
 
-def run(args) -> None:
+def run(args) -> int | None:
+    from pathlib import Path
+
+    import torch
+    from PIL import Image
+
     from codmoe import Inferencer
     from codmoe.engine.config import parse_options
-    from codmoe.inference.inferencer import check_threshold, collect
-    from codmoe.messages import printable
+    from codmoe.inference.inferencer import check_threshold
+    from codmoe.inference.inputs import Video, collect
+    from codmoe.inference.outputs import Outputs
+    from codmoe.interruption import going_on, interruption
+    from codmoe.messages import listed, note, printable
+    from codmoe.models.tta import check_scales
 
     # Before weights are loaded or fetched.
+    rank, world, local = _process(args.launcher)
+    if not args.out and not args.table:
+        raise ValueError("give --out DIR for pictures, --table FILE for figures, or both")
     check_threshold(args.threshold)
-    pictures = collect(args.inputs)
+    scales = args.scales or (1.0,)
+    check_scales(scales)
+    if args.tile:
+        Image.MAX_IMAGE_PIXELS = None  # memory is the limit, see check_memory()
+    folder = Path(args.out).expanduser() if args.out else None
+    items = collect(args.inputs, out_dir=folder, say=rank == 0)
+    default = "probability" if args.threshold is None else "mask"
+    outputs = Outputs(
+        items,
+        folder=folder,
+        kinds=args.save or [default],
+        table=Path(args.table).expanduser() if args.table else None,
+        overwrite=args.overwrite,
+        resume=True,
+        shard=(rank, world),
+    )
+    outputs.check(skip_unreadable=args.skip_unreadable)
+    videos = [item.source for item in items if isinstance(item.source, Video)]
+    cameras = any(isinstance(video.source, int) for video in videos)
+    if videos and folder and rank == 0:
+        note("videos are written without their sound")
+    if cameras:
+        note("Ctrl-C ends the recording")
+        interruption.waits = True
+    interruption.farewell = lambda: going_on(None)
+    device = args.device
+    if device is None and world > 1 and torch.cuda.is_available():
+        device = f"cuda:{local % torch.cuda.device_count()}"
     inferencer = Inferencer(
         args.config,
         args.checkpoint,
         image_size=args.size,
-        device=args.device,
+        device=device,
         batch_size=args.batch_size,
         trust_code=args.trust_code,
         compile=args.compile is not None and parse_options(args.compile),
+        tile=args.tile,
+        flip=args.flip,
+        scales=scales,
     )
-    count = 0
-    for prediction in inferencer.stream(pictures, out_dir=args.out, threshold=args.threshold):
-        count += 1
+    options = dict(threshold=args.threshold, skip_unreadable=args.skip_unreadable)
+    for prediction in inferencer.run(outputs, **options):
         weights = "  ".join(f"{name} {w:.2f}" for name, w in prediction.weights.items())
-        path = printable(str(prediction.path))
-        print(f"{path}  object {prediction.mask.mean():.1%}  {weights}")
-    print(f"wrote {count} map(s) to {args.out}")
+        frame = "" if prediction.frame is None else f" frame {prediction.frame}"
+        path = printable(str(prediction.path or "camera"))
+        print(f"{path}{frame}  object {prediction.share:.1%}  {weights}")
+    if outputs.skipped:
+        print(f"{outputs.skipped:,} were done before; --overwrite predicts them anew")
+    part = f"part {rank + 1} of {world}: " if world > 1 else ""
+    print(f"{part}{outputs.made:,} predicted; {outputs.where()}")
+    if outputs.failed:
+        names = listed(outputs.failed)
+        print(f"{len(outputs.failed):,} cannot be read: {printable(names)}", file=sys.stderr)
+        return 1
+    return None
+
+
+def _process(launcher: str) -> tuple[int, int, int]:
+    """Number of this process, of all, and of this one on its machine."""
+    if launcher == "slurm":
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    elif launcher == "pytorch" or "TORCHELASTIC_RUN_ID" in os.environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    else:
+        return 0, 1, 0
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        starter = "srun" if launcher == "slurm" else "torchrun"
+        raise ValueError(f"--launcher {launcher}: {missing[0]} is not set; start it by {starter}")
+    rank, world, local = (int(os.environ[name]) for name in names)
+    return rank, world, local

@@ -12,6 +12,7 @@ from codmoe.commands.options import (
     DATA,
     LAUNCHER,
     QUIET,
+    VIEWS,
     WORK_DIR,
     checkpoint,
     option,
@@ -32,6 +33,7 @@ OPTIONS = (
     option("--pictures", help="folder for small pictures of every image, which the report shows"),
     option("--cost", action="store_true", help="also parameters, operations and ms of each source"),
     option("--extremes", type=_gone, help=argparse.SUPPRESS),
+    *VIEWS,
     COMPILE,
     WORK_DIR,
     *DATA,
@@ -50,6 +52,8 @@ def run(args) -> None:
 
     cfg = load_config(args.config, parse_options(args.cfg_options))
     set_data(cfg, args.data_root, args.images, args.masks, checkpoint=args.checkpoint)
+    if args.flip or args.scales:
+        cfg.tta = dict(flip=args.flip, scales=args.scales or [1.0])
     prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)
     args.work_dir = cfg.work_dir
     test(

@@ -6,7 +6,7 @@ import io
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -57,7 +57,8 @@ def too_large(path: str | Path) -> UnreadableFile:
     """The error of an image above Pillow's limit, at which it takes a file for an attack."""
     most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     return UnreadableFile(
-        f"{path} has more than {most:,} pixels; scale it down, or cut it into pieces"
+        f"{path} has more than {most:,} pixels; scale it down, or cut it into pieces (predict with "
+        "--tile; in Python with tile=, and PIL.Image.MAX_IMAGE_PIXELS = None)"
     )
 
 
@@ -376,15 +377,24 @@ def read_pair(
     return image, mask
 
 
-def write_map(path: Path, values: np.ndarray, image: str | Path | None = None) -> None:
-    """Writes a map of 8 bits, (H, W), as PNG.
+def write_map(
+    path: Path, values: np.ndarray, image: str | Path | None = None, *, keep: bool = True
+) -> None:
+    """Writes a map of 8 bits, (H, W), or a picture, (H, W, 3 or 4), as PNG or JPEG.
 
     It fits the image as that is stored, and is tagged with the image's EXIF orientation, so that
     whatever turns the image for display turns the map alike.
+
+    Args:
+        path: The suffix tells the format.
+        values: 0 to 255.
+        image: Where the orientation is read.
+        keep: See :func:`replacing`.
     """
     exif = Image.Exif()
     with suppress(Exception), Image.open(str(image)) as source:
         if (turned := source.getexif().get(ExifTags.Base.Orientation, 1)) != 1:
             exif[ExifTags.Base.Orientation] = turned
-    with replacing(path) as temporary:
-        Image.fromarray(values.astype(np.uint8)).save(temporary, exif=exif)
+    options: dict[str, Any] = dict(compress_level=3) if path.suffix == ".png" else dict(quality=95)
+    with replacing(path, keep=keep) as temporary:
+        Image.fromarray(values.astype(np.uint8)).save(temporary, exif=exif, **options)

@@ -180,6 +180,28 @@ def _rounded(value: Tensor) -> tuple[Tensor, Tensor]:
     return whole.reshape(value.shape).contiguous(), scale
 
 
+def store_threshold(path: str | Path, threshold: float) -> None:
+    """Writes a threshold into a weights file, of which nothing else changes.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is a training checkpoint, or has no ``meta``.
+    """
+    path = Path(path).expanduser()
+    if path.suffix == SAFE:
+        state, meta = read_weights(path), read_meta(path)
+        given = dict(format="pt", meta=json.dumps(dict(meta, threshold=threshold)))
+        content = save(state, metadata=given)
+    else:
+        held, file = read_pickle(path), io.BytesIO()
+        if not isinstance(held, Mapping) or set(held) != {"state_dict", "meta"}:
+            raise ValueError(f"{path} is no weights file of a stage; give its *_best.pth")
+        torch.save(dict(held, meta=dict(held["meta"], threshold=threshold)), file)
+        content = file.getvalue()
+    with replacing(path, keep=False) as temporary:
+        temporary.write_bytes(content)
+
+
 def read_meta(path: Path) -> dict:
     """``meta`` of a weights file; empty for a file that has none or cannot be read."""
     try:

@@ -37,9 +37,11 @@ LOADER_TYPES = inspect.signature(DataLoader).parameters
 LOADER_KEYS = (*LOADER_TYPES, "num_batch_per_epoch")
 Section = tuple[str, Mapping[str, Any], MMRegistry]
 """Dotted key of a section of the config, the section, and where its ``type`` is registered."""
+DEFAULT_SIZE = 448
+
 OWN_KEYS = (
     "amp assembly checkpoint_dir compile config_file fast_norm init_from max_unreadable "
-    "memory_format train_graphs"
+    "memory_format threshold train_graphs tta"
 ).split()
 
 
@@ -71,6 +73,31 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
         listed = "\n".join(f"  - {fault}" for fault in faults)
         raise ValueError(f"{path} has {len(faults)} fault(s):\n{listed}")
     return cfg
+
+
+def dicts_in(node: Any) -> Iterator[dict]:
+    """A section of a config and all dicts in it, also those in lists."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            yield from dicts_in(value)
+
+
+def size_of(cfg: Mapping[str, Any] | None) -> tuple[int, int]:
+    """(width, height) that a config tests at: of the ``Resize`` in its test or validation pipeline,
+    else the dataset's own ``image_size`` (synthetic images), else 448 × 448.
+    """
+    sets = [
+        ((cfg or {}).get(f"{part}_dataloader") or {}).get("dataset") for part in ("test", "val")
+    ]
+    resizes = [
+        node for node in dicts_in(sets) if node.get("type") == "Resize" and node.get("scale")
+    ]
+    own = [node["image_size"] for node in dicts_in(sets) if node.get("image_size")]
+    size = ([node["scale"] for node in resizes] + own + [DEFAULT_SIZE])[0]
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def require_sections(cfg: Mapping[str, Any], *keys: str) -> None:
@@ -186,6 +213,8 @@ KINDS: dict[str, Any] = {
     "max_unreadable": float,
     "memory_format": str | None,
     "sync_bn": str | None,
+    "threshold": float | None,
+    "tta": dict | None,
 }
 """Types of the values of top-level keys, where nothing else checks them."""
 

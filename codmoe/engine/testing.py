@@ -24,7 +24,7 @@ from codmoe.compiled.prepared import attach_prepared
 from codmoe.console import markdown_text
 from codmoe.datasets.reading import write_map
 from codmoe.engine.checkpoints import load_parts
-from codmoe.engine.config import require_sections
+from codmoe.engine.config import dicts_in, require_sections, size_of
 from codmoe.engine.ddp import bare_model
 from codmoe.engine.launch import no_benchmark
 from codmoe.engine.runner import CODRunner
@@ -35,8 +35,10 @@ from codmoe.evaluation.cost import measure_cost
 from codmoe.evaluation.routing_metric import RoutingMetric
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
 from codmoe.files import replacing, save_json, save_text
+from codmoe.messages import listed
 from codmoe.models.build import skip_pretrained
-from codmoe.registry import HOOKS
+from codmoe.models.tta import AugmentedMoE
+from codmoe.registry import HOOKS, argument_faults
 from codmoe.structures import CODDataSample
 from codmoe.visualization.grid import GridRow, check_picture, save_grid
 
@@ -55,6 +57,9 @@ def test(
     compile: bool | str | Mapping[str, Any] = False,
 ) -> dict[str, Any]:
     """Run the config's test data sets.
+
+    ``cfg.tta``, arguments of :class:`AugmentedMoE` such as ``dict(flip=True, scales=(0.75, 1,
+    1.25))``, has every image seen several times.
 
     Args:
         cfg: As ``engine.launch.prepare`` returns it.
@@ -94,6 +99,8 @@ def test(
     if compile is not False:
         size = cfg.test_dataloader.get("batch_size")
         prepared = attach_prepared(bare_model(runner), compile, size)
+    if cfg.get("tta"):
+        _augment(runner, cfg.tta)
     started = time.time()
     scalars = runner.test()
     if not is_main_process():
@@ -107,6 +114,7 @@ def test(
         checkpoint=str(checkpoint),
         seconds=round(time.time() - started, 1),
         engine=prepared and prepared.report.splitlines(),
+        tta=cfg.get("tta"),
         versions=dict(codmoe=__version__, torch=torch.__version__),
         conventions=CONVENTIONS,
         routing={k: v for k, v in scalars.items() if "/" not in k and _is_routing(k)},
@@ -174,6 +182,24 @@ def test_runner(cfg: Config, checkpoint: str) -> CODRunner:
     runner = CODRunner.from_cfg(cfg)
     load_parts(bare_model(runner), checkpoint)
     return runner
+
+
+def _augment(runner: CODRunner, options: Mapping[str, Any]) -> None:
+    """Has the model see several copies of each image, and the pipelines make the largest of them.
+
+    Raises:
+        ValueError: The pipelines resize to several sizes, or an option is wrong.
+    """
+    faults = argument_faults(AugmentedMoE, options)
+    resizes = [d for d in dicts_in(runner._test_dataloader) if d.get("type") == "Resize"]
+    sizes = {str(resize.get("scale")) for resize in resizes}
+    if len(sizes) > 1:
+        faults.append(f"it needs test pipelines that resize to one size, not {listed(list(sizes))}")
+    if faults:
+        raise ValueError(f"tta: {'; '.join(faults)}")
+    views = AugmentedMoE(bare_model(runner), size_of(runner.cfg), **options)
+    for resize in resizes:
+        resize["scale"] = views.input_size
 
 
 def _is_routing(key: str) -> bool:

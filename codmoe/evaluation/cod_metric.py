@@ -21,6 +21,7 @@ from codmoe.evaluation.measures import (
     aggregate,
     batch_measures,
     best_expert,
+    best_threshold,
     checked_extra,
     image_scalars,
     mean_curves,
@@ -153,6 +154,8 @@ class CODMetric(PerImageMetric):
                 raise ValueError(f"CODMetric: cache_gb={cache_gb}; it must not be negative")
             TRUTHS.max_bytes = int(cache_gb * 2**30)
         self.table: dict[str, dict[str, dict]] = {}
+        self.threshold: float | None = None
+        """Of the mixture's best mean IoU over all images, see :func:`best_threshold`; on rank 0."""
 
     def process(self, data_batch: Any, data_samples: Iterable[Any]) -> None:
         """Measures a batch and keeps one record per image.
@@ -226,9 +229,12 @@ class CODMetric(PerImageMetric):
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Flat scalars for the logger; fills ``table``."""
         self.check_count(results)
-        self.table = {}
+        self.table, self.threshold = {}, None
         if not results:
             return {}
+        mixtures = [record["measures"].get("mixture", {}) for record in results]
+        if all("by_threshold" in measures for measures in mixtures):
+            self.threshold = best_threshold([measures["by_threshold"] for measures in mixtures])
         groups: dict[str, list[dict]] = {}
         for record in results:
             groups.setdefault(record["dataset"], []).append(record)

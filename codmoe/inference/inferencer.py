@@ -1,60 +1,54 @@
-"""From image files or arrays to masks."""
+"""From images and videos to masks."""
 
 from __future__ import annotations
 
 import time
+import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
 from codmoe.compiled.speed import set_memory_format
-from codmoe.datasets.layouts import IMAGE_EXTENSIONS, LITTER, image_files
-from codmoe.datasets.reading import is_complete, read_image, too_large, write_map
+from codmoe.datasets.reading import UnreadableFile
+from codmoe.engine.config import size_of
+from codmoe.inference.inputs import Item, Picture, Video, collect
+from codmoe.inference.outputs import Outputs
+from codmoe.inference.prediction import Prediction
+from codmoe.inference.tiles import blended, check_tile, needs_tiles
 from codmoe.inference.zoo import create_model, load_whole, weights_to_use
-from codmoe.machine import check_device
-from codmoe.messages import is_quiet, listed, note, printable
+from codmoe.machine import available_cores, check_device
+from codmoe.messages import is_quiet
 from codmoe.models.moe import ModelLevelMoE
+from codmoe.models.tta import AugmentedMoE
 from codmoe.structures import CODDataSample
 
-DEFAULT_SIZE = 448
 PATIENCE = 3.0
 """Seconds of expected work from which on a progress bar is shown."""
-
-
-@dataclass
-class Prediction:
-    """What the model says about one image.
-
-    Args:
-        probability: Foreground probability at the original resolution, (H0, W0) float32.
-        weights: ``{name: weight}`` of the experts chosen for this image, the heaviest first.
-        path: The image's file; None for an array.
-        threshold: What ``mask`` is cut at.
-    """
-
-    probability: np.ndarray
-    weights: dict[str, float] = field(default_factory=dict)
-    path: Path | None = None
-    threshold: float = 0.5
-
-    @property
-    def mask(self) -> np.ndarray:
-        """1 where the probability is above the threshold, (H0, W0) uint8."""
-        return (self.probability > self.threshold).astype(np.uint8)
+THREADS = max(4, min(16, available_cores()))
+"""Threads that read and write files."""
 
 
 class Inferencer:
-    """Predicts masks of image files, folders and arrays, with the preprocessing of the datasets.
+    """Predicts masks of images and videos, with the preprocessing of the datasets.
 
     Args:
         model: A model (set to evaluation mode here), or the name or path of its config. None takes
@@ -67,12 +61,18 @@ class Inferencer:
         compile: Prepare the model for speed (:class:`CompiledMoE`): True, a backend
             (``"cudagraph"``, ``"inductor"``, ``"eager"``) or a dict of its arguments, e.g.
             ``dict(dtype="fp16")``. It is then :attr:`prepared`.
-
         trust_code: Let the checkpoint's config import modules; see :func:`create_model`.
+        tile: Larger images are predicted in overlapping squares of so many of their pixels, which
+            are each resized as an image is, and as a whole; the mean of both logits
+            counts (:func:`blended`). Images of more than 178,956,970 pixels are read once
+            ``PIL.Image.MAX_IMAGE_PIXELS = None`` is set.
+        flip: Also predict the mirrored image, and take the mean (:class:`AugmentedMoE`).
+        scales: Sizes to predict at, as factors on ``image_size``, e.g. ``(0.75, 1, 1.25)``; the
+            mean counts.
 
     Raises:
         FileNotFoundError: No such config or checkpoint.
-        ValueError: No weights are given, or they do not fit; or ``compile`` is none of these.
+        ValueError: No weights are given, or they do not fit; or an argument is none of these.
     """
 
     def __init__(
@@ -85,9 +85,13 @@ class Inferencer:
         batch_size: int = 8,
         compile: bool | str | Mapping[str, Any] = False,
         trust_code: bool = False,
+        tile: int | None = None,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
     ):
         if batch_size < 1 or (image_size is not None and image_size < 1):
             raise ValueError(f"batch_size={batch_size}, image_size={image_size}: give 1 or more")
+        check_tile(tile)
         if isinstance(model, torch.nn.Module):
             if checkpoint is not None:
                 load_whole(model, checkpoint)
@@ -104,12 +108,25 @@ class Inferencer:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         set_memory_format(self.model, (model.cfg or {}).get("memory_format"))
-        size = (image_size,) * 2 if image_size else size_of(model.cfg)
-        self.size: tuple[int, int] = size
-        self.batch_size = batch_size
+        self.size: tuple[int, int] = (image_size,) * 2 if image_size else size_of(model.cfg)
+        """Width and height at which images are predicted, at scale 1."""
+        stored = (model.cfg or {}).get("threshold")
+        check_threshold(stored)
+        self.threshold = 0.5 if stored is None else float(stored)
+        """What masks are cut at by default: what the weights hold, or one half."""
+        self.batch_size, self.tile = batch_size, tile
         self.prepared: CompiledMoE | None = None
         if compile is not False:
             self.prepared = attach_prepared(self.model, compile, batch_size)
+        self.views: AugmentedMoE | None = None
+        if flip or tuple(scales) != (1.0,):
+            self.views = AugmentedMoE(self.model, self.size, flip=flip, scales=scales)
+        self.input_size = self.views.input_size if self.views else self.size
+        # What decides how outputs look: a run that was interrupted goes on with the same alone.
+        views = self.views and dict(flip=flip, scales=list(scales))
+        self.settings: dict[str, Any] = dict(
+            size=self.size, tile=tile, views=views, compile=compile
+        )
 
     @property
     def engine(self) -> None:
@@ -118,103 +135,358 @@ class Inferencer:
         """
         raise AttributeError("Inferencer.engine is now called Inferencer.prepared")
 
-    def __call__(
-        self,
-        inputs: Picture | Sequence[Picture],
-        *,
-        out_dir: str | Path | None = None,
-        threshold: float | None = None,
-        return_routing: bool = True,
-    ) -> list[Prediction]:
-        """Predict, and keep everything; :meth:`stream` keeps nothing.
-
-        Args:
-            inputs: An image file, a folder of them, an array (H, W, 3) uint8 RGB, a PIL image, or a
-                list of any of these. Of a folder's files those that are no images are skipped, and
-                counted on standard error.
-            out_dir: Folder for 8-bit PNG maps, ``<stem>.png`` (arrays: ``0000.png``, …), at the
-                original resolution, round(255·p); with ``threshold`` masks of 0 and 255. They fit
-                the pixels as stored and carry the image's EXIF orientation.
-            threshold: What masks are cut at, a probability; 0.5 by default.
-            return_routing: Whether to fill ``weights``.
+    def __call__(self, inputs: Picture | Sequence[Picture], **options: Any) -> list[Prediction]:
+        """Predict, and keep everything; :meth:`stream` keeps nothing, and takes the same options.
 
         Returns:
-            One prediction per image, in order; folders are sorted by name.
-
-        Raises:
-            FileNotFoundError: There is no such file or folder.
-            ValueError: The threshold is no probability, a file is unreadable or a video (all files
-                are looked at before the first is predicted), a folder holds no images, or two maps
-                would have one name.
+            One prediction per image, in order.
         """
-        return list(
-            self.stream(inputs, out_dir=out_dir, threshold=threshold, return_routing=return_routing)
-        )
+        return list(self.stream(inputs, **options))
 
     def stream(
         self,
         inputs: Picture | Sequence[Picture],
         *,
         out_dir: str | Path | None = None,
+        save: str | Sequence[str] | None = None,
         threshold: float | None = None,
+        table: str | Path | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+        shard: tuple[int, int] = (0, 1),
+        skip_unreadable: bool = False,
+        experts: bool = False,
         return_routing: bool = True,
     ) -> Iterator[Prediction]:
-        """Like calling, one prediction after the other, for more images than memory holds."""
+        """Predict one after the other, for more images than memory holds.
+
+        Args:
+            inputs: An image file; a folder, with all below it; an array (H, W, 3) uint8 RGB; a PIL
+                image; a video file; a camera, ``"camera:0"``; or a list of any of these. Of a
+                folder's files those that are no images are skipped, and counted on standard error.
+            out_dir: Folder for outputs, ``<stem>.png`` (arrays: ``0000.png``, …), in the
+                sub-folders of the inputs, at the original resolution. They fit the pixels as stored
+                and carry the image's EXIF orientation. A video becomes a video.
+            save: What to write, of ``"mask"`` (0 and 255), ``"probability"`` (round(255·p)),
+                ``"overlay"``, ``"outline"``, ``"cutout"`` and ``"side-by-side"``; several get a
+                sub-folder each. Default: probability, or with ``threshold`` the mask.
+            threshold: What masks are cut at, a probability; by default what the weights say.
+            table: File for a row an image, ``.csv``, ``.json`` or ``.jsonl``: share of the object,
+                box, confidence and weights.
+            overwrite: Replace outputs that are there; otherwise they are refused.
+            resume: Keep a record in ``out_dir``, and leave out images of which it says that they
+                are done; these are not yielded.
+            shard: Number of this process and of all; each predicts its share, and the last to
+                finish writes the table. Implies ``resume``.
+            skip_unreadable: Leave unreadable images out, which the table then says; otherwise all
+                files are looked at before the first is predicted.
+            experts: Fill ``expert_maps``.
+            return_routing: Whether to fill ``weights``.
+
+        Raises:
+            FileNotFoundError: There is no such file or folder.
+            ValueError: The threshold is no probability, a file is unreadable, a folder holds no
+                images, outputs exist already, or two would have one name.
+        """
         check_threshold(threshold)
-        pictures = collect(inputs)
-        targets = _targets(pictures, Path(out_dir)) if out_dir is not None else None
-        return self._stream(pictures, targets, threshold, return_routing)
+        folder = None if out_dir is None else Path(out_dir)
+        if save is None:
+            save = ("probability",) if threshold is None else ("mask",)
+        outputs = Outputs(
+            collect(inputs, out_dir=folder, say=shard[0] == 0),
+            folder=folder,
+            kinds=(save,) if isinstance(save, str) else save,
+            table=None if table is None else Path(table),
+            overwrite=overwrite,
+            resume=resume,
+            shard=shard,
+        )
+        return self.run(
+            outputs,
+            threshold=threshold,
+            skip_unreadable=skip_unreadable,
+            experts=experts,
+            return_routing=return_routing,
+        )
 
-    def _stream(
+    def run(
         self,
-        pictures: list[Path | np.ndarray],
-        targets: list[Path] | None,
-        threshold: float | None,
-        return_routing: bool,
+        outputs: Outputs,
+        *,
+        threshold: float | None = None,
+        skip_unreadable: bool = False,
+        experts: bool = False,
+        return_routing: bool = True,
     ) -> Iterator[Prediction]:
-        console, shown = Console(stderr=True, quiet=is_quiet()), False
-        progress = Progress(console=console, transient=True)
-        task = progress.add_task("predicting", total=len(pictures))
-        started = time.monotonic()
-        try:
-            with ThreadPoolExecutor(4) as pool:
-                for first in range(0, len(pictures), self.batch_size):
-                    batch = pictures[first : first + self.batch_size]
-                    loaded = list(pool.map(self._load, batch))
-                    samples = self._predict(loaded)
-                    maps = _to_host([sample.pred_prob for sample in samples])
-                    for i, (sample, map_) in enumerate(zip(samples, maps, strict=True), first):
-                        picture = pictures[i]
-                        prediction = Prediction(
-                            map_.numpy(),
-                            _weights(sample.routing) if return_routing else {},
-                            picture if isinstance(picture, Path) else None,
-                            0.5 if threshold is None else threshold,
-                        )
-                        if targets is not None:
-                            _write(targets[i], prediction, binary=threshold is not None)
-                        yield prediction
-                    done = first + len(batch)
-                    progress.update(task, completed=done)
-                    left = (time.monotonic() - started) / done * (len(pictures) - done)
-                    if not shown and left > PATIENCE and console.is_interactive:
-                        progress.start()
-                        shown = True
-        finally:
-            if shown:
-                progress.stop()
+        """Like :meth:`stream`, of inputs and outputs that were settled before."""
+        outputs.check(skip_unreadable=skip_unreadable)
+        cut = self.threshold if threshold is None else threshold
+        settings = self.settings | dict(weights=self._fingerprint() if outputs.record else None)
+        if not {"probability"}.issuperset(outputs.kinds) or outputs.table:
+            settings["threshold"] = cut
+        return _Making(
+            self,
+            outputs,
+            settings,
+            threshold=cut,
+            skip_unreadable=skip_unreadable,
+            experts=experts or "side-by-side" in outputs.kinds,
+            weights=return_routing or outputs.table is not None,
+        ).all()
 
-    def _load(self, picture: Path | np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
-        image = read_image(str(picture)) if isinstance(picture, Path) else picture
-        return to_input(image, self.size), image.shape[:2]
+    def _fingerprint(self) -> str:
+        """Tells these weights from others."""
+        total = 0
+        for value in self.model.state_dict().values():
+            total = zlib.crc32(value.detach().cpu().flatten().view(torch.uint8).numpy(), total)
+        return f"{total:08x}"
+
+    def maps(self, images: list[np.ndarray], *, experts: bool = False) -> list[CODDataSample]:
+        """Data samples of RGB images with ``pred_prob`` at their size on the host, and ``routing``.
+
+        Args:
+            images: (H, W, 3) uint8 each.
+            experts: Also ``expert_probs``.
+        """
+        return self._predicted(
+            [(to_input(i, self.input_size), i.shape[:2]) for i in images], experts
+        )
 
     @torch.inference_mode()
-    def _predict(self, loaded: list[tuple[torch.Tensor, tuple[int, int]]]) -> list[CODDataSample]:
+    def _predicted(
+        self, loaded: Sequence[tuple[torch.Tensor, tuple[int, ...]]], experts: bool
+    ) -> list[CODDataSample]:
         data = dict(
             inputs=[image for image, _ in loaded],
             data_samples=[CODDataSample(metainfo=dict(ori_shape=shape)) for _, shape in loaded],
         )
-        return self.model(**self.model.data_preprocessor(data), mode="predict")
+        before = self.model.evaluate_all_experts
+        self.model.evaluate_all_experts = experts
+        try:
+            samples = self.model(**self.model.data_preprocessor(data), mode="predict")
+        finally:
+            self.model.evaluate_all_experts = before
+        for sample, map_ in zip(samples, _to_host([s.pred_prob for s in samples]), strict=True):
+            sample.pred_prob = map_
+            if experts:
+                names = list(sample.expert_probs)
+                others = _to_host(list(sample.expert_probs.values()))
+                sample.expert_probs = dict(zip(names, others, strict=True))
+        return samples
+
+    def tiled(self, image: np.ndarray, *, experts: bool = False) -> CODDataSample:
+        """Like :meth:`maps`, of one image that is larger than a tile.
+
+        Routing and the experts' maps, of the network's size, are those of the whole image.
+        """
+        assert self.tile is not None
+        width, height = self.input_size
+        (sample,) = self._predicted([(to_input(image, self.input_size), (height, width))], experts)
+
+        def predict(pieces: list[np.ndarray]) -> list[np.ndarray]:
+            return [found.pred_prob.numpy() for found in self.maps(pieces)]
+
+        whole = sample.pred_prob.numpy()
+        found = blended(image, self.tile, whole, predict, self.batch_size)
+        sample.pred_prob = torch.from_numpy(found)
+        return sample
+
+
+_Read = tuple[np.ndarray | None, torch.Tensor | None, tuple[int, ...]]
+"""The image where it is needed later, the network's input unless tiles are, and (H0, W0)."""
+
+
+@dataclass
+class _Unit:
+    """An image or a frame on its way: read, predicted, written."""
+
+    item: Item
+    frame: int | None
+    seconds: float
+    read: Future[_Read]
+
+
+class _Making:
+    """One run: reads ahead and writes behind in threads, while the device predicts."""
+
+    def __init__(
+        self,
+        inferencer: Inferencer,
+        outputs: Outputs,
+        settings: Mapping[str, Any],
+        *,
+        threshold: float,
+        skip_unreadable: bool,
+        experts: bool,
+        weights: bool,
+    ):
+        self.inferencer, self.outputs, self.settings = inferencer, outputs, settings
+        self.threshold, self.skip, self.experts = threshold, skip_unreadable, experts
+        self.weights = weights
+        self.draws = not {"mask", "probability"}.issuperset(outputs.kinds)
+
+    def all(self) -> Iterator[Prediction]:
+        """Every prediction, once it is written."""
+        # Of large images one at a time is enough for memory.
+        size = 1 if self.inferencer.tile else self.inferencer.batch_size
+        film = _Films(self.outputs)
+        with (
+            self.outputs.held(self.settings) as todo,
+            ExitStack() as stack,
+            ThreadPoolExecutor(THREADS) as pool,
+            _Bar(todo, self.outputs.rank == 0) as bar,
+        ):
+            stack.push(film.leave)
+            units, ahead = self._units(todo, pool), deque[_Unit]()
+            behind: deque[tuple[_Unit, Prediction, Future | None]] = deque()
+            while True:
+                ahead.extend(islice(units, 2 * size - len(ahead)))
+                batch = [ahead.popleft() for _ in range(min(size, len(ahead)))]
+                for unit, prediction in self._predict(batch):
+                    task = None
+                    if unit.frame is None and self.outputs.kinds:
+                        task = pool.submit(self.outputs.write, unit.item, prediction)
+                    behind.append((unit, prediction, task))
+                # What is written lags a batch behind, so that the device need not wait for it.
+                while len(behind) > (size if self.outputs.kinds and batch else 0):
+                    yield self._written(*behind.popleft(), film)
+                    bar.advance()
+                if not batch:
+                    break
+            film.end()
+            self.outputs.finish(self.inferencer.model.expert_names)
+
+    def _units(self, todo: Sequence[Item], pool: ThreadPoolExecutor) -> Iterator[_Unit]:
+        for item in todo:
+            if not isinstance(item.source, Video):
+                yield _Unit(item, None, 0.0, pool.submit(self._load, item))
+                continue
+            try:
+                for number, (frame, seconds) in enumerate(item.source.frames()):
+                    still = Item(frame, item.name)
+                    yield _Unit(item, number, seconds, pool.submit(self._load, still))
+            except UnreadableFile as error:
+                self._left_out(item, error)
+
+    def _load(self, item: Item) -> _Read:
+        image = item.read()
+        tensor, keep = None, self.draws or isinstance(item.source, np.ndarray)
+        if not needs_tiles(image.shape, self.inferencer.tile):
+            tensor = to_input(image, self.inferencer.input_size)
+        return image if keep or tensor is None else None, tensor, image.shape[:2]
+
+    def _left_out(self, item: Item, error: UnreadableFile) -> None:
+        if not self.skip:
+            raise error
+        self.outputs.fail(item, error)
+
+    def _predict(self, batch: list[_Unit]) -> Iterator[tuple[_Unit, Prediction]]:
+        read: list[tuple[_Unit, _Read]] = []
+        for unit in batch:
+            try:
+                read.append((unit, unit.read.result()))
+            except UnreadableFile as error:
+                self._left_out(unit.item, error)
+        small = [(tensor, shape) for _, (_, tensor, shape) in read if tensor is not None]
+        inferencer = self.inferencer
+        samples: Iterator[CODDataSample] = iter(
+            inferencer._predicted(small, self.experts) if small else ()
+        )
+        for unit, (image, tensor, _) in read:
+            if tensor is not None or image is None:
+                sample = next(samples)
+            else:
+                sample = inferencer.tiled(image, experts=self.experts)
+            yield (
+                unit,
+                Prediction(
+                    sample.pred_prob.numpy(),
+                    _weights(sample.routing) if self.weights else {},
+                    unit.item.path,
+                    self.threshold,
+                    unit.frame,
+                    {k: v.numpy() for k, v in sample.expert_probs.items()} if self.experts else {},
+                    image if self.draws or not isinstance(unit.item.source, Path) else None,
+                ),
+            )
+
+    def _written(
+        self, unit: _Unit, prediction: Prediction, task: Future | None, film: _Films
+    ) -> Prediction:
+        if task is not None:
+            task.result()
+        row = dict(image=str(unit.item), **prediction.row()) if self.outputs.table else {}
+        if unit.frame is None:
+            film.end()
+            self.outputs.add(unit.item, [row])
+        else:
+            film.add(unit, prediction, row)
+        if isinstance(unit.item.source, Path):
+            prediction.image = None  # it can be read again; many would fill memory
+        return prediction
+
+
+class _Films:
+    """The video that is being written, if one is; frames come in order."""
+
+    def __init__(self, outputs: Outputs):
+        self.outputs = outputs
+        self.item: Item | None = None
+
+    def add(self, unit: _Unit, prediction: Prediction, row: dict) -> None:
+        """Writes a frame; that of another video ends the one before."""
+        if unit.item is not self.item:
+            self.end()
+            self.item, self.rows, self.stack = unit.item, [], ExitStack()
+            self.write = self.stack.enter_context(self.outputs.film(unit.item))
+        self.write(prediction, unit.seconds)
+        self.rows.append(row)
+
+    def end(self) -> None:
+        """Has the files appear."""
+        if self.item is not None:
+            item, self.item = self.item, None
+            self.stack.close()
+            self.outputs.add(item, self.rows if self.outputs.table else [])
+
+    def leave(self, *error) -> None:
+        """Drops a video that was not finished."""
+        if self.item is not None:
+            self.stack.__exit__(*(error if error[0] else (GeneratorExit, GeneratorExit(), None)))
+
+
+class _Bar:
+    """A progress bar with the time left on standard error, if that is a terminal and the work takes
+    longer than :data:`PATIENCE`.
+    """
+
+    def __init__(self, todo: Sequence[Item], wanted: bool):
+        self.console = Console(stderr=True, quiet=is_quiet())
+        known = [i.source.length() if isinstance(i.source, Video) else 1 for i in todo]
+        self.total = None if None in known else sum(n for n in known if n)
+        time_left = (TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), *time_left)
+        self.bar = Progress(*columns, console=self.console, transient=True)
+        self.wanted = wanted and self.console.is_interactive and not is_quiet()
+        self.done, self.started = 0, time.monotonic()
+
+    def __enter__(self) -> _Bar:
+        self.task = self.bar.add_task("", total=self.total)
+        return self
+
+    def advance(self) -> None:
+        """Counts one more."""
+        self.done += 1
+        self.bar.update(self.task, completed=self.done)
+        if not self.wanted:
+            return
+        each = (time.monotonic() - self.started) / self.done
+        if self.total is None or each * (self.total - self.done) > PATIENCE:
+            self.bar.start()
+            self.wanted = False
+
+    def __exit__(self, *error) -> None:
+        self.bar.stop()
 
 
 def _to_host(maps: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -238,139 +510,17 @@ def to_input(image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(resized.transpose(2, 0, 1).copy())
 
 
-def size_of(cfg: Mapping[str, Any] | None) -> tuple[int, int]:
-    """(width, height) that a config tests at: of the ``Resize`` in its test or validation pipeline,
-    else the dataset's own ``image_size`` (synthetic images), else 448 × 448.
-    """
-    sets = [
-        ((cfg or {}).get(f"{part}_dataloader") or {}).get("dataset") for part in ("test", "val")
-    ]
-    resizes = [node for node in _dicts(sets) if node.get("type") == "Resize" and node.get("scale")]
-    own = [node["image_size"] for node in _dicts(sets) if node.get("image_size")]
-    size = ([node["scale"] for node in resizes] + own + [DEFAULT_SIZE])[0]
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _targets(pictures: list[Path | np.ndarray], out_dir: Path) -> list[Path]:
-    stems = [p.stem if isinstance(p, Path) else f"{i:04d}" for i, p in enumerate(pictures)]
-    targets = [out_dir / f"{stem}.png" for stem in stems]
-    sources = {p.resolve() for p in pictures if isinstance(p, Path)}
-    seen: set[Path] = set()
-    for target in targets:
-        if target.resolve() in sources:
-            raise ValueError(f"out_dir={out_dir}: {target.name} is one of the images; give another")
-        if target in seen:
-            raise ValueError(f"out_dir={out_dir}: two images would be written as {target.name}")
-        seen.add(target)
-    return targets
-
-
-def _write(path: Path, prediction: Prediction, *, binary: bool) -> None:
-    values = prediction.mask * 255 if binary else (prediction.probability * 255).round()
-    write_map(path, values, prediction.path)
-
-
 def _weights(routing: dict) -> dict[str, float]:
     names = [routing["expert_names"][i] for i in routing["indices"].tolist()]
     weights = dict(zip(names, routing["weights"].tolist(), strict=True))
     return dict(sorted(weights.items(), key=lambda item: -item[1]))
 
 
-def _dicts(node: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(node, Mapping):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _dicts(value)
-
-
 def check_threshold(threshold: float | None) -> None:
     """Raises ValueError unless it is a probability."""
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(
-            f"threshold={threshold:g}; masks are cut at a probability, 0 to 1 (a value of an 8-bit "
-            "map is that over 255)"
-        )
-
-
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
-Picture = str | Path | np.ndarray | Image.Image
-
-
-def collect(inputs: Picture | Sequence[Picture]) -> list[Path | np.ndarray]:
-    """Files and RGB arrays of anything that :class:`Inferencer` takes, all looked at.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: A file is unreadable, a folder empty, or an array no image.
-    """
-    if isinstance(inputs, (str, Path, np.ndarray, Image.Image)):
-        inputs = [inputs]
-    pictures: list[Path | np.ndarray] = []
-    skipped: list[str] = []
-    for item in inputs:
-        folder = Path(item).expanduser() if isinstance(item, (str, Path)) else None
-        if folder is None or not folder.is_dir():
-            pictures.append(_picture(item))
-            continue
-        found = image_files(folder)
-        others = {p.name for p in folder.iterdir() if not LITTER.match(p.name)}
-        others -= {p.name for p in found}
-        if not found:
-            held = f"it has {listed(sorted(others))}" if others else "it is empty"
-            raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_EXTENSIONS)}); {held}")
-        pictures += found
-        skipped += sorted(others)
-    if skipped:
-        named = printable(listed(skipped))
-        note(f"{len(skipped):,} skipped, since they are no image files: {named}")
-    if not pictures:
-        raise ValueError("inputs is empty; give a file, a folder, or a list of files or arrays")
-    Image.init()  # loads PIL's plugins, which is not safe in several threads at once
-    with ThreadPoolExecutor(4) as pool:
-        files = [picture for picture in pictures if isinstance(picture, Path)]
-        faulty = [
-            path for path, good in zip(files, pool.map(_readable, files), strict=True) if not good
-        ]
-    if faulty:
-        raise ValueError(
-            f"unreadable (empty, truncated or not an image): {listed(faulty)}; save them again, or "
-            "take them out of what is given"
-        )
-    return pictures
-
-
-def _picture(item: Any) -> Path | np.ndarray:
-    if isinstance(item, (str, Path)):
-        path = Path(item).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is no file or folder; give one that is there")
-        if path.suffix.lower() in VIDEOS:
-            raise ValueError(
-                f"{path} is a video; write its frames as images first, such as by "
-                f"ffmpeg -i {path.name} frames/%06d.png"
-            )
-        return path
-    if isinstance(item, Image.Image):
-        return np.asarray(item.convert("RGB"))
-    if not isinstance(item, np.ndarray):
-        raise ValueError(f"inputs holds a {type(item).__name__}; give paths, arrays or PIL images")
-    if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3 or not item.size:
-        raise ValueError(f"an array {item.shape} of {item.dtype} is not (H, W, 3) uint8 RGB")
-    return np.ascontiguousarray(item)
-
-
-def _readable(path: Path) -> bool:
-    """By header and end; the whole file is read only where its end looks wrong."""
-    try:
-        with Image.open(path) as image:
-            image.size  # noqa: B018
-        with path.open("rb") as file:
-            start = file.read(8)
-            file.seek(-8, 2)
-            return is_complete(start + file.read(8)) or is_complete(path.read_bytes())
-    except Image.DecompressionBombError:
-        raise too_large(path) from None
-    except (OSError, SyntaxError, ValueError):
-        return False
+    if threshold is None or (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+        return
+    raise ValueError(
+        f"threshold={threshold!r}; masks are cut at a probability, 0 to 1 (a value of an 8-bit "
+        "map is that over 255)"
+    )

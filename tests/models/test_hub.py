@@ -14,12 +14,14 @@ def test_a_pretrained_folder_keeps_the_size_and_needs_no_backbone_file(tmp_path)
     path.write_text("\n".join(f"{key} = {value!r}" for key, value in config.items()))
     model = create_model(path)
     model._hub_mixin_config["backbone"]["checkpoint"] = "/home/somebody/absent.safetensors"
+    model.cfg.threshold = 0.4
     model.save_pretrained(tmp_path / "model")
     for path in (tmp_path / "model").iterdir():
         assert b"somebody" not in path.read_bytes()
     again = ModelLevelMoE.from_pretrained(tmp_path / "model")
-    assert Inferencer(again).size == (96, 96)
-    assert Inferencer(checkpoint=tmp_path / "model" / "model.safetensors").size == (96, 96)
+    weights = tmp_path / "model" / "model.safetensors"
+    for inferencer in (Inferencer(again), Inferencer(checkpoint=weights)):
+        assert inferencer.size == (96, 96) and inferencer.threshold == 0.4
 
 
 def test_a_pretrained_folder_that_is_none(make_model, tmp_path):

@@ -23,7 +23,7 @@ def test_the_object_is_tinted_and_outlined_and_nothing_else_changes(image, mask)
     np.testing.assert_array_equal(drawn[:15], image[:15])
     lined = outline(image, mask)
     np.testing.assert_array_equal(lined[30, 45], image[30, 45])
-    assert (lined == 255).any() and (lined < 50).any()  # seen on black and on white
+    assert (lined > 200).any() and (lined < 50).any()  # seen on black and on white
     assert (image == 100).all()
 
 

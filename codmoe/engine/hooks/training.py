@@ -30,6 +30,7 @@ from codmoe.datasets.streams import DrawSampler
 from codmoe.engine.checkpoints import read_meta, save_weights
 from codmoe.engine.ddp import bare_model, wrap_again
 from codmoe.engine.hooks.resuming import WAY_OUT, check_weights
+from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.files import save_text
 from codmoe.interruption import going_on, interruption
 from codmoe.messages import suggest
@@ -171,11 +172,13 @@ class BestWeightsHook(Hook):
         if not is_main_process():
             return
         model = bare_model(runner)
+        metrics = [] if score is None else runner.val_evaluator.metrics
         meta = dict(
             stage=self.name,
             epoch=runner.epoch,
             monitor=self.monitor,
             score=score,
+            threshold=next((m.threshold for m in metrics if isinstance(m, CODMetric)), None),
             expert_names=list(getattr(model, "expert_names", ())),
             config=runner.cfg.pretty_text,
             config_file=str(runner.cfg.get("config_file", "")),

@@ -9,7 +9,7 @@ compute the same.
 
 from codmoe.evaluation.measures.batched import measure_maps
 from codmoe.evaluation.measures.extra import EXTRA, checked_extra, extra_measures
-from codmoe.evaluation.measures.histogram import CURVES, THRESHOLD
+from codmoe.evaluation.measures.histogram import CURVES, THRESHOLD, best_threshold
 from codmoe.evaluation.measures.per_image import (
     BACKENDS,
     aggregate,
@@ -37,6 +37,7 @@ __all__ = [
     "as_array",
     "batch_measures",
     "best_expert",
+    "best_threshold",
     "checked_extra",
     "checked_mask",
     "extra_measures",

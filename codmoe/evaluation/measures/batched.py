@@ -27,6 +27,7 @@ from codmoe.evaluation.measures.histogram import (
     binary_measures,
     divide,
     histogram_measures,
+    iou_by_threshold,
     level_values,
     mean_absolute_error,
 )
@@ -91,9 +92,9 @@ def measure_maps(
     Returns:
         For each map a dictionary with ``IoU``, ``Dice``, ``FBIoU``, ``BER``, ``MAE`` and
         ``counts`` (tp, fp, area, size, and if full common and joint pixels of the boundary bands;
-        int64); if full also ``BIoU``, ``Sm``, ``wFm``, ``adpEm``, ``adpFm``, ``adpIoU``,
-        ``adpDice`` and ``curves``, (6, 256) float32 in the order of
-        :data:`CURVES` with the threshold falling from 255/255 to 0.
+        int64); if not full ``by_threshold`` (:func:`iou_by_threshold`, float32), else ``BIoU``,
+        ``Sm``, ``wFm``, ``adpEm``, ``adpFm``, ``adpIoU``, ``adpDice`` and ``curves``, (6, 256)
+        float32 in the order of :data:`CURVES` with the threshold falling from 255/255 to 0.
 
     Raises:
         ValueError: A map is not of its truth's size, or no probability map (logits, NaN).
@@ -280,6 +281,7 @@ def _finish(
     names = list(scalars)
     table = torch.cat([bounds, *scalars.values(), *counts], dim=1).cpu().numpy()
     field = histogram_measures(by_region, normalise).to_host() if full else None
+    by_threshold = None if full else iou_by_threshold(by_region).float().cpu().numpy()
     levels = [image for chunk in chunks for image in chunk.levels]
     results = []
     for i, (row, truth) in enumerate(zip(table, truths, strict=True)):
@@ -287,6 +289,8 @@ def _finish(
         check_range(low, high)
         result: dict[str, Any] = dict(zip(names, rest, strict=False))
         result["counts"] = np.array(rest[len(names) :], np.int64)
+        if by_threshold is not None:
+            result["by_threshold"] = by_threshold[i]
         if field is not None:
             result |= field.finish(i, levels[i], truth)
             if extra:

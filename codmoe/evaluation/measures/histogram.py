@@ -8,7 +8,7 @@ exact. Two of its answers hang on how numpy rounds the mean of all pixels: in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,6 +153,33 @@ def histogram_measures(histogram: Tensor, normalise: bool) -> HistogramMeasures:
         flat=flat,
         whole=torch.where(area == 0, 1 - mean, torch.where(area == size, mean, nan)),
     )
+
+
+THRESHOLDS = (np.arange(LEVELS - 1) + 0.5) / 255
+"""Those of :func:`iou_by_threshold`, each between two 8-bit values."""
+PLATEAU = 0.001
+"""Mean IoU that :func:`best_threshold` gives away for a threshold nearer to one half."""
+
+
+def iou_by_threshold(histogram: Tensor) -> Tensor:
+    """IoU of each map, not normalised, at every one of :data:`THRESHOLDS`, (N, 255) float64; 1
+    where neither map nor truth has an object. Arguments of :func:`histogram_measures`.
+    """
+    fp, tp = histogram.sum(1).flip(2).cumsum(2).flip(2)[:, :, 1:].double().unbind(1)
+    joint = histogram.sum(1)[:, 1].sum(1, keepdim=True) + fp
+    return torch.where(joint == 0, 1.0, divide(tp, joint))
+
+
+def best_threshold(curves: Sequence[np.ndarray]) -> float:
+    """The threshold of the best mean IoU: of those within :data:`PLATEAU` of the best the nearest
+    to one half, since a few images do not tell more.
+
+    Args:
+        curves: ``by_threshold`` of each image.
+    """
+    mean = np.mean(curves, axis=0, dtype=np.float64)
+    good = THRESHOLDS[mean >= mean.max() - PLATEAU]
+    return float(good[np.abs(good - 0.5).argmin()])
 
 
 def level_values(level: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,7 +36,7 @@ from codmoe.evaluation.measures.truth import TRUTHS, GroundTruth, GroundTruthCac
 from codmoe.messages import listed
 
 BACKENDS = ("torch", "pysodmetrics")
-_ARRAYS = ("curves", "counts", "extra_curves")
+_ARRAYS = ("curves", "counts", "extra_curves", "by_threshold")
 _MEANS = {"meanEm": "Em", "meanFm": "Fm", "mIoU": "IoU", "mDice": "Dice"}
 _MAXIMA = {"maxEm": "Em", "maxFm": "Fm", "maxIoU": "IoU", "maxDice": "Dice"}
 
@@ -113,7 +113,7 @@ def batch_measures(
             tensors on one device. Where they are is where the work is done.
         masks: Ground truths in {0, 1} of the same sizes.
         full: False computes ``FAST_KEYS`` only (for validation during training); they have the same
-            definition, hence the same value, either way.
+            definition, hence the same value, either way. Only then is there ``by_threshold``.
         backend: ``"torch"``, or ``"pysodmetrics"``: the field's measures by PySODMetrics itself,
             some ten times slower, as a cross-check.
         extra: Further measures, of ``EXTRA`` or ``"all"``; see :func:`extra_measures`. Needs full.
@@ -145,7 +145,8 @@ def batch_measures(
         raise ValueError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
     if full:
         return results
-    return [{key: result[key] for key in FAST_KEYS} for result in results]
+    kept = (*FAST_KEYS, "by_threshold")
+    return [{key: result[key] for key in kept if key in result} for result in results]
 
 
 def image_measures(

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from codmoe import __version__
-from codmoe.datasets.reading import read_image
 from codmoe.datasets.synthetic import KINDS, generate
+from codmoe.engine.config import size_of
 from codmoe.files import new_folder
 from codmoe.inference.export import onnx_graphs, onnx_runner
 from codmoe.inference.export.onnx_graphs import WholeGraph
 from codmoe.inference.export.replacements import for_onnx
-from codmoe.inference.inferencer import collect, size_of, to_input
+from codmoe.inference.inferencer import to_input
+from codmoe.inference.inputs import check_readable, collect
 from codmoe.inference.zoo import create_model
 from codmoe.models.hub import WEIGHTS
 from codmoe.models.moe import ModelLevelMoE
@@ -294,8 +295,9 @@ def _batch(images: Any, size: tuple[int, int]) -> Tensor:
     if images is None:
         side = max(*size, 64)
         images = [generate(i, KINDS[i % len(KINDS)], side, 0.7)[0] for i in range(IMAGES)]
-    pictures = [read_image(str(p)) if isinstance(p, Path) else p for p in collect(images)]
-    return torch.stack([to_input(picture, size[::-1]) for picture in pictures])
+    items = collect(images)
+    check_readable(items)
+    return torch.stack([to_input(item.read(), size[::-1]) for item in items])
 
 
 def _named(graph: Callable) -> Callable[[Tensor], dict[str, Tensor]]:

@@ -22,7 +22,7 @@ KEPT = (
     "default_scope model train_dataloader val_dataloader test_dataloader val_evaluator "
     "test_evaluator train_cfg optim_wrapper param_scheduler"
 ).split()
-META = ("stage", "epoch", "monitor", "score", "codmoe", "torch")
+META = ("stage", "epoch", "monitor", "score", "threshold", "codmoe", "torch")
 IMAGES = 8
 
 

@@ -1,0 +1,55 @@
+"""Choose the threshold of masks on images of yours, and store it in the weights:
+
+codmoe calibrate checkpoints_moe/ensemble_best.pth --images photos --masks truth
+"""
+
+from codmoe.commands.options import (
+    QUIET,
+    TILE,
+    TRUST_CODE,
+    VIEWS,
+    checkpoint,
+    model,
+    option,
+    whole,
+)
+
+OPTIONS = (
+    option("checkpoint", type=checkpoint, help="weights; the threshold is written into this file"),
+    option("--images", required=True, help="folder of images, not those of a test"),
+    option("--masks", required=True, help="folder of their masks, of equal names"),
+    option("--config", type=model, help="config file or name; by default the checkpoint's own"),
+    option("--size", type=whole(), help="side of the network's input; by default the config's"),
+    option("--batch-size", type=whole(), default=8),
+    option("--device", help="by default the first GPU if there is one"),
+    TILE,
+    *VIEWS,
+    TRUST_CODE,
+    QUIET,
+)
+
+
+def run(args) -> None:
+    from codmoe.datasets.layouts import find_pairs
+    from codmoe.engine.checkpoints import store_threshold
+    from codmoe.inference.calibration import calibrate
+    from codmoe.inference.inferencer import Inferencer
+
+    find_pairs(args.images, args.masks)  # before weights are loaded
+    inferencer = Inferencer(
+        args.config,
+        args.checkpoint,
+        image_size=args.size,
+        batch_size=args.batch_size,
+        device=args.device,
+        tile=args.tile,
+        flip=args.flip,
+        scales=args.scales or (1.0,),
+        trust_code=args.trust_code,
+    )
+    found = calibrate(inferencer, args.images, args.masks)
+    store_threshold(args.checkpoint, found["threshold"])
+    print(
+        f"threshold {found['threshold']:.3f} stored in {args.checkpoint}: mean IoU "
+        f"{found['IoU']:.4f} on {found['images']:,} images, at 0.5 {found['IoU_at_half']:.4f}"
+    )

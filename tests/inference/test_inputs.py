@@ -1,0 +1,68 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codmoe.inference.inputs import Item, Video, check_memory, check_readable, collect
+
+
+def names(items):
+    return [item.name for item in items]
+
+
+def test_a_folder_with_all_that_is_below_it(folder, capsys):
+    (folder / "trip" / "day 1").mkdir(parents=True)
+    (folder / "trip" / ".thumbs").mkdir()
+    (folder / "empty.jpg").mkdir()
+    for place in ("trip/day 1", "trip", "trip/.thumbs"):
+        (folder / place / "b.png").write_bytes((folder / "b.png").read_bytes())
+    os.symlink(folder, folder / "trip" / "round")
+    found = collect([folder])
+    assert names(found) == ["a", "b", "ü", "trip/b", "trip/day 1/b"]
+    assert "2 skipped" in capsys.readouterr().err  # notes.txt, and the link
+    assert found[3].read().shape == (50, 70, 3)
+    assert collect(found) == found
+
+
+def test_outputs_among_the_inputs_are_no_inputs(folder):
+    out = folder / "maps"
+    out.mkdir()
+    (out / "a.png").write_bytes((folder / "b.png").read_bytes())
+    assert "maps/a" in names(collect([folder]))
+    assert names(collect([folder], out_dir=out)) == ["a", "b", "ü"]
+
+
+def test_files_arrays_and_cameras_have_names(folder):
+    array = np.zeros((4, 5, 3), np.uint8)
+    found = collect([folder / "b.png", array, "camera:1"])
+    assert names(found) == ["b", "0001", "camera1"]
+    assert str(found[2]) == "camera:1" and found[2].path is None
+    with pytest.raises(ValueError, match=r"camera:1 is a video"):
+        found[2].read()
+
+
+def test_no_camera(capfd):
+    with pytest.raises(ValueError, match=r"camera:97 cannot be opened .* may you use it"):
+        check_readable(collect("camera:97"))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_video_without_frames(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"film")
+    with pytest.raises(ValueError, match="cannot be opened as a video; convert it with ffmpeg"):
+        check_readable([Item(Video(tmp_path / "clip.mp4"), "clip")])
+
+
+def test_pillows_limit_and_that_of_memory(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(ValueError, match=r"more than 1,400 pixels; .* --tile"):
+        check_readable(collect(folder / "b.png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    check_readable(collect(folder / "b.png"))
+    monkeypatch.setattr("codmoe.inference.inputs.available_memory", lambda: 20_000)
+    with pytest.raises(ValueError, match=r"b\.png has 3,500 pixels, .* allow 1,000 here"):
+        check_readable(collect(folder / "b.png"))
+    monkeypatch.setattr("codmoe.inference.inputs.available_memory", lambda: None)
+    with pytest.raises(ValueError, match="OpenCV"):
+        check_memory(folder / "b.png", 2**30 + 1)

@@ -1,0 +1,237 @@
+import csv
+import json
+import multiprocessing
+import os
+import signal
+
+import cv2
+import numpy as np
+import pytest
+from miniature import call, on_two_ranks
+from PIL import Image
+
+from codmoe.inference import outputs as outputs_module
+from codmoe.inference.inferencer import Inferencer
+from codmoe.inference.inputs import Video
+from codmoe.inference.outputs import PICTURES, RECORD, Outputs
+
+FRAMES, RATE = 11, 12.5
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Nine images in two folders."""
+    rng = np.random.default_rng(1)
+    for i in range(9):
+        path = tmp_path / "many" / ("sub" if i % 2 else "") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "many"
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A video of a bright square that moves."""
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (64, 48))
+    for i in range(FRAMES):
+        frame = np.zeros((48, 64, 3), np.uint8)
+        frame[10:20, 4 * i : 4 * i + 12] = 220
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def files(folder):
+    found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    return sorted(str(p) for p in found if RECORD not in p.parts)
+
+
+def predict(monkeypatch, weights, *arguments):
+    return call(monkeypatch, "predict", *arguments, "--checkpoint", weights, "--device", "cpu")
+
+
+def test_every_kind_in_a_folder_of_its_own(inferencer, folder, tmp_path):
+    (found,) = inferencer(folder / "a.jpg", out_dir=tmp_path / "out", save=list(PICTURES))
+    assert len(files(tmp_path / "out")) == 6
+    pictures = {k: Image.open(tmp_path / "out" / k / f"a{s}") for k, (s, _) in PICTURES.items()}
+    assert pictures["cutout"].mode == "RGBA" and pictures["overlay"].mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(pictures["mask"]), found.mask * 255)
+    np.testing.assert_array_equal(np.asarray(pictures["cutout"]), found.cutout())
+    side = pictures.pop("side-by-side")
+    assert {p.size for p in pictures.values()} == {(33, 40)} and side.width > 4 * 300
+    assert set(found.expert_maps) == {"sinet", "pranet"}
+    inferencer(folder / "a.jpg", out_dir=tmp_path / "cut", save="cutout")
+    assert files(tmp_path / "cut") == ["a.png"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
+def test_a_table_without_pictures(inferencer, folder, tmp_path, suffix):
+    path = tmp_path / f"all{suffix}"
+    first, *_ = inferencer(folder, table=path)
+    text = path.read_text()
+    if suffix == ".csv":
+        rows = list(csv.DictReader(text.splitlines()))
+        assert rows[0]["weight_sinet"] and rows[0]["frame"] == ""
+        box = tuple(int(rows[0][k]) for k in ("left", "top", "right", "bottom"))
+    else:
+        rows = json.loads(text) if suffix == ".json" else [*map(json.loads, text.splitlines())]
+        assert rows[0]["weights"] == {k: round(v, 4) for k, v in first.weights.items()}
+        box = tuple(rows[0]["box"])
+    assert [os.path.basename(row["image"]) for row in rows] == ["a.jpg", "b.png", "ü.png"]
+    assert float(rows[0]["object_share"]) == pytest.approx(first.share, abs=1e-5)
+    assert float(rows[0]["confidence"]) == pytest.approx(first.confidence, abs=1e-4)
+    assert box == first.box
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, "bilder"]
+
+
+def test_nothing_is_overwritten_unasked(inferencer, folder, tmp_path):
+    out, table = tmp_path / "out", tmp_path / "t.csv"
+    inferencer(folder, out_dir=out)
+    before = (out / "b.png").read_bytes()
+    with pytest.raises(ValueError, match=r"there already: .*a\.png, .* and 1 more; --overwrite"):
+        inferencer(folder, out_dir=out, save="mask")
+    assert (out / "b.png").read_bytes() == before
+    inferencer(folder, out_dir=out, save="mask", overwrite=True)
+    assert (out / "b.png").read_bytes() != before and len(files(out)) == 3
+    table.write_text("mine")
+    with pytest.raises(ValueError, match=r"there already: .*t\.csv"):
+        inferencer(folder, table=table)
+    assert table.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (dict(save="overlays"), "no output 'overlays'; did you mean 'overlay'"),
+        (dict(table="all.xlsx"), "name it .csv, .json, .jsonl"),
+        (dict(overwrite=True, shard=(0, 2)), "with several processes"),
+    ],
+)
+def test_faulty_options(inferencer, folder, tmp_path, options, told):
+    with pytest.raises(ValueError, match=told):
+        inferencer(folder, out_dir=tmp_path / "out", **options)
+
+
+def test_the_command_goes_on_and_knows_other_settings(weights, many, tmp_path, monkeypatch, capsys):
+    out, table = tmp_path / "out", tmp_path / "all.csv"
+    options = ("--out", out, "--table", table)
+    damaged = many / "sub" / "x.png"
+    damaged.write_bytes(b"no image")
+    assert "x.png" in predict(monkeypatch, weights, many, *options)
+    assert not out.exists()
+    assert predict(monkeypatch, weights, many, *options, "--skip-unreadable") == 1
+    assert len(files(out)) == 9 and "unreadable" in table.read_text()
+    told = capsys.readouterr()
+    assert "9 predicted" in told.out and "1 cannot be read" in told.err
+    damaged.write_bytes((many / "0.png").read_bytes())
+    (out / "0.png").unlink()
+    assert predict(monkeypatch, weights, many, *options) is None
+    said = capsys.readouterr().out
+    assert "8 were done before" in said and "2 predicted" in said and "1.png" not in said
+    assert len(files(out)) == 10 and len(table.read_text().splitlines()) == 11
+    fault = predict(monkeypatch, weights, many, *options, "--flip")
+    assert "views was None, now {'flip': True" in fault and "--overwrite" in fault
+    assert predict(monkeypatch, weights, many, *options, "--flip", "--overwrite") is None
+    assert "10 predicted" in capsys.readouterr().out
+
+
+def _killed_after(count, weights, many, out):
+    """Predicts until so many are done, and is killed while the next is written."""
+    done = outputs_module.Outputs.add
+
+    def add(self, item, rows):
+        done(self, item, rows)
+        if self.made == count:
+            (self.record / "0-of-2.jsonl").open("a").write('{"name": "cut o')
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    outputs_module.Outputs.add = add
+    inferencer = Inferencer(checkpoint=weights, device="cpu", batch_size=2)
+    list(inferencer.stream(many, out_dir=out, table=out / "all.csv", shard=(0, 2)))
+
+
+def test_two_processes_finish_what_a_killed_one_began(weights, many, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_killed_after, args=(2, weights, many, out))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL and not (out / "all.csv").exists()
+    kept = {path: (out / path).stat().st_mtime_ns for path in files(out)}
+    assert 2 <= len(kept) < 5
+    options = (many, "--out", out, "--table", out / "all.csv", "--batch-size", 2)
+    on_two_ranks("predict", *options, "--checkpoint", weights, "--device", "cpu", cwd=tmp_path)
+    assert files(out) == sorted(
+        [
+            "all.csv",
+            *(f"{i}.png" for i in range(0, 9, 2)),
+            *(f"sub/{i}.png" for i in range(1, 9, 2)),
+        ]
+    )
+    journal = (out / RECORD / "0-of-2.jsonl").read_text().splitlines()
+    done_before = [json.loads(line)["name"] for line in journal[:2]]
+    assert all(
+        (out / f"{name}.png").stat().st_mtime_ns == kept[f"{name}.png"] for name in done_before
+    )
+    rows = list(csv.DictReader((out / "all.csv").open()))
+    alone = tmp_path / "alone.csv"
+    assert predict(monkeypatch, weights, many, "--table", alone) is None
+    for row, other in zip(rows, csv.DictReader(alone.open()), strict=True):
+        assert row["image"] == other["image"]
+        assert float(row["object_share"]) == pytest.approx(float(other["object_share"]), abs=0.02)
+
+
+def test_a_video_becomes_a_video(weights, inferencer, clip, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    options = ("--out", out, "--table", out / "all.json", "--save", "mask", "overlay")
+    image = tmp_path / "still.png"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(image)
+    assert predict(monkeypatch, weights, clip, image, *options, "--batch-size", 4) is None
+    assert "without their sound" in capsys.readouterr().err
+    assert files(out) == [
+        "all.json",
+        "mask/clip.mkv",
+        "mask/still.png",
+        "overlay/clip.mp4",
+        "overlay/still.jpg",
+    ]
+    frames = [frame for frame, _ in Video(clip).frames()]
+    masks = [frame[..., 0] for frame, _ in Video(out / "mask" / "clip.mkv").frames()]
+    rows = json.loads((out / "all.json").read_text())
+    assert len(frames) == len(masks) == FRAMES and len(rows) == FRAMES + 1
+    assert [row["frame"] for row in rows] == [*range(FRAMES), None]
+    assert Video(out / "overlay" / "clip.mp4").rate() == pytest.approx(RATE)
+    assert Video(out / "overlay" / "clip.mp4").length() == FRAMES
+    for frame, mask, row in zip(frames, masks, rows, strict=False):
+        assert set(np.unique(mask)) <= {0, 255}  # without loss
+        assert (mask > 0).mean() == pytest.approx(row["object_share"], abs=1e-4)
+        (found,) = inferencer(frame)
+        assert (found.mask * 255 != mask).mean() < 0.02
+    with pytest.raises(ValueError, match="no transparency"):
+        inferencer(clip, out_dir=tmp_path / "cut", save="cutout")
+
+
+def test_a_video_that_was_not_finished_leaves_nothing(inferencer, clip, tmp_path):
+    stream = inferencer.stream(clip, out_dir=tmp_path / "out")
+    next(stream)
+    stream.close()
+    assert files(tmp_path / "out") == []
+
+
+def test_a_camera_keeps_the_time_and_ends_with_what_it_has(inferencer, clip, tmp_path, monkeypatch):
+    frames = [frame for frame, _ in Video(clip).frames()]
+    monkeypatch.setattr(Video, "rate", lambda self: 10.0)
+    monkeypatch.setattr(Video, "length", lambda self: None)
+    # A frame at once, one 0.25 s and one 0.5 s later, at ten frames a second.
+    monkeypatch.setattr(Video, "frames", lambda self: zip(frames, (0.0, 0.25, 0.5), strict=False))
+    found = list(inferencer.stream("camera:0", out_dir=tmp_path / "out", save="overlay"))
+    assert [p.frame for p in found] == [0, 1, 2] and found[0].path is None
+    monkeypatch.undo()
+    assert Video(tmp_path / "out" / "camera0.mp4").length() == 6
+
+
+def test_two_inputs_of_one_name(many):
+    with pytest.raises(ValueError, match="two inputs would both be '0'"):
+        inputs = outputs_module.Item
+        Outputs([inputs(many / "0.png", "0")] * 2, folder=many / "out", kinds=["mask"])
