@@ -10,6 +10,7 @@ import torch
 
 from codmoe import ModelLevelMoE
 from codmoe.engine.config import load_config
+from codmoe.engine.handover import read_sources
 from codmoe.registry import MODELS
 from codmoe.shipped import config_root
 
@@ -68,7 +69,7 @@ def test_a_new_expert_is_one_file_and_a_line_of_config(run_dir):
 
 def test_pairs_of_ones_own_train_the_shipped_ensemble():
     cfg = load_config("small/finetune")
-    assert (ROOT / cfg.init_from.file).is_file() and cfg.default_hooks.best.name == "finetuned"
+    assert read_sources(cfg).file.is_file() and cfg.default_hooks.best.name == "finetuned"
     lines = [line for line in commands(ROOT / "README.md") if "small/finetune" in line]
     assert len(lines) == 3 and "finetuned_best.pth" in lines[1]
 

@@ -35,6 +35,7 @@ from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS, skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
+from codmoe.shipped import is_shipped, shipped_weights
 
 MAX_DROP = 0.01
 """IoU that an expert may lose by being assembled, where ``cfg.assembly`` says nothing."""
@@ -97,7 +98,8 @@ def read_sources(cfg: Config) -> Sources | None:
     One file: ``dict(file="experts_joint_best.pth", parts=("backbone", "experts"), command=...)``.
     Several: ``dict(backbone="expert_sinet_best.pth", experts=dict(sinet="expert_sinet_best.pth",
     ...), command=...)``, where ``backbone=dict(average=[...])`` is the mean of several files'.
-    A name without a folder lies in ``cfg.checkpoint_dir``.
+    A name without a folder lies in ``cfg.checkpoint_dir``, that of a model that ships trained
+    (``"small"``) in the package.
     """
     init = cfg.get("init_from")
     if not init:
@@ -118,6 +120,8 @@ def read_sources(cfg: Config) -> Sources | None:
 
 
 def _path(cfg: Config, file: str | Path) -> Path:
+    if is_shipped(file):
+        return shipped_weights(file)
     path = Path(file).expanduser()
     if path.parent != Path("."):
         return path

@@ -5,9 +5,7 @@ _base_ = [
     "../_base_/models/small.py",
     "../_base_/datasets/cod10k_v3.py",
 ]
-init_from = dict(
-    file="codmoe/weights/small_ensemble.safetensors", command="git checkout codmoe/weights"
-)
+init_from = dict(file="small")  # the weights in the package
 model = dict(
     backbone={{_base_.small_backbone}},
     experts={{_base_.small_experts}},
