@@ -10,7 +10,8 @@ import pytest
 from codmoe import registry
 from codmoe.registry import accepted_arguments
 
-pytest.importorskip("griffe", reason="pip install 'codmoe[docs]'")
+for needed in ("griffe", "mkdocs"):
+    pytest.importorskip(needed, reason="pip install 'codmoe[docs]'")
 ROOT = Path(__file__).resolve().parents[2]
 
 
