@@ -98,6 +98,7 @@ def main(
     parser.take(options)
     with one_sentence():  # of a file that is not there
         args = parser.parse_args(words)
+    args.words = sys.argv[1:] if words is None else list(words)
     for stream in (sys.stdout, sys.stderr):
         # A file's name need not be text in the terminal's encoding.
         if hasattr(stream, "reconfigure"):

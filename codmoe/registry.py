@@ -26,7 +26,7 @@ REMOVED = dict(  # in 0.2; CHANGELOG.md says why
     PixelCombiner="'ProbabilityCombiner'",
     ExpectedRegretLoss="'ExpertIoUDistillation'",
     ExpertRankingLoss="'ExpertIoUDistillation'",
-    OracleRouter="another router; tools/test.py --experts reports the oracle of any model",
+    OracleRouter="another router; codmoe test --experts reports the oracle of any model",
 )
 """Registered names of before → what to use now."""
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from miniature import ROOT
 
-from codmoe.cli import DEBUG, Parser, main, one_sentence
+from codmoe.cli import DEBUG, Parser, command, main, one_sentence
 from codmoe.commands import COMMANDS
-from codmoe.commands.options import QUIET, option
+from codmoe.commands.options import QUIET, on_gpus, option
 from codmoe.datasets.splits import complete_split
 from codmoe.engine.config import load_config
 from codmoe.interruption import going_on
@@ -201,8 +201,8 @@ error: The result file none.json does not exist; make it with --json of codmoe t
 def test_wrong_usage_is_answered_before_torch_is_imported(tmp_path):
     (tmp_path / "small_ensemble.safetensors").touch()
     env = dict(os.environ, PYTHONPATH=str(ROOT), COLUMNS="100")
-    command = [sys.executable, "-c", NOT_YET]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    script = [sys.executable, "-c", NOT_YET]
+    done = subprocess.run(script, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == SAID
     assert "masks of images" in done.stdout and "--threshold" in done.stdout
 
@@ -275,3 +275,26 @@ def test_quiet_leaves_errors_alone(capfd, monkeypatch):
 def test_the_command_that_goes_on_is_one_to_type(program, line, monkeypatch):
     monkeypatch.setattr(sys, "argv", [program, "train", "x"])
     assert going_on(None) == f"; go on with: {line}"
+
+
+def test_gpus_hands_over_to_torchrun(monkeypatch, tmp_path):
+    class Handed(Exception):
+        pass
+
+    def execute(*given):
+        raise Handed(given)
+
+    monkeypatch.setattr(os, "execvpe", execute)
+    words = ["train", "quickstart/stage1", "--gpus", "2", "--work-dir", "my work"]
+    monkeypatch.setattr(sys, "argv", ["/bin/codmoe", *words])
+    monkeypatch.setenv(DEBUG, "1")
+    with pytest.raises(Handed) as handed:
+        command()
+    ((program, line, environment),) = handed.value.args
+    tools = ROOT / "tools"
+    assert program == "bash"
+    assert line == ["bash", f"{tools}/dist_run.sh", f"{tools}/train.py", "2", *words[1:]]
+    assert environment["CODMOE_COMMAND"] == f"codmoe {' '.join(words[:-1])} 'my work'"
+    assert environment["PYTHON"] == sys.executable
+    # In each of the processes it is an ordinary training.
+    on_gpus("train", Namespace(gpus=2, launcher="pytorch", words=[]))

@@ -52,7 +52,9 @@ OPTIONS = (*SHARED, option(*MOVED, **_ELSEWHERE))
 def call(benchmark, args) -> None:
     from codmoe.engine.config import parse_options
 
-    settings = {name: value for name, value in vars(args).items() if name not in ("debug", "quiet")}
+    settings = {
+        name: value for name, value in vars(args).items() if name not in ("debug", "quiet", "words")
+    }
     settings["options"] = parse_options(settings["options"])
     benchmark(settings.pop("config"), **settings)
 

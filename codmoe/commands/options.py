@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from codmoe.messages import nearest
-from codmoe.shipped import find_config, is_shipped
+from codmoe.interruption import COMMAND
+from codmoe.messages import command_line, nearest
+from codmoe.shipped import config_root, find_config, is_shipped
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -28,6 +32,20 @@ def whole(least: int = 1, most: int = 2**31 - 1) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def on_gpus(script: str, args: argparse.Namespace) -> None:
+    """Has ``--gpus`` processes of ``tools/<script>.py`` take the place of this one, by torchrun.
+
+    Does nothing for one process, and in each of those.
+    """
+    if args.gpus == 1 or args.launcher != "none":
+        return
+    tools = config_root().parent / "tools"
+    command = ["bash", str(tools / "dist_run.sh"), str(tools / f"{script}.py"), str(args.gpus)]
+    again = {COMMAND: shlex.join(command_line()), **os.environ}  # what goes on when interrupted
+    sys.stdout.flush()
+    os.execvpe("bash", [*command, *args.words], dict(again, PYTHON=sys.executable))
 
 
 def config(text: str) -> str:
@@ -95,6 +113,7 @@ DATA = (
     option("--masks", help="folder of their masks, of equal names"),
 )
 LAUNCHER = (
+    option("--gpus", type=whole(most=1024), default=1, help="processes, one a GPU"),
     option("--launcher", choices=("none", "pytorch", "slurm"), default="none"),
     option("--local-rank", "--local_rank", type=int, default=0, help="set by torchrun"),
 )

@@ -15,6 +15,7 @@ from codmoe.commands.options import (
     VIEWS,
     WORK_DIR,
     checkpoint,
+    on_gpus,
     option,
 )
 
@@ -44,6 +45,7 @@ OPTIONS = (
 
 
 def run(args) -> None:
+    on_gpus("test", args)
     from codmoe.engine.config import load_config, parse_options
     from codmoe.engine.ddp import leave_cpu_process_group
     from codmoe.engine.launch import prepare

@@ -1,6 +1,15 @@
 """Train one stage: codmoe train configs/experts/sinet.py"""
 
-from codmoe.commands.options import CFG_OPTIONS, CONFIG, DATA, LAUNCHER, QUIET, WORK_DIR, option
+from codmoe.commands.options import (
+    CFG_OPTIONS,
+    CONFIG,
+    DATA,
+    LAUNCHER,
+    QUIET,
+    WORK_DIR,
+    on_gpus,
+    option,
+)
 
 OPTIONS = (
     CONFIG,
@@ -15,6 +24,7 @@ OPTIONS = (
 
 
 def run(args) -> None:
+    on_gpus("train", args)
     from codmoe.engine.config import load_config, parse_options
     from codmoe.engine.ddp import leave_cpu_process_group
     from codmoe.engine.launch import prepare, train

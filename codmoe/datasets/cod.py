@@ -336,7 +336,7 @@ class CODBenchmark(CODDataset):
             print_log(
                 f"{what}: {len(pairs):,} images in {folders.image}, but the protocol has "
                 f"{self._found.expected:,}: numbers will not compare with published ones. "
-                f"python tools/data/doctor.py {self.root} looks closer",
+                f"codmoe doctor {self.root} looks closer",
                 logger="current",
                 level=logging.WARNING,
             )

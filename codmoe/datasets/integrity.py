@@ -106,7 +106,7 @@ def check_pairs(
 def _advice(pairs: Sequence[Pair]) -> str:
     """What shows all that is wrong with these files."""
     words = ["--images", str(pairs[0].image.parent), "--masks", str(pairs[0].mask.parent)]
-    return f" (python tools/data/doctor.py {shlex.join(words)} says what is wrong)"
+    return f" (codmoe doctor {shlex.join(words)} says what is wrong)"
 
 
 def _warn(text: str) -> None:

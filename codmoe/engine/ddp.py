@@ -149,10 +149,10 @@ def init_cpu_process_group(launcher: str) -> None:
         return
     if launcher != "pytorch":
         raise ValueError(
-            f"launcher={launcher!r} needs GPUs; without any use tools/dist_train.sh (torchrun)"
+            f"launcher={launcher!r} needs GPUs; without any use --gpus, which takes CPUs, too"
         )
     if "RANK" not in os.environ:
         raise ValueError(
-            "launcher='pytorch' outside torchrun: start it by tools/dist_train.sh CONFIG GPUS"
+            "launcher='pytorch' outside torchrun: start it by codmoe train CONFIG --gpus N"
         )
     dist.init_process_group("gloo")

@@ -82,9 +82,9 @@ def set_data(
     config = re.search(r"configs/\S+\.py", (init or {}).get("command") or "")
     if config:
         processes = os.environ.get("WORLD_SIZE", "1")
-        words = ["python", "tools/train.py", config[0]]
+        words = ["codmoe", "train", config[0]]
         if processes != "1":
-            words = ["bash", "tools/dist_train.sh", config[0], processes]
+            words += ["--gpus", processes]
         init["command"] = shlex.join([*words, *data_arguments(data_root, images, masks)])
 
 

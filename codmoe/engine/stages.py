@@ -327,7 +327,7 @@ def _write_report(folder: Path) -> None:
     try:
         print(f"report: {write_report(folder)}")
     except Exception as error:
-        again = f"python tools/analysis/report.py {shlex.quote(str(folder))}"
+        again = f"codmoe report {shlex.quote(str(folder))}"
         print(f"no report ({type(error).__name__}: {error}); once mended: {again}")
 
 

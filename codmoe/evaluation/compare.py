@@ -107,19 +107,19 @@ def load_methods(
 def _read(path: Path) -> tuple[str, dict[str, dict[str, dict]], dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"The result file {path} does not exist; make it with --json of tools/test.py or "
-            "tools/eval_maps.py."
+            f"The result file {path} does not exist; make it with --json of codmoe test or "
+            "codmoe eval."
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is no JSON file ({error}); give what --json of tools/test.py or "
-            "tools/eval_maps.py wrote"
+            f"{path} is no JSON file ({error}); give what --json of codmoe test or "
+            "codmoe eval wrote"
         ) from None
     fault = (
         f"{path} is no result file: it has neither a `table` ({{data set: {{source: row}}}}) nor a "
-        "row with `images`; give what tools/test.py or tools/eval_maps.py wrote."
+        "row with `images`; give what codmoe test or codmoe eval wrote."
     )
     if not isinstance(data, Mapping):
         raise ValueError(fault)
@@ -155,12 +155,12 @@ def _checked(path: Path, dataset: str, source: str, row: Mapping[str, Any]) -> d
     if not images:
         raise ValueError(
             f"{where} has no values per image (`images`), so nothing can be paired; write the file "
-            "again with tools/test.py or tools/eval_maps.py."
+            "again with codmoe test or codmoe eval."
         )
     parts: dict[str, Any] = dict(images=dict[str, dict[str, float | None]])
     parts["curves"] = dict[str, list[float | None]] | None
     for fault in value_faults({k: row[k] for k in parts if k in row}, parts, where):
-        raise ValueError(f"{fault}; give what tools/test.py or tools/eval_maps.py wrote")
+        raise ValueError(f"{fault}; give what codmoe test or codmoe eval wrote")
     numbers = {key: _number(value) for key, value in row.items() if _is_number(value)}
     if numbers.get("n", len(images)) != len(images):
         raise ValueError(f"{where} says n = {row['n']} and lists {len(images)} images.")

@@ -215,7 +215,7 @@ def score_folders(
     Returns:
         The payload of the file. For one data set it is the row itself (``IoU``, ``Sm``, ...,
         ``images``, ``curves``) with ``method`` and ``dataset``; for several it holds
-        ``table[dataset][method]``, as ``tools/test.py`` writes it.
+        ``table[dataset][method]``, as ``codmoe test`` writes it.
 
     Raises:
         ValueError: There are not as many folders of masks as of maps, or two data sets of one

@@ -45,7 +45,7 @@ def model_card(
 
     Args:
         model: The model; its operations are counted at the size that its config tests at.
-        results: JSON of ``tools/test.py --json`` with this model, one or several data sets.
+        results: JSON of ``codmoe test --json`` with this model, one or several data sets.
         name: Repository on the hub (``"you/your-model"``), or what to call the folder.
         data: What it was trained on, and the terms of these data.
         license: Of the weights, by the hub's identifier: ``"apache-2.0"``, ``"cc-by-nc-4.0"``.
@@ -104,7 +104,7 @@ def _results(model: ModelLevelMoE, paths: Sequence[str | os.PathLike]) -> Table:
         if MIXTURE not in rows:
             raise ValueError(
                 f"data set {dataset!r} has results of {listed(list(rows))} and none of the model "
-                "as a whole; give what tools/test.py --json wrote"
+                "as a whole; give what codmoe test --json wrote"
             )
     return table
 
@@ -141,7 +141,7 @@ def _use(name: str) -> str:
 def _figures(table: Table) -> str:
     if not table:
         return (
-            "None: these weights were published without a result file. `tools/test.py CONFIG "
+            "None: these weights were published without a result file. `codmoe test CONFIG "
             "CHECKPOINT --experts --json FILE` writes one."
         )
     rows = [

@@ -33,7 +33,7 @@ class HubModel(ModelHubMixin, **deepcopy(CARD_DATA)):
 
     A folder holds ``config.json``, the constructor's arguments as plain values, and
     ``model.safetensors``, the weights in float32, which is a checkpoint by itself:
-    ``create_model(checkpoint=...)`` and ``tools/predict.py --checkpoint`` take it.
+    ``create_model(checkpoint=...)`` and ``codmoe predict --checkpoint`` take it.
     """
 
     cfg: Config | None = None

@@ -18,11 +18,11 @@ class RouterTruth:
 
     On their own training images all experts look equally good. So copies of them are trained on
     folds of the training set (``split.folds``), and each is tested on the fold that it has not
-    seen: ``tools/test.py CONFIG WEIGHTS --experts --json fold0.json``. Experts, heads and router
+    seen: ``codmoe test CONFIG WEIGHTS --experts --json fold0.json``. Experts, heads and router
     then learn from the same images.
 
     Args:
-        files: Results of ``tools/test.py --experts``, which together hold every training image.
+        files: Results of ``codmoe test --experts``, which together hold every training image.
         expert_names: Experts in the order of the model.
         centred: Whether every expert's mean over a file is taken from its IoUs. Copies that trained
             for a short time rank the experts as those rank that learn fast; what is left says on
@@ -64,7 +64,7 @@ class RouterTruth:
             path = Path(file).expanduser()
             if not path.is_file():
                 raise FileNotFoundError(
-                    f"model.router_truth: {file} does not exist; it is what tools/test.py "
+                    f"model.router_truth: {file} does not exist; it is what codmoe test "
                     "--experts --json writes for the copy of one fold"
                 )
             for name, sources in json.loads(path.read_text(encoding="utf-8"))["table"].items():

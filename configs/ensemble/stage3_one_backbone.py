@@ -2,6 +2,6 @@
 _base_ = ["./stage3.py"]
 init_from = dict(
     file="router_one_backbone_best.pth",
-    command="bash tools/dist_train.sh configs/router/stage2_one_backbone.py 2",
+    command="codmoe train configs/router/stage2_one_backbone.py --gpus 2",
 )
 default_hooks = dict(best=dict(name="ensemble_one_backbone"))

@@ -6,7 +6,7 @@ _base_ = [
     "../_base_/models/vit_small_dinov2.py",
 ]
 checkpoint_dir = "checkpoints_moe/polyp_dinov2-s"
-init_from = dict(command="python tools/train.py configs/router/stage2_polyp_dinov2-s.py")
+init_from = dict(command="codmoe train configs/router/stage2_polyp_dinov2-s.py")
 model = dict(backbone={{_base_.vit_backbone}})
 # The schedule is cut to half an hour on one GPU, whose batch is that of two; fewer epochs, so a
 # higher rate than the real config's 5e-5.

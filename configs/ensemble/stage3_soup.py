@@ -2,6 +2,6 @@
 _base_ = ["./stage3.py"]
 init_from = dict(
     file="router_soup_best.pth",
-    command="bash tools/dist_train.sh configs/router/stage2_soup.py 2",
+    command="codmoe train configs/router/stage2_soup.py --gpus 2",
 )
 default_hooks = dict(best=dict(name="ensemble_soup"))

@@ -10,7 +10,7 @@ init_from = dict(
         ujsc="expert_ujsc_best.pth",
         zoomnet="expert_zoomnet_best.pth",
     ),
-    command="bash tools/dist_train.sh configs/experts/sinet.py 2 (pranet, ujsc, zoomnet likewise)",
+    command="codmoe train configs/experts/sinet.py --gpus 2 (pranet, ujsc, zoomnet likewise)",
 )
 assembly = dict(max_drop=None)  # they are expected to have dropped: that is what is mended here
 default_hooks = dict(best=dict(name="experts_one_backbone"))

@@ -5,7 +5,7 @@ _base_ = [
     "../_base_/models/miniature.py",
 ]
 checkpoint_dir = "quickstart/checkpoints_moe"
-init_from = dict(command="python tools/train.py configs/quickstart/stage2.py")
+init_from = dict(command="codmoe train configs/quickstart/stage2.py")
 model = dict(
     backbone={{_base_.miniature.backbone}},
     experts={{_base_.miniature.experts}},

@@ -2,6 +2,6 @@
 _base_ = ["./stage2.py"]
 init_from = dict(
     file="experts_one_backbone_best.pth",
-    command="bash tools/dist_train.sh configs/experts/refit_one_backbone.py 2",
+    command="codmoe train configs/experts/refit_one_backbone.py --gpus 2",
 )
 default_hooks = dict(best=dict(name="router_one_backbone"))

@@ -5,7 +5,7 @@ _base_ = [
     "../_base_/models/vit_small_dinov2.py",
 ]
 checkpoint_dir = "checkpoints_moe/polyp_dinov2-s"
-init_from = dict(command="python tools/train.py configs/experts/joint_polyp_dinov2-s.py")
+init_from = dict(command="codmoe train configs/experts/joint_polyp_dinov2-s.py")
 model = dict(backbone={{_base_.vit_backbone}})
 train_dataloader = dict(batch_size=24, num_workers=12, dataset=dict(split=dict(use=("router",))))
 train_cfg = dict(max_epochs=10, val_interval=2)

@@ -5,7 +5,7 @@ _base_ = [
     "../_base_/models/small_vit.py",
 ]
 checkpoint_dir = "checkpoints_moe/small"
-init_from = dict(command="python tools/train.py configs/small/stage1.py")
+init_from = dict(command="codmoe train configs/small/stage1.py")
 model = dict(
     backbone={{_base_.small_backbone}},
     experts={{_base_.small_experts}},

@@ -25,7 +25,7 @@ def test_check_names_unreadable_truncated_and_misfit_files_at_once(tmp_path):
         check_pairs(pairs)
     text = str(error.value)
     assert text.startswith("5 of 7 image/mask pairs cannot be used")
-    assert "; mend, replace or remove them (python tools/data/doctor.py --images" in text
+    assert "; mend, replace or remove them (codmoe doctor --images" in text
     for fault in (
         "i_a.jpg is unreadable",
         "i_b.jpg is unreadable (truncated)",

@@ -275,7 +275,7 @@ def test_a_missing_handover_is_told_before_anything_is_built(tmp_path, monkeypat
         with pytest.raises(FileNotFoundError) as caught:
             train(ready[stage])
         assert str(tmp_path / "weights" / file) in str(caught.value)
-        assert f"python tools/train.py configs/quickstart/stage{stage - 1}.py" in str(caught.value)
+        assert f"codmoe train configs/quickstart/stage{stage - 1}.py" in str(caught.value)
     assert not (tmp_path / "work").exists()
 
 

@@ -91,7 +91,7 @@ def test_three_stages_and_one_table(configs, commands, tmp_path, capsys):
     assert commands == TESTED
     out = capsys.readouterr().out
     assert out.count("finished earlier") == 3
-    again = f"python tools/analysis/report.py {work}"
+    again = f"codmoe report {work}"
     assert f"no report (ZeroDivisionError: oops); once mended: {again}" in out
     assert len(list(work.glob("table*.json"))) == 2 and (work / "report.html").read_text() == page
     assert plan(configs, work, [])[0].is_finished()

@@ -102,4 +102,4 @@ def test_an_absent_file(tmp_path, monkeypatch):
     assert code == f"error: The result file {missing} does not exist; {made}"
     (tmp_path / "half.json").write_text('{"a":')
     code = call(monkeypatch, "analysis/compare", tmp_path / "half.json")
-    assert "half.json is no JSON file (" in code and "give what --json of tools/test.py" in code
+    assert "half.json is no JSON file (" in code and "give what --json of codmoe test" in code

@@ -101,7 +101,7 @@ def test_errors_name_the_commands_of_this_run(tmp_path, monkeypatch):
     data = ["--images", images, "--masks", masks]
     code = call(monkeypatch, "train", "router/stage2", *data)
     again = f"--images '{images}' --masks '{masks}'"
-    assert code.endswith(f"with: python tools/train.py configs/experts/joint.py {again}")
+    assert code.endswith(f"with: codmoe train configs/experts/joint.py {again}")
     assert call(monkeypatch, "train", "small/stage1", "--images", images) == (
         "error: --masks is not given; give --images and --masks, or --data-root"
     )
@@ -115,7 +115,7 @@ def test_errors_name_the_commands_of_this_run(tmp_path, monkeypatch):
         cv2.imwrite(str(path), np.full((48, 60), 7, np.uint8))
     code = call(monkeypatch, "train", "small/stage1", *data)
     assert "has the value 7 everywhere; a mask is" in code
-    assert f"(python tools/data/doctor.py {again} says" in code
+    assert f"(codmoe doctor {again} says" in code
 
 
 def test_one_folder_with_train_and_test(tmp_path, monkeypatch):

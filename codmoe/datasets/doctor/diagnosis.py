@@ -1,4 +1,4 @@
-"""Examines data sets and prints the report of ``tools/data/doctor.py``."""
+"""Examines data sets and prints the report of ``codmoe doctor``."""
 
 from __future__ import annotations
 

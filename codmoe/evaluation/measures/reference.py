@@ -129,7 +129,7 @@ def reference_extra(
             if image is None or image.shape != (*gt.shape, 3):
                 raise ValueError(
                     "extra='CCM' reads the image at the size of its mask, and there is none: "
-                    "samples name it by `img_path`, tools/eval_maps.py by --images"
+                    "samples name it by `img_path`, codmoe eval by --images"
                 )
             measure.step(level, mask, img=image)
         else:

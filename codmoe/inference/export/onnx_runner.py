@@ -1,4 +1,4 @@
-"""Runs what ``tools/export.py`` wrote as ONNX; needs numpy and onnxruntime, and nothing else.
+"""Runs what ``codmoe export`` wrote as ONNX; needs numpy and onnxruntime, and nothing else.
 
 Every export folder holds a copy of this file (``onnx_runner.py``), for machines without codmoe::
 
@@ -28,7 +28,7 @@ class OnnxRunner:
     Of a sparse bundle only the graphs of chosen experts run, each on the images routed to it.
 
     Args:
-        folder: What ``tools/export.py --format onnx`` or ``onnx-sparse`` wrote.
+        folder: What ``codmoe export --format onnx`` or ``onnx-sparse`` wrote.
         threads: Of every operator; None leaves it to onnxruntime.
         providers: onnxruntime's execution providers in order of preference.
 
@@ -153,7 +153,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; make the folder with: python tools/export.py CHECKPOINT "
+            f"{path} does not exist; make the folder with: codmoe export CHECKPOINT "
             f"--format onnx-sparse --out {folder}"
         )
     try:

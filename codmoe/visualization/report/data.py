@@ -228,13 +228,13 @@ def load_run(work_dir: str | os.PathLike) -> RunRecord:
 
     Raises:
         FileNotFoundError: There is no ``table.json``.
-        ValueError: It is not what ``tools/run_stages.py`` writes.
+        ValueError: It is not what ``codmoe stages`` writes.
     """
     folder = Path(work_dir)
     path = folder / "table.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; give the --work-dir of tools/run_stages.py, which writes it "
+            f"{path} does not exist; give the --work-dir of codmoe stages, which writes it "
             "when all stages are tested"
         )
     payload = _read(path)
@@ -243,7 +243,7 @@ def load_run(work_dir: str | os.PathLike) -> RunRecord:
     rows = [row for rows in table.values() for row in rows.values()] if table and nested else []
     if not rows or not all(isinstance(row, Mapping) and "n" in row for row in rows):
         raise ValueError(
-            f"{path} is no table of tools/run_stages.py: it has no `table` ({{data set: {{source: "
+            f"{path} is no table of codmoe stages: it has no `table` ({{data set: {{source: "
             "row}}) with rows in it; give the --work-dir of that tool"
         )
     configs, weights = (list(payload.get(key) or []) for key in ("configs", "weights"))

@@ -77,7 +77,7 @@ class Cell:
 
 
 def write_report(work_dir: str | os.PathLike, out: str | os.PathLike | None = None) -> Path:
-    """Writes the report of what ``tools/run_stages.py`` left in a work directory.
+    """Writes the report of what ``codmoe stages`` left in a work directory.
 
     The page loads nothing: style, script, plots and pictures are within it. A section for which
     nothing is there is left out. An earlier report is kept under a dated name.
@@ -91,7 +91,7 @@ def write_report(work_dir: str | os.PathLike, out: str | os.PathLike | None = No
 
     Raises:
         FileNotFoundError: There is no ``table.json``.
-        ValueError: It is not what ``tools/run_stages.py`` writes.
+        ValueError: It is not what ``codmoe stages`` writes.
     """
     run = load_run(work_dir)
     return save_text(out or run.folder / "report.html", render(run))
@@ -271,7 +271,7 @@ def _command(run: RunRecord) -> str:
     call = run.payload.get("call")
     if not isinstance(call, Mapping):
         return ""
-    words = ["python", "tools/run_stages.py", *[stage.config for stage in run.stages]]
+    words = ["codmoe", "stages", *[stage.config for stage in run.stages]]
     if call.get("gpus", 1) != 1:
         words += ["--gpus", str(call["gpus"])]
     words += ["--work-dir", str(run.folder)]

@@ -1,7 +1,7 @@
 # The protocol of the COD papers: training on COD10K (3,040) + CAMO (1,000), test on CHAMELEON (76),
 # CAMO (250), COD10K (2,026) and NC4K (4,121). data_root holds either the folders as they are
 # downloaded (COD10K-v3, CAMO-V.1.0-CVIU2019, CHAMELEON, NC4K) or TrainDataset and TestDataset.
-# To check it first: python tools/data/doctor.py data
+# To check it first: codmoe doctor data
 _base_ = ["./loaders.py"]
 data_root = "data"
 size = (448, 448)

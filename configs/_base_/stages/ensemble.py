@@ -7,7 +7,7 @@ _base_ = [
 init_from = dict(
     file="router_best.pth",
     parts=("backbone", "experts", "router", "combiner"),
-    command="bash tools/dist_train.sh configs/router/stage2.py 2",
+    command="codmoe train configs/router/stage2.py --gpus 2",
 )
 model = dict(
     router=dict(type="EvidenceRouter", noise=0.2),

@@ -7,7 +7,7 @@ _base_ = [
 init_from = dict(
     file="experts_joint_best.pth",
     parts=("backbone", "experts"),
-    command="bash tools/dist_train.sh configs/experts/joint.py 2",
+    command="codmoe train configs/experts/joint.py --gpus 2",
 )
 model = dict(
     frozen=("backbone", "experts"),

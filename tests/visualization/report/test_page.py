@@ -257,7 +257,7 @@ def test_what_is_no_run_is_named(tmp_path):
         write_report(tmp_path)
     for content in ("[]", "{", '{"table": {}}', '{"table": {"a": {"b": 3}}}'):
         (tmp_path / "table.json").write_text(content)
-        with pytest.raises(ValueError, match=r"table\.json is no table of tools/run_stages"):
+        with pytest.raises(ValueError, match=r"table\.json is no table of codmoe stages"):
             write_report(tmp_path)
     assert not list(tmp_path.glob("*.html"))
 
