@@ -25,6 +25,7 @@ def picture(seed, size=(24, 32)):
     mask = np.zeros(size, np.uint8)
     (top, left), (height, width) = rng.integers(1, np.array(size) // 3, (2, 2))
     mask[top : top + height + size[0] // 6, left : left + width + size[1] // 6] = 255
+    image[mask > 0] = image[mask > 0] // 2 + 127 * (image[mask > 0].mean() < 128)
     return image, mask
 
 

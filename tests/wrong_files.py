@@ -94,13 +94,13 @@ def right(folder):
         "pack_weights": [shipped, out / "packed.safetensors", "--limit", None],
         "export": [shipped, "--format", "safetensors", "--out", out / "x", "--config", None,
                    "--size", 64, "--images", None],
-        "eval_maps": ["--pred", gt, "--gt", gt, "--json", out / "m.json", "--method", "m",
+        "eval_maps": ["--pred", gt, "--gt", gt, "--json", folder / "m.json", "--method", "m",
                       "--datasets", "d", "--device", "cpu", "--workers", 1],
-        "analysis/compare": [out / "m.json", "--names", "a", "--sources", None, "--metrics", "IoU",
-                             "--datasets", None, "--baseline", None,
+        "analysis/compare": [folder / "m.json", "--names", "a", "--sources", None,
+                             "--metrics", "IoU", "--datasets", None, "--baseline", None,
                              "--out", out / "c"],
         "analysis/model_summary": [config, "--size", 64, "--json", out / "s.json"],
-        "analysis/report": [out, "--out", out / "r.html"],
+        "analysis/report": [folder / "data", "--out", out / "r.html"],
         "analysis/benchmark": [config, "--batch-sizes", 1, "--sizes", 64, "--routes", "auto",
                                "--precisions", "fp32", "--executions", "eager", "--repeats", 1,
                                "--warmup", 1, "--device", "cpu", "--checkpoint",
@@ -147,6 +147,7 @@ def main(tools=()):
         for option, wrong, line in attempts(given, files):
             if draw.random() * float(os.environ.get("EVERY", 1)) > 1:
                 continue
+            shutil.rmtree(folder / "out", ignore_errors=True)
             text = io.StringIO()
             try:
                 with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from codmoe.datasets.layouts import Pair
 from codmoe.datasets.reading import (
@@ -34,6 +35,8 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with open(path, "rb") as file, Image.open(file) as image:
             size = image.height, image.width
+            if isinstance(image, TiffImageFile):  # whose size is that of the picture turned
+                size = image.tag_v2[257], image.tag_v2[256]
             file.seek(0)
             start = file.read(8)
             file.seek(-min(8, os.path.getsize(path)), os.SEEK_END)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from codmoe.files import replacing
@@ -24,7 +26,7 @@ CLASSES = 24
 COLOURS = 64
 VOID = (192, 224, 224)  # VOC's border, in OpenCV's order
 # A larger share of pixels neither dark nor bright is worth a word, and above that it is no mask.
-SOFT, NO_MASK = 0.02, 0.5
+SOFT, NO_MASK, INNER = 0.02, 0.5, 1 / 3
 
 
 class UnreadableFile(ValueError):
@@ -77,10 +79,19 @@ def is_complete(data: bytes | memoryview) -> bool:
         return True
     if start.startswith(b"\x89PNG") and end == b"IEND\xaeB`\x82":
         return True
+    if len(data) <= 16:
+        return False
     # Another format, or bytes behind the end, which is harmless: only decoding tells.
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
+    except UnidentifiedImageError:  # such as a TIFF of float64
+        _, page = next(_tiff_pages(data), (0, None))
+        if page is None:
+            return False
+        starts, counts = page.get(273) or page.get(324) or (), page.get(279) or page.get(325) or ()
+        ends = [start + count for start, count in zip(starts, counts, strict=False)]
+        return bool(ends) and max(ends) <= len(data)
     except Exception:
         # Of damaged files Pillow's plugins raise what they stumble over: OSError and SyntaxError,
         # but struct.error, IndexError or DecompressionBombError too.
@@ -135,12 +146,15 @@ def decode(path: str) -> np.ndarray:
     The EXIF orientation is ignored, in images as in masks; maps carry it on (:func:`write_map`).
 
     Raises:
-        UnreadableFile: The file is missing, damaged, or of a form that is not read.
+        UnreadableFile: The file is missing, damaged, of a form that is not read, or holds several
+            pictures.
     """
     try:
         # Read by numpy: cv2.imread knows only ASCII paths on some systems.
         data = np.fromfile(path, np.uint8)
         readable = data.size and has_plausible_header(data.data)
+        if readable and _is_animated(data.data):
+            raise _several(path)
         pixels = _tiff(path, data) if readable else None
         if readable and pixels is None:
             pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
@@ -152,32 +166,109 @@ def decode(path: str) -> np.ndarray:
         # Damaged headers promise impossible sizes.
         raise UnreadableFile(f"{path} is unreadable: OpenCV cannot decode it") from error
     if pixels is None or not is_complete(data.data):
-        raise UnreadableFile(f"{path} is unreadable: empty, truncated or not an image")
+        raise UnreadableFile(f"{path} is unreadable: {_why(bytes(data[:64]))}")
     return pixels
 
 
+def _why(start: bytes) -> str:
+    """Why a file that begins so is no image."""
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "it is a photo in HEIC; convert it to JPEG or PNG"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS and not the file itself (git lfs pull fetches that)"
+    if start.lstrip().startswith(b"<"):
+        return "it is a page of HTML or XML, as failed downloads leave it"
+    return "truncated or not an image" if start else "the file is empty"
+
+
+def _several(path: str) -> UnreadableFile:
+    return UnreadableFile(
+        f"{path} holds several pictures (frames or pages); save the one that is meant by itself"
+    )
+
+
+def _is_animated(data: memoryview) -> bool:
+    start = bytes(data[:65536])
+    if start.startswith(b"\x89PNG"):
+        count = start.find(b"acTL", 0, start.find(b"IDAT"))
+        return count > 0 and int.from_bytes(start[count + 4 : count + 8], "big") > 1
+    if start.startswith(b"GIF8"):
+        with suppress(Exception), Image.open(io.BytesIO(data)) as image:
+            return getattr(image, "n_frames", 1) > 1
+    return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and bool(start[20] & 2)
+
+
+def _tiff_pages(data: bytes | memoryview) -> Iterator[tuple[int, ImageFileDirectory_v2]]:
+    """Place and tags of a TIFF's pictures, but for previews and masks; none if it is damaged."""
+    if bytes(data[:4]) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return
+    with suppress(Exception), io.BytesIO(data) as file:
+        start = ImageFileDirectory_v2(bytes(data[: 16 if 43 in data[2:4] else 8])).next
+        for _ in range(16):
+            page = ImageFileDirectory_v2(bytes(data[: 16 if 43 in data[2:4] else 8]))
+            if file.seek(start) + 2 > len(data):
+                return
+            page.load(file)
+            if not page.get(254, 0) & 5:
+                yield start, page
+            start, before = page.next, start
+            if start in (0, before):
+                return
+
+
+# Bits of unsigned, signed and float values, as OpenCV reads them.
+_TIFF_VALUES = {1: (1, 2, 4, 8, 10, 12, 14, 16), 2: (8, 16, 32), 3: (32, 64)}
+
+
 def _tiff(path: str, data: np.ndarray) -> np.ndarray | None:
-    """Pixels of a TIFF that OpenCV misreads: it drops the alpha of grey and darkens under it."""
-    if bytes(data[:4]) not in (b"II*\0", b"MM\0*"):
+    """Pixels of a TIFF that OpenCV misreads; None of others.
+
+    It turns the picture as the file's orientation says, knows no 32 bits without sign, drops the
+    alpha of grey and darkens under it.
+    """
+    pages = list(itertools.islice(_tiff_pages(data.data), 2))
+    if not pages:
         return None
+    if len(pages) > 1:
+        raise _several(path)
+    start, tags = pages[0]
     try:
-        header = ImageFileDirectory_v2(bytes(data[:8]))
-        with io.BytesIO(data.data) as file:
-            file.seek(header.next)
-            header.load(file)
-        channels, bits = int(header.get(277, 1)), np.max(header.get(258, 1))
+        channels, bits, kind = (int(np.max(tags.get(tag, 1))) for tag in (277, 258, 339))
     except Exception:
         return None  # damaged; decoding will tell
-    if channels in (2, 4) and bits == 8 and header.get(262) != 5:  # 5: CMYK
+    _ignore_orientation(data, start)
+    mixed = channels in (2, 4) and bits == 8 and tags.get(262) != 5  # 5: CMYK
+    if mixed or (channels, bits, kind) == (1, 32, 1):
         with suppress(Exception), Image.open(io.BytesIO(data.data)) as image:
             if image.mode in ("LA", "RGBA"):
                 return cv2.cvtColor(np.asarray(image.convert("RGBA")), cv2.COLOR_RGBA2BGRA)
+            if image.mode == "I":
+                return np.asarray(image)
     if channels not in (1, 3, 4):
         raise UnreadableFile(
             f"{path} has {channels} channels; expected 1 (grey), 3 (RGB), 4 (RGB and alpha), or 2 "
             "(grey and alpha) of 8 bits"
         )
+    if bits not in _TIFF_VALUES.get(kind, ()):
+        raise UnreadableFile(
+            f"{path} is a TIFF of {bits}-bit {_KINDS.get(kind, 'complex')} values, which are not "
+            "read; save it in 8 or 16 bits"
+        )
     return None
+
+
+_KINDS = {1: "unsigned", 2: "signed", 3: "float"}
+
+
+def _ignore_orientation(data: np.ndarray, start: int) -> None:
+    """Sets the orientation in a TIFF's first directory to the usual one."""
+    order: Literal["little", "big"] = "little" if data[0] == ord("I") else "big"
+    head, size = (8, 20) if 43 in data[2:4] else (2, 12)
+    count = int.from_bytes(data[start : start + head].tobytes(), order)
+    for entry in range(start + head, start + head + count * size, size):
+        if data[entry : entry + 2].tobytes() == (274).to_bytes(2, order):
+            value = entry + size - (8 if head == 8 else 4)
+            data[value : value + 2] = np.frombuffer((1).to_bytes(2, order), np.uint8)
 
 
 def read_image(path: str) -> np.ndarray:
@@ -213,6 +304,8 @@ def read_mask(path: str) -> Mask:
     """
     pixels = decode(path)
     try:
+        if path.lower().endswith((".jpg", ".jpeg")) and 0 < pixels.max() <= MARGIN:
+            raise _NoMask(f"is a JPEG of values up to {pixels.max()}, and its noise is as large")
         return _of_channels(pixels, path)
     except _NoMask as error:
         raise UnreadableFile(
@@ -254,10 +347,13 @@ def _of_colours(pixels: np.ndarray, path: str) -> Mask:
     if pixels.dtype != np.uint8:
         pixels = cv2.convertScaleAbs(pixels, alpha=255 / max(float(values.max()), 255.0))
         values = pixels.max(axis=2)
-    words = pixels.astype(np.uint32)
-    found, counts = np.unique(
-        words[..., 0] << 16 | words[..., 1] << 8 | words[..., 2], return_counts=True
-    )
+    words = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    found, counts = np.unique(words, return_counts=True)
+    if len(found) == 2 and found[0] == 0:
+        return Mask((values > 0).astype(np.uint8), frozenset(["colours"]))
+    if np.ptp(pixels, axis=2).max() <= MARGIN < values.max():  # greys that compression tinted
+        values = np.where(values <= MARGIN // 2, 0, values)
+        return _of_greys(np.where(values >= 255 - MARGIN // 2, 255, values).astype(np.uint8))
     if len(found) > COLOURS:
         mask = _of_greys(values)
         return mask._replace(traits=mask.traits | {"colours"})
@@ -266,6 +362,9 @@ def _of_colours(pixels: np.ndarray, path: str) -> Mask:
     if np.isin(VOID[0] << 16 | VOID[1] << 8 | VOID[2], found):
         raise _NoMask("has VOC's border (224, 224, 192), which is neither object nor background")
     # Darker ones are rims: the darkest of VOC's palette has a channel of 32.
+    dark = (values > 0) & (values <= MARGIN)
+    if np.count_nonzero(dark & _is_flat(words.astype(np.float32))) > 4:
+        raise _NoMask("has areas of colours that are all but black beside brighter ones")
     several = np.count_nonzero(counts[1:] > max(values.size // 1000, 1)) > 1
     return Mask(
         (values > MARGIN).astype(np.uint8),
@@ -297,9 +396,7 @@ def _of_greys(values: np.ndarray) -> Mask:
         raise _NoMask(f"has {len(levels)} values up to {top:g}, as class indices have")
     scaled = values.astype(np.float32) * np.float32(255 / white)
     between = (scaled >= MARGIN) & (scaled <= 255 - MARGIN)
-    box = np.ones((3, 3), np.uint8)
-    # Pixels among their like: the rims of an object are thinner, levels of their own are not.
-    flat = cv2.erode(scaled, box) == cv2.dilate(scaled, box)
+    flat = _is_flat(scaled)
     third = flat & between
     if len(levels) <= CLASSES:
         third = flat & (values != low) & (values != top)
@@ -316,7 +413,17 @@ def _of_greys(values: np.ndarray) -> Mask:
     soft = between.mean()
     if soft > NO_MASK:
         raise _NoMask(f"is a picture of greys: {soft:.0%} of its pixels are not black or white")
+    # Far from black and white on all sides: no rim, such as of a photograph cut out on black.
+    inner = np.count_nonzero(cv2.erode(between.astype(np.uint8), np.ones((5, 5), np.uint8)))
+    if inner > INNER * np.count_nonzero(scaled >= MARGIN):
+        raise _NoMask("is a picture of greys on black: what is not black is hardly anywhere white")
     return Mask((scaled > 128).astype(np.uint8), frozenset(["soft"] if soft > SOFT else ()))
+
+
+def _is_flat(values: np.ndarray) -> np.ndarray:
+    """Pixels among their like: the rims of an object are thinner, areas of their own are not."""
+    box = np.ones((3, 3), np.uint8)
+    return cv2.erode(values, box) == cv2.dilate(values, box)
 
 
 def fits(size: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -25,13 +25,17 @@ FORMATS = {
 DAMAGES = ("truncated", "bytes", "hole", "header", "swapped", "garbage", "empty")
 
 
-def tiff(pixels):
-    """A TIFF of any number of 8-bit channels, as microscopes and satellites leave them."""
+def tiff(pixels, orientation=1):
+    """A TIFF of any number of channels and kind of values, as microscopes and satellites leave
+    them.
+    """
     height, width, channels = pixels.shape
-    tags = [(256, 3, 1, width), (257, 3, 1, height), (259, 3, 1, 1), (262, 3, 1, 1)]
-    tags += [(273, 4, 1, 8), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, pixels.size)]
-    bits = struct.pack(f"<{channels}H", *[8] * channels)
-    where = 8 + pixels.size
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (259, 3, 1, 1)]
+    tags += [(262, 3, 1, 2 if channels == 3 else 1)]
+    tags += [(273, 4, 1, 8), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, pixels.nbytes)]
+    tags += [(274, 3, 1, orientation), (339, 3, 1, "uifc".index(pixels.dtype.kind) + 1)]
+    bits = struct.pack(f"<{channels}H", *[8 * pixels.itemsize] * channels)
+    where = 8 + pixels.nbytes
     value = int.from_bytes(bits.ljust(4, b"\0"), "little") if channels < 3 else where
     tags = sorted([*tags, (258, 3, channels, value)])
     ifd = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)

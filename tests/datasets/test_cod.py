@@ -310,7 +310,7 @@ def test_a_bad_sample_is_replaced_and_remembered(tmp_path):
     assert [i for i in range(20) if drawn[i] != f"{i:03d}"] == [4, 7] == data.unreadable()
     assert not {drawn[4], drawn[7]} & {"004", "007"}
     assert data.allowed == 2 and data.complaint() is None
-    assert data.reason(4).endswith("images/004.jpg is unreadable: empty, truncated or not an image")
+    assert data.reason(4).endswith("images/004.jpg is unreadable: truncated or not an image")
 
 
 def test_the_list_above_the_share(tmp_path, monkeypatch):

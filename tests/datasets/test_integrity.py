@@ -29,8 +29,8 @@ def test_check_names_unreadable_truncated_and_misfit_files_at_once(tmp_path):
     for fault in (
         "i_a.jpg is unreadable",
         "i_b.jpg is unreadable (truncated)",
-        "m_c.png is unreadable: empty, truncated or",
-        "m_d.png is unreadable: empty, truncated or",
+        "m_c.png is unreadable: truncated or",
+        "m_d.png is unreadable: the file is empty",
         "m_e.png is a mask of another size (30x20, its image is 60x40)",
     ):
         assert fault in text

@@ -89,6 +89,8 @@ BINARY = {
     "a palette without colours": palette(TRUTH, [0] * 768),
     "transparent colour": palette(TRUTH),
     "red": Image.fromarray(np.dstack([TRUTH * 200, TRUTH * 0, TRUTH * 0])),
+    "class 1 in colours": Image.fromarray(np.dstack([TRUTH, TRUTH * 0, TRUTH * 0])),
+    "a red that looks black": Image.fromarray(np.dstack([TRUTH * 10, TRUTH * 0, TRUTH * 0])),
     "grey and alpha": Image.merge("LA", [grey(WHITE), grey(TRUTH * 255)]),
     "black and alpha": Image.merge("LA", [grey(WHITE * 0), grey(TRUTH * 255)]),
     "white and alpha": with_alpha(WHITE, TRUTH * 255),
@@ -168,6 +170,8 @@ def test_what_is_not_two_valued_is_refused(tmp_path, values, reason):
     [
         (palette(np.where(RIM > 0, 255, TRUTH)), "VOC's border"),
         (palette(INDICES, [255, 255, 255, 128, 0, 0, 0, 128, 0]), "none of which is black"),
+        (palette(INDICES, [0, 0, 0, 12, 0, 0, 0, 128, 0]), "areas of colours that are all but"),
+        (Image.fromarray(photo() * TRUTH[..., None]), "picture of greys on black"),
         (with_alpha(WHITE - TRUTH * 255, TRUTH * 255), "one mask in its colours and another"),
     ],
 )
@@ -175,6 +179,15 @@ def test_colours_that_do_not_tell_are_refused(tmp_path, image, reason):
     image.save(tmp_path / "m.png")
     with pytest.raises(UnreadableFile, match=reason):
         read_mask(str(tmp_path / "m.png"))
+
+
+def test_what_lossy_formats_do_to_masks(tmp_path):
+    grey(TRUTH).save(tmp_path / "m.jpg", quality=90)
+    with pytest.raises(UnreadableFile, match=r"is a JPEG of values up to \d, and its noise"):
+        read_mask(str(tmp_path / "m.jpg"))
+    grey(TRUTH * 255).convert("RGB").save(tmp_path / "m.webp", quality=80)
+    read = read_mask(str(tmp_path / "m.webp"))
+    assert (read.pixels != TRUTH).mean() < 0.01 and "classes" not in read.traits
 
 
 def test_what_is_peculiar_about_a_mask():
@@ -206,6 +219,62 @@ def test_tiffs_that_opencv_misreads(tmp_path):
         (tmp_path / "c.tif").write_bytes(tiff(np.zeros((8, 9, channels), np.uint8)))
         with pytest.raises(UnreadableFile, match=rf"c\.tif has {channels} channels; expected 1"):
             read_image(str(tmp_path / "c.tif"))
+
+
+@pytest.mark.parametrize("kind", ["float64", "uint32", "uint16", "int16", "int8", "float32"])
+def test_values_of_a_tiff(tmp_path, kind):
+    whole = tiff(TRUTH[..., None].astype(kind))
+    (tmp_path / "m.tif").write_bytes(whole)
+    assert (read_mask(str(tmp_path / "m.tif")).pixels == TRUTH).all()
+    (tmp_path / "m.tif").write_bytes(whole[:9000])
+    with pytest.raises(UnreadableFile, match=r"m\.tif is unreadable"):
+        read_mask(str(tmp_path / "m.tif"))
+
+
+@pytest.mark.parametrize("kind", ["float16", "uint64", "complex64"])
+def test_values_of_a_tiff_that_are_not_read(tmp_path, kind):
+    (tmp_path / "m.tif").write_bytes(tiff(TRUTH[..., None].astype(kind)))
+    with pytest.raises(UnreadableFile, match=r"is a TIFF of \d+-bit \w+ values, which are not"):
+        read_mask(str(tmp_path / "m.tif"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_no_format_turns_a_picture(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    (tmp_path / "a.tif").write_bytes(tiff(photo(), orientation))
+    Image.fromarray(photo()).save(tmp_path / "a.png", exif=exif)
+    for name in ("a.tif", "a.png"):
+        assert (read_image(str(tmp_path / name)) == photo()).all()
+        grey(TRUTH).save(tmp_path / "m.png")
+        check_pairs([Pair("a", tmp_path / name, tmp_path / "m.png")])
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.webp", "a.gif"])
+def test_one_picture_a_file(tmp_path, name):
+    first, second = Image.fromarray(photo()), Image.fromarray(photo(1))
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    for read in (read_image, read_mask):
+        with pytest.raises(UnreadableFile, match="holds several pictures"):
+            read(str(tmp_path / name))
+    first.save(tmp_path / name, save_all=True)
+    assert read_image(str(tmp_path / name)).shape == photo().shape
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "the file is empty"),
+        (bytes(4) + b"ftypheic", "a photo in HEIC; convert"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\n<!DOCTYPE html>", "a page of HTML"),
+        (b"%PDF", "truncated or not an image"),
+    ],
+)
+def test_what_is_no_image_is_told(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(UnreadableFile, match=rf"a\.jpg is unreadable: .*{reason}"):
+        read_image(str(tmp_path / "a.jpg"))
 
 
 def test_16_bits_that_hold_8(tmp_path):

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from codmoe.datasets.doctor.fitting import TOO_MANY as MISFITS
+from codmoe.datasets.doctor.fitting import UNFIT
 from codmoe.datasets.doctor.records import ImageRecord, MaskRecord
 from codmoe.datasets.doctor.similarity import copies, groups
 from codmoe.datasets.layouts import Part
@@ -137,6 +139,16 @@ def _of_files(examined: Examined) -> Iterator[Finding]:
             if files:
                 yield Finding(level, check, where, what, advice, files)
     yield from _equal_masks(examined)
+    fits_none = sorted((mask.fit, mask.path) for mask in masks if mask.fit < UNFIT)
+    if fits_none:
+        many = len(fits_none) > max(2, MISFITS * len(masks))
+        what = "outlines that lie on no edges of the image, the worst first: of another image?"
+        advice = "look at them (tools/data/browse.py); one or two of 100 right ones look so, too"
+        if many:
+            advice = "look whether images and masks are in one order, turned or mirrored alike"
+        files = [(path,) for _, path in fits_none]
+        level = "error" if many else "warning"
+        yield Finding(level, "masks that fit no image", where, what, advice, files)
 
 
 def _equal_masks(examined: Examined) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from codmoe.datasets.doctor.fitting import fit
 from codmoe.datasets.doctor.similarity import sketch
 from codmoe.datasets.reading import peculiarities, read_image, read_mask
 
@@ -68,9 +70,11 @@ class MaskRecord(Record):
 
     Args:
         digest: Equal for equal masks, unset for empty and full ones.
+        fit: See :func:`codmoe.datasets.doctor.fitting.fit`; NaN without an image of its size.
     """
 
     digest: bytes = b""
+    fit: float = math.nan
 
 
 def start_worker() -> None:
@@ -97,25 +101,25 @@ def _damage() -> str:
 
 def inspect(job: tuple[str | None, str | None]) -> tuple[ImageRecord | None, MaskRecord | None]:
     """Looks at an image and its mask, either of which may be missing."""
-    image, mask = job
-    return inspect_image(image) if image else None, inspect_mask(mask) if mask else None
+    image, pixels = _inspect_image(job[0]) if job[0] else (None, None)
+    return image, _inspect_mask(job[1], pixels) if job[1] else None
 
 
-def inspect_image(path: str) -> ImageRecord:
+def _inspect_image(path: str) -> tuple[ImageRecord, np.ndarray | None]:
     """Decodes and measures one image."""
     _damage()
     try:
         pixels = read_image(path)
     except ValueError as error:
-        return ImageRecord(path, error=_without_path(error, path))
+        return ImageRecord(path, error=_without_path(error, path)), None
     record = ImageRecord(path, size=(pixels.shape[1], pixels.shape[0]), damage=_damage())
     record.orientation, record.traits = _header(path)
     record.sketch = sketch(pixels)
     record.digest = _digest(pixels)
-    return record
+    return record, pixels
 
 
-def inspect_mask(path: str) -> MaskRecord:
+def _inspect_mask(path: str, image: np.ndarray | None) -> MaskRecord:
     """Decodes and measures one mask."""
     _damage()
     try:
@@ -129,6 +133,8 @@ def inspect_mask(path: str) -> MaskRecord:
     record.traits = (*mask.traits, *peculiar, *exif)
     if not {"empty", "whole"} & set(peculiar):
         record.digest = _digest(mask.pixels)
+    if image is not None and image.shape[:2] == mask.pixels.shape:
+        record.fit = fit(image, mask.pixels)
     return record
 
 
