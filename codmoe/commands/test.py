@@ -52,8 +52,10 @@ def run(args) -> None:
     from codmoe.engine.own_data import set_data
     from codmoe.engine.testing import test
 
-    cfg = load_config(args.config, parse_options(args.cfg_options))
-    set_data(cfg, args.data_root, args.images, args.masks, checkpoint=args.checkpoint)
+    options = parse_options(args.cfg_options)
+    cfg = load_config(args.config, options)
+    data = (args.data_root, args.images, args.masks)
+    set_data(cfg, *data, checkpoint=args.checkpoint, options=options)
     if args.flip or args.scales:
         cfg.tta = dict(flip=args.flip, scales=args.scales or [1.0])
     prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)

@@ -30,8 +30,9 @@ def run(args) -> None:
     from codmoe.engine.launch import prepare, train
     from codmoe.engine.own_data import set_data
 
-    cfg = load_config(args.config, parse_options(args.cfg_options))
-    set_data(cfg, args.data_root, args.images, args.masks)
+    options = parse_options(args.cfg_options)
+    cfg = load_config(args.config, options)
+    set_data(cfg, args.data_root, args.images, args.masks, options=options)
     if args.resume or args.auto_resume:
         cfg.resume = True if args.resume else "auto"
     prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from codmoe.registry import DATASETS
 from codmoe.trust import read_literals
 
 PARTS = ("train", "val", "test")
+KEPT = ("cache", "check_files", "exclude")
+"""Arguments of :class:`CODDataset` that a command line sets for own data, too."""
 # Of one folder of pairs; the test images of another are another folder's.
 FRACTIONS = dict(experts=0.75, router=0.15, val=0.10)
 WITH_TEST = dict(experts=0.60, router=0.15, val=0.10, test=0.15)
@@ -38,6 +40,7 @@ def set_data(
     masks: str | None = None,
     *,
     checkpoint: str | None = None,
+    options: Iterable[str] = (),
 ) -> None:
     """Points the data sets of a config at a folder, or puts own data in their place.
 
@@ -53,10 +56,13 @@ def set_data(
         masks: Folder of their masks.
         checkpoint: Weights that are to be tested: of images that they were trained on the held-out
             ones are tested, of others all.
+        options: Dotted keys that the command line overrides: those of data sets that are replaced
+            are kept (:data:`KEPT` and pipelines) or refused.
 
     Raises:
         FileNotFoundError: There is no such folder, or no pair of folders in it.
-        ValueError: One of ``images`` and ``masks`` is missing, or both and ``data_root`` given.
+        ValueError: One of ``images`` and ``masks`` is missing, or both and ``data_root`` given; an
+            option has nothing left to change.
     """
     if not (data_root or images or masks):
         return
@@ -66,7 +72,8 @@ def set_data(
                 dataset["data_root"] = data_root
         else:
             root = require_folder(resolve_root(str(data_root)), "--data-root")
-            _replace(cfg, [(p.name, p.role, p.folders) for p in recognise(root).parts], checkpoint)
+            parts = [(p.name, p.role, p.folders) for p in recognise(root).parts]
+            _replace(cfg, parts, checkpoint, options)
     elif data_root:
         raise ValueError("give --data-root, or --images and --masks, not both")
     elif not images or not masks:
@@ -77,7 +84,8 @@ def set_data(
             require_folder(resolve_root(folder), key).resolve()
             for folder, key in ((images, "--images"), (masks, "--masks"))
         )
-        _replace(cfg, [(image.parent.name or image.name, "", Folders(image, mask))], checkpoint)
+        pair = (image.parent.name or image.name, "", Folders(image, mask))
+        _replace(cfg, [pair], checkpoint, options)
     init = cfg.get("init_from")
     config = re.search(r"configs/\S+\.py", (init or {}).get("command") or "")
     if config:
@@ -115,8 +123,30 @@ def _fits(cfg: Config, root: str) -> bool:
     return False
 
 
-def _replace(cfg: Config, found: list[tuple[str, str, Folders]], checkpoint: str | None) -> None:
+def _kept(cfg: Config, options: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What of each loader's data set the command line sets and any other takes, too."""
+    kept: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+    for option in options:
+        found = re.match(r"(train|val|test)_dataloader\.dataset\.([^.]+)", option)
+        if found and found[2] in KEPT:
+            kept[found[1]][found[2]] = cfg[f"{found[1]}_dataloader"].dataset[found[2]]
+        elif found and "pipeline" not in option.split("."):
+            raise ValueError(
+                f"--cfg-options {option} changes a data set that your own takes the place of; "
+                f"{', '.join(f'{found[1]}_dataloader.dataset.{key}' for key in KEPT)} and "
+                "pipelines can be set, all else in a config of your own"
+            )
+    return kept
+
+
+def _replace(
+    cfg: Config,
+    found: list[tuple[str, str, Folders]],
+    checkpoint: str | None,
+    options: Iterable[str],
+) -> None:
     """Puts the parts (name, role, folders) in the place of the config's data sets."""
+    kept = _kept(cfg, options)
     train = [part for part in found if part[1] in ("", "train")]
     val = [part for part in found if part[1] == "val"]
     test = [part for part in found if part[1] == "test"]
@@ -149,6 +179,7 @@ def _replace(cfg: Config, found: list[tuple[str, str, Folders]], checkpoint: str
                     name=name,
                     split=split,
                     pipeline=pipelines[part],
+                    **kept[part],
                 )
                 for number, (name, _, folders) in enumerate(sets, 1)
             },

@@ -157,6 +157,21 @@ class CODRunner(Runner):
     def _maybe_compile(self, target: str) -> None:
         """Nothing: mmengine reads ``compile`` too, and would compile the whole training step."""
 
+    def build_param_scheduler(self, scheduler):
+        """mmengine's, without a warm-up of one step: it would leave the rate where it starts."""
+        steps = len(self.train_dataloader)
+
+        def lasts(one) -> bool:
+            if not isinstance(one, dict) or not one.get("convert_to_iter_based"):
+                return True
+            length = one.get("end", float("inf")) - one.get("begin", 0)
+            return one.get("type") != "LinearLR" or length * steps >= 2
+
+        if isinstance(scheduler, (list, tuple)) and not all(map(lasts, scheduler)):
+            self.logger.info("the warm-up is left out: it would be one step")
+            scheduler = [one for one in scheduler if lasts(one)]
+        return super().build_param_scheduler(scheduler)
+
     def build_optim_wrapper(self, optim_wrapper):
         """mmengine's, without its line of log for each of a thousand parameters; of the frozen ones
         it even warns.

@@ -113,8 +113,9 @@ def plan(
     """
     stages = []
     for number, name in enumerate(configs, 1):
-        cfg = load_config(name, parse_options(list(options)))
-        set_data(cfg, **data)
+        given = parse_options(list(options))
+        cfg = load_config(name, given)
+        set_data(cfg, **data, options=given)
         require_sections(cfg, "model", "train_dataloader", "train_cfg", "default_hooks")
         if not cfg.default_hooks.get("best"):
             raise ValueError(f"{name}: default_hooks.best, which keeps the weights, is missing")

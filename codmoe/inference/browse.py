@@ -57,7 +57,7 @@ def browse(
     loader = cfg.get(f"{part}_dataloader")
     if not loader:
         raise ValueError(f"{cfg.config_file} has no {part}_dataloader")
-    set_data(cfg, *data)
+    set_data(cfg, *data, options=options or ())
     dataset = DATASETS.build(loader.dataset)
     if out is not None:
         np.random.seed(seed)

@@ -53,6 +53,11 @@ def test_the_average_is_exact(tmp_path):
         average_weights([paths[0], paths[2]])
 
 
+def test_what_ships_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    handover.require_files(read_sources(load_config("small/finetune")))
+
+
 def test_buffers_travel_with_their_part(tmp_path, separate):
     content = torch.load(separate["pranet"], weights_only=True)
     content["state_dict"]["backbone.shift"].fill_(4)

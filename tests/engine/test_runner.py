@@ -95,6 +95,15 @@ def test_a_run_goes_on_with_the_decays_that_it_began_with(tmp_path):
     ]
 
 
+def test_a_warm_up_of_one_step_is_left_out(tmp_path):
+    """As of few images: the rate would stay at a hundredth of what was set."""
+    off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
+    one = dict(train_dataloader=dict(batch_size=8), default_hooks=dict(warmup=None))
+    runner = train(prepared(write_config(tmp_path, 1, ONE_EXPERT, off, one), tmp_path / "work"))
+    (rate,) = runner.message_hub.get_scalar("train/base_lr").data[0]
+    assert runner.iter == 1 and rate == runner.cfg.optim_wrapper.optimizer.lr
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The checkpoint of a toy's training of one epoch, and what writes its config anew."""

@@ -95,6 +95,24 @@ def test_stages_hand_them_on(tmp_path, monkeypatch):
     assert command[-4:] == ["--images", str(images), "--masks", str(masks)]
 
 
+def test_overrides_of_the_data_set_are_kept_or_refused(tmp_path):
+    images, masks = odd_folder(tmp_path)
+    given = {
+        "train_dataloader.dataset.cache": True,
+        "train_dataloader.dataset.pipeline.1.flip": 0.25,
+    }
+    cfg = load_config("small/finetune", given)
+    set_data(cfg, images=str(images), masks=str(masks), options=given)
+    (data,) = cfg.train_dataloader.dataset.datasets.values()
+    assert data.cache is True and data.pipeline[1].flip == 0.25
+    (held_out,) = cfg.val_dataloader.dataset.datasets.values()
+    assert "cache" not in held_out
+    given = {"train_dataloader.dataset.split.seed": 1}
+    cfg = load_config("small/finetune", given)
+    with pytest.raises(ValueError, match=r"dataset\.split\.seed changes a data set that your own"):
+        set_data(cfg, images=str(images), masks=str(masks), options=given)
+
+
 def test_errors_name_the_commands_of_this_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images, masks = odd_folder(tmp_path)
