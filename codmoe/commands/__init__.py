@@ -9,6 +9,7 @@ COMMANDS = {
     "Images": {
         "predict": "masks of images, folders and videos, also as pictures and a table",
         "calibrate": "choose the threshold of masks on pairs of yours",
+        "demo": "a local page to try a model on your own images",
     },
     "Training": {
         "doctor": "examine data sets before training",

@@ -338,6 +338,19 @@ class EvidenceRouter(Router):
 
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         """See :class:`Router`."""
+        return self._fused(self.evidence(images, pyramid))
+
+    def without(self, images: Tensor, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Logits (N, E) with one branch after the other switched off, by its name.
+
+        A branch that is off says what it says of an average image of the training.
+        """
+        evidence = self.evidence(images, pyramid)
+        average = {n: cast(BatchNorm, self.norms[n]).bias.expand_as(x) for n, x in evidence.items()}
+        return {name: self._fused({**evidence, name: average[name]}) for name in evidence}
+
+    def evidence(self, images: Tensor, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Normalised features (N, width) in float32 of each branch, by its name."""
         if self.detach:
             pyramid = [level.detach() for level in pyramid]
         # Statistics and FFT need float32: a half-precision FFT wants powers of two, and squares
@@ -347,11 +360,14 @@ class EvidenceRouter(Router):
             half = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             images, pyramid = images.float(), [level.float() for level in pyramid]
-            evidence = [
-                self.norms[name](branch(images, pyramid, half)[..., None, None]).flatten(1)
+            return {
+                name: self.norms[name](branch(images, pyramid, half)[..., None, None]).flatten(1)
                 for name, branch in self.branches.items()
-            ]
-            fused = torch.cat(evidence, dim=1)
+            }
+
+    def _fused(self, evidence: dict[str, Tensor]) -> Tensor:
+        fused = torch.cat(list(evidence.values()), dim=1)
+        with torch.autocast(fused.device.type, enabled=False):
             logits = self.fuse(fused)
             if self.familiarity is None:
                 return logits

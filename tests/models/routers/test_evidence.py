@@ -58,6 +58,23 @@ class TestEvidenceRouter(RouterTester):
         )
         assert fewer < all_of_them
 
+    def test_one_branch_switched_off_is_heard_no_more(self):
+        router = self.woken()
+        images, pyramid = example()
+        for norm in router.norms.values():
+            norm.bias.data.normal_()
+        found = router.without(images, pyramid)
+        assert list(found) == list(BRANCHES)
+        evidence = router.evidence(images, pyramid)
+        for name, logits in found.items():
+            # By hand: the branch gives the mean that its norm has seen, whatever the image.
+            router.branches[name].forward = lambda *_, n=name: router.norms[n].running_mean.expand(
+                5, -1
+            )
+            torch.testing.assert_close(router.score(images, pyramid), logits)
+            del router.branches[name].forward
+        assert torch.equal(router.evidence(images, pyramid)["edge"], evidence["edge"])
+
     def test_branch_errors(self):
         with pytest.raises(ValueError, match="texture"):
             self.make(branches=dict(textures=False))

@@ -1,0 +1,39 @@
+"""A local page to try a model on your own images: codmoe demo [--checkpoint FILE]"""
+
+from importlib.util import find_spec
+
+from codmoe.commands.options import TRUST_CODE, checkpoint, model, option, whole
+
+OPTIONS = (
+    option(
+        "--checkpoint",
+        type=checkpoint,
+        help="weights, e.g. ensemble_best.pth; by default those that ship",
+    ),
+    option("--config", type=model, help="config file or name; by default the checkpoint's own"),
+    option("--size", type=int, help="side of the network's input; by default the config's"),
+    option("--device", help="by default the first GPU if there is one"),
+    option("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine may use it"),
+    option("--port", type=whole(1, 65535), help="by default the first free one from 7860 on"),
+    TRUST_CODE,
+)
+
+
+def run(args) -> None:
+    if find_spec("gradio") is None:
+        raise ValueError("the demo needs gradio, which is missing; pip install 'codmoe[demo]'")
+    from codmoe.inference.demo import serving, wait
+    from codmoe.inference.inferencer import Inferencer
+
+    infer = Inferencer(
+        args.config,
+        args.checkpoint,
+        image_size=args.size,
+        device=args.device,
+        batch_size=1,
+        trust_code=args.trust_code,
+    )
+    name = args.checkpoint or args.config or "small, which ships with codmoe"
+    with serving(infer, name=name, host=args.host, port=args.port) as address:
+        print(f"open {address} in a browser; Ctrl+C ends it", flush=True)
+        wait()
