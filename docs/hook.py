@@ -128,7 +128,8 @@ def config_reference() -> str:
     ]
     for name in BASES:
         for key, value, note in base_keys(ROOT / f"configs/_base_/{name}.py"):
-            text.append(f"| `{key}` | {_code(value)} | {_cell(note)} |")
+            key = _code(key).replace(".", ".<wbr>")  # where a line may end
+            text.append(f"| {key} | {_code(value)} | {_cell(note)} |")
     package = load()
     sources = package["engine.handover.Sources"]
     text += ["", "### `init_from` { #init_from }\n", "What a stage starts from.\n"]

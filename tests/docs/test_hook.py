@@ -49,8 +49,11 @@ def test_the_reference_has_every_type_with_the_keys_that_the_check_of_configs_ta
 
 
 def test_the_reference_has_values_and_comments_of_the_base_configs(reference):
-    assert "| `amp` | <code>True</code> | Mixed precision:" in reference
-    assert "| `optim_wrapper.clip_grad` | <code>dict(max_norm=5.0)</code> |" in reference
+    assert "| <code>amp</code> | <code>True</code> | Mixed precision:" in reference
+    assert (
+        "| <code>optim_wrapper.<wbr>clip_grad</code> | <code>dict(max_norm=5.0)</code> |"
+        in reference
+    )
     assert "| `parts` | <code>tuple[str, ...] &#124; None</code> |" in reference
 
 
