@@ -68,8 +68,9 @@ class Parser(argparse.ArgumentParser):
         known = self._option_string_actions
         given = [word.partition("=")[0] for word in self._words if word.startswith("--")]
         for word in given:
-            close = [] if any(k.startswith(word) for k in known) else nearest(word, known)
-            if close:
+            long = [name.lstrip("-") for name in known]
+            close = [f"--{name}" for name in nearest(word[2:], long)]
+            if close and not any(name.startswith(word) for name in known):
                 wrong = "" if word in message else f"{word} is no option, "
                 message += f"; {wrong}did you mean {' or '.join(close)}?"
                 break

@@ -24,8 +24,8 @@ def is_quiet() -> bool:
 
 
 def note(text: str) -> None:
-    """Says what is worth knowing, and no error, on standard error."""
-    if not is_quiet():
+    """Says what is worth knowing, and no error, on standard error; one process of several does."""
+    if not is_quiet() and (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
         print(text, file=sys.stderr)
 
 

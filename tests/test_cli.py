@@ -172,6 +172,7 @@ def said(*words):
 said("--help")
 said("predict", "--help")
 said("prdict", "x.jpg")
+said("predict", "x.jgp", "--out", "maps")
 said("predict", "x.jpg", "--ot", "maps")
 said("predict", "x.jpg", "--out", "maps", "--checkpoint", "small_ensembel.safetensors")
 said("train", "ensemble/stage33")
@@ -182,8 +183,10 @@ SAID = """0 --help
 0 predict --help
 error: no command 'prdict'; did you mean 'predict'? (codmoe --help shows what it takes)
 2 prdict x.jpg
-error: unrecognized arguments: --ot maps; did you mean --out or --tile? \
-(codmoe predict --help shows what it takes)
+error: x.jgp is no file or folder; give one that is there; did you mean 'x.jpg'?
+1 predict x.jgp
+error: unrecognized arguments: --ot maps; did you mean --out? (codmoe predict --help shows what \
+it takes)
 2 predict x.jpg
 error: checkpoint small_ensembel.safetensors does not exist; did you mean \
 'small_ensemble.safetensors'?
@@ -199,7 +202,8 @@ error: The result file none.json does not exist; make it with --json of codmoe t
 
 
 def test_wrong_usage_is_answered_before_torch_is_imported(tmp_path):
-    (tmp_path / "small_ensemble.safetensors").touch()
+    for name in ("small_ensemble.safetensors", "x.jpg"):
+        (tmp_path / name).touch()
     env = dict(os.environ, PYTHONPATH=str(ROOT), COLUMNS="100")
     script = [sys.executable, "-c", NOT_YET]
     done = subprocess.run(script, env=env, cwd=tmp_path, capture_output=True, text=True)

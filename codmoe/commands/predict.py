@@ -2,7 +2,7 @@
 
 Inputs: images; folders, with all images below them; videos; camera:0.
 The same command goes on where it was interrupted, and leaves out what is done. On several GPUs:
-bash tools/dist_run.sh tools/predict.py 8 IMAGES --out DIR --table DIR/all.csv
+codmoe predict IMAGES --out DIR --table DIR/all.csv --gpus 8
 """
 
 import os
@@ -16,13 +16,21 @@ from codmoe.commands.options import (
     TRUST_CODE,
     VIEWS,
     checkpoint,
+    images,
     model,
+    on_gpus,
     option,
     whole,
 )
 
+
+def picture(text: str) -> str:
+    """The ``type`` of an input: a camera, or a path that is there."""
+    return text if text.startswith("camera:") else images(text)
+
+
 OPTIONS = (
-    option("inputs", nargs="+", help="image files, folders, videos, camera:0"),
+    option("inputs", nargs="+", type=picture, help="image files, folders, videos, camera:0"),
     option("--out", help="folder for the outputs, which keeps sub-folders"),
     option(
         "--save",
@@ -56,6 +64,10 @@ OPTIONS = (
 
 
 def run(args) -> int | None:
+    if not args.out and not args.table:
+        raise ValueError("give --out DIR for pictures, --table FILE for figures, or both")
+    on_gpus("predict", args)
+
     from pathlib import Path
 
     import torch
@@ -72,8 +84,6 @@ def run(args) -> int | None:
 
     # Before weights are loaded or fetched.
     rank, world, local = _process(args.launcher)
-    if not args.out and not args.table:
-        raise ValueError("give --out DIR for pictures, --table FILE for figures, or both")
     check_threshold(args.threshold)
     scales = args.scales or (1.0,)
     check_scales(scales)
