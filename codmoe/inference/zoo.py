@@ -17,6 +17,7 @@ from codmoe.models.build import DEFAULT_EXPERTS, backbone_config, skip_pretraine
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODELS
 from codmoe.shipped import (
+    ABOUT,
     DEFAULT,
     FOLDER,
     SHIPPED,
@@ -234,8 +235,5 @@ def weights_to_use(model: Any, checkpoint: Any) -> tuple[Any, Any]:
         )
     name = model or DEFAULT
     path = shipped_weights(name)
-    note(
-        f"using the trained weights {name!r} that ship with codmoe; what they can do and where "
-        f"they fail: {FOLDER / 'MODEL_CARD.md'}"
-    )
+    note(f"model {name!r} ({ABOUT[name]}); its card: {FOLDER / 'MODEL_CARD.md'}")
     return None, path

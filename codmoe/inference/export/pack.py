@@ -24,6 +24,7 @@ KEPT = (
 ).split()
 META = ("stage", "epoch", "monitor", "score", "threshold", "codmoe", "torch")
 IMAGES = 8
+Pictures = str | Path | Sequence[Path] | Sequence[np.ndarray]
 
 
 def pack(
@@ -32,7 +33,7 @@ def pack(
     limit: int = LIMIT,
     *,
     eight_bit: bool = False,
-    pictures: str | Path | Sequence[np.ndarray] | None = None,
+    pictures: Pictures | None = None,
 ) -> dict[str, float]:
     """Write the shippable form of a checkpoint; a file already at ``out`` is kept.
 
@@ -83,7 +84,9 @@ def _config_text(checkpoint: str | Path) -> str:
 
 
 def _changes(
-    before: str | Path, after: str | Path, pictures: str | Path | Sequence[np.ndarray] | None
+    before: str | Path,
+    after: str | Path,
+    pictures: Pictures | None,
 ) -> dict[str, float]:
     models = [Inferencer(checkpoint=path, device="cpu") for path in (before, after)]
     size = models[0].size[0]
