@@ -15,12 +15,12 @@ from torch import Tensor
 from codmoe import create_model
 from codmoe.engine.checkpoints import read_meta, save_weights
 from codmoe.engine.config import load_config
+from codmoe.evaluation.measures import image_measures, iou_and_dice, uniform_probability
 from codmoe.evaluation.reliability import (
     expected_calibration_error,
     fit_calibration,
     reliability,
 )
-from codmoe.evaluation.measures import image_measures, iou_and_dice, uniform_probability
 from codmoe.models.combiners import mix_probabilities
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import DATASETS
