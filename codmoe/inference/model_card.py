@@ -16,6 +16,7 @@ from codmoe.console import markdown_text
 from codmoe.evaluation.compare import load_methods
 from codmoe.evaluation.conventions import COMBINED, LOWER_IS_BETTER, MIXTURE
 from codmoe.evaluation.cost import UNIT, summarise
+from codmoe.evaluation.intervals import FEW
 from codmoe.evaluation.tables import format_value, result_rows, result_table
 from codmoe.inference.inferencer import size_of
 from codmoe.inference.summary import summary_table
@@ -168,6 +169,11 @@ def _limits(table: Table) -> list[str]:
             f"- It scores lowest on {markdown_text(worst)}: IoU {format_value(ious[worst])}."
         )
     for name, rows in table.items():
+        if rows[MIXTURE]["n"] < FEW:
+            lines.append(
+                f"- {markdown_text(name)}: {rows[MIXTURE]['n']} images are few; what fails on one "
+                "in thirty may by chance fail on none of them."
+            )
         experts = {key: row["IoU"] for key, row in rows.items() if key not in COMBINED}
         if len(experts) > 1:
             best = max(experts, key=experts.__getitem__)
