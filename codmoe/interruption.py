@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from codmoe.files import began
-from codmoe.messages import command_line
+from codmoe.messages import command_line, speaks
 
 PARENT = "CODMOE_PARENT"
 """Environment variable: number of the process without which this one is not to run on."""
@@ -97,8 +97,7 @@ class Interruption:
         if self._told:
             return
         self._told = True
-        # Of several processes one speaks; before the group stands, the environment knows which.
-        if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
+        if speaks():
             rest = self.farewell() if self.farewell else ""
             print(f"interrupted by {signal.Signals(self.signum).name}{rest}", file=sys.stderr)
             sys.stderr.flush()
@@ -165,13 +164,18 @@ def _follow(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def own_command() -> str:
+    """The command that started this process; empty where another process says it."""
+    return os.environ.get(COMMAND, shlex.join(command_line()))
+
+
 def going_on(saved: bool | None) -> str:
     """The end of a farewell: the command that goes on.
 
     Args:
         saved: Whether there is something to resume; None for a command that knows itself.
     """
-    command = os.environ.get(COMMAND, shlex.join(command_line()))
+    command = own_command()
     if not command:
         return ""
     if saved and not {"--resume", "--auto-resume"} & set(shlex.split(command)):

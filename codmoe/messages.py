@@ -23,9 +23,16 @@ def is_quiet() -> bool:
     return bool(os.environ.get(QUIET))
 
 
+def speaks() -> bool:
+    """Whether this process is the one of several that speaks; before their group stands, the
+    environment knows which.
+    """
+    return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
+
+
 def note(text: str) -> None:
     """Says what is worth knowing, and no error, on standard error; one process of several does."""
-    if not is_quiet() and (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
+    if speaks() and not is_quiet():
         print(text, file=sys.stderr)
 
 

@@ -89,6 +89,16 @@ def pair(text: str) -> str:
     return text
 
 
+def share(text: str) -> float:
+    """The ``type`` of an option that takes a number between 0 and 1."""
+    try:
+        if 0 < float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1")
+
+
 CONFIG = option(
     "config", type=config, help="config file, or name of a shipped one (ensemble/stage3)"
 )
@@ -120,6 +130,33 @@ LAUNCHER = (
 QUIET = option("--quiet", action="store_true", help="print errors and warnings alone")
 TILE = option(
     "--tile", type=whole(64), metavar="N", help="larger images also in squares of N pixels"
+)
+TRAINING = (
+    option(
+        "--log",
+        action="append",
+        default=[],
+        choices=("tensorboard", "wandb", "mlflow"),
+        help="curves there, too; may be given several times",
+    ),
+    option(
+        "--early-stop",
+        type=whole(),
+        metavar="N",
+        help="end after N validations without a better one",
+    ),
+    option(
+        "--accumulate", type=whole(), metavar="N", help="the mean gradient of N batches is a step"
+    ),
+    option(
+        "--ema",
+        nargs="?",
+        const=0.002,
+        type=share,
+        metavar="MOMENTUM",
+        help="validate and keep averaged weights; 0.002",
+    ),
+    option("--auto-batch", action="store_true", help="as large a batch as the GPU takes"),
 )
 TRUST_CODE = option(
     "--trust-code", action="store_true", help="import what the checkpoint's config asks for"

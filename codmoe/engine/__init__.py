@@ -4,6 +4,7 @@ from codmoe.engine.checkpoints import AtomicBackend
 from codmoe.engine.ddp import CODDistributedDataParallel
 from codmoe.engine.hooks.frozen_features import FrozenCacheHook
 from codmoe.engine.hooks.mixture import ExpertsAfterHook, RouterWatchHook
+from codmoe.engine.hooks.progress import LoggerHook
 from codmoe.engine.hooks.resuming import CheckpointHook
 from codmoe.engine.hooks.training import (
     AverageBuffersHook,
@@ -27,6 +28,7 @@ __all__ = [
     "FiniteLossHook",
     "FrozenCacheHook",
     "GridHook",
+    "LoggerHook",
     "MergedGroupsConstructor",
     "RouterWatchHook",
     "SaveMapsHook",

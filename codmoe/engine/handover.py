@@ -517,7 +517,7 @@ def _sections(cfg: Config, name: str) -> dict[str, str]:
 
 
 def print_assembly(payload: Mapping[str, Any], logger, path: Path) -> None:
-    """Log the payload of ``assembly.json`` as a table, on the terminal and in the log file."""
+    """Log the payload of ``assembly.json`` as a table in the log file, and as a line."""
     experts = payload["experts"]
     before = any(expert["before"] for expert in experts.values())
     names = ["expert", *(["before that run"] if before else []), "own checkpoint"]
@@ -532,7 +532,14 @@ def print_assembly(payload: Mapping[str, Any], logger, path: Path) -> None:
     backbone = ", ".join(payload["backbone"]) or "not loaded"
     kind = "average of " if len(payload["backbone"]) > 1 else ""
     logger.info(
-        f"assembled ({payload['policy']}), backbone: {kind}{backbone}\n{table.text()}\n{path}"
+        f"assembled ({payload['policy']}), backbone: {kind}{backbone}\n{table.text()}\n{path}",
+        extra=dict(terminal=False),
+    )
+    worst = max(experts, key=lambda name: experts[name]["drop"])
+    shown = [f"{name} {expert['assembled']:.4f}" for name, expert in experts.items()]
+    logger.info(
+        f"IoU of the experts before the first step: {', '.join(shown)}; against their own "
+        f"checkpoints {worst} lost most, {experts[worst]['drop']:+.4f} ({path.name})"
     )
 
 

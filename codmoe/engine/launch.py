@@ -14,8 +14,11 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop
 
+from codmoe.engine.auto_batch import settle_batch
 from codmoe.engine.checkpoints import newest_checkpoint
+from codmoe.engine.closing import closing_block
 from codmoe.engine.config import require_sections
 from codmoe.engine.ddp import every_expert_runs, init_cpu_process_group
 from codmoe.engine.handover import (
@@ -195,11 +198,12 @@ def build_runner(plan: LaunchPlan) -> CODRunner:
     return CODRunner.from_cfg(plan.cfg, every_expert_runs=plan.every_expert_runs)
 
 
-def train(cfg: Config) -> CODRunner:
+def train(cfg: Config, *, auto_batch: bool = False) -> CODRunner:
     """Run one stage.
 
     Args:
         cfg: As :func:`prepare` returns it; ``cfg.resume`` goes on from ``cfg.work_dir``.
+        auto_batch: Take as large a batch as the GPU does; see :func:`settle_batch`.
 
     Raises:
         FileNotFoundError, ValueError: Something is missing or does not fit, or an expert is worse
@@ -208,6 +212,8 @@ def train(cfg: Config) -> CODRunner:
     plan = settle(cfg)
     with run_alone(cfg):
         try:
+            if auto_batch:
+                settle_batch(plan.cfg, resume=plan.resume is not None)
             return _run(plan)
         except OSError as error:
             work_dir = Path(cfg.work_dir)
@@ -254,7 +260,6 @@ def _run(plan: LaunchPlan) -> CODRunner:
     runner.register_hook(InterruptionHook())
     if plan.resume:
         runner._load_from = str(plan.resume)
-    runner.logger.info(f"precision: {plan.precision}")
     loader = runner.train_loop.dataloader
     if len(loader) == 0:
         raise ValueError(
@@ -262,6 +267,12 @@ def _run(plan: LaunchPlan) -> CODRunner:
             f"{plan.cfg.train_dataloader.batch_size} on each of {runner.world_size} process(es); "
             "lower train_dataloader.batch_size, or give the part more in split"
         )
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    most = f"{runner.max_epochs} epoch(s) of {len(loader):,}" if by_epoch else runner.max_iters
+    runner.logger.info(
+        f"{len(loader.dataset):,} images, {most} steps, {loader.batch_size} images each on "
+        f"{runner.world_size} process(es); precision: {plan.precision}"
+    )
     if plan.sources is not None:
         runner.experts_before = hand_over(runner, plan.sources)
     work_dir = Path(plan.cfg.work_dir)
@@ -273,6 +284,7 @@ def _run(plan: LaunchPlan) -> CODRunner:
         runner.train()
     finally:
         stop_workers(runner)
+    seconds = time.time() - started
     if is_main_process():
         told = runner.message_hub.get_info
         save_json(
@@ -284,11 +296,12 @@ def _run(plan: LaunchPlan) -> CODRunner:
                 iterations=runner.iter,
                 best=told("codmoe_best"),
                 best_epoch=told("codmoe_best_epoch"),
-                seconds=round(time.time() - started, 1),
+                seconds=round(seconds, 1),
                 precision=plan.precision,
                 routing=told("codmoe_routing_of_best"),
             ),
         )
+        runner.logger.info(closing_block(runner, seconds), extra=dict(emphasis=True))
     return runner
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from mmengine import registry as root
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -87,7 +88,45 @@ def _is_embedding(name: str) -> bool:
 class CODOptimWrapper(OptimWrapper):
     """mmengine's OptimWrapper, which the engine chooses for full precision; it clips as mmengine
     does, and leaves the norm on the device for the log to fetch.
+
+    With ``accumulative_counts`` the last batches of an epoch make a step of their own, if they are
+    fewer: their gradient is divided by their number, and none waits when the epoch's checkpoint is
+    written, from which a run then goes on to the same result.
     """
+
+    epoch_steps: int | None = None
+    """Batches of an epoch; None in a loop by iterations, where groups go on until the end."""
+
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
+        """mmengine's, without its warnings: docs/training.md says what accumulation means."""
+        self._inner_count, self._max_counts = init_counts, max_counts
+        if self._accumulative_counts > 1:  # the schedule goes on with each batch
+            warnings.filterwarnings("ignore", "Detected call of `scheduler.step", UserWarning)
+
+    def _place(self, count: int) -> tuple[int, int]:
+        """Place of a batch within its group, from 0, and how many the group has."""
+        size, steps = self._accumulative_counts, self.epoch_steps or self._max_counts
+        place = count % steps if steps > 0 else count
+        begin = place - place % size
+        return place - begin, min(size, steps - begin) if steps > 0 else size
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """A batch's share of the mean over its group."""
+        return loss / self._place(self._inner_count)[1]
+
+    def should_sync(self) -> bool:
+        """Whether the coming backward pass is its group's last."""
+        place, size = self._place(self._inner_count)
+        return place + 1 == size
+
+    def should_update(self) -> bool:
+        """Whether the backward pass that was made was its group's last."""
+        place, size = self._place(self._inner_count - 1)
+        return place + 1 == size
+
+    def is_waiting(self) -> bool:
+        """Whether there are gradients that wait for further batches."""
+        return self._inner_count > 0 and not self.should_update()
 
     def _clip_grad(self) -> None:
         params = [p for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]

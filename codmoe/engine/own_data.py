@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 
 from codmoe.datasets.layouts import Folders, recognise, require_folder, resolve_root
 from codmoe.engine.checkpoints import meta_of
+from codmoe.messages import note
 from codmoe.registry import DATASETS
 from codmoe.trust import read_literals
 
@@ -188,7 +188,7 @@ def _replace(
             _fit_batch(loader)
         where = ", ".join(str(folders.image) for *_, folders in sets)
         share = f" ({'+'.join(split['use'])} of {dict(fractions)})" if split else ""
-        print_log(f"{part}: images of {where}{share}")
+        note(f"{part}: images of {where}{share}")
 
 
 def _fit_batch(loader: dict) -> None:
@@ -196,7 +196,7 @@ def _fit_batch(loader: dict) -> None:
     share = len(DATASETS.build(loader["dataset"])) // int(os.environ.get("WORLD_SIZE", "1"))
     if share < loader["batch_size"]:
         loader["batch_size"] = max(share, 1)
-        print_log(f"train: few images; batch_size={loader['batch_size']}")
+        note(f"train: few images; batch_size={loader['batch_size']}")
 
 
 def _pipeline(loader: Mapping, loaders: Mapping[str, Any]) -> list[dict]:

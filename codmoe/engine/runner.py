@@ -28,6 +28,7 @@ from codmoe.engine.checkpoints import compare, state_of
 from codmoe.engine.ddp import idle_parameters
 from codmoe.engine.hooks.resuming import EPOCH_STEPS, ResumableHook
 from codmoe.engine.optim import lay_out_state
+from codmoe.engine.terminal import settle_terminal
 from codmoe.interruption import obey_parent_alone
 from codmoe.registry import DATASETS, building
 from codmoe.trust import read_pickle, require_weights
@@ -68,11 +69,14 @@ class CODRunner(Runner):
             f"codmoe {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
             f"{self.world_size} × {device}, seed {self.seed}"
         )
-        self.logger.info(f"log and whole config: {Path(self.log_dir)}")
+        self.logger.info(f"log and whole config in {Path(self.log_dir)}")
 
     def build_logger(self, *args, **kwargs):
-        """mmengine's; a file's name that is no UTF-8 does not end in a traceback of the log."""
+        """mmengine's, with a terminal for people; a file's name that is no UTF-8 does not end in a
+        traceback of the log.
+        """
         logger = super().build_logger(*args, **kwargs)
+        settle_terminal(logger)
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler) and handler.stream is not None:
                 handler.stream.reconfigure(errors="backslashreplace")
@@ -92,7 +96,7 @@ class CODRunner(Runner):
         for loader in (getattr(self, f"_{name}_dataloader") for name in loaders):
             if isinstance(loader, dict) and isinstance(loader.get("dataset"), dict):
                 with drawn_from(0), building("the data loader"):
-                    DATASETS.build(_uncached(loader["dataset"]))
+                    DATASETS.build(uncached(loader["dataset"]))
         set_fast_norm(self.cfg.get("fast_norm", False))
         try:
             return super().build_model(model)
@@ -260,6 +264,7 @@ class CODRunner(Runner):
             return
         steps = loop.epoch * len(loop.dataloader)
         if loop.iter == steps:
+            self.logger.info(f"going on after epoch {loop.epoch}")
             return
         done = loop.iter - steps
         as_before = self.message_hub.get_info(EPOCH_STEPS) == len(loop.dataloader) >= done > 0
@@ -386,11 +391,11 @@ def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
         start(number)
 
 
-def _uncached(node: Any) -> Any:
+def uncached(node: Any) -> Any:
     """A copy of a data set's config that decodes nothing ahead."""
     if isinstance(node, dict):
-        return {key: _uncached(value) for key, value in node.items() if key != "cache"}
-    return [_uncached(value) for value in node] if isinstance(node, (list, tuple)) else node
+        return {key: uncached(value) for key, value in node.items() if key != "cache"}
+    return [uncached(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
 def _naming(method: Callable[..., Any], key: str) -> Callable[..., Any]:

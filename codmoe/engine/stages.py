@@ -21,8 +21,11 @@ from mmengine.config import Config
 
 from codmoe.engine.config import load_config, parse_options, require_sections
 from codmoe.engine.handover import read_sources
+from codmoe.engine.hooks.progress import CHAIN, Chain
 from codmoe.engine.launch import set_aside
 from codmoe.engine.own_data import data_arguments, set_data
+from codmoe.engine.runner import uncached
+from codmoe.engine.training_options import TrainingOptions
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
 from codmoe.files import LOCK, holding, save_json, save_text, sweep
 from codmoe.interruption import COMMAND, PARENT, going_on, interruption
@@ -104,7 +107,11 @@ class Stage:
 
 
 def plan(
-    configs: Sequence[str], work_dir: Path, options: Sequence[str], **data: str | None
+    configs: Sequence[str],
+    work_dir: Path,
+    options: Sequence[str],
+    training: TrainingOptions | None = None,
+    **data: str | None,
 ) -> list[Stage]:
     """Load and check all configs before the first one runs.
 
@@ -119,6 +126,8 @@ def plan(
         require_sections(cfg, "model", "train_dataloader", "train_cfg", "default_hooks")
         if not cfg.default_hooks.get("best"):
             raise ValueError(f"{name}: default_hooks.best, which keeps the weights, is missing")
+        if training:
+            training.set_training(cfg)
         stages.append(Stage(str(name), cfg, work_dir / f"stage{number}"))
     for number, stage in enumerate(stages[1:], 1):
         left = stages[number - 1].weights
@@ -177,30 +186,51 @@ def train_command(stage: Stage, gpus: int, arguments: Sequence[str], resume: boo
     return [*command, *(["--resume"] if resume else []), *arguments]
 
 
-def check_data(stages: Sequence[Stage]) -> None:
+def check_data(stages: Sequence[Stage]) -> list[dict[str, int]]:
     """Open every data set of every stage once, before hours of training and not after.
+
+    Returns:
+        Images of each stage's ``train``, ``val`` and ``test``, as far as it has these.
 
     Raises:
         FileNotFoundError, ValueError: As the data set says, with the stage and the config key.
     """
-    seen = set()
+    sizes: dict[str, int] = {}
+    images: list[dict[str, int]] = []
     for stage in stages:
+        images.append({})
         for part in ("train", "val", "test"):
             dataset = (stage.cfg.get(f"{part}_dataloader") or {}).get("dataset")
-            if not dataset or str(dataset) in seen:
+            if not dataset:
                 continue
-            seen.add(str(dataset))
-            try:
-                # Decoding into a cache is not what is checked here.
-                DATASETS.build(without_cache(dataset))
-            except (FileNotFoundError, ValueError) as error:
-                raise type(error)(f"{stage.name}: {part}_dataloader.dataset: {error}") from error
+            if str(dataset) not in sizes:
+                try:
+                    # Decoding into a cache is not what is checked here.
+                    sizes[str(dataset)] = len(DATASETS.build(uncached(dataset)))
+                except (FileNotFoundError, ValueError) as error:
+                    where = f"{stage.name}: {part}_dataloader.dataset"
+                    raise type(error)(f"{where}: {error}") from error
+            images[-1][part] = sizes[str(dataset)]
+    return images
 
 
-def without_cache(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """A data set's config that decodes nothing when it is built."""
-    plain = {k: without_cache(v) if isinstance(v, Mapping) else v for k, v in dataset.items()}
-    return dict(plain, cache=False) if "cache" in plain else plain
+def work_of(cfg: Config, images: Mapping[str, int]) -> float:
+    """About how much a stage computes, in forward passes of an image; a backward pass is two.
+
+    What a frozen cache holds costs a quarter of a pass: router, loss and loader.
+
+    Args:
+        cfg: The stage's config.
+        images: Of :func:`check_data`.
+    """
+    epochs = cfg.train_cfg.get("max_epochs") or 1
+    validations = epochs / (cfg.train_cfg.get("val_interval") or 1)
+    train, val = images.get("train", 0), images.get("val", 0)
+    cache = cfg.default_hooks.get("frozen_cache")
+    if cache:
+        fresh = min(cache.get("views", 4), epochs)
+        return train * (fresh + 0.25 * (epochs - fresh)) + val * (1 + 0.25 * (validations - 1))
+    return train * epochs * (2 if cfg.model.get("frozen") else 3) + val * validations
 
 
 def run_stages(
@@ -209,6 +239,7 @@ def run_stages(
     gpus: int = 1,
     work_dir: str = "work_dirs/stages",
     options: Sequence[str] = (),
+    training: TrainingOptions | None = None,
     **data: str | None,
 ) -> dict[str, Any]:
     """Train what is not trained yet, test, and print one table.
@@ -223,14 +254,19 @@ def run_stages(
         gpus: Processes per stage.
         work_dir: Folder of logs, table, pictures and report.
         options: ``key=value`` overrides for all stages.
+        training: Early stopping and the like, for all stages.
         data: ``data_root``, or ``images`` and ``masks``; see :func:`set_data`.
 
     Returns:
         The payload of ``<work_dir>/table.json``.
     """
     folder = Path(work_dir)
-    stages = plan(configs, folder, options, **data)
-    check_data(stages)
+    training = training or TrainingOptions()
+    training.set_log(Config())  # or say what is missing
+    stages = plan(configs, folder, options, training, **data)
+    images = check_data(stages)
+    work = [work_of(stage.cfg, found) for stage, found in zip(stages, images, strict=True)]
+    tests = [found.get("test", 0) for found in images[-2:]]
     arguments = data_arguments(**data)
     arguments += ["--cfg-options", *options] if options else []
     started = time.time()
@@ -248,7 +284,14 @@ def run_stages(
             print(f"{told}: {'resuming' if resume else 'starting'}", flush=True)
             if not resume:
                 stage.begin()
-            run_command(train_command(stage, gpus, arguments, resume))
+            later = sum(work[number:]) + sum(tests)
+            chain = Chain(number, len(stages), later / max(work[number - 1], 1))
+            os.environ[CHAIN] = str(chain)
+            try:
+                words = [*training.words(), *arguments]
+                run_command(train_command(stage, gpus, words, resume))
+            finally:
+                del os.environ[CHAIN]
             ran.add(stage.weights)
         results = [_tested(stage, gpus, arguments, folder) for stage in stages[-2:]]
         call = dict(gpus=gpus, options=list(options), **data)

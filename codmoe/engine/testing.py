@@ -26,6 +26,7 @@ from codmoe.datasets.reading import write_map
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import dicts_in, require_sections, size_of
 from codmoe.engine.ddp import bare_model
+from codmoe.engine.hooks.progress import duration
 from codmoe.engine.launch import no_benchmark
 from codmoe.engine.runner import CODRunner
 from codmoe.evaluation.attributes import AttributeMetric, breakdown
@@ -250,9 +251,15 @@ def _set_sources(cfg: Config, maps: bool, attributes: bool) -> None:
 
 @HOOKS.register_module()
 class TestProgressHook(LoggerHook):
-    """mmengine's log lines with the time left; the result itself is printed as a table."""
+    """A line each few batches with the time left; the result itself is printed as a table."""
 
     __test__ = False  # pytest takes the name for a test
+
+    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if self.every_n_inner_iters(batch_idx, self.interval):
+            left = runner.message_hub.get_info("eta", 0.0)
+            batches = f"batch {batch_idx + 1}/{len(runner.test_dataloader)}"
+            runner.logger.info(f"test  {batches}  left {duration(left)}")
 
     def after_test_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         """Nothing."""

@@ -92,6 +92,42 @@ def save_curves(
     return path
 
 
+def save_lr_range(
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    path: str | os.PathLike,
+    marks: Mapping[str, float],
+) -> Path:
+    """Draws the losses of a learning-rate range test over the rates, with marked rates.
+
+    Args:
+        rates: Learning rates, rising.
+        losses: The loss under each.
+        smoothed: The losses, smoothed.
+        path: File to write; one that is there is kept under a dated name.
+        marks: Rates to mark, by what they are.
+    """
+    figure = Figure(figsize=(6, 3.6), dpi=150, facecolor="white", layout="constrained")
+    panel = figure.subplots()
+    panel.plot(rates, losses, color="#999999", linewidth=0.8, label="loss")
+    panel.plot(rates, smoothed, color="C0", linewidth=1.8, label="smoothed")
+    for index, (name, rate) in enumerate(marks.items()):
+        dash = _DASHES[1 + index % 3]
+        panel.axvline(rate, color="black", linestyle=dash, label=f"{name} {rate:.2g}")
+    panel.set(xscale="log", xlabel="learning rate", ylabel="training loss")
+    # Where it diverges it would make a flat line of all else.
+    low = min((value for value in smoothed if math.isfinite(value)), default=0.0)
+    high = max([*smoothed[: smoothed.index(low)], low]) if low in smoothed else low
+    margin = 0.4 * (high - low) or 1.0
+    panel.set_ylim(low - margin, high + margin)
+    panel.legend(fontsize=8)
+    path = Path(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+    return path
+
+
 def _draw(panel: Axes, x: Sequence[float], y: Sequence[float], index: int) -> Line2D:
     colour, dash = f"C{index % 10}", _DASHES[index // 10 % len(_DASHES)]
     return panel.plot(x, y, color=colour, linestyle=dash, linewidth=1.2)[0]

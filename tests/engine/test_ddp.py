@@ -187,7 +187,7 @@ def test_two_processes_train_and_one_goes_on(tmp_path, monkeypatch):
     done = bash("dist_train.sh", stopped, 2, "--work-dir", work_dir, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     log = log_of(work_dir)
-    assert "2 × CPU" in log and "Epoch(val) [1]" in log
+    assert "2 × CPU" in log and "epoch 1/2  validation" in log
     finished = json.loads((work_dir / "finished.json").read_text())
     assert finished["iterations"] == 2  # 8 images, 2 processes, 2 images each
     path = tmp_path / "weights" / "experts_joint_best.pth"

@@ -7,6 +7,7 @@ from miniature import ONE_EXPERT, prepared, write_config
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
 from codmoe.engine.optim import (
+    CODOptimWrapper,
     MergedGroupsConstructor,
     lay_out_state,
     settle_amp,
@@ -182,3 +183,29 @@ def test_norms_biases_and_embeddings_do_not_decay(own):
         "head.1.weight": (1.0, 0.0),
         "head.1.bias": (1.0, 0.0),
     }
+
+
+@pytest.mark.parametrize("begin", [0, 5])
+def test_an_epochs_last_batches_are_a_group_of_their_own(begin):
+    """Steps are those of the mean gradient over groups of 2, 2 and 1 batches in each epoch."""
+    torch.manual_seed(0)
+    batches = torch.randn(10, 4, 3)[begin:]
+    one, other = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+    other.load_state_dict(one.state_dict())
+    wrapper = CODOptimWrapper(torch.optim.SGD(one.parameters(), lr=0.1), accumulative_counts=2)
+    wrapper.epoch_steps = 5
+    wrapper.initialize_count_status(one, begin, 10)
+    waited = []
+    for batch in batches:
+        with wrapper.optim_context(one):
+            loss = one(batch).square().mean()
+        wrapper.update_params(loss)
+        waited.append(wrapper.is_waiting())
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    for epoch in batches.split(5):
+        for group in epoch.split(2):
+            optimizer.zero_grad()
+            other(group.flatten(0, 1)).square().mean().backward()
+            optimizer.step()
+    assert waited == [True, False, True, False, False] * (len(batches) // 5)
+    torch.testing.assert_close(one.weight, other.weight)

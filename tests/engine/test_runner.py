@@ -178,7 +178,7 @@ def test_no_worker_is_asked_for_what_only_workers_can_do(tmp_path):
     none = dict(num_workers=0, persistent_workers=True, prefetch_factor=4)
     loaders = {f"{part}_dataloader": none for part in ("train", "val")}
     train(prepared(write_config(tmp_path, 1, ONE_EXPERT, loaders), tmp_path / "work"))
-    assert "Epoch(val)" in log_of(tmp_path / "work")
+    assert "validation  IoU" in log_of(tmp_path / "work")
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

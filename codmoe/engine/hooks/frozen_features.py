@@ -98,7 +98,8 @@ class FrozenCacheHook(Hook):
             found = [view for view in map(views_of, sets) if view is not None]
             runner.logger.info(
                 f"{cache.summary(sum(len(v) * v.views for v in found))}; backbone and experts ran "
-                f"on {cache.misses:,} of {cache.hits + cache.misses:,} images since the last epoch"
+                f"on {cache.misses:,} of {cache.hits + cache.misses:,} images since the last epoch",
+                extra=dict(terminal=False),
             )
         if cache.overflows:
             runner.logger.warning(

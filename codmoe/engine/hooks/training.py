@@ -46,6 +46,8 @@ class TrainingProgressHook(Hook):
     """
 
     def before_train(self, runner) -> None:
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            runner.optim_wrapper.epoch_steps = len(runner.train_dataloader)
         scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
         bare_model(runner).run_state.scale_loss = scaler.scale if scaler is not None else None
 
@@ -192,7 +194,8 @@ class BestWeightsHook(Hook):
         if kept:
             runner.logger.info(f"kept the earlier {self.path.name} as {kept.name}")
         shown = "" if score is None else f" ({self.monitor} {score:.4f}, epoch {runner.epoch})"
-        runner.logger.info(f"wrote {self.path}{shown}")
+        # On the terminal the line of the validation says so.
+        runner.logger.info(f"wrote {self.path}{shown}", extra=dict(terminal=score is None))
 
 
 # Kept by the optimiser's wrapper where it clips.
@@ -453,7 +456,8 @@ class InterruptionHook(Hook):
             interruption.leave()
 
     def _look(self, runner) -> None:
-        if self._asked():
+        # Gradients that wait for further batches are in no checkpoint; those are few.
+        if self._asked() and not runner.optim_wrapper.is_waiting():
             if self.done % len(runner.train_dataloader):
                 self._save(runner)
             interruption.leave()
@@ -483,9 +487,7 @@ class InterruptionHook(Hook):
         hook = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
         placed = isinstance(runner.train_dataloader.sampler, DrawSampler)
         placed = placed and isinstance(runner.train_loop, EpochBasedTrainLoop)
-        # Gradients that wait for further ones are in no checkpoint.
-        waiting = self.done % getattr(runner.optim_wrapper, "_accumulative_counts", 1)
-        if hook is None or not placed or waiting:
+        if hook is None or not placed:
             return
         if get_world_size() > 1:
             self._statistics = [[] for _ in range(get_world_size())]

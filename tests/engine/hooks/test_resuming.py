@@ -22,7 +22,7 @@ from torch.multiprocessing import ProcessExitedException
 from benchmarks.kills import differences, left, settings
 from codmoe.engine.checkpoints import read_meta, read_weights
 from codmoe.engine.hooks.resuming import ResumableHook
-from codmoe.engine.hooks.training import BestWeightsHook
+from codmoe.engine.hooks.training import BestWeightsHook, InterruptionHook
 from codmoe.engine.launch import train
 
 BEST = "weights/experts_joint_best.pth"
@@ -260,13 +260,31 @@ def test_a_signal_costs_no_step(tmp_path, monkeypatch, capfd, step, saved):
     assert not list(work.glob("interrupted_*"))
 
 
-def test_where_no_step_can_be_kept_the_loss_is_told(tmp_path, monkeypatch, capfd):
-    # In the midst of an accumulation: gradients are in no checkpoint.
-    waiting = dict(optim_wrapper=dict(accumulative_counts=2))
-    hooks = dict(custom_hooks=signal_at(4)["custom_hooks"])
-    config = toy(tmp_path, SHORT, waiting, hooks)
-    work = tmp_path / "work"
+@pytest.mark.parametrize(("step", "saved"), [(3, "interrupted_5"), (5, "epoch_2")])
+def test_an_accumulated_gradient_is_made_whole_first(tmp_path, monkeypatch, step, saved):
+    # Epochs of three batches: groups of two and of one.
+    groups = dict(optim_wrapper=dict(accumulative_counts=2))
+    reference = whole(tmp_path / "a", SHORT, groups)
+    folder = tmp_path / "b"
+    work = folder / "work" / "stage1"
+    hooks = settings(1, folder)["custom_hooks"] + signal_at(step)["custom_hooks"]
+    config = toy(folder, SHORT, groups, dict(custom_hooks=hooks))
     assert call(monkeypatch, "train", config, "--work-dir", work) == 143
+    assert (work / "last_checkpoint").read_text() == str(work / f"{saved}.pth")
+    train(prepared(toy(folder, SHORT, groups), work, resume=True))
+    assert differences(reference, left(folder, 1)) == []
+
+
+def test_where_no_step_can_be_kept_the_loss_is_told(tmp_path, monkeypatch, capfd):
+    hooks = dict(custom_hooks=signal_at(4)["custom_hooks"])
+    work = tmp_path / "work"
+
+    def full(self, runner, checkpoint):
+        if runner.iter % 3:  # not at the end of an epoch
+            raise OSError("disk full")
+
+    monkeypatch.setattr(InterruptionHook, "before_save_checkpoint", full)
+    assert call(monkeypatch, "train", toy(tmp_path, SHORT, hooks), "--work-dir", work) == 143
     text = f"{work / 'epoch_1.pth'} holds everything but the last 2 steps, which are lost; go on"
     assert text in capfd.readouterr().err
     assert sorted(path.name for path in work.glob("*.pth")) == ["epoch_1.pth"]
