@@ -140,7 +140,10 @@ def test(
         hook = next(hook for hook in runner.hooks if isinstance(hook, PicturesHook))
         payload["pictures"] = hook.told(runner.test_dataloader.dataset, path.parent)
     if cost:
-        payload["cost"] = _cost(runner, payload["routing_weights"])
+        try:
+            payload["cost"] = _cost(runner, payload["routing_weights"])
+        except Exception as error:  # nor to its cost
+            print(f"no cost ({type(error).__name__}: {error})")
     save_json(path, payload)
     save_text(path.with_suffix(".md"), shown.markdown())
     if by_attribute:
@@ -226,6 +229,8 @@ def _cost(runner: CODRunner, weights: Mapping[str, Mapping[str, Mapping]]) -> di
         for images in weights.values()
         for image in images.values()
     )
+    if not routes:
+        raise ValueError("test_evaluator has no RoutingMetric, which says whom the router chose")
     height, width = runner.test_dataloader.dataset[0]["inputs"].shape[-2:]
     return measure_cost(bare_model(runner), (height, width), routes)
 

@@ -65,7 +65,7 @@ function drawHead() {
       order = { key, down: order.key === key ? !order.down : key !== "name" };
       search();
     };
-    const head = make("th", { scope: "col" }, button);
+    const head = make("th", { scope: "col", className: ["name", "weights"].includes(key) ? "" : "num" }, button);
     head.dataset.key = key;
     row.append(head);
   }
