@@ -504,4 +504,4 @@ def write_map(
             exif[ExifTags.Base.Orientation] = turned
     options: dict[str, Any] = dict(compress_level=3) if path.suffix == ".png" else dict(quality=95)
     with replacing(path, keep=keep) as temporary:
-        Image.fromarray(values.astype(np.uint8)).save(temporary, exif=exif, **options)
+        Image.fromarray(values.astype(np.uint8, copy=False)).save(temporary, exif=exif, **options)

@@ -221,9 +221,9 @@ class Inferencer:
         """Like :meth:`stream`, of inputs and outputs that were settled before."""
         outputs.check(skip_unreadable=skip_unreadable)
         cut = self.threshold if threshold is None else threshold
-        settings = self.settings | dict(weights=self._fingerprint() if outputs.record else None)
-        if not {"probability"}.issuperset(outputs.kinds) or outputs.table:
-            settings["threshold"] = cut
+        settings = self.settings | dict(threshold=cut)
+        if outputs.record:
+            settings["weights"] = self._fingerprint()
         return _Making(
             self,
             outputs,
@@ -231,7 +231,7 @@ class Inferencer:
             threshold=cut,
             skip_unreadable=skip_unreadable,
             experts=experts or "side-by-side" in outputs.kinds,
-            weights=return_routing or outputs.table is not None,
+            weights=return_routing or outputs.notes,
         ).all()
 
     def _fingerprint(self) -> str:
@@ -338,17 +338,16 @@ class _Making:
         ):
             stack.push(film.leave)
             units, ahead = self._units(todo, pool), deque[_Unit]()
-            behind: deque[tuple[_Unit, Prediction, Future | None]] = deque()
+            behind: deque[tuple[_Unit, Prediction, Future[dict]]] = deque()
             while True:
                 ahead.extend(islice(units, 2 * size - len(ahead)))
                 batch = [ahead.popleft() for _ in range(min(size, len(ahead)))]
                 for unit, prediction in self._predict(batch):
-                    task = None
-                    if unit.frame is None and self.outputs.kinds:
-                        task = pool.submit(self.outputs.write, unit.item, prediction)
+                    task = pool.submit(self._write, unit, prediction)
                     behind.append((unit, prediction, task))
                 # What is written lags a batch behind, so that the device need not wait for it.
-                while len(behind) > (size if self.outputs.kinds and batch else 0):
+                lag = size if batch and (self.outputs.kinds or self.outputs.notes) else 0
+                while len(behind) > lag:
                     yield self._written(*behind.popleft(), film)
                     bar.advance()
                 if not batch:
@@ -410,12 +409,16 @@ class _Making:
                 ),
             )
 
+    def _write(self, unit: _Unit, prediction: Prediction) -> dict[str, Any]:
+        """Writes an image's pictures; gives its row of the table."""
+        if unit.frame is None:
+            self.outputs.write(unit.item, prediction)
+        return dict(image=str(unit.item), **prediction.row()) if self.outputs.notes else {}
+
     def _written(
-        self, unit: _Unit, prediction: Prediction, task: Future | None, film: _Films
+        self, unit: _Unit, prediction: Prediction, task: Future[dict], film: _Films
     ) -> Prediction:
-        if task is not None:
-            task.result()
-        row = dict(image=str(unit.item), **prediction.row()) if self.outputs.table else {}
+        row = task.result()
         if unit.frame is None:
             film.end()
             self.outputs.add(unit.item, [row])
@@ -447,7 +450,7 @@ class _Films:
         if self.item is not None:
             item, self.item = self.item, None
             self.stack.close()
-            self.outputs.add(item, self.rows if self.outputs.table else [])
+            self.outputs.add(item, self.rows)
 
     def leave(self, *error) -> None:
         """Drops a video that was not finished."""

@@ -23,7 +23,7 @@ from codmoe.messages import listed, note, printable
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 CAMERA = re.compile(r"camera:(\d+)$")
-BYTES_A_PIXEL = 20
+BYTES_A_PIXEL = 32
 """Host memory that an image takes while it is predicted in tiles."""
 Picture = str | Path | np.ndarray | Image.Image
 

@@ -97,6 +97,11 @@ class Outputs:
         if folder is not None or table is not None:
             self._check_names()
 
+    @property
+    def notes(self) -> bool:
+        """Whether rows are kept: for a table now, or for one that is asked for later."""
+        return self.table is not None or self.record is not None
+
     def path(self, item: Item, kind: str) -> Path:
         """Where an output goes."""
         assert self.folder is not None
@@ -163,7 +168,7 @@ class Outputs:
 
     def where(self) -> str:
         """Where everything lies, for the user."""
-        parts = [f"{' and '.join(self.kinds)} in {self.folder}"] if self.kinds else []
+        parts = [f"{', '.join(self.kinds)} in {self.folder}"] if self.kinds else []
         if self.table is not None:
             still = "" if self.complete else " follows when all parts are done"
             parts.append(f"table {self.table}{still}")

@@ -60,7 +60,7 @@ def test_pillows_limit_and_that_of_memory(folder, monkeypatch):
         check_readable(collect(folder / "b.png"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     check_readable(collect(folder / "b.png"))
-    monkeypatch.setattr("codmoe.inference.inputs.available_memory", lambda: 20_000)
+    monkeypatch.setattr("codmoe.inference.inputs.available_memory", lambda: 32_000)
     with pytest.raises(ValueError, match=r"b\.png has 3,500 pixels, .* allow 1,000 here"):
         check_readable(collect(folder / "b.png"))
     monkeypatch.setattr("codmoe.inference.inputs.available_memory", lambda: None)
