@@ -178,7 +178,9 @@ def test_the_joint_run_passes_and_says_that_it_was_measured_once(tmp_path, steps
         assert expert["own"] == expert["assembled"] > 0.05 and expert["drop"] == 0
         assert expert["measured_once"] and expert["checkpoint"] == str(path)
     # Measured on the validation set: the frozen experts have that IoU in each validation after.
-    assert f"IoU_sinet: {expert['assembled']:.4f}" in log_of(tmp_path / "work")
+    (file,) = (tmp_path / "work").glob("*/vis_data/scalars.json")
+    validated = json.loads(file.read_text().splitlines()[-1])
+    assert validated["IoU_sinet"] == pytest.approx(expert["assembled"], abs=1e-6)
 
 
 def test_a_file_in_half_precision_is_the_model_it_is_read_into(tmp_path):
@@ -323,7 +325,7 @@ def test_two_processes_measure_what_one_does(tmp_path, separate):
         train(prepared(config, tmp_path / "one"))
     one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
     assert two["experts"] == one["experts"] and two["images"] == 4
-    assert log_of(tmp_path / "two").count("experts before the first step") == 1
+    assert log_of(tmp_path / "two").count("IoU of the experts before the first step") == 1
 
 
 def test_figures_by_hand():
