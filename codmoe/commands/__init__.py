@@ -25,12 +25,12 @@ COMMANDS = {
         "compare": "put results side by side",
     },
     "Models": {
-        "info": "versions, devices, data and folders, as a bug report needs them",
         "models": "list what is trained and what can be",
         "summary": "parameters and operations of a model",
         "benchmark": "time and memory of a model by route",
         "export": "ONNX, torch.export or safetensors, compared with the model",
         "pack": "make a checkpoint shippable",
+        "info": "versions, devices, data and folders, as a bug report needs them",
     },
 }
 """Names and one line of ``codmoe --help`` on each, by what they are for."""
