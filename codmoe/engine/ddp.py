@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,16 +64,19 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
     ):
         if next(module.parameters()).device.type == "cpu":
             kwargs["device_ids"] = None
-        super().__init__(
-            module,
-            find_unused_parameters=find_unused_parameters is not False,
-            broadcast_buffers=broadcast_buffers,
-            gradient_as_bucket_view=gradient_as_bucket_view,
-            static_graph=static_graph,
-            bucket_cap_mb=bucket_cap_mb,
-            detect_anomalous_params=detect_anomalous_params,
-            **kwargs,
-        )
+        with warnings.catch_warnings():
+            # torch 2.13 would have another name, which earlier ones do not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            super().__init__(
+                module,
+                find_unused_parameters=find_unused_parameters is not False,
+                broadcast_buffers=broadcast_buffers,
+                gradient_as_bucket_view=gradient_as_bucket_view,
+                static_graph=static_graph,
+                bucket_cap_mb=bucket_cap_mb,
+                detect_anomalous_params=detect_anomalous_params,
+                **kwargs,
+            )
 
 
 def bare_model(runner):

@@ -8,6 +8,7 @@ import inspect
 import logging
 import platform
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,12 @@ class CODRunner(Runner):
         cfg = copy.deepcopy(cfg)
         given = {key: cfg[key] for key in inspect.signature(Runner).parameters if key in cfg}
         return cls(**given, cfg=cfg, every_expert_runs=every_expert_runs)
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """mmengine's, which warns in each process of the threads that it sets."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Setting (OMP|MKL)_NUM_THREADS", UserWarning)
+            super().setup_env(env_cfg)
 
     def _log_env(self, env_cfg: dict) -> None:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

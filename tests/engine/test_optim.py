@@ -1,10 +1,14 @@
 """Merged parameter groups train as one group a parameter does; fused steps where there is a GPU."""
 
+import os
+
 import pytest
 import torch
-from miniature import ONE_EXPERT, prepared, write_config
+import torch.distributed as dist
+from miniature import ONE_EXPERT, free_port, prepared, ranks, write_config
 
 from codmoe.engine.config import load_config
+from codmoe.engine.ddp import CODDistributedDataParallel
 from codmoe.engine.launch import train
 from codmoe.engine.optim import (
     CODOptimWrapper,
@@ -185,27 +189,57 @@ def test_norms_biases_and_embeddings_do_not_decay(own):
     }
 
 
-@pytest.mark.parametrize("begin", [0, 5])
-def test_an_epochs_last_batches_are_a_group_of_their_own(begin):
-    """Steps are those of the mean gradient over groups of 2, 2 and 1 batches in each epoch."""
-    torch.manual_seed(0)
-    batches = torch.randn(10, 4, 3)[begin:]
-    one, other = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
-    other.load_state_dict(one.state_dict())
-    wrapper = CODOptimWrapper(torch.optim.SGD(one.parameters(), lr=0.1), accumulative_counts=2)
+def accumulated(model, batches, begin=0):
+    """Trains on batches of which two make a step and five an epoch; whether gradients waited."""
+    bare = getattr(model, "module", model)
+    wrapper = CODOptimWrapper(torch.optim.SGD(bare.parameters(), lr=0.1), accumulative_counts=2)
     wrapper.epoch_steps = 5
-    wrapper.initialize_count_status(one, begin, 10)
+    wrapper.initialize_count_status(bare, begin, 10)
     waited = []
     for batch in batches:
-        with wrapper.optim_context(one):
-            loss = one(batch).square().mean()
+        with wrapper.optim_context(model):
+            loss = model(batch).square().mean()
         wrapper.update_params(loss)
         waited.append(wrapper.is_waiting())
-    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    return waited
+
+
+def a_line():
+    torch.manual_seed(0)
+    return torch.nn.Linear(3, 1), torch.randn(10, 4, 3)
+
+
+def expected(model, batches):
+    """The same with the mean gradient over groups of 2, 2 and 1 batches in each epoch."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for epoch in batches.split(5):
         for group in epoch.split(2):
             optimizer.zero_grad()
-            other(group.flatten(0, 1)).square().mean().backward()
+            model(group.flatten(0, 1)).square().mean().backward()
             optimizer.step()
-    assert waited == [True, False, True, False, False] * (len(batches) // 5)
-    torch.testing.assert_close(one.weight, other.weight)
+    return model.weight
+
+
+@pytest.mark.parametrize("begin", [0, 5])
+def test_an_epochs_last_batches_are_a_group_of_their_own(begin):
+    model, batches = a_line()
+    waited = accumulated(model, batches[begin:], begin)
+    assert waited == [True, False, True, False, False] * (len(batches[begin:]) // 5)
+    torch.testing.assert_close(model.weight, expected(a_line()[0], batches[begin:]))
+
+
+def accumulate_on_rank(rank, port, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    model, batches = a_line()
+    model = CODDistributedDataParallel(model)
+    accumulated(model, batches[:, 2 * rank : 2 * rank + 2])
+    torch.save(model.module.weight.detach(), f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_two_processes_accumulate_as_one(tmp_path):
+    ranks(accumulate_on_rank, free_port(), str(tmp_path))
+    one = expected(*a_line()).detach()
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pth"), one)
