@@ -291,6 +291,7 @@ def _run(plan: LaunchPlan) -> CODRunner:
             work_dir / "finished.json",
             dict(
                 config=str(runner.cfg.get("config_file")),
+                run_id=told("codmoe_run_id"),
                 images=len(loader.dataset),
                 epochs=runner.epoch,
                 iterations=runner.iter,

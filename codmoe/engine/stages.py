@@ -19,6 +19,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from codmoe.engine.checkpoints import read_meta
 from codmoe.engine.config import load_config, parse_options, require_sections
 from codmoe.engine.handover import read_sources
 from codmoe.engine.hooks.progress import CHAIN, Chain
@@ -83,6 +84,9 @@ class Stage:
         done = self.work_dir / "finished.json"
         if not (done.is_file() and self.weights.is_file() and self.has_same_config()):
             return False
+        run = json.loads(done.read_text()).get("run_id")
+        if run and read_meta(self.weights).get("run_id") != run:
+            return False  # another run has written its weights there since
         return all(path.is_file() for path in self.sources) and self._is_newer(self.weights)
 
     def is_interrupted(self) -> bool:

@@ -9,9 +9,11 @@ import time
 
 import pytest
 from miniature import ROOT, TWO_EXPERTS, call, interrupted_at, write_config
+from torch import nn
 from toy_parts import NAMES, REFIT, SOUP, leave_separate, toy_config
 
 from codmoe.engine import stages
+from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.stages import plan, run_stages
 
 RUN_COMMAND = stages.run_command
@@ -236,6 +238,18 @@ def test_a_start_that_fails_does_not_pass_for_the_run_before(tmp_path, monkeypat
         run_stages(configs, work_dir=str(work), options=changed)
     assert not plan(configs, work, changed)[0].is_finished()
     assert list(first.work_dir.glob("earlier-*/finished.json"))  # set aside, not lost
+
+
+def test_weights_that_another_run_wrote_are_not_the_stages(tmp_path):
+    configs = [str(write_config(tmp_path, number, TWO_EXPERTS)) for number in (1, 2, 3)]
+    stage = plan(configs, tmp_path / "work", [])[0]
+    stage.work_dir.mkdir(parents=True)
+    (stage.work_dir / "finished.json").write_text('{"run_id": "a"}')
+    stage.mark.write_text(stage.fingerprint)
+    save_weights(stage.weights, nn.Linear(1, 1), {}, "a")
+    assert stage.is_finished()
+    save_weights(stage.weights, nn.Linear(1, 1), {}, "b")
+    assert not stage.is_finished()
 
 
 def test_several_files_in_a_plan_of_stages(tmp_path):

@@ -440,7 +440,7 @@ class InterruptionHook(Hook):
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         self.done = runner.iter + 1
         # After the last step of an epoch first its checkpoint is written.
-        if self.done % len(runner.train_dataloader):
+        if _is_between(runner, self.done):
             self._look(runner)
 
     def after_train_epoch(self, runner) -> None:
@@ -458,7 +458,7 @@ class InterruptionHook(Hook):
     def _look(self, runner) -> None:
         # Gradients that wait for further batches are in no checkpoint; those are few.
         if self._asked() and not runner.optim_wrapper.is_waiting():
-            if self.done % len(runner.train_dataloader):
+            if _is_between(runner, self.done):
                 self._save(runner)
             interruption.leave()
 
@@ -486,8 +486,8 @@ class InterruptionHook(Hook):
         """Writes a checkpoint of this step, if a run can go on from it to the same result."""
         hook = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
         placed = isinstance(runner.train_dataloader.sampler, DrawSampler)
-        placed = placed and isinstance(runner.train_loop, EpochBasedTrainLoop)
-        if hook is None or not placed:
+        loops = (EpochBasedTrainLoop, IterBasedTrainLoop)
+        if hook is None or not placed or not isinstance(runner.train_loop, loops):
             return
         if get_world_size() > 1:
             self._statistics = [[] for _ in range(get_world_size())]
@@ -522,6 +522,13 @@ class InterruptionHook(Hook):
 
 
 _STOP = "codmoe_stop"
+
+
+def _is_between(runner, step: int) -> bool:
+    """Whether no checkpoint of an epoch stands at this step, nor the start."""
+    if isinstance(runner.train_loop, IterBasedTrainLoop):
+        return 0 < step < runner.max_iters
+    return bool(step % len(runner.train_dataloader))
 
 
 def _last_checkpoint(runner) -> Path:

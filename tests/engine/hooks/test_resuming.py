@@ -133,31 +133,39 @@ def test_an_epoch_goes_on_in_the_middle(tmp_path, once):
         assert differences(end(tmp_path / "a", 9), end(folder, 9)) == []
 
 
-@pytest.mark.parametrize("sampler", ["InfiniteSampler", "DefaultSampler"])
-def test_a_loop_by_iterations_goes_on_in_the_middle(tmp_path, once, sampler, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # mmengine's, where its loader restarts
+def by_iterations(folder, sampler, *hooks):
+    """A toy's config of 8 steps, validated and kept after every second."""
     loop = dict(
         train_dataloader=dict(sampler=dict(type=sampler, shuffle=True)),
         default_hooks=dict(checkpoint=dict(by_epoch=False, interval=2)),
         log_processor=dict(by_epoch=False),
         param_scheduler=[dict(type="PolyLR", end=8, by_epoch=False)],
-        custom_hooks=settings(1, tmp_path)["custom_hooks"][:1],
+        custom_hooks=[*settings(1, folder)["custom_hooks"][:1], *hooks],
     )
     iterations = "\ntrain_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8, "
     iterations += "val_begin=2, val_interval=2)\n"
+    path = toy(folder, loop)
+    path.write_text(path.read_text() + iterations)
+    return path
 
-    def config(folder):
-        path = toy(folder, loop)
-        path.write_text(path.read_text() + iterations)
-        return path
 
-    train(prepared(config(tmp_path / "a"), tmp_path / "a/work/stage1"))
+@pytest.mark.parametrize("sampler", ["InfiniteSampler", "DefaultSampler"])
+def test_a_loop_by_iterations_goes_on_in_the_middle(tmp_path, once, sampler, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # mmengine's, where its loader restarts
+    train(prepared(by_iterations(tmp_path / "a", sampler), tmp_path / "a/work/stage1"))
     for i, (method, at) in enumerate([("before_train_iter", 5), ("before_val_epoch", 4)]):
         folder = tmp_path / f"b{i}"
         once(ResumableHook, method, lambda runner, at=at: runner.iter == at)
-        go_on(config(folder), folder / "work/stage1")
+        go_on(by_iterations(folder, sampler), folder / "work/stage1")
         assert "validation after iteration 4 is made up" in log_of(folder / "work/stage1")
         assert differences(end(tmp_path / "a", 8), end(folder, 8)) == []
+    folder = tmp_path / "signal"
+    work = folder / "work" / "stage1"
+    config = by_iterations(folder, sampler, *signal_at(4)["custom_hooks"])
+    assert call(monkeypatch, "train", config, "--work-dir", work) == 128 + signal.SIGTERM
+    assert (work / "last_checkpoint").read_text() == str(work / "interrupted_5.pth")
+    train(prepared(by_iterations(folder, sampler), work, resume=True))
+    assert differences(end(tmp_path / "a", 8), end(folder, 8)) == []
 
 
 def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(tmp_path, once):
