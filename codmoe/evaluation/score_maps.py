@@ -65,11 +65,11 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
         masks = {stem: path for stem, path in masks.items() if stem not in others}
         missing = [stem for stem in missing if stem in masks]
     if missing:
-        held = f"maps named {listed(sorted(maps))}" if maps else "no image files"
+        held = f"maps named {listed(sorted(maps), show=repr)}" if maps else "no image files"
         raise ValueError(
             f"{len(missing):,} of {len(masks):,} masks in {gt} have no map in {pred}: "
-            f"{listed(missing)}; maps are matched to masks by stem, every mask needs one, and "
-            f"the folder holds {held}"
+            f"{listed(missing, show=repr)}; maps are matched to masks by stem, every mask needs "
+            f"one, and the folder holds {held}"
         )
     if extra := len(maps.keys() - masks.keys()):
         print(f"{pred}: {extra:,} of {len(maps):,} maps have no mask in {gt} and are left out")
@@ -160,7 +160,7 @@ def score_maps(
         ]
         measures = batch_measures(probs, masks, backend=backend, extra=extra, images=seen)
         for image, (prob, mask, resized) in zip(measures, loaded, strict=True):
-            image["odd"] = (resized, 0 < prob.max() <= 1.01 / 255, peculiarities(mask))
+            image["odd"] = (*_oddities(prob, mask), resized, peculiarities(mask))
         return measures
 
     measured: list[dict[str, Any]] = []
@@ -168,19 +168,32 @@ def score_maps(
         done = track(pool.map(run, batches), "scoring", len(batches), transient=True)
         for measures in done:
             measured += measures
-    resized, dark, peculiar = zip(*(image.pop("odd") for image in measured), strict=True)
+    dark, even, inverted, resized, peculiar = zip(
+        *(image.pop("odd") for image in measured), strict=True
+    )
     for odd, what in (
-        (dark, "hold no value above 1 of 255, so that nothing is object: {0, 1} in 8 bits, or 0 to "
-         "255 in 16, are to be saved as 0 to 255 in 8 bits"),
+        (dark, "hold no value above one half, so that nothing is object in IoU and Dice: {0, 1} in "
+         "8 bits, or 0 to 255 or to 4095 in 16, are to be saved as 0 to 255 in 8 bits"),
+        (even, "have one value everywhere that is not 0"),
+        (inverted if 2 * sum(inverted) > len(pairs) else (),
+         "are darker on the object than elsewhere, as if inverted"),
         (resized, "were brought to their masks' size"),
     ):  # fmt: skip
-        if files := [pair.map.name for pair, is_odd in zip(pairs, odd, strict=True) if is_odd]:
+        if files := [pair.map.name for pair, is_odd in zip(pairs, odd, strict=False) if is_odd]:
             print(f"{pred}: {len(files):,} of {len(pairs):,} maps {what}: {listed(files)}")
     name_peculiar(str(gt), [pair.mask for pair in pairs], peculiar, print)
     row: dict[str, Any] = aggregate(measured)
     scalars = map(image_scalars, measured)
     row["images"] = {pair.stem: s for pair, s in zip(pairs, scalars, strict=True)}
     return row | {"curves": mean_curves(measured), "resized": sum(resized)}
+
+
+def _oddities(prob: np.ndarray, mask: Mask) -> tuple[bool, bool, bool]:
+    """Whether a map is dark, of one value, or darker on the object than elsewhere."""
+    low, top, inside = float(prob.min()), float(prob.max()), mask.pixels > 0
+    even = low == top
+    inverted = not even and inside.any() and prob[inside].mean() < prob[~inside].mean()
+    return 0 < top <= 0.5 and not even, even and top > 0, bool(inverted)
 
 
 def _pictures(pairs: Sequence[MapPair], folder: str | os.PathLike) -> dict[str, Path]:

@@ -77,7 +77,7 @@ def test_several_data_sets_are_a_table(folders, tmp_path):
 def test_a_missing_map_is_an_error_that_names_it(folders):
     maps, masks, _ = folders
     (maps / "img1.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of 3 masks in .* have no map in .*: img1; maps are"):
+    with pytest.raises(ValueError, match=r"1 of 3 masks in .* have no map in .*: 'img1'; maps are"):
         score_maps(maps, masks)
 
 
@@ -85,7 +85,7 @@ def test_a_map_of_another_name_is_seen(folders):
     maps, masks, _ = folders
     for path in list(maps.iterdir()):
         path.rename(path.with_name(f"{path.stem}_pred.png"))
-    with pytest.raises(ValueError, match="folder holds maps named img0_pred, img1_pred"):
+    with pytest.raises(ValueError, match="folder holds maps named 'img0_pred', 'img1_pred'"):
         score_maps(maps, masks)
 
 
@@ -103,8 +103,12 @@ def test_masks_without_camouflage_need_no_map(folders, capsys):
 
 @pytest.mark.parametrize(
     "darken",
-    [lambda level: level // 200, lambda level: level.astype(np.uint16)],
-    ids=["0 and 1", "0 to 255 in 16 bits"],
+    [
+        lambda level: level // 200,
+        lambda level: level.astype(np.uint16),
+        lambda level: level.astype(np.uint16) * 16,
+    ],
+    ids=["0 and 1", "0 to 255 in 16 bits", "12 bits in 16"],
 )
 def test_a_map_read_as_nearly_black_is_named(folders, capsys, darken):
     maps, masks, _ = folders
@@ -112,11 +116,23 @@ def test_a_map_read_as_nearly_black_is_named(folders, capsys, darken):
     Image.fromarray(darken(np.asarray(Image.open(path)))).save(path)
     row = score_maps(maps, masks)
     assert row["images"]["img1"]["IoU"] == 0 and row["images"]["img0"]["IoU"] > 0.5
-    assert "1 of 3 maps hold no value above 1 of 255" in (said := capsys.readouterr().out)
+    assert "1 of 3 maps hold no value above one half" in (said := capsys.readouterr().out)
     assert said.strip().endswith("img1.png")
     Image.fromarray(np.zeros(SIZES[1], np.uint8)).save(path)  # a method may find nothing
     score_maps(maps, masks)
     assert not capsys.readouterr().out.strip()
+    Image.fromarray(np.full(SIZES[1], 200, np.uint8)).save(path)
+    score_maps(maps, masks)
+    assert "1 of 3 maps have one value everywhere" in capsys.readouterr().out
+
+
+def test_maps_that_are_inverted_are_named(folders, capsys):
+    maps, masks, _ = folders
+    for path in maps.iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    score_maps(maps, masks)
+    said = capsys.readouterr().out
+    assert "3 of 3 maps are darker on the object than elsewhere, as if inverted: img0.png" in said
 
 
 def test_masks_without_object_are_named_and_not_all_of_them(folders, capsys):
