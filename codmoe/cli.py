@@ -56,8 +56,11 @@ class Parser(argparse.ArgumentParser):
             several = names[0].startswith("-") and settings.get("nargs") in ("+", "*")
             if several and not settings.get("default"):  # a default would be extended too
                 settings = {"action": "extend", **settings}  # given twice, both count
+            kind = settings.get("type")
+            if kind and "_ARGCOMPLETE" in os.environ:
+                settings = {**settings, "type": None}  # an unfinished line may name files to come
             action = self.add_argument(*names, **settings)
-            if settings.get("type") in (config, model):
+            if kind in (config, model):
                 action.completer = _configs  # type: ignore[attr-defined]
 
     def parse_known_args(self, args=None, namespace=None):

@@ -235,6 +235,7 @@ try() {
 try "codmoe st"
 try "codmoe predict --thr"
 try "codmoe train quick"
+try "codmoe compare to_come.json --plots pd"
 complete -p codmoe
 """
 
@@ -248,8 +249,8 @@ def test_bash_completes_commands_options_and_configs(tmp_path):
     done = subprocess.run(["bash", "-c", COMPLETE], env=env, capture_output=True, text=True)
     stages = " ".join(f"quickstart/stage{i}" for i in (1, 2, 3))
     lines = [line.strip() for line in done.stdout.splitlines()]
-    assert lines[:3] == ["stages", "--threshold", stages], done.stderr
-    assert lines[3].endswith("-F _python_argcomplete codmoe")
+    assert lines[:4] == ["stages", "--threshold", stages, "pdf"], done.stderr
+    assert lines[4].endswith("-F _python_argcomplete codmoe")
 
 
 def test_quiet_leaves_errors_alone(capfd, monkeypatch):
