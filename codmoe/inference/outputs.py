@@ -82,7 +82,7 @@ class Outputs:
                 "give a new folder, or delete this one first"
             )
         self.items, self.folder, self.table = items, folder, table
-        self.parents: set[Path] = set()
+        self.parents: set[str] = set()
         self.kinds = tuple(dict.fromkeys(kinds)) if folder is not None else ()
         self.overwrite = overwrite
         self.record: Path | None = None
@@ -104,12 +104,16 @@ class Outputs:
 
     def path(self, item: Item, kind: str) -> Path:
         """Where an output goes."""
-        assert self.folder is not None
+        return Path(*self._place(item, kind))
+
+    def _place(self, item: Item, kind: str) -> tuple[str, str]:
+        """Folder and file; strings, for a million of them are made in seconds."""
         suffix = PICTURES[kind][0]
         if isinstance(item.source, Video):
             suffix = ".mkv" if kind in GREY else ".mp4"
-        parent = self.folder / kind if len(self.kinds) > 1 else self.folder
-        return parent / f"{item.name}{suffix}"
+        below, _, stem = item.name.rpartition("/")
+        parts = (str(self.folder), kind if len(self.kinds) > 1 else "", below)
+        return "/".join(part for part in parts if part), stem + suffix
 
     def _check_names(self) -> None:
         seen: set[str] = set()
@@ -125,9 +129,9 @@ class Outputs:
                     f"{item} is a video, which has no transparency; leave 'cutout' out, or give "
                     "its frames as images"
                 )
-        self.parents = {self.path(i, k).parent for i in self.items for k in self.kinds}
-        files = [item.path for item in self.items if item.path is not None]
-        places = {os.path.realpath(parent) for parent in {file.parent for file in files}}
+        self.parents = {self._place(i, k)[0] for i in self.items for k in self.kinds}
+        files = [os.fspath(item.path) for item in self.items if item.path is not None]
+        places = set(map(os.path.realpath, set(map(os.path.dirname, files))))
         if not places.isdisjoint(map(os.path.realpath, self.parents)):
             sources = set(map(os.path.realpath, files))
             for target in (self.path(i, k) for i in self.items for k in self.kinds):
@@ -138,18 +142,19 @@ class Outputs:
 
     def _there(self) -> set[str]:
         """Names of the inputs of which all outputs exist."""
-        listings: dict[Path, set[str]] = {}
-
-        def exists(path: Path) -> bool:
-            if path.parent not in listings:
-                with suppress(OSError):
-                    listings[path.parent] = set(os.listdir(path.parent))
-            return path.name in listings.setdefault(path.parent, set())
-
-        self.some = [
-            path for i in self.items for k in self.kinds if exists(path := self.path(i, k))
-        ]
-        return {i.name for i in self.items if all(exists(self.path(i, k)) for k in self.kinds)}
+        listings: dict[str, set[str]] = {}
+        for parent in self.parents:
+            listings[parent] = set()
+            with suppress(OSError):
+                listings[parent] = set(os.listdir(parent))
+        self.some, whole = [], set()
+        for item in self.items:
+            places = [self._place(item, kind) for kind in self.kinds]
+            there = [place for place in places if place[1] in listings[place[0]]]
+            self.some += [os.path.join(*place) for place in there]
+            if len(there) == len(places):
+                whole.add(item.name)
+        return whole
 
     def check(self, *, skip_unreadable: bool = False) -> None:
         """Looks at this process's files, and whether outputs are in the way, before weights are
