@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,20 @@ class Explanation:
         without: Its choices with one branch of evidence switched off, by the name of the branch;
             empty for a router that has none.
         seconds: What it took.
+        files: Folder of what can be downloaded; it goes with its last owner.
     """
 
     prediction: Prediction
     choice: Choice
     without: dict[str, Choice]
     seconds: float
+    files: tempfile.TemporaryDirectory | None = None
+
+    @cached_property
+    def shown(self) -> tuple[np.ndarray, np.ndarray]:
+        """Image and probability, as large as the page shows them."""
+        assert self.prediction.image is not None
+        return reduced(self.prediction.image), reduced(self.prediction.probability)
 
 
 @torch.inference_mode()
@@ -195,7 +204,7 @@ def build(infer: Inferencer, folder: Path, name: str) -> gr.Blocks:
 
     def look(data: Any, threshold: float) -> list[Any]:
         path = uploaded(data, folder)
-        nothing: list[Any] = [None, None, None, "", [], "", *save(None, threshold)]
+        nothing: list[Any] = [None, None, None, "", [], ""]
         if path is None:
             return nothing
         try:
@@ -208,17 +217,15 @@ def build(infer: Inferencer, folder: Path, name: str) -> gr.Blocks:
             weight = found.prediction.weights.get(expert)
             told = f"{expert}, weight {weight:.2f}" if weight else f"{expert}, not chosen"
             gallery.append(((map_ * 255).round().astype(np.uint8), told))
-        seen = [*cut(found, threshold), gallery, reasons(found), *save(found, threshold)]
-        return [gr.skip(), found, *seen]
+        return [gr.skip(), found, *cut(found, threshold), gallery, reasons(found)]
 
     def cut(found: Explanation | None, threshold: float) -> list[Any]:
         if found is None:
             return [None, ""]
-        made = replace(found.prediction, threshold=threshold)
-        assert made.image is not None
-        image, probability = reduced(made.image), reduced(made.probability)
-        height, width = made.probability.shape
-        told = f"{made.share:.1%} of {width} × {height} pixels are object · {found.seconds:.1f} s"
+        image, probability = found.shown
+        height, width = found.prediction.probability.shape
+        share = replace(found.prediction, threshold=threshold).share
+        told = f"{share:.1%} of {width} × {height} pixels are object · {found.seconds:.1f} s"
         return [(image, overlay(image, probability > threshold)), told]
 
     def save(found: Explanation | None, threshold: float) -> list[gr.DownloadButton]:
@@ -230,10 +237,10 @@ def build(infer: Inferencer, folder: Path, name: str) -> gr.Blocks:
             cutout=made.cutout(),
             probability=(made.probability * 255).round().astype(np.uint8),
         )
-        own = Path(tempfile.mkdtemp(dir=folder))
+        found.files = tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True)
         buttons = []
         for kind, pixels in pictures.items():
-            path = own / f"{Path(made.path or 'image').stem}_{kind}.png"
+            path = Path(found.files.name) / f"{Path(made.path or 'image').stem}_{kind}.png"
             Image.fromarray(pixels).save(path, compress_level=1)
             buttons.append(gr.DownloadButton(value=str(path), interactive=True))
         return buttons
@@ -266,10 +273,11 @@ def build(infer: Inferencer, folder: Path, name: str) -> gr.Blocks:
             object_fit="contain", interactive=False, format="png", elem_id="experts",
         )  # fmt: skip
         why = gr.HTML(elem_id="why")
-        shown: list[Any] = [picture, state, slider, told, gallery, why, *buttons]
+        shown: list[Any] = [picture, state, slider, told, gallery, why]
         settings: dict[str, Any] = dict(api_visibility="private")
         # gradio would open the file itself, and say less of what is wrong with it.
-        picture.change(look, [picture, threshold], shown, preprocess=False, **settings)
+        made = picture.change(look, [picture, threshold], shown, preprocess=False, **settings)
+        made.then(save, [state, threshold], buttons, **settings)
         moved = dict(settings, trigger_mode="always_last", show_progress="hidden")
         threshold.change(cut, [state, threshold], [slider, told], **moved)
         threshold.change(save, [state, threshold], buttons, **moved)

@@ -127,8 +127,7 @@ def test_the_page(infer, photo, browser, tmp_path, monkeypatch):
             one("input[type=file]").send_keys(str(path))
 
         upload(fake)
-        said = "fake.jpg is unreadable: empty, truncated or not an image"
-        until(lambda: said in one("body").text)
+        until(lambda: "fake.jpg is unreadable: " in one("body").text)
         assert str(tmp_path) not in one("body").text and not passes
         until(lambda: browser.find_elements("css selector", "input[type=file]"))  # it is taken away
         upload(photo)
