@@ -217,21 +217,32 @@ def check_readable(items: Sequence[Item]) -> None:
             raise UnreadableFile(f"{item} has no frames that OpenCV can read")
     files = [item.source for item in items if isinstance(item.source, Path)]
     with ThreadPoolExecutor(8) as pool:
-        faulty = [
-            path for path, good in zip(files, pool.map(_readable, files), strict=True) if not good
-        ]
-    if faulty:
+        faults = [fault for fault in pool.map(_fault, files) if fault]
+    if faults:
         raise ValueError(
-            f"unreadable (empty, truncated or not an image): {listed(faulty)}; save them again, "
-            "take them out of what is given, or leave them out by --skip-unreadable"
+            f"{len(faults):,} of {len(files):,} images cannot be read: "
+            f"{listed(faults, separator='; ')}; save them again, take them out of what is given, "
+            "or leave them out by --skip-unreadable"
         )
 
 
-def _readable(path: Path) -> bool:
-    """By header and end; the whole file is read only where its end looks wrong."""
+def _fault(path: Path) -> str:
+    """Why a file cannot be read, or ""; all of it is read only where the look of it is odd."""
+    try:
+        if not _looks_well(path):
+            read_image(str(path))
+    except UnreadableFile as error:
+        return str(error)
+    return ""
+
+
+def _looks_well(path: Path) -> bool:
+    """By header and end; TIFFs, and files of several pictures, have to be read to know."""
     try:
         with Image.open(path) as image:
             pixels = image.width * image.height
+            frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+            plain = image.format != "TIFF" and frames == 1
         with path.open("rb") as file:
             start = file.read(8)
             file.seek(-8, 2)
@@ -242,7 +253,7 @@ def _readable(path: Path) -> bool:
         return False
     if Image.MAX_IMAGE_PIXELS is None:
         check_memory(path, pixels)
-    return is_complete(ends) or is_complete(path.read_bytes())
+    return plain and (is_complete(ends) or is_complete(path.read_bytes()))
 
 
 def check_memory(path: Path, pixels: int) -> None:

@@ -66,3 +66,21 @@ def test_pillows_limit_and_that_of_memory(folder, monkeypatch):
     monkeypatch.setattr("codmoe.inference.inputs.available_memory", lambda: None)
     with pytest.raises(ValueError, match="OpenCV"):
         check_memory(folder / "b.png", 2**30 + 1)
+
+
+def test_why_each_file_cannot_be_read_is_told_before_weights(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(bytes(4) + b"ftypheic")
+    (tmp_path / "b.png").write_bytes(b"")
+    pages = [Image.new("RGB", (9, 7), colour) for colour in ("red", "blue")]
+    pages[0].save(tmp_path / "c.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "d.webp", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "e.tif")
+    with pytest.raises(ValueError, match="4 of 5 images cannot be read") as caught:
+        check_readable(collect(tmp_path))
+    for name, why in (
+        ("a.jpg", "is unreadable: it is a photo in HEIC"),
+        ("b.png", "is unreadable: the file is empty"),
+        ("c.tif", "holds several pictures"),
+        ("d.webp", "holds several pictures"),
+    ):
+        assert f"{tmp_path / name} {why}" in str(caught.value)
