@@ -67,10 +67,12 @@ class Video:
 
     def length(self) -> int | None:
         """Number of frames as the file says it; None for a camera."""
+        if isinstance(self.source, int):
+            return None
         capture = self.open()
         found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         capture.release()
-        return None if isinstance(self.source, int) or found < 1 else found
+        return found if found > 0 else None
 
     def frames(self) -> Iterator[tuple[np.ndarray, float]]:
         """RGB frames, turned upright, and the time in seconds when a camera took each; a camera

@@ -182,6 +182,22 @@ def test_two_processes_finish_what_a_killed_one_began(weights, many, tmp_path, m
         assert float(row["object_share"]) == pytest.approx(float(other["object_share"]), abs=0.02)
 
 
+def test_parts_that_slurm_runs_one_after_the_other(weights, many, tmp_path, monkeypatch, capsys):
+    out, table = tmp_path / "out", tmp_path / "all.jsonl"
+    options = (many, "--out", out, "--table", table, "--launcher", "slurm")
+    fault = predict(monkeypatch, weights, *options)
+    assert "--launcher slurm: SLURM_PROCID is not set; start it by srun" in fault
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    for rank, count in ((1, 4), (0, 9)):
+        monkeypatch.setenv("SLURM_PROCID", str(rank))
+        assert predict(monkeypatch, weights, *options) is None
+        assert len(files(out)) == count and table.exists() == (rank == 0)
+    said = capsys.readouterr().out
+    assert "part 2 of 2: 4 predicted" in said and "follows when all parts are done" in said
+    assert len(table.read_text().splitlines()) == 9
+
+
 def test_a_video_becomes_a_video(weights, inferencer, clip, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     options = ("--out", out, "--table", out / "all.json", "--save", "mask", "overlay")
