@@ -67,6 +67,8 @@ IMAGE_RULES: tuple[_Rule, ...] = (
      "if they look black, stretch their values and store 8 bits", lambda r: "16bit" in r.traits),
     ("error", "images of one colour", "nothing is to be seen in them",
      "download them again, or leave them out", lambda r: r.sketch.max() <= 6),
+    ("error", "images of black and white alone", "they look like masks",
+     "put the photographs there", lambda r: "two values" in r.traits),
     ("warning", "CMYK images", "converted to RGB without their colour profile, so colours are off",
      "convert them to RGB with their profile", lambda r: "cmyk" in r.traits),
 )  # fmt: skip
@@ -103,6 +105,7 @@ MASK_RULES: tuple[_Rule, ...] = (
 
 _LIMITS = {
     "empty masks": TOO_MANY["empty"],
+    "all-white masks": 1.0,
     "masks that look inverted": TOO_MANY["inverted"],
 }
 

@@ -40,7 +40,7 @@ def fit(image: np.ndarray, mask: np.ndarray) -> float:
     for tensor in (edges, outline):  # an object cut by the image's border has no edge there
         for border in (np.s_[:, :2], np.s_[:, -2:], np.s_[..., :2], np.s_[..., -2:]):
             tensor[border] = 0
-    if not outline.any():
+    if not outline.any() or strength.max() < 100:  # a mask or an image of one colour
         return np.nan
     # Of an edge's direction d and an outline's n: (d·n)², summed along the outline, at all shifts.
     spectrum = (np.fft.rfft2(edges) * np.conj(np.fft.rfft2(outline))).sum(axis=0)

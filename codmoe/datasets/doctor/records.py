@@ -37,7 +37,8 @@ class Record:
         path: The file.
         error: Why it cannot be read, or None; all else is then unset.
         size: Width and height in pixels, as stored.
-        traits: Of ``exif``, ``alpha``, ``alpha_used``, ``palette``, ``cmyk``, ``16bit``, ``grey``;
+        traits: Of ``exif``, ``alpha``, ``alpha_used``, ``palette``, ``cmyk``, ``16bit``, ``grey``,
+            ``two values``;
             of a mask also those of :class:`Mask` and :data:`PECULIAR`.
         damage: Complaints of the decoder.
     """
@@ -114,6 +115,8 @@ def _inspect_image(path: str) -> tuple[ImageRecord, np.ndarray | None]:
         return ImageRecord(path, error=_without_path(error, path)), None
     record = ImageRecord(path, size=(pixels.shape[1], pixels.shape[0]), damage=_damage())
     record.orientation, record.traits = _header(path)
+    if pixels.min() < pixels.max() and not ((pixels > 0) & (pixels < 255)).any():
+        record.traits += ("two values",)
     record.sketch = sketch(pixels)
     record.digest = _digest(pixels)
     return record, pixels

@@ -81,6 +81,16 @@ def test_a_set_without_objects_or_of_inverted_masks_is_not_ready(pair):
     for path in (pair / "masks").iterdir():
         cv2.imwrite(str(path), np.zeros((60, 80), np.uint8))
     assert len(found(look(pair), "error")["empty masks"]) == 12
+    for path in (pair / "masks").iterdir():
+        cv2.imwrite(str(path), np.full((60, 80), 255, np.uint8))
+    assert len(found(look(pair), "error")["all-white masks"]) == 12
+
+
+def test_masks_where_images_should_be(pair):
+    for path in (pair / "images").iterdir():
+        path.with_suffix(".png").write_bytes((pair / "masks" / f"{path.stem}.png").read_bytes())
+        path.unlink()
+    assert len(found(look(pair), "error")["images of black and white alone"]) == 12
 
 
 def test_images_of_one_colour(pair):
