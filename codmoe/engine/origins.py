@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config
 
 from codmoe.engine.config import OWN_KEYS, RUNNER_KEYS, load_config
-from codmoe.messages import suggest
+from codmoe.messages import nearest, suggest
 from codmoe.shipped import config_root
 
 OPTION = "--cfg-options"
@@ -54,14 +54,14 @@ def resolve(
     file = shown(cfg.pop("config_file"))
     for key in [key for key in cfg if key not in (*RUNNER_KEYS, *OWN_KEYS)]:
         cfg.pop(key)  # a variable, which has been used up
-    every = [
-        Setting(".".join(map(_part, path)), value, _origin(tree, path) or file)
-        for path, value in _leaves(cfg.to_dict(), ())
-    ]
+    every, known = [], set()
+    for path, value in _leaves(cfg.to_dict(), ()) if cfg else ():
+        every.append(Setting(_dotted(path), value, _origin(tree, path) or file))
+        known |= {_dotted(path[:end]) for end in range(1, len(path) + 1)}
     for key in keys:
-        if not any(_below(setting.key, key) for setting in every):
-            known = {s.key.rsplit(".", i)[0] for s in every for i in range(s.key.count(".") + 1)}
-            raise ValueError(f"the config has no key {key!r}; {suggest(key, known | set(cfg))}")
+        if key not in known:
+            hint = suggest(key, nearest(key, known) or list(cfg))
+            raise ValueError(f"the config has no key {key!r}; {hint}")
     chosen = [s for s in every if not keys or any(_below(s.key, key) for key in keys)]
     return cfg, chosen
 
@@ -78,8 +78,8 @@ def _below(key: str, asked: str) -> bool:
     return f"{key}.".startswith(f"{asked}.")
 
 
-def _part(key: Any) -> str:
-    return repr(key) if "." in str(key) else str(key)
+def _dotted(path: tuple) -> str:
+    return ".".join(repr(key) if "." in key else key for key in path)
 
 
 def _leaves(node: Any, path: tuple) -> Iterator[tuple[tuple, Any]]:

@@ -77,6 +77,8 @@ def test_keys_and_their_misspelling():
     assert {key.split(".")[1] for key in found} == {"router", "max_epochs"}
     with pytest.raises(ValueError, match=r"no key 'model\.ruoter'; did you mean 'model\.router'"):
         resolve("quickstart/stage3", keys=["model.ruoter"])
+    with pytest.raises(ValueError, match=r"no key 'xyz'; valid names: amp, [a-z_, ]+$"):
+        resolve("quickstart/stage3", keys=["xyz"])
 
 
 def test_the_command_prints_and_writes_it(tmp_path, monkeypatch, capsys):
