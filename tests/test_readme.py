@@ -138,6 +138,18 @@ def test_named_files_exist():
     assert [path for path in sorted(named - examples) if not (ROOT / path).is_file()] == []
 
 
+def test_badges_are_true():
+    project = (ROOT / "pyproject.toml").read_text()
+    facts = dict(
+        license=re.search(r'^license = "(.*)"', project, re.M)[1],
+        python=re.search(r'^requires-python = ">=(.*)"', project, re.M)[1] + "+",
+        torch=re.search(r'"torch>=(.*?)"', project)[1] + "+",
+    )
+    for name, fact in facts.items():
+        assert f"[![{name}: {fact}](docs/images/badges/{name}.svg)]" in README
+        assert f">{fact}</text>" in (ROOT / f"docs/images/badges/{name}.svg").read_text()
+
+
 def anchors(page: Path) -> set[str]:
     """What GitHub makes of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)

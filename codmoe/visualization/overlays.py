@@ -68,7 +68,7 @@ def side_by_side(
     expert_maps: Mapping[str, np.ndarray],
     weights: Mapping[str, float],
 ) -> np.ndarray:
-    """Overlay, the mixture's map and each expert's, and above each expert its weight as a bar.
+    """Image, overlay, the mixture's map and each expert's, and above each expert its weight as a bar.
 
     Args:
         image: RGB, (H, W, 3) uint8.
@@ -83,7 +83,8 @@ def side_by_side(
     height, width = image.shape[:2]
     scale = PANEL / max(height, width)
     size = (max(round(width * scale), 80), max(round(height * scale), 40))
-    pictures = {"prediction": overlay(_fitted(image, size), _fitted(mask, size, exact=True))}
+    photo = _fitted(image, size)
+    pictures = {"image": photo, "prediction": overlay(photo, _fitted(mask, size, exact=True))}
     for name, values in {"mixture": probability, **expert_maps}.items():
         grey = np.clip(_fitted(values.astype(np.float32), size) * 255, 0, 255).astype(np.uint8)
         pictures[name] = np.dstack([grey] * 3)
