@@ -14,7 +14,8 @@ model = dict(
 train_dataloader = dict(
     dataset=dict(
         datasets=dict(
-            Cutouts=dict(part="router", length=2400),
+            Complete=dict(part="router", length=1600),
+            People=dict(part="router", length=800),
             Hidden=dict(part="router", length=200),
             Faint=dict(part="router", length=200),
             Plain=dict(part="router", length=200),

@@ -17,7 +17,8 @@ model = dict(
 train_dataloader = dict(
     dataset=dict(
         datasets=dict(
-            Cutouts=dict(seed=10),
+            Complete=dict(seed=10),
+            People=dict(seed=14),
             Hidden=dict(seed=11),
             Faint=dict(seed=12),
             Plain=dict(seed=13),

@@ -20,6 +20,7 @@ RESEARCH = "research only; measured once all was chosen"
 TERMS = dict(
     Photos=OPEN,
     Cutouts="objects of the former laid into each other",
+    Textures="CC BY, CC BY-SA, other photographs; objects of their own texture",
     Hidden=MADE,
     Faint=MADE,
     Plain=MADE,

@@ -23,7 +23,7 @@ from codmoe import create_model
 from codmoe.engine.checkpoints import packed, read_meta, read_weights
 from codmoe.engine.config import load_config
 from codmoe.engine.stages import run_command, run_stages
-from codmoe.files import replacing, save_json
+from codmoe.files import new_folder, replacing, save_json
 from codmoe.inference.export.pack import pack
 from codmoe.models.backbones.base import create_timm
 from projects.small_ensemble import measure
@@ -34,19 +34,33 @@ BODY = "vit_small_patch14_dinov2"
 WEIGHTS = Path("codmoe/weights/small_ensemble.safetensors")
 # The router of stage 2 without photographs, which then are a domain that it never saw.
 HELD_OUT = (
-    "train_dataloader.dataset.datasets.Cutouts=None",
+    "train_dataloader.dataset.datasets.Complete=None",
+    "train_dataloader.dataset.datasets.People=None",
     "default_hooks.best.name=router_scenes",
     "assembly=None",
 )
+PHOTOGRAPHS = ("Photos", "Cutouts", "Textures")
 PART = 15 * 2**20
 """Bytes of a part of a file that travels."""
 
 
 def prepare(data: Path, weights: Path) -> None:
-    """Copy the open photographs and write the body's weights as 8-bit numbers."""
-    target = Path("data/open/coco")
+    """Copy the open photographs, those with one person masked apart from those whose every object
+    is, and write the body's weights as 8-bit numbers.
+    """
+    source, target = data / "open/coco", Path("data/open/coco")
     if not target.is_dir():
-        shutil.copytree(data / "open/coco", target)
+        with new_folder(target) as folder:
+            for line in (source / "ATTRIBUTION.txt").read_text(encoding="utf-8").splitlines():
+                words = [word.strip() for word in line.split(" | ")]
+                kind = "people" if words[-1] == "person" else "complete"
+                for path in (source / f"images/{words[0]}.jpg", source / f"masks/{words[0]}.png"):
+                    if not path.is_file():
+                        continue  # a line of the head
+                    copy = folder / kind / path.parent.name / path.name
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
+            shutil.copyfile(source / "ATTRIBUTION.txt", folder / "ATTRIBUTION.txt")
     out = Path(f"data/weights/{BODY}.int8.safetensors")
     if not out.is_file():
         given = weights / f"{BODY}.fp16.safetensors"
@@ -75,7 +89,7 @@ def train(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
     records = [
         measure.collect(create_model(checkpoint=c, device=device), val) for c in (held, best)
     ]
-    away = [record for record in records[0] if record["dataset"] in ("Photos", "Cutouts")]
+    away = [record for record in records[0] if record["dataset"] in PHOTOGRAPHS]
     choice = measure.choose(away, records[1])
     measure.settle(best, choice, work_dir / "settled.pth")
     meta = {k: v for k, v in read_meta(work_dir / "settled.pth").items() if k != "run_id"}
@@ -173,7 +187,7 @@ def main() -> None:
         elif args.step == "train":
             train(args.work_dir, args.out, args.configs)
         else:
-            pictures = sorted(Path("data/open/coco/images").iterdir())[:20]
+            pictures = sorted(Path("data/open/coco").glob("*/images/*"))[:20]
             finish(args.out, args.data, pictures, args.target, args.configs[2])
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(f"error: {error}")

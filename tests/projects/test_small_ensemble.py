@@ -20,7 +20,7 @@ TEST = [
     dict(type="Resize", scale=(SIZE, SIZE), keep_ratio=False),
     dict(type="PackCODInputs", keep_original=True),
 ]
-COMPOSITES = ("Cutouts", "Hidden", "Faint", "Plain")
+COMPOSITES = ("Cutouts", "Textures", "Hidden", "Faint", "Plain")
 NARROW = dict(depth=2, embed_dim=48, num_heads=3)
 
 
@@ -28,18 +28,20 @@ NARROW = dict(depth=2, embed_dim=48, num_heads=3)
 def trained(tmp_path_factory):
     """Stage 3 of the recipe in miniature, with photographs; and weights as it leaves them."""
     folder = tmp_path_factory.mktemp("small")
-    for name in ("images", "masks", "camo/images", "camo/masks"):
-        (folder / name).mkdir(parents=True)
+    for name in ("images", "masks"):
+        (folder / "complete" / name).mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(24):
         mask = np.zeros((60, 80), np.uint8)
         cv2.circle(mask, (20 + i, 30), 14, 255, -1)
         image = rng.integers(0, 90, (60, 80, 3)) + mask[..., None] // 2
-        cv2.imwrite(str(folder / f"images/{i}.png"), image)
-        cv2.imwrite(str(folder / f"masks/{i}.png"), mask)
+        cv2.imwrite(str(folder / f"complete/images/{i}.png"), image.astype(np.uint8))
+        cv2.imwrite(str(folder / f"complete/masks/{i}.png"), mask)
+    (folder / "people").symlink_to(folder / "complete")
     root = str(folder)
     sets = {name: dict(length=4, image_size=SIZE, pipeline=TEST) for name in COMPOSITES}
-    sets["Cutouts"]["data_root"] = root
+    for name in COMPOSITES[:2]:
+        sets[name]["data_root"] = root
     sets["Photos"] = dict(pipeline=TEST, data_root=root)
     narrow = dict(channels=8)
     settings = dict(
@@ -123,8 +125,8 @@ def test_from_weights_to_the_card(trained, tmp_path, monkeypatch, capsys):
     target.parent.mkdir()
     (target.parent / "MODEL_CARD.md").write_text(f"# Card\n\n{BEGIN}\nold\n{END}\n\nEnd.\n")
     shutil.copyfile(best, tmp_path / "before.pth")
-    monkeypatch.setattr(measure, "RESEARCH_SETS", dict(CAMO="."))
-    pictures = sorted((config.parent / "images").iterdir())[:2]
+    monkeypatch.setattr(measure, "RESEARCH_SETS", dict(CAMO="complete"))
+    pictures = sorted((config.parent / "complete/images").iterdir())[:2]
     found = run.finish(parts, config.parent, pictures, target, str(config))
     combiner = Inferencer(checkpoint=target, device="cpu").model.combiner
     assert combiner.temperature == pytest.approx(choice["temperature"], abs=1e-4)

@@ -1,12 +1,13 @@
 # What the shipped weights are trained on: photographs with masks under open licences, their objects
-# cut out and laid into each other, and synthetic camouflage at three visibilities.
-# --data-root names the folder of the photographs, with images/ and masks/.
+# cut out and laid into each other, textures of theirs as objects, and synthetic camouflage.
+# --data-root names the folder of complete/ (every object is masked) and people/ (one person is, and
+# what is beside it is not), each with images/ and masks/.
 # Nothing is kept: every image is made anew when it is asked for, 20 to 40 a second on one core. Set
 # OMP_NUM_THREADS=1, or the workers' matrix products fight for the cores.
 _base_ = ["./loaders.py"]
 data_root = "data/open/coco"
 size = 336
-fractions = dict(experts=0.6, router=0.15, val=0.15, test=0.1)  # of the photographs
+fractions = dict(experts=0.55, router=0.15, val=0.15, test=0.15)  # of the photographs
 visibilities = dict(Hidden=0.0, Faint=0.35, Plain=0.7)
 
 train_pipeline = [
@@ -33,12 +34,23 @@ test_pipeline = [
 ]
 
 
-def cutouts(part, length, pipeline, seed=0, kinds=("camouflaged", "salient")):
+# Where a whole photograph shows objects without a mask, a network learns that these are none: of
+# those with one person masked only cut-outs and textures are taken.
+kinds = dict(
+    complete=(
+        *("camouflaged", "clutter", "whole", "salient", "figure"),
+        *("camouflaged", "multiscale", "whole", "ambiguous"),
+    ),
+    people=("camouflaged", "clutter", "figure", "salient", "multiscale", "ambiguous"),
+)
+
+
+def composites(folder, part, length, pipeline, seed=0, kinds=("camouflaged", "salient")):
     return dict(
         type="CompositeCamouflage",
         data_root=data_root,
-        photo_dir="images",
-        mask_dir="masks",
+        photo_dir=f"{folder}/images",
+        mask_dir=f"{folder}/masks",
         fractions=fractions,
         part=part,
         length=length,
@@ -66,36 +78,37 @@ def photographs(part):
     return dict(
         type="CODDataset",
         data_root=data_root,
-        image_dir="images",
-        mask_dir="masks",
+        image_dir="complete/images",
+        mask_dir="complete/masks",
         split=dict(seed=0, fractions=fractions, use=(part,)),
         pipeline=test_pipeline,
     )
 
 
-def held_out(part, composites, scenes):
+def held_out(part, count, scenes):
+    textures = ("clutter", "figure", "multiscale", "ambiguous")
     return dict(
         type="DatasetGroup",
         datasets=dict(
             Photos=photographs(part),
-            Cutouts=cutouts(part, composites, test_pipeline),
+            Cutouts=composites("complete", part, count, test_pipeline),
+            Textures=composites("people", part, count, test_pipeline, kinds=textures),
             **synthetic(part, scenes, test_pipeline),
         ),
     )
 
 
-# In a fifth of the images nothing but the photograph itself, in two fifths a camouflaged object.
-train_kinds = ("camouflaged", "salient", "camouflaged", "whole")
 train_dataloader = dict(
     batch_size=32,
     num_workers=16,
     dataset=dict(
         type="DatasetGroup",
         datasets=dict(
-            Cutouts=cutouts("experts", 4800, train_pipeline, kinds=train_kinds),
-            **synthetic("experts", 400, train_pipeline, (1, 2, 3)),
+            Complete=composites("complete", "experts", 3600, train_pipeline, 0, kinds["complete"]),
+            People=composites("people", "experts", 1500, train_pipeline, 4, kinds["people"]),
+            **synthetic("experts", 300, train_pipeline, (1, 2, 3)),
         ),
     ),
 )
-val_dataloader = dict(batch_size=32, num_workers=8, dataset=held_out("val", 120, 30))
+val_dataloader = dict(batch_size=32, num_workers=8, dataset=held_out("val", 80, 30))
 test_dataloader = dict(batch_size=32, num_workers=8, dataset=held_out("test", 160, 120))
