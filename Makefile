@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c $(PINS)
 STAGES := quickstart/stage1 quickstart/stage2 quickstart/stage3
 # Overrides for a shorter run, e.g. OPTIONS="train_cfg.max_epochs=2"
 OPTIONS ?=
+# A folder of your own pairs in place of the synthetic images, e.g. DATA=data/mine with images/ and masks/
+DATA ?=
 # opencv-python needs libGL of the system. Where it is missing, the headless build takes its place.
 CV2 := $(BIN)/python -c 'import cv2' 2>/dev/null || \
   $(PIP) --quiet --force-reinstall --no-deps opencv-python-headless
@@ -27,7 +29,7 @@ CV2 := $(BIN)/python -c 'import cv2' 2>/dev/null || \
 
 quickstart: .venv/.installed
 	$(BIN)/python tools/run_stages.py $(STAGES) --work-dir quickstart \
-	  $(if $(OPTIONS),--cfg-options $(OPTIONS))
+	  $(if $(DATA),--data-root "$(DATA)") $(if $(OPTIONS),--cfg-options $(OPTIONS))
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
