@@ -87,7 +87,8 @@ class RangeResult:
         rates: Learning rates, rising.
         losses: The loss under each.
         smoothed: The losses, smoothed.
-        suggestion: The rate where the smoothed loss falls steepest; None where it does not fall.
+        suggestion: The rate where the smoothed loss falls steepest; None where it falls no more
+            than it varies.
     """
 
     rates: list[float]
@@ -146,29 +147,30 @@ def _report(result: RangeResult, folder: Path, configured: float | None, logger)
         folder / "lr_range.png",
         {name: rate for name, rate in marks.items() if rate},
     )
-    lowest = result.rates[int(np.nanargmin(result.smoothed))]
-    said = (
-        f"suggestion: --cfg-options optim_wrapper.optimizer.lr={result.suggestion:.1e}"
-        if (result.suggestion)
-        else "no suggestion: the loss does not fall; try more steps, --lr-range 300"
-    )
+    said = "no suggestion: the loss falls no more than it varies; try more steps, --lr-range 300"
+    if result.suggestion:
+        said = f"suggestion: --cfg-options optim_wrapper.optimizer.lr={result.suggestion:.1e}"
     logger.info(
-        f"{said}\n  steepest there, lowest at {lowest:.1e}, up to {result.rates[-1]:.1e}; the "
-        f"config has {configured:.1e}\n  curve    {picture}",
-        extra=dict(emphasis=True),
+        f"{said} (configured: {configured:.1e})\n  curve    {picture}", extra=dict(emphasis=True)
     )
 
 
 def judge(rates: Sequence[float], losses: Sequence[float]) -> RangeResult:
-    """Smooth the losses and find where they fall steepest, before their lowest point."""
+    """Smooth the losses and find where they fall steepest, before their lowest point.
+
+    Under the rates of the first quarter nothing is learnt: how far losses differ there is noise,
+    and a fall that is no larger suggests nothing.
+    """
     smoothed = smooth(losses)
-    finite = [value for value in smoothed if math.isfinite(value)]
-    end = smoothed.index(min(finite)) + 1 if finite else 0
+    begin = max(len(losses) // 4, 2)
+    later = [value for value in smoothed[begin:] if math.isfinite(value)]
     suggestion = None
-    if end > 2:
-        slope = np.gradient(np.array(smoothed[:end]), np.log(rates[:end]))
-        if slope.min() < 0:
-            suggestion = float(rates[int(slope.argmin())])
+    if later:
+        end = later.index(min(later)) + 1
+        fall = np.mean(losses[:begin]) - later[end - 1]
+        if end > 2 and fall > np.std(losses[:begin]):
+            slope = np.gradient(np.array(later[:end]), np.log(rates[begin : begin + end]))
+            suggestion = float(rates[begin + int(slope.argmin())])
     return RangeResult(list(rates), list(losses), smoothed, suggestion)
 
 

@@ -17,7 +17,16 @@ def test_the_suggestion_is_where_the_loss_falls_steepest():
     losses = 2 - np.tanh(2 * np.log10(rates / 1e-3)) + 50 * np.maximum(np.log10(rates / 1e-1), 0)
     found = judge(list(rates), list(losses))
     assert 5e-4 < found.suggestion < 4e-3  # smoothing comes a little late
-    assert judge(list(rates), list(range(200))).suggestion is None
+
+
+def test_noise_suggests_nothing():
+    rates = list(np.logspace(-7, 0, 100))
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(2, 0.3, 100)
+        assert judge(rates, list(noise)).suggestion is None
+        falling = noise - np.minimum(np.array(rates) * 300, 1.5)
+        assert 1e-5 < judge(rates, list(falling)).suggestion < 1e-1
+    assert judge(rates, list(range(100))).suggestion is None
     assert judge([1e-7, 2e-7], [1.0, math.nan]).suggestion is None
 
 

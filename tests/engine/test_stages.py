@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from toy_parts import NAMES, REFIT, SOUP, leave_separate, toy_config
 
 from codmoe.engine import stages
 from codmoe.engine.checkpoints import save_weights
-from codmoe.engine.stages import plan, run_stages
+from codmoe.engine.config import load_config
+from codmoe.engine.hooks.progress import CHAIN
+from codmoe.engine.stages import plan, run_stages, work_of
 
 RUN_COMMAND = stages.run_command
 SOURCES = ["pranet", "sinet", "uniform", "router", "oracle", "ensemble"]
@@ -58,6 +61,10 @@ def test_three_stages_and_one_table(configs, commands, tmp_path, capsys):
     work = tmp_path / "work"
     payload = run_stages(configs, work_dir=str(work))
     assert commands == ["train stage1", "train stage2", "train stage3", *TESTED]
+    told = capsys.readouterr().out
+    for place in ("1/3 experts_joint", "2/3 router", "3/3 ensemble"):
+        assert re.search(rf" {place}  epoch 1/1  step 1/1 .* left \d+:\d\d, all \d+:\d\d", told)
+    assert "  next " not in told and CHAIN not in os.environ
     written = json.loads((work / "table.json").read_text())
     for stage in ("stage 2", "stage 3"):
         kinds = written["by_kind"][stage]["Synthetic"]
@@ -108,6 +115,17 @@ def test_three_stages_and_one_table(configs, commands, tmp_path, capsys):
     assert commands == ["train stage2 resume", "train stage3", *TESTED]
     assert joint.read_bytes() == before
     assert all((work / f"stage{i}" / "finished.json").is_file() for i in (1, 2, 3))
+
+
+def test_work_counts_images_epochs_and_what_learns():
+    images = dict(train=100, val=10)
+    cfg = load_config("ensemble/stage3", {"train_cfg.max_epochs": 8, "train_cfg.val_interval": 2})
+    assert work_of(cfg, images) == 100 * 8 * 3 + 10 * 4
+    cfg.model.frozen = ("backbone",)
+    assert work_of(cfg, images) == 100 * 8 * 2 + 10 * 4
+    # Four views run once; what is kept costs a quarter.
+    cfg.default_hooks.frozen_cache = dict(views=4)
+    assert work_of(cfg, images) == 100 * (4 + 1) + 10 * (1 + 0.25 * 3)
 
 
 def _children_of(group):
