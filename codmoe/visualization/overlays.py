@@ -68,7 +68,7 @@ def side_by_side(
     expert_maps: Mapping[str, np.ndarray],
     weights: Mapping[str, float],
 ) -> np.ndarray:
-    """Image, overlay, the mixture's map and each expert's, and above each expert its weight as a bar.
+    """Image, overlay, the mixture's map and each expert's, each with its weight as a bar above.
 
     Args:
         image: RGB, (H, W, 3) uint8.
