@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,9 @@ class Inferencer:
             self.prepared = attach_prepared(self.model, compile, batch_size)
         self.views: AugmentedMoE | None = None
         if flip or tuple(scales) != (1.0,):
+            # The same weights, but whoever else uses the model sees an image once.
+            self.model = copy.copy(self.model)
+            self.model.run_state = replace(self.model.run_state)
             self.views = AugmentedMoE(self.model, self.size, flip=flip, scales=scales)
         self.input_size = self.views.input_size if self.views else self.size
         # What decides how outputs look: a run that was interrupted goes on with the same alone.

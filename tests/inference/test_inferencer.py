@@ -131,6 +131,14 @@ def test_model_and_size(weights):
         Inferencer(model, batch_size=0)
 
 
+def test_several_views_leave_the_model_to_others(inferencer, folder):
+    plain = inferencer(folder / "b.png")[0].probability
+    both = Inferencer(inferencer.model, device="cpu", flip=True, scales=(1, 1.5))
+    assert both.input_size == (96, 96) and both.size == (64, 64)
+    assert np.abs(both(folder / "b.png")[0].probability - plain).max() > 1e-3
+    np.testing.assert_array_equal(inferencer(folder / "b.png")[0].probability, plain)
+
+
 def test_size_of():
     def loader(*pipeline, **dataset):
         return dict(dataset=dict(pipeline=list(pipeline), **dataset))
