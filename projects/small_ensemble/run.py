@@ -39,6 +39,7 @@ HELD_OUT = (
     "default_hooks.best.name=router_scenes",
     "assembly=None",
 )
+ATTRIBUTION = Path("data/open/coco/ATTRIBUTION.txt")
 PHOTOGRAPHS = ("Photos", "Cutouts", "Textures")
 PART = 15 * 2**20
 """Bytes of a part of a file that travels."""
@@ -158,6 +159,8 @@ def finish(
             result[key]["sets"] |= json.loads(done.read_text())
     save_json(parts / "measured.json", result)
     fill_card(weights.parent / "MODEL_CARD.md", parts / "measured.json")
+    if ATTRIBUTION.is_file():  # its licences ask for it beside what was made of the photographs
+        shutil.copyfile(ATTRIBUTION, weights.parent / ATTRIBUTION.name)
     return result
 
 

@@ -128,6 +128,7 @@ def compose(
     *,
     fill: str = "photo",
     blend: str = "feather",
+    own: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One photograph with an object of a kind blended into it, and the object's exact mask.
 
@@ -141,12 +142,17 @@ def compose(
         blend: ``feather``: colours matched to what lies below, soft rim; ``poisson``: gradients of
             the object, colours of its border. The kind ``ambiguous`` is always feathered, as its
             mask is where the object's share exceeds one half.
+        own: Mask of the object that the photograph holds itself, (H, W) in {0, 1}; what is seen of
+            it is part of the truth.
 
     Returns:
         Image, (image_size, image_size, 3) uint8 RGB, and mask, (image_size, image_size) uint8 in
         {0, 1}.
     """
-    square = random_square(rng, photo, image_size)
+    planes = photo if own is None else np.dstack([photo, own.astype(np.uint8) * 255])
+    square = random_square(rng, planes, image_size)
+    mask = square[..., 3] > 127 if own is not None else np.zeros((image_size, image_size), bool)
+    square = np.ascontiguousarray(square[..., :3])
     image, palette = square.astype(np.float64), _palette(square)
     angle = uniform(rng, 0, 2 * np.pi)
     sun = np.cos(angle), np.sin(angle)
@@ -154,7 +160,6 @@ def compose(
     things = [(*one, False) for one in draw_distractors(rng, kind, image_size)]
     depths, piece = outlines(rng, kind, image_size), draw_object(rng, kind)
     things += [(depth, piece, True) for depth in depths]
-    mask = np.zeros((image_size, image_size), bool)
     for depth, piece, is_object in things:
         width = max(piece.soft * image_size, 0.5)
         alpha = np.clip(0.5 + 0.5 * depth / width, 0, 1)
@@ -335,8 +340,8 @@ class CompositeCamouflage(SyntheticCamouflage):
     Args:
         photo_dir: Folder of photographs; found as :class:`CODDataset` does.
         mask_dir: Folder of masks of equal stem: objects to cut out. ``kinds`` is then by default
-            ``camouflaged``, ``salient`` and ``whole`` (a photograph with its own mask). One without
-            a mask is background alone.
+            ``camouflaged``, ``salient`` and ``whole`` (a photograph with its own mask). In all
+            kinds what is seen of a photograph's own object is object, too.
         data_root: Folder that both lie in; found as :class:`CODDataset` does.
         fill: ``photo`` or ``synthetic``.
         blend: ``feather`` or ``poisson``.
@@ -405,8 +410,13 @@ class CompositeCamouflage(SyntheticCamouflage):
         rng = generator(*self.words(index))
         if kind in CUTOUTS:
             return self._cut_out(rng, kind)
-        photo = read_image(str(self.photos[int(rng.random() * len(self.photos))]))
-        return compose(rng, kind, photo, self.image_size, fill=self.fill, blend=self.blend)
+        path = self.photos[int(rng.random() * len(self.photos))]
+        photo, own = read_image(str(path)), self._own(path)
+        return compose(rng, kind, photo, self.image_size, fill=self.fill, blend=self.blend, own=own)
+
+    def _own(self, photo: Path) -> np.ndarray | None:
+        """Mask of a photograph's own object, where there is one."""
+        return read_mask(str(self.masks[photo])).pixels if photo in self.masks else None
 
     def _cut_out(self, rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray]:
         donor = self.donors[int(rng.random() * len(self.donors))]
@@ -416,5 +426,5 @@ class CompositeCamouflage(SyntheticCamouflage):
             return cv2.resize(image, size), cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
         others = [path for path in self.photos if path != donor]
         other = others[int(rng.random() * len(others))]
-        own = read_mask(str(self.masks[other])).pixels if other in self.masks else None
-        return paste(rng, kind, read_image(str(other)), own, (image, mask), self.image_size)
+        photo, own = read_image(str(other)), self._own(other)
+        return paste(rng, kind, photo, own, (image, mask), self.image_size)

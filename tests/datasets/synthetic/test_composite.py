@@ -157,8 +157,19 @@ def test_what_a_border_cut_off_lies_at_a_border():
 
 def test_the_background_s_own_object_is_part_of_the_truth():
     own = np.ones((120, 160), np.uint8)
-    _, mask = paste(generator(0), "camouflaged", photo(), own, thing(), 64)
-    assert mask.all()
+    for mask in (
+        paste(generator(0), "camouflaged", photo(), own, thing(), 64)[1],
+        compose(generator(0), "figure", photo(), 64, own=own)[1],
+    ):
+        assert mask.all()
+    # What is seen of it: the same object is added to either half of the photograph.
+    own[:, 80:] = 0
+    images, masks = zip(
+        *(compose(generator(3), "figure", photo(), 64, own=each) for each in (own, 1 - own, None)),
+        strict=True,
+    )
+    assert np.array_equal(images[0], images[1]) and np.array_equal(images[0], images[2])
+    assert (masks[0] | masks[1]).all() and np.array_equal(masks[0] & masks[1], masks[2])
 
 
 @pytest.fixture(scope="module")
