@@ -221,7 +221,7 @@ def _said(error: Exception) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":  # torch's
         return (
             f"the GPU is out of memory ({str(error).partition('. ')[0]}); take a smaller batch "
-            "(train_dataloader.batch_size=, --batch-size) or smaller images"
+            "(train_dataloader.batch_size=, --auto-batch, --batch-size) or smaller images"
         )
     if isinstance(error, MemoryError):
         return "out of memory; take fewer workers, smaller images or a smaller batch"

@@ -45,6 +45,8 @@ def run(args) -> None:
     from codmoe.engine.training_options import TrainingOptions
 
     settle_terminal()
+    if args.lr_range and args.auto_batch:
+        raise ValueError("--lr-range is for one size of batch, and --auto-batch looks for one")
     training = TrainingOptions.of(args)
     options = parse_options(args.cfg_options)
     cfg = load_config(args.config, options)
