@@ -92,9 +92,8 @@ def test_an_image_above_the_limit_is_one_sentence(tmp_path, monkeypatch):
             Image.fromarray(pixels).save(tmp_path / f"data/{folder}/a.{suffix}")
         file = tmp_path / f"data/Imgs/a.{suffix}"
         said = call(monkeypatch, "predict", file, "--out", tmp_path / "out")
-        assert (
-            said == f"error: {file} has more than 200 pixels; scale it down, or cut it into pieces"
-        )
+        assert f": {file} has more than 200 pixels; scale it down, or cut it into pieces" in said
+        assert said.startswith("error: 1 of 1 images cannot be read") and "\n" not in said
     (tmp_path / "data/Imgs/a.jpg").unlink()
     (tmp_path / "data/GT/a.jpg").unlink()
     config = tmp_path / "mine.py"
