@@ -274,13 +274,16 @@ def _loop_faults(cfg: Mapping[str, Any]) -> list[str]:
     if wrapper:
         wrapper.setdefault("type", "OptimWrapper")
         sections.append(("optim_wrapper", wrapper, root.OPTIM_WRAPPERS))
+    faults: list[str] = []
     sections += _below("optim_wrapper.optimizer", optimizer, root.OPTIMIZERS)
     sections += _below("param_scheduler", cfg.get("param_scheduler"), root.PARAM_SCHEDULERS)
     for part in ("train", "val", "test"):
         loader = cfg.get(f"{part}_dataloader") or {}
-        for key in ("sampler", "batch_sampler"):
-            sections += _below(f"{part}_dataloader.{key}", loader.get(key), root.DATA_SAMPLERS)
-    faults = []
+        for key, kinds in LOADER_PARTS.items():
+            path, given = f"{part}_dataloader.{key}", loader.get(key)
+            sections += _below(path, given, kinds)
+            if given is not None and not isinstance(given, Mapping):
+                faults.append(f"{path}={short(given)} is no dict with a type")
     for path, section, kinds in sections:
         keys = {k: v for k, v in section.items() if k != "convert_to_iter_based"}
         faults += [f"{path}: {fault}" for fault in _section_faults(keys, kinds)]
@@ -305,6 +308,9 @@ def _loop_faults(cfg: Mapping[str, Any]) -> list[str]:
     return faults
 
 
+LOADER_PARTS = dict(
+    sampler=root.DATA_SAMPLERS, batch_sampler=root.DATA_SAMPLERS, collate_fn=root.FUNCTIONS
+)
 ENV = dict(cudnn_benchmark=bool, mp_cfg=dict, dist_cfg=dict, resource_limit=int)
 PROCESSES = dict(
     mp_start_method=Literal["fork", "forkserver", "spawn"], opencv_num_threads=int, distributed=bool

@@ -225,3 +225,15 @@ def test_a_config_that_lacks_a_section_is_told(tmp_path):
     cfg = load_config(tmp_path / "mine.py")
     with pytest.raises(ValueError, match=r"mine\.py has no train_dataloader, train_cfg; inherit"):
         require_sections(cfg, "model", "train_dataloader", "train_cfg")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("val_dataloader.sampler", ["x"], r"val_dataloader\.sampler=\['x'\] is no dict with a"),
+        ("train_dataloader.collate_fn.size", 2, "stack_collate takes no argument 'size'"),
+    ],
+)
+def test_what_a_loader_would_stumble_over_in_its_first_batch(key, value, words):
+    with pytest.raises(ValueError, match=words):
+        load_config("quickstart/stage1", {key: value})

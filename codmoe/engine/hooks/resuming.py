@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 
 from codmoe.datasets.streams import STEP, VALIDATION, seed_streams
 from codmoe.engine.ddp import bare_model
+from codmoe.messages import suggest
 from codmoe.registry import HOOKS
 from codmoe.trust import not_finite
 
@@ -109,6 +111,12 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     """mmengine's; never with weights that are not finite, and the old one goes after the new one
     is there.
     """
+
+    def before_train(self, runner) -> None:
+        known = inspect.signature(runner.save_checkpoint).parameters
+        for key in self.args.keys() - known:  # else told where the first epoch ends
+            raise ValueError(f"default_hooks.checkpoint: no key {key!r}; {suggest(key, known)}")
+        super().before_train(runner)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         check_weights(runner, meta["iter"])

@@ -189,6 +189,13 @@ def test_best_weights_that_are_gone_are_said_and_made_anew(tmp_path, once):
     assert "are gone from there" in log_of(tmp_path / "work/stage1")
 
 
+def test_a_misspelt_key_of_the_checkpoints_is_told_before_the_first_step(tmp_path, once):
+    once(ResumableHook, "before_train_iter", lambda runner: True)
+    wrong = dict(default_hooks=dict(checkpoint=dict(save_optimiser=False)))
+    with pytest.raises(ValueError, match="no key 'save_optimiser'; did you mean 'save_optimizer'"):
+        train(prepared(toy(tmp_path, PLAIN, wrong), tmp_path / "work/stage1"))
+
+
 def test_an_old_checkpoint_goes_after_the_new_one_is_there(tmp_path, monkeypatch):
     one = dict(default_hooks=dict(checkpoint=dict(max_keep_ckpts=1)))
     seen = []
