@@ -207,25 +207,30 @@ SCALE = "::scale"
 """End of the key of the scales, (rows,), of weights that a file holds as 8-bit numbers."""
 
 
-def read_safetensors(path: str | Path) -> dict[str, Any]:
+def read_safetensors(path: str | Path, source: str = "") -> dict[str, Any]:
     """Tensors of a ``.safetensors`` file; those of 8 bits with a scale for each row are turned back
     into floating-point numbers here and nowhere else.
+
+    Args:
+        path: The file.
+        source: What errors call it; its path by default.
 
     Raises:
         ValueError: The file cannot be read, or a scale does not fit its weights.
     """
     from safetensors.torch import load_file
 
+    source = source or str(path)
     try:
         state = load_file(path)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise ValueError(f"{source} cannot be read: {error}") from None
     for key in [key for key in state if key.endswith(SCALE)]:
         scale, name = state.pop(key), key.removesuffix(SCALE)
         value = state.get(name)
         if value is None or str(value.dtype) != "torch.int8" or scale.shape != value.shape[:1]:
             raise ValueError(
-                f"{path}: {key} belongs to no weights of 8 bits with as many rows; make the file "
+                f"{source}: {key} belongs to no weights of 8 bits with as many rows; make the file "
                 "anew with codmoe pack"
             )
         rows = scale.float().reshape(-1, *[1] * (value.ndim - 1))

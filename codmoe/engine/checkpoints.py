@@ -226,11 +226,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if path.suffix != SAFE:
         return state_of(read_pickle(path), path)
-    try:
-        content = read_safetensors(path)
-    except ValueError as error:
-        raise ValueError(f"checkpoint {error}") from error
-    return state_of(content, path)
+    return state_of(read_safetensors(path, f"checkpoint {path}"), path)
 
 
 def state_of(content: Any, path: str | Path) -> dict[str, Tensor]:

@@ -126,10 +126,7 @@ def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs
 def _read_state(path: Path) -> dict[str, Tensor]:
     """The state dict of a file in timm's forms, read without running code."""
     if path.suffix == ".safetensors":
-        try:
-            return read_safetensors(path)
-        except ValueError as error:
-            raise ValueError(f"backbone.checkpoint: {error}") from None
+        return read_safetensors(path, f"backbone.checkpoint={str(path)!r}")
     content = read_pickle(path)
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
