@@ -34,7 +34,7 @@ from codmoe.files import save_json
 from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS, skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
-from codmoe.registry import MODELS
+from codmoe.registry import MODELS, fits, value_faults
 from codmoe.shipped import is_shipped, shipped_weights
 
 MAX_DROP = 0.01
@@ -133,6 +133,8 @@ def init_faults(cfg: Mapping[str, Any]) -> list[str]:
     init = cfg.get("init_from") or {}
     keys = [each.name for each in fields(Sources)]
     faults = [f"init_from: no key {k!r}; {suggest(k, keys)}" for k in init if k not in keys]
+    kinds = dict(file=str | None, parts=list[str] | tuple[str, ...] | None, command=str | None)
+    faults += value_faults({k: init[k] for k in kinds if k in init}, kinds, "init_from")
     several = [key for key in ("backbone", "experts") if init.get(key)]
     if init.get("file") and several:
         faults.append(
@@ -145,8 +147,8 @@ def init_faults(cfg: Mapping[str, Any]) -> list[str]:
         faults.append("init_from: parts belongs to file; with backbone and experts leave it out")
     backbone, experts = init.get("backbone"), init.get("experts")
     if isinstance(backbone, Mapping):
-        files = backbone.get("average")
-        listed = isinstance(files, (list, tuple)) and len(files) > 1
+        files = backbone.get("average") or ()
+        listed = fits(files, list[str] | tuple[str, ...]) and len(files) > 1
         if not listed or set(backbone) != {"average"}:
             faults.append(
                 f"init_from.backbone={dict(backbone)}: give a file, or dict(average=[...]) with "
@@ -159,6 +161,8 @@ def init_faults(cfg: Mapping[str, Any]) -> list[str]:
     elif experts:
         named = (cfg.get("model") or {}).get("experts") or {}
         needed = [name for name, expert in named.items() if expert is not None]
+        files = dict.fromkeys(experts, str | None)
+        faults += value_faults(experts, files, "init_from.experts")
         faults += _without_file(needed, [n for n, file in experts.items() if file is not None])
     return faults
 

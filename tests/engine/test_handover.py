@@ -100,6 +100,10 @@ def test_files_that_are_missing_or_another_experts(tmp_path, separate):
         (dict(parts=("backbone",)), "names no weights"),
         (dict(backbone="a.pth", expert="b.pth"), "no key 'expert'.*'experts'"),
         (dict(experts="a.pth"), r"init_from.experts='a.pth': give dict"),
+        (dict(file=dict(type="a")), r"init_from: file=.* is of the wrong type"),
+        (dict(file="a.pth", parts="backbone"), r"init_from: parts='backbone' is of the wrong"),
+        (dict(backbone="a.pth", experts=dict(sinet=5)), r"init_from.experts: sinet=5 is of the"),
+        (dict(backbone=dict(average=["a.pth", 5])), "two files or more"),
     ],
 )
 def test_faults_of_the_config_are_told(tmp_path, init, words):
