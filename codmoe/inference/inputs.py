@@ -164,6 +164,11 @@ def _walk(folder: Path, out_dir: Path | None) -> tuple[list[Item], list[str]]:
     """Images below a folder, and the names of what else is there."""
     found, others = [], []
     root, avoided = os.fspath(folder), out_dir and os.path.realpath(out_dir)
+    if avoided == os.path.realpath(root):
+        raise ValueError(
+            f"out_dir={out_dir} is the folder of the images, where outputs would be taken for "
+            "images the next time; give another"
+        )
 
     def failed(error: OSError) -> None:
         raise error

@@ -31,6 +31,8 @@ def test_outputs_among_the_inputs_are_no_inputs(folder):
     (out / "a.png").write_bytes((folder / "b.png").read_bytes())
     assert "maps/a" in names(collect([folder]))
     assert names(collect([folder], out_dir=out)) == ["a", "b", "ü"]
+    with pytest.raises(ValueError, match="is the folder of the images"):
+        collect(folder, out_dir=out / "..")
 
 
 def test_files_arrays_and_cameras_have_names(folder):
