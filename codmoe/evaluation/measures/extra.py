@@ -133,10 +133,15 @@ def _multi_scale_iou(mask: np.ndarray, truth: Sequence[np.ndarray]) -> float:
     """MSIoU (Ahmadzadeh et al., ICIP 2021): share of the truth's cells that the map's edges pass,
     area under its curve over scales."""
     ratios = [
-        (np.count_nonzero(ours & theirs) + 1) / (np.count_nonzero(theirs) + 1)
+        (np.count_nonzero(ours & theirs) + 1) / _in_half(np.count_nonzero(theirs))
         for ours, theirs in zip(_scales(_edges(mask)), truth, strict=True)
     ]
     return (sum(ratios) - (ratios[0] + ratios[-1]) / 2) / (_SCALES - 1)
+
+
+def _in_half(count: int) -> float:
+    """A count and one in half precision, as PySODMetrics has it; exact where that overflows."""
+    return float(np.float16(count) + np.float16(1)) if count < 65_000 else count + 1.0
 
 
 def _multi_scale_curve(prob: np.ndarray, truth: Sequence[np.ndarray]) -> np.ndarray:
