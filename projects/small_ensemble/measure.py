@@ -130,10 +130,17 @@ def mixed(record: Mapping[str, Any], sharpness: float, top_k: int) -> Tensor:
 
 def mean_iou(records: Sequence[Mapping[str, Any]], sharpness: float, top_k: int) -> float:
     """IoU at 0.5, the mean of the data sets' means."""
+    probs = [mixed(record, sharpness, top_k).sigmoid() for record in records]
+    return _iou_at(records, probs, 0.5)
+
+
+def _iou_at(
+    records: Sequence[Mapping[str, Any]], probs: Sequence[Tensor], threshold: float
+) -> float:
     by_set: dict[str, list[float]] = {}
-    for record in records:
-        prob = mixed(record, sharpness, top_k).sigmoid()
-        by_set.setdefault(record["dataset"], []).append(iou_and_dice(prob, record["truth"])[0])
+    for record, prob in zip(records, probs, strict=True):
+        iou = iou_and_dice(prob, record["truth"], threshold)[0]
+        by_set.setdefault(record["dataset"], []).append(iou)
     return sum(sum(ious) / len(ious) for ious in by_set.values()) / len(by_set)
 
 
@@ -145,7 +152,8 @@ def choose(held: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]
         known: Validation images by the router that ships.
 
     Returns:
-        ``fallback``, ``top_k``, ``temperature``, ``offset`` and, for the card, ``tried``.
+        ``fallback``, ``top_k``, ``temperature``, ``offset``, the ``threshold`` of masks under these
+        and, for the card, ``tried``.
     """
     experts = known[0]["logits"].shape[1]
     off = {s: mean_iou(held, s, experts) for s in SHARPNESS}
@@ -156,13 +164,23 @@ def choose(held: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]
     top_k = min(k for k, iou in at_home.items() if iou >= max(at_home.values()) - TIE)
     logits = [mixed(record, fallback, top_k) for record in known]
     temperature, offset = fit_calibration(logits, [r["truth"] for r in known])
+    probs = [(each / temperature + offset).sigmoid() for each in logits]
+    curve = {t: _iou_at(known, probs, t) for t in THRESHOLDS}
+    level = [t for t, iou in curve.items() if iou >= max(curve.values()) - TIE]
     tried = dict(
         off_domain={f"fallback {s:g}": iou for s, iou in off.items()} | dict(uniform=uniform),
         at_home={f"top {k}": iou for k, iou in at_home.items()},
         off_domain_far=sum(r["distance"] > 1 for r in held) / len(held),
         at_home_far=sum(r["distance"] > 1 for r in known) / len(known),
     )
-    return dict(fallback=fallback, top_k=top_k, temperature=temperature, offset=offset, tried=tried)
+    return dict(
+        fallback=fallback,
+        top_k=top_k,
+        temperature=temperature,
+        offset=offset,
+        threshold=min(level, key=lambda t: abs(t - 0.5)),
+        tried=tried,
+    )
 
 
 def settle(checkpoint: str | Path, choice: Mapping[str, Any], out: Path) -> None:
@@ -178,8 +196,8 @@ def settle(checkpoint: str | Path, choice: Mapping[str, Any], out: Path) -> None
         ),
     )
     model = create_model(checkpoint=checkpoint, **section)
-    meta = read_meta(Path(checkpoint))
-    save_weights(out, model, dict(meta, config=model.cfg.pretty_text), "settled")
+    settled = dict(config=model.cfg.pretty_text, threshold=choice["threshold"])
+    save_weights(out, model, read_meta(Path(checkpoint)) | settled, "settled")
 
 
 @torch.inference_mode()

@@ -93,7 +93,8 @@ def test_off_its_domain_a_wrong_router_is_taken_back_and_a_right_one_is_not():
     chosen = measure.choose(wrong, known)
     assert chosen["fallback"] > 0 and chosen["tried"]["off_domain_far"] == 1
     assert chosen["tried"]["at_home"]["top 2"] == 1 and chosen["top_k"] == 2
-    assert chosen["temperature"] < 1  # the mixture is right throughout: it may be surer
+    # The mixture is right throughout: it may be surer.
+    assert chosen["temperature"] < 1 and chosen["threshold"] == 0.5
     right = [record([6.0, 0.0, 0.0], 2.0, good=0)] * 3
     assert measure.choose(right, known)["fallback"] == 0
 
@@ -128,8 +129,9 @@ def test_from_weights_to_the_card(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "RESEARCH_SETS", dict(CAMO="complete"))
     pictures = sorted((config.parent / "complete/images").iterdir())[:2]
     found = run.finish(parts, config.parent, pictures, target, str(config))
-    combiner = Inferencer(checkpoint=target, device="cpu").model.combiner
-    assert combiner.temperature == pytest.approx(choice["temperature"], abs=1e-4)
+    inferencer = Inferencer(checkpoint=target, device="cpu")
+    assert inferencer.threshold == choice["threshold"]
+    assert inferencer.model.combiner.temperature == pytest.approx(choice["temperature"], abs=1e-4)
     assert found["rounding"]["bytes"] == target.stat().st_size
     sets = found["after"]["sets"]
     assert set(sets) == {"Photos", "CAMO", *COMPOSITES} and sets["CAMO"]["n"] == 24
