@@ -225,6 +225,8 @@ def _said(error: Exception) -> str | None:
         )
     if isinstance(error, MemoryError):
         return "out of memory; take fewer workers, smaller images or a smaller batch"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return f"{error}: a link that leads back to itself; give another path"  # of pathlib
     remote = _of_other_process(error)
     if remote:
         return _last_sentence(remote) if re.search(r"\n\s+raise .*\n(?!\s+File)", remote) else None

@@ -64,6 +64,7 @@ def raised(error):
         (lambda: raised(ValueError("of a user's module")), "error: of a user's module"),
         (lambda: raised(torch.OutOfMemoryError("CUDA out of memory. X")), "a smaller batch"),
         (lambda: raised(MemoryError()), "out of memory; "),
+        (lambda: raised(RuntimeError("Symlink loop from 'a'")), "a link that leads back"),
     ],
 )
 def test_a_mistake_is_one_sentence(function, words):
