@@ -146,12 +146,14 @@ def _of_files(examined: Examined) -> Iterator[Finding]:
     if fits_none:
         many = len(fits_none) > max(2, MISFITS * len(masks))
         what = "outlines that lie on no edges of the image, the worst first: of another image?"
-        advice = "look at them (tools/data/browse.py); one or two of 100 right ones look so, too"
+        advice = (
+            "look at them (codmoe browse draws outlines); one or two of 100 right ones look so, too"
+        )
         if many:
             advice = "look whether images and masks are in one order, turned or mirrored alike"
         files = [(path,) for _, path in fits_none]
         level = "error" if many else "warning"
-        yield Finding(level, "masks that fit no image", where, what, advice, files)
+        yield Finding(level, "masks that do not fit their image", where, what, advice, files)
 
 
 def _equal_masks(examined: Examined) -> Iterator[Finding]:

@@ -55,7 +55,9 @@ def test_peculiar_masks(pair):
         path = str(masks / f"{number:02d}.png")
         _ = file.save(path) if file is palette else cv2.imwrite(path, file)
     report = look(pair)
-    misfits = found(report, "error").pop("masks that fit no image")  # of another image, as they are
+    misfits = found(report, "error").pop(
+        "masks that do not fit their image"
+    )  # of another image, as they are
     assert {("02.png",), ("05.png",)} < set(misfits) and report.errors == 1
     assert found(report, "warning") == {
         "empty masks": [("00.png",)],

@@ -34,7 +34,7 @@ def test_a_few_are_named_and_a_set_of_them_is_an_error(tmp_path):
     # Each mask under the next one's name, as where lists are sorted in two ways.
     for mask, content in zip(masks, good[1:] + good[:1], strict=True):
         mask.write_bytes(content)
-    (worst, *_), *_ = misfits = found(look(tmp_path), "error")["masks that fit no image"]
+    (worst, *_), *_ = misfits = found(look(tmp_path), "error")["masks that do not fit their image"]
     assert len(misfits) >= 4
     for mask, content in zip(masks, good, strict=True):
         mask.write_bytes(content)
