@@ -133,7 +133,7 @@ def _multi_scale_iou(mask: np.ndarray, truth: Sequence[np.ndarray]) -> float:
     """MSIoU (Ahmadzadeh et al., ICIP 2021): share of the truth's cells that the map's edges pass,
     area under its curve over scales."""
     ratios = [
-        (np.count_nonzero(ours & theirs) + 1) / _in_half(np.count_nonzero(theirs))
+        (np.count_nonzero(ours & theirs) + 1) / _in_half(int(np.count_nonzero(theirs)))
         for ours, theirs in zip(_scales(_edges(mask)), truth, strict=True)
     ]
     return (sum(ratios) - (ratios[0] + ratios[-1]) / 2) / (_SCALES - 1)
