@@ -6,7 +6,7 @@ codmoe benchmark ensemble/stage3 --precisions fp32 bf16 \\
 
 import argparse
 
-from codmoe.commands.options import CONFIG, QUIET, checkpoint, option, pair
+from codmoe.commands.options import CONFIG, QUIET, checkpoint, option, pair, whole
 
 
 class Moved(argparse.Action):
@@ -20,7 +20,13 @@ MOVED = "--experts --top-k --layouts --no-parts --parts --train --plot".split()
 SHARED = (
     CONFIG,
     option("--batch-sizes", type=int, nargs="+", default=[1, 8], help="images a call (1 8)"),
-    option("--sizes", type=int, nargs="+", default=[448], help="sides of the images (448)"),
+    option(
+        "--sizes",
+        type=whole(most=16_384),
+        nargs="+",
+        default=[448],
+        help="sides of the images (448)",
+    ),
     option(
         "--routes",
         nargs="+",

@@ -1,6 +1,6 @@
 """Samples after their augmentation: codmoe browse CONFIG --out samples.png"""
 
-from codmoe.commands.options import CFG_OPTIONS, CONFIG, DATA, QUIET, option
+from codmoe.commands.options import CFG_OPTIONS, CONFIG, DATA, QUIET, option, whole
 
 OPTIONS = (
     CONFIG,
@@ -10,7 +10,7 @@ OPTIONS = (
     option("--part", choices=("train", "val", "test"), default="train"),
     option("--count", type=int, default=24, help="samples, evenly spread (24)"),
     option("--columns", type=int, default=6),
-    option("--seed", type=int, default=0, help="of the augmentation"),
+    option("--seed", type=whole(0, 2**32 - 1), default=0, help="of the augmentation"),
     CFG_OPTIONS,
     QUIET,
 )

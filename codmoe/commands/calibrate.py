@@ -19,7 +19,11 @@ OPTIONS = (
     option("--images", required=True, help="folder of images, not those of a test"),
     option("--masks", required=True, help="folder of their masks, of equal names"),
     option("--config", type=model, help="config file or name; by default the checkpoint's own"),
-    option("--size", type=whole(), help="side of the network's input; by default the config's"),
+    option(
+        "--size",
+        type=whole(most=16_384),
+        help="side of the network's input; by default the config's",
+    ),
     option("--batch-size", type=whole(), default=8),
     option("--device", help="by default the first GPU if there is one"),
     TILE,

@@ -11,7 +11,11 @@ OPTIONS = (
         help="weights, e.g. ensemble_best.pth; by default those that ship",
     ),
     option("--config", type=model, help="config file or name; by default the checkpoint's own"),
-    option("--size", type=int, help="side of the network's input; by default the config's"),
+    option(
+        "--size",
+        type=whole(most=16_384),
+        help="side of the network's input; by default the config's",
+    ),
     option("--device", help="by default the first GPU if there is one"),
     option("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine may use it"),
     option("--port", type=whole(1, 65535), help="by default the first free one from 7860 on"),

@@ -5,7 +5,7 @@ codmoe export checkpoints_moe/ensemble_best.pth --format onnx-sparse --out expor
 
 import argparse
 
-from codmoe.commands.options import QUIET, TRUST_CODE, images, model, option
+from codmoe.commands.options import QUIET, TRUST_CODE, images, model, option, whole
 
 OPTIONS = (
     option(
@@ -14,7 +14,9 @@ OPTIONS = (
     option("--format", required=True, help="onnx, onnx-sparse, torch-export, safetensors"),
     option("--out", required=True, help="folder to make"),
     option("--config", type=model, help="config of a checkpoint that does not hold its own"),
-    option("--size", type=int, nargs="+", help="side, or height and width, of images"),
+    option(
+        "--size", type=whole(most=16_384), nargs="+", help="side, or height and width, of images"
+    ),
     option(
         "--check",
         action=argparse.BooleanOptionalAction,

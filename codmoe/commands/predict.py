@@ -53,7 +53,11 @@ OPTIONS = (
     option("--skip-unreadable", action="store_true", help="leave damaged files out; exit code 1"),
     TILE,
     *VIEWS,
-    option("--size", type=whole(), help="side of the network's input; by default the config's"),
+    option(
+        "--size",
+        type=whole(most=16_384),
+        help="side of the network's input; by default the config's",
+    ),
     option("--batch-size", type=whole(), default=8),
     option("--device", help="by default the first GPU if there is one"),
     COMPILE,

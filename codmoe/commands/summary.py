@@ -1,10 +1,10 @@
 """Parameters and operations: codmoe summary ensemble/stage3"""
 
-from codmoe.commands.options import CONFIG, QUIET, option
+from codmoe.commands.options import CONFIG, QUIET, option, whole
 
 OPTIONS = (
     CONFIG,
-    option("--size", type=int, default=448, help="side of the image in pixels"),
+    option("--size", type=whole(most=16_384), default=448, help="side of the image in pixels"),
     option("--json", help="also write the figures to this file"),
     QUIET,
 )

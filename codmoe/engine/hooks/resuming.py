@@ -116,6 +116,9 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         known = inspect.signature(runner.save_checkpoint).parameters
         for key in self.args.keys() - known:  # else told where the first epoch ends
             raise ValueError(f"default_hooks.checkpoint: no key {key!r}; {suggest(key, known)}")
+        for key in ("interval", "max_keep_ckpts"):
+            if not isinstance(value := getattr(self, key), int):
+                raise ValueError(f"default_hooks.checkpoint.{key}={value!r} is no whole number")
         super().before_train(runner)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:

@@ -189,10 +189,17 @@ def test_best_weights_that_are_gone_are_said_and_made_anew(tmp_path, once):
     assert "are gone from there" in log_of(tmp_path / "work/stage1")
 
 
-def test_a_misspelt_key_of_the_checkpoints_is_told_before_the_first_step(tmp_path, once):
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (dict(save_optimiser=False), "no key 'save_optimiser'; did you mean 'save_optimizer'"),
+        (dict(max_keep_ckpts=2.5), "max_keep_ckpts=2.5 is no whole number"),
+    ],
+)
+def test_a_wrong_key_of_the_checkpoints_is_told_before_the_first_step(tmp_path, once, key, words):
     once(ResumableHook, "before_train_iter", lambda runner: True)
-    wrong = dict(default_hooks=dict(checkpoint=dict(save_optimiser=False)))
-    with pytest.raises(ValueError, match="no key 'save_optimiser'; did you mean 'save_optimizer'"):
+    wrong = dict(default_hooks=dict(checkpoint=key))
+    with pytest.raises(ValueError, match=words):
         train(prepared(toy(tmp_path, PLAIN, wrong), tmp_path / "work/stage1"))
 
 
