@@ -4,12 +4,12 @@ codmoe calibrate checkpoints_moe/ensemble_best.pth --images photos --masks truth
 """
 
 from codmoe.commands.options import (
+    MODEL,
     QUIET,
     TILE,
     TRUST_CODE,
     VIEWS,
     checkpoint,
-    model,
     option,
     whole,
 )
@@ -18,14 +18,8 @@ OPTIONS = (
     option("checkpoint", type=checkpoint, help="weights; the threshold is written into this file"),
     option("--images", required=True, help="folder of images, not those of a test"),
     option("--masks", required=True, help="folder of their masks, of equal names"),
-    option("--config", type=model, help="config file or name; by default the checkpoint's own"),
-    option(
-        "--size",
-        type=whole(most=16_384),
-        help="side of the network's input; by default the config's",
-    ),
+    *MODEL,
     option("--batch-size", type=whole(), default=8),
-    option("--device", help="by default the first GPU if there is one"),
     TILE,
     *VIEWS,
     TRUST_CODE,

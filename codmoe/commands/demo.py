@@ -1,22 +1,13 @@
 """A local page to try a model on your own images: codmoe demo [--checkpoint FILE]"""
 
 from importlib.util import find_spec
+from pathlib import Path
 
-from codmoe.commands.options import TRUST_CODE, checkpoint, model, option, whole
+from codmoe.commands.options import MODEL, TRUST_CODE, WEIGHTS, option, whole
 
 OPTIONS = (
-    option(
-        "--checkpoint",
-        type=checkpoint,
-        help="weights, e.g. ensemble_best.pth; by default those that ship",
-    ),
-    option("--config", type=model, help="config file or name; by default the checkpoint's own"),
-    option(
-        "--size",
-        type=whole(most=16_384),
-        help="side of the network's input; by default the config's",
-    ),
-    option("--device", help="by default the first GPU if there is one"),
+    WEIGHTS,
+    *MODEL,
     option("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine may use it"),
     option("--port", type=whole(1, 65535), help="by default the first free one from 7860 on"),
     TRUST_CODE,
@@ -37,7 +28,8 @@ def run(args) -> None:
         batch_size=1,
         trust_code=args.trust_code,
     )
-    name = args.checkpoint or args.config or "small, which ships with codmoe"
+    # Without its folder, which is nothing for whoever else may see the page.
+    name = Path(args.checkpoint or args.config or "small, which ships with codmoe").name
     with serving(infer, name=name, host=args.host, port=args.port) as address:
         print(f"open {address} in a browser; Ctrl+C ends it", flush=True)
         wait()

@@ -127,6 +127,15 @@ LAUNCHER = (
     option("--launcher", choices=("none", "pytorch", "slurm"), default="none"),
     option("--local-rank", "--local_rank", type=int, default=0, help="set by torchrun"),
 )
+MODEL = (
+    option("--config", type=model, help="config file or name; by default the checkpoint's own"),
+    option(
+        "--size",
+        type=whole(most=16_384),
+        help="side of the network's input; by default the config's",
+    ),
+    option("--device", help="by default the first GPU if there is one"),
+)
 QUIET = option("--quiet", action="store_true", help="print errors and warnings alone")
 TILE = option(
     "--tile", type=whole(64), metavar="N", help="larger images also in squares of N pixels"
@@ -164,6 +173,11 @@ TRUST_CODE = option(
 VIEWS = (
     option("--flip", action="store_true", help="mean of the image and its mirror image"),
     option("--scales", nargs="+", type=float, metavar="S", help="mean of sizes, e.g. 0.75 1 1.25"),
+)
+WEIGHTS = option(
+    "--checkpoint",
+    type=checkpoint,
+    help="weights, e.g. ensemble_best.pth; by default those that ship",
 )
 WORK_DIR = option(
     "--work-dir", help="logs and training checkpoints; work_dirs/NAME of the config by default"
