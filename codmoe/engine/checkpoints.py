@@ -189,9 +189,10 @@ def store_threshold(path: str | Path, threshold: float) -> None:
     """
     path = Path(path).expanduser()
     if path.suffix == SAFE:
-        state, meta = read_weights(path), read_meta(path)
-        given = dict(format="pt", meta=json.dumps(dict(meta, threshold=threshold)))
-        content = save(state, metadata=given)
+        given = dict(format="pt", meta=json.dumps(dict(read_meta(path), threshold=threshold)))
+        with safe_open(path, "pt") as file:  # as stored, weights of 8 bits too
+            keys = file.keys()
+            content = save({key: file.get_tensor(key) for key in keys}, metadata=given)
     else:
         held, file = read_pickle(path), io.BytesIO()
         if not isinstance(held, Mapping) or set(held) != {"state_dict", "meta"}:

@@ -258,8 +258,10 @@ def build(infer: Inferencer, folder: Path, name: str) -> gr.Blocks:
                 slider = gr.ImageSlider(
                     label="image | object", interactive=False, format="jpeg", elem_id="overlay"
                 )
+                # Weights may hold one beyond the ends, which gradio would refuse at each look.
+                first = min(max(infer.threshold, 0.01), 0.99)
                 threshold = gr.Slider(
-                    0.01, 0.99, infer.threshold, step=0.01, label="threshold", elem_id="threshold"
+                    0.01, 0.99, first, step=0.01, label="threshold", elem_id="threshold"
                 )
                 told = gr.Markdown(elem_id="told")
                 with gr.Row():

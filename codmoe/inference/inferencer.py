@@ -30,6 +30,7 @@ from rich.progress import (
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
 from codmoe.compiled.speed import set_memory_format
 from codmoe.datasets.reading import UnreadableFile
+from codmoe.engine.checkpoints import meta_of
 from codmoe.engine.config import size_of
 from codmoe.inference.inputs import Item, Picture, Video, collect
 from codmoe.inference.outputs import Outputs
@@ -111,7 +112,8 @@ class Inferencer:
         set_memory_format(self.model, (model.cfg or {}).get("memory_format"))
         self.size: tuple[int, int] = (image_size,) * 2 if image_size else size_of(model.cfg)
         """Width and height at which images are predicted, at scale 1."""
-        stored = (model.cfg or {}).get("threshold")
+        held = (model.cfg or {}) if checkpoint is None else meta_of(checkpoint)
+        stored = held.get("threshold")
         check_threshold(stored)
         self.threshold = 0.5 if stored is None else float(stored)
         """What masks are cut at by default: what the weights hold, or one half."""

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from codmoe.cli import command
-from codmoe.engine.checkpoints import read_weights, save_half, store_threshold
+from codmoe.engine.checkpoints import packed, read_weights, store_threshold
 from codmoe.inference.calibration import calibrate
 from codmoe.inference.inferencer import Inferencer
 from codmoe.inference.zoo import meta_of
@@ -51,9 +51,11 @@ def test_figures_of_a_calibration(inferencer, folder, masks):
     assert found["images"] == 3 and found["IoU"] > 0.95 and found["IoU"] >= found["IoU_at_half"]
 
 
-def test_in_safetensors_nothing_else_changes(weights, tmp_path):
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_in_safetensors_nothing_else_changes(weights, tmp_path, eight_bit):
     path = tmp_path / "small.safetensors"
-    save_half(path, read_weights(weights), dict(stage="x"))
+    state = read_weights(weights)
+    path.write_bytes(packed(state, dict(stage="x"), eight_bit=eight_bit))
     before = load_file(path)
     store_threshold(path, 0.25)
     assert meta_of(path) == dict(stage="x", threshold=0.25)

@@ -94,6 +94,13 @@ def test_files_of_the_machine_are_not_opened(photo, tmp_path):
     assert {demo.uploaded(data, folder) for data in (None, {}, dict(path=3), "a.png")} == {None}
 
 
+def test_a_threshold_beyond_the_sliders_ends(infer, tmp_path, monkeypatch):
+    monkeypatch.setattr(infer, "threshold", 0.998)
+    blocks = demo.build(infer, tmp_path, "a model").blocks.values()
+    (slider,) = [block for block in blocks if getattr(block, "elem_id", None) == "threshold"]
+    assert slider.preprocess(slider.value) == 0.99
+
+
 def until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -1,3 +1,5 @@
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 
 from codmoe.datasets.transforms import LoadCODPair, PackCODInputs
+from codmoe.engine.checkpoints import store_threshold
 from codmoe.engine.config import size_of
 from codmoe.inference.inferencer import Inferencer
 from codmoe.inference.prediction import Prediction
@@ -129,6 +132,14 @@ def test_model_and_size(weights):
         Inferencer("ensemble/stage3")
     with pytest.raises(ValueError, match="batch_size=0"):
         Inferencer(model, batch_size=0)
+
+
+def test_the_threshold_is_that_of_the_weights_given(weights, tmp_path):
+    model = create_model(checkpoint=weights)
+    model.cfg.threshold = 0.9  # of the weights that it had
+    other = shutil.copy(weights, tmp_path / "other_best.pth")
+    store_threshold(other, 0.25)
+    assert Inferencer(model, other, device="cpu").threshold == 0.25
 
 
 def test_several_views_leave_the_model_to_others(inferencer, folder):

@@ -53,11 +53,14 @@ def pack(
 
     Raises:
         FileNotFoundError: No such checkpoint.
-        ValueError: It holds no config, ``out`` is no ``.safetensors``, or the file is too large.
+        ValueError: It holds no config, ``out`` is no ``.safetensors`` or the checkpoint, or the
+            file is too large.
     """
     out = Path(out)
     if out.suffix != SAFE:
         raise ValueError(f"out={str(out)!r} must end in {SAFE}")
+    if out.resolve() == Path(checkpoint).expanduser().resolve():
+        raise ValueError(f"{out} is the checkpoint itself; name another file")
     state = read_weights(checkpoint)
     meta = {key: value for key, value in read_meta(Path(checkpoint)).items() if key in META}
     names = list(expert_order(checkpoint))

@@ -147,6 +147,9 @@ def test_packing_refuses(trained, tmp_path, monkeypatch):
     assert code.startswith("error: ") and "more than 1,000" in code and not out.exists()
     with pytest.raises(FileNotFoundError, match=r"absent\.pth does not exist"):
         pack(tmp_path / "absent.pth", out)
+    pack(trained, out)
+    with pytest.raises(ValueError, match="is the checkpoint itself"):
+        pack(out, tmp_path / "weights" / ".." / out.name)
 
 
 def test_an_inferencer_without_arguments_uses_them(installed, capsys):
