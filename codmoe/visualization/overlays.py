@@ -48,8 +48,8 @@ def outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def cutout(image: np.ndarray, probability: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """The object on nothing, RGBA (H, W, 4) uint8.
 
-    The alpha is 0 where the probability is at most half the threshold and 255 from one and a half
-    thresholds on (at most at 1), so that edges are soft where the model is not sure.
+    The alpha goes from 0 to 255 around the threshold, over as wide a range of probabilities as lies
+    between it and the nearer of 0 and 1, so that edges are soft where the model is not sure.
 
     Args:
         image: RGB, (H, W, 3) uint8.
