@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,10 @@ class Video:
         """
         quiet = cv2.utils.logging.setLogLevel(0)
         try:
-            live = isinstance(self.source, int)
-            capture = cv2.VideoCapture(self.source if live else str(self.source))
+            if live := isinstance(self.source, int):
+                capture = cv2.VideoCapture(self.source)
+            else:  # absolute, for FFmpeg takes what stands before a colon for a protocol
+                capture = cv2.VideoCapture(os.path.abspath(self.source))
         finally:
             cv2.utils.logging.setLogLevel(quiet)
         if not capture.isOpened():
@@ -59,31 +62,44 @@ class Video:
         return capture
 
     def rate(self) -> float:
-        """Frames a second; 25 where the video does not say."""
+        """Frames a second; 25 where the video does not say, and for a camera, which can be open but
+        once and whose frames stay as long as it took.
+        """
+        if isinstance(self.source, int):
+            return 25.0
         capture = self.open()
         found = capture.get(cv2.CAP_PROP_FPS)
         capture.release()
-        return found if 0 < found < 1000 else 25.0
+        # As a fraction of 16 bits, which is what MPEG-4 holds.
+        return round(found, 3 if found < 65 else 1) if 0 < found < 1000 else 25.0
 
     def length(self) -> int | None:
-        """Number of frames as the file says it; None for a camera."""
+        """Number of frames as the file says it; None for a camera, and where it cannot be read."""
         if isinstance(self.source, int):
             return None
-        capture = self.open()
-        found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        capture.release()
-        return found if found > 0 else None
+        with suppress(UnreadableFile):
+            capture = self.open()
+            found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+            capture.release()
+            return found if found > 0 else None
+        return None
 
     def frames(self) -> Iterator[tuple[np.ndarray, float]]:
         """RGB frames, turned upright, and the time in seconds when a camera took each; a camera
         goes on until the process is interrupted.
+
+        Raises:
+            UnreadableFile: There are none.
         """
-        capture, started = self.open(), time.monotonic()
+        capture, started, count = self.open(), time.monotonic(), 0
         try:
             while not (isinstance(self.source, int) and interruption.signum):
                 read, frame = capture.read()
+                if not read and not count:
+                    raise UnreadableFile(f"{self} has no frames that OpenCV can read")
                 if not read:
                     return
+                count += 1
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), time.monotonic() - started
         finally:
             capture.release()
@@ -106,6 +122,13 @@ class Item:
         """The file, if it is one."""
         source = self.source.source if isinstance(self.source, Video) else self.source
         return source if isinstance(source, Path) else None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the file, by which a later run knows it: a copy elsewhere has as many."""
+        with suppress(OSError):
+            return None if self.path is None else self.path.stat().st_size
+        return None
 
     def __str__(self) -> str:
         return self.name if isinstance(self.source, np.ndarray) else str(self.source)
@@ -220,8 +243,8 @@ def check_readable(items: Sequence[Item]) -> None:
     """
     Image.init()  # loads PIL's plugins, which is not safe in several threads at once
     for item in items:
-        if isinstance(item.source, Video) and next(item.source.frames(), None) is None:
-            raise UnreadableFile(f"{item} has no frames that OpenCV can read")
+        if isinstance(item.source, Video):
+            next(item.source.frames(), None)
     files = [item.source for item in items if isinstance(item.source, Path)]
     with ThreadPoolExecutor(8) as pool:
         faults = [fault for fault in pool.map(_fault, files) if fault]

@@ -131,7 +131,8 @@ class Outputs:
                 )
         self.parents = {self._place(i, k)[0] for i in self.items for k in self.kinds}
         files = [os.fspath(item.path) for item in self.items if item.path is not None]
-        places = set(map(os.path.realpath, set(map(os.path.dirname, files))))
+        linked = [os.path.realpath(file) if os.path.islink(file) else file for file in files]
+        places = set(map(os.path.realpath, set(map(os.path.dirname, linked))))
         if not places.isdisjoint(map(os.path.realpath, self.parents)):
             sources = set(map(os.path.realpath, files))
             for target in (self.path(i, k) for i in self.items for k in self.kinds):
@@ -200,7 +201,7 @@ class Outputs:
                 sweep(parent)
             with self._alone():
                 self._settle({"outputs": list(self.kinds), **settings})
-            done = set(self._journals()) & self._there()
+            done = self._journals()[1] & self._there()
             mine = self.items[self.rank :: self.world]
             todo = [item for item in mine if item.name not in done]
             self.skipped = len(mine) - len(todo)
@@ -236,8 +237,16 @@ class Outputs:
         assert self.record is not None
         file = self.record / "run.json"
         settings = json.loads(json.dumps(settings, default=str))
+        table = self.table and os.path.abspath(self.table)
         held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
         if held and (held["settings"] == settings) and not (self.overwrite and held["finished"]):
+            if self.table and table not in held["tables"]:
+                if self.table.exists() and not self.overwrite:
+                    raise ValueError(
+                        f"there already: {self.table}, of another run; --overwrite "
+                        "(overwrite=True) replaces it, or give another --table"
+                    )
+                save_text(file, json.dumps(dict(held, tables=[*held["tables"], table])), keep=False)
             return
         if held and not self.overwrite:
             keys = [k for k in settings if settings[k] != held["settings"].get(k)]
@@ -250,17 +259,39 @@ class Outputs:
             self.refuse_existing()
         for journal in self.record.glob("*.jsonl"):
             journal.unlink()
-        save_text(file, json.dumps(dict(settings=settings, finished=False)), keep=False)
+        begun = dict(settings=settings, tables=[table] if table else [], finished=False)
+        save_text(file, json.dumps(begun), keep=False)
 
-    def _journals(self) -> dict[str, str]:
-        """The last line of each input in all journals."""
+    def _journals(self) -> tuple[dict[str, str], set[str]]:
+        """The last line of each input in all journals, and the names of those that could be read.
+
+        Raises:
+            ValueError: An input of the same name was another file.
+        """
         lines: dict[str, str] = {}
+        read: set[str] = set()
+        items = {item.name: item for item in self.items}
         for journal in sorted(self.record.glob("*.jsonl")) if self.record else ():
             with journal.open(encoding="utf-8") as file:
                 for line in file:
-                    with suppress(ValueError):  # cut off as the process was killed
-                        lines[json.loads(line)["name"]] = line
-        return lines
+                    try:
+                        entry = json.loads(line)
+                    except ValueError:  # cut off as the process was killed
+                        continue
+                    name, failed = entry["name"], any("error" in row for row in entry["rows"])
+                    if name not in items or (failed and name in read):
+                        continue
+                    if not failed and entry["bytes"] != items[name].size:
+                        if self.overwrite:
+                            continue
+                        raise ValueError(
+                            f"{self.folder or self.table} has {name!r} of another file than "
+                            f"{items[name]} is now; give another --out, or --overwrite"
+                        )
+                    lines[name] = line
+                    if not failed:
+                        read.add(name)
+        return lines, read
 
     def write(self, item: Item, prediction: Prediction) -> None:
         """Writes the pictures of an image."""
@@ -308,7 +339,7 @@ class Outputs:
             if self.table is not None:
                 self.rows[item.name] = rows
             return
-        line = json.dumps(dict(name=item.name, rows=rows)) + "\n"
+        line = json.dumps(dict(name=item.name, bytes=item.size, rows=rows)) + "\n"
         path = self.record / f"{self.rank}-of-{self.world}.jsonl"
         torn = path.exists() and path.stat().st_size and _last_byte(path) != b"\n"
         with path.open("a", encoding="utf-8") as file:
@@ -327,7 +358,7 @@ class Outputs:
             if self.table is not None:
                 self._save_table((self.rows[i.name] for i in self.items), experts)
             return
-        lines = self._journals()
+        lines, _ = self._journals()
         self.complete = all(item.name in lines for item in self.items)
         if not self.complete:
             return
@@ -372,7 +403,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 def _writer(path: Path, kind: str, rate: float, frame: np.ndarray) -> cv2.VideoWriter:
     height, width = frame.shape[:2]
     code = cv2.VideoWriter.fourcc(*("FFV1" if kind in GREY else "mp4v"))
-    writer = cv2.VideoWriter(str(path), code, rate, (width, height), kind not in GREY)
+    writer = cv2.VideoWriter(os.path.abspath(path), code, rate, (width, height), kind not in GREY)
     if not writer.isOpened():
         raise ValueError(
             f"{path.name}: this build of OpenCV writes no such videos (FFmpeg is "

@@ -1,9 +1,11 @@
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from codmoe.datasets.reading import UnreadableFile
 from codmoe.inference.inputs import Item, Video, check_memory, check_readable, collect
 
 
@@ -54,6 +56,19 @@ def test_a_video_without_frames(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"film")
     with pytest.raises(ValueError, match="cannot be opened as a video; convert it with ffmpeg"):
         check_readable([Item(Video(tmp_path / "clip.mp4"), "clip")])
+
+
+def test_a_video_that_opens_and_holds_nothing(tmp_path, monkeypatch):
+    nothing = SimpleNamespace(read=lambda: (False, None), release=lambda: None)
+    monkeypatch.setattr(Video, "open", lambda self: nothing)
+    with pytest.raises(UnreadableFile, match=r"clip\.mp4 has no frames"):
+        next(Video(tmp_path / "clip.mp4").frames())
+
+
+def test_a_camera_is_opened_once(monkeypatch):
+    # On Linux it cannot be, while its frames are read.
+    monkeypatch.setattr(Video, "open", lambda self: pytest.fail("opened"))
+    assert Video(0).rate() == 25 and Video(0).length() is None
 
 
 def test_pillows_limit_and_that_of_memory(folder, monkeypatch):

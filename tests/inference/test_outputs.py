@@ -2,6 +2,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 
 import cv2
@@ -12,7 +13,7 @@ from PIL import Image
 
 from codmoe.inference import outputs as outputs_module
 from codmoe.inference.inferencer import Inferencer
-from codmoe.inference.inputs import Video
+from codmoe.inference.inputs import Video, collect
 from codmoe.inference.outputs import PICTURES, RECORD, Outputs
 
 FRAMES, RATE = 11, 12.5
@@ -226,6 +227,70 @@ def test_a_video_becomes_a_video(weights, inferencer, clip, tmp_path, monkeypatc
         assert (found.mask * 255 != mask).mean() < 0.02
     with pytest.raises(ValueError, match="no transparency"):
         inferencer(clip, out_dir=tmp_path / "cut", save="cutout")
+
+
+def test_a_video_of_an_odd_name_and_rate(inferencer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rate = 239.4287  # of a telephone in slow motion
+    writer = cv2.VideoWriter("clip.mkv", cv2.VideoWriter.fourcc(*"FFV1"), rate, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    os.rename("clip.mkv", "at 10:30.mkv")
+    list(inferencer.stream("at 10:30.mkv", out_dir="out:1", save="overlay"))
+    (made,) = (tmp_path / "out:1").iterdir()
+    assert made.name == "at 10:30.mp4" and Video(made).length() == 1
+    assert Video(made).rate() == pytest.approx(rate, rel=1e-3)
+
+
+def test_a_damaged_video_is_left_out_where_that_is_asked_for(inferencer, folder, tmp_path):
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    table = tmp_path / "t.jsonl"
+    inputs = [tmp_path / "film.mp4", folder / "a.jpg"]
+    assert len(inferencer(inputs, table=table, skip_unreadable=True)) == 1
+    first, second = map(json.loads, table.read_text().splitlines())
+    assert "cannot be opened as a video" in first["error"] and second["box"]
+
+
+def test_what_was_made_of_another_folder_is_not_taken_for_done(inferencer, folder, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other" / "a.jpg"
+    inferencer(folder / "a.jpg", out_dir=out, resume=True)
+    other.parent.mkdir()
+    Image.new("RGB", (9, 7)).save(other)
+    with pytest.raises(ValueError, match=r"has 'a' of another file than .*other/a\.jpg"):
+        inferencer(other, out_dir=out, resume=True)
+    copy = shutil.copytree(folder, tmp_path / "job 2")
+    assert inferencer(copy / "a.jpg", out_dir=out, resume=True) == []
+    (found,) = inferencer(other, out_dir=out, resume=True, overwrite=True)
+    assert Image.open(out / "a.png").size == found.probability.shape[::-1] == (9, 7)
+
+
+def test_a_table_of_another_run_is_not_replaced(inferencer, folder, tmp_path):
+    out, table = tmp_path / "out", tmp_path / "t.csv"
+    inferencer(folder, out_dir=out, resume=True)
+    table.write_text("mine")
+    options = dict(out_dir=out, table=table, resume=True)
+    with pytest.raises(ValueError, match=r"there already: .*t\.csv, of another run"):
+        inferencer(folder, **options)
+    table.unlink()
+    assert inferencer(folder, **options) == [] and len(table.read_text().splitlines()) == 4
+    assert inferencer(folder, **options) == []
+
+
+def test_an_unreadable_image_is_tried_again_for_a_table_alone(inferencer, folder, tmp_path):
+    (folder / "b.png").write_bytes(b"no image")
+    options = dict(table=tmp_path / "t.csv", resume=True, skip_unreadable=True)
+    assert len(inferencer(folder, **options)) == 2 and "unreadable:" in options["table"].read_text()
+    (folder / "b.png").write_bytes((folder / "ü.png").read_bytes())
+    assert len(inferencer(folder, **options)) == 1
+    assert "unreadable:" not in options["table"].read_text()
+
+
+def test_a_linked_image_is_not_replaced(folder, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "b.png").symlink_to(folder / "b.png")
+    items = collect(tmp_path / "links")
+    with pytest.raises(ValueError, match=r"b\.png is one of the images"):
+        Outputs(items, folder=folder, kinds=["mask"], overwrite=True)
 
 
 def test_a_video_that_was_not_finished_leaves_nothing(inferencer, clip, tmp_path):
