@@ -17,6 +17,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from codmoe.machine import check_gpus
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import MODEL_WRAPPERS
 
@@ -84,6 +85,11 @@ def bare_model(runner):
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
+def averaged_models(runner) -> list[ModelLevelMoE]:
+    """Those of a Runner's EMAHook; in a validation they hold the weights that train."""
+    return [hook.ema_model.module for hook in runner.hooks if hasattr(hook, "ema_model")]
+
+
 def every_expert_runs(model: Mapping[str, Any]) -> bool:
     """Whether training runs every expert on every image: told to, or because all are chosen."""
     experts = [e for e in (model.get("experts") or {}).values() if e is not None]
@@ -141,15 +147,19 @@ def leave_cpu_process_group() -> None:
 
 
 def init_cpu_process_group(launcher: str) -> None:
-    """Join the gloo group that torchrun described, on a machine without GPU.
+    """Join the gloo group that torchrun described, on a machine without GPU; with GPUs look whether
+    there is one for each process.
 
     mmengine's own start calls ``torch.cuda.set_device`` whatever the backend; it leaves a group
     alone that exists already.
 
     Raises:
-        ValueError: The launcher is not torchrun's.
+        ValueError: The launcher is not torchrun's, or there are too few GPUs.
     """
-    if launcher == "none" or torch.cuda.is_available() or dist.is_initialized():
+    if launcher == "none" or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", 0)), "--gpus")
         return
     if launcher != "pytorch":
         raise ValueError(

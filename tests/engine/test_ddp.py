@@ -156,6 +156,16 @@ def test_launchers_that_need_something_else(monkeypatch):
     assert not dist.is_initialized()
 
 
+def test_too_few_gpus_are_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(
+        ValueError, match=r"--gpus=2, but this machine has 1 GPU\(s\); use --gpus=1"
+    ):
+        init_cpu_process_group("pytorch")
+
+
 TWO_EACH = dict(train_dataloader=dict(batch_size=2), val_dataloader=dict(batch_size=2))
 
 

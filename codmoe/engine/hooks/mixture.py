@@ -14,9 +14,9 @@ from mmengine.dist import all_gather, barrier, is_main_process
 from mmengine.hooks import Hook
 
 from codmoe.engine.checkpoints import load_parts
-from codmoe.engine.ddp import bare_model
+from codmoe.engine.ddp import averaged_models, bare_model
 from codmoe.engine.handover import measure_experts
-from codmoe.engine.hooks.training import BestWeightsHook
+from codmoe.engine.hooks.progress import best_hook
 from codmoe.evaluation.diversity import MEANING
 from codmoe.files import save_json
 from codmoe.registry import HOOKS
@@ -270,9 +270,12 @@ class FamiliarityHook(Hook):
         bare_model(runner).router.familiarity.kept = []
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
-        familiarity = bare_model(runner).router.familiarity
-        kept, familiarity.kept = torch.cat(familiarity.kept), None
-        familiarity.learn(torch.cat(all_gather(kept)))
+        model = bare_model(runner)
+        kept, model.router.familiarity.kept = torch.cat(model.router.familiarity.kept), None
+        known = torch.cat(all_gather(kept))
+        # Of an EMAHook both: else the average would draw what was learnt back to nothing.
+        for each in (model, *averaged_models(runner)):
+            each.router.familiarity.learn(known)
 
 
 BEFORE, AFTER = "experts_before.json", "experts_after.json"
@@ -321,7 +324,7 @@ class ExpertsAfterHook(Hook):
         if getattr(runner, "_val_loop", None) is None or len(bare_model(runner).experts) < 2:
             return
         model = bare_model(runner)
-        best = next((h for h in runner.hooks if isinstance(h, BestWeightsHook)), None)
+        best = best_hook(runner)
         earlier = None
         if best is not None:
             barrier()  # it is the main process that wrote it

@@ -28,7 +28,7 @@ from codmoe import __version__
 from codmoe.datasets.cod import TolerantDataset
 from codmoe.datasets.streams import DrawSampler
 from codmoe.engine.checkpoints import read_meta, save_weights
-from codmoe.engine.ddp import bare_model, wrap_again
+from codmoe.engine.ddp import averaged_models, bare_model, wrap_again
 from codmoe.engine.hooks.resuming import WAY_OUT, check_weights
 from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.files import save_text
@@ -89,11 +89,10 @@ class AverageBuffersHook(Hook):
 def _statistics(runner) -> list[torch.Tensor]:
     """Buffers that each process has its own of: of parts that train, and of averaged models."""
     model = bare_model(runner)
-    averaged = [h.ema_model.module for h in runner.hooks if hasattr(h, "ema_model")]
     frozen = tuple(f"{name}." for name in getattr(model, "frozen", ()))
     return [
         value
-        for module in (model, *averaged)
+        for module in (model, *averaged_models(runner))
         for name, value in module.named_buffers()
         if value.is_floating_point() and not (frozen and name.startswith(frozen))
     ]
@@ -104,7 +103,7 @@ class BestWeightsHook(Hook):
     """Leaves ``<directory>/<name>_best.pth`` after each validation that is better than all before.
 
     Weights only, readable with ``torch.load(..., weights_only=True)["state_dict"]``; with EMA the
-    averaged ones, which are what validation measured. Without validation, the last weights.
+    averaged ones, which are what validation measured. Without validation, the last of these.
 
     Not mmengine's ``CheckpointHook(save_best)``: its files hold objects besides weights, carry the
     epoch in their name, by which no later stage finds them, and replace those of another run.
@@ -174,6 +173,8 @@ class BestWeightsHook(Hook):
         if not is_main_process():
             return
         model = bare_model(runner)
+        if score is None:  # in a validation the averaged ones are the model's
+            model = next(iter(averaged_models(runner)), model)
         metrics = [] if score is None else runner.val_evaluator.metrics
         meta = dict(
             stage=self.name,

@@ -5,7 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from miniature import STOP, TWO_EXPERTS, build, log_of, merged, prepared, weights, write_config
+from miniature import (
+    STOP,
+    TWO_EXPERTS,
+    assert_same,
+    build,
+    log_of,
+    merged,
+    prepared,
+    weights,
+    write_config,
+)
 
 from codmoe.engine import handover
 from codmoe.engine.checkpoints import save_weights
@@ -13,6 +23,7 @@ from codmoe.engine.hooks.mixture import FamiliarityHook, RouterWatchHook, Routin
 from codmoe.engine.hooks.training import BestWeightsHook
 from codmoe.engine.launch import train
 from codmoe.models.routers import EvidenceRouter
+from codmoe.models.routers.evidence import Familiarity
 
 BLIND = dict(mutual_information=0.004, top1_max_share=1.0, share_a=0.52, share_b=0.48)
 
@@ -125,6 +136,19 @@ def test_where_there_is_no_gap_no_share_is_told():
 def test_knowing_images_needs_a_router_that_falls_back():
     with pytest.raises(ValueError, match=r"set model\.router\.fallback, e\.g\. 4\.0"):
         FamiliarityHook().before_train(SimpleNamespace(model=SimpleNamespace(router=None)))
+
+
+def test_what_is_known_is_not_averaged_away():
+    parts = [Familiarity(8, 4.0) for _ in range(2)]
+    model, averaged = (SimpleNamespace(router=SimpleNamespace(familiarity=p)) for p in parts)
+    ema = SimpleNamespace(ema_model=SimpleNamespace(module=averaged))
+    runner, hook = SimpleNamespace(model=model, hooks=[object(), ema]), FamiliarityHook()
+    hook.before_val_epoch(runner)
+    for _ in range(3):
+        parts[0](torch.randn(4, 8))
+    hook.after_val_epoch(runner)
+    assert parts[0].edge > 0 and parts[0].kept is None
+    assert_same(parts[0].state_dict(), parts[1].state_dict(), atol=0, rtol=0)
 
 
 def test_settings_are_checked():

@@ -126,11 +126,13 @@ def test_averaged_weights_are_what_is_kept(tmp_path):
             torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-4)
 
 
-def test_without_validation_the_last_weights_are_kept(tmp_path):
-    off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
+@pytest.mark.parametrize("hooks", [{}, dict(ema=dict(type="EMAHook", momentum=0.25))])
+def test_without_validation_the_last_weights_are_kept(tmp_path, hooks):
+    off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None, default_hooks=hooks)
     config = write_config(tmp_path, 1, ONE_EXPERT, off)
     train(prepared(config, tmp_path / "work"))
     best = weights(tmp_path / "weights" / "experts_joint_best.pth")
+    # With EMA the averaged ones are there, too.
     assert_same(best, read_weights(tmp_path / "work" / "epoch_1.pth"), atol=0, rtol=0)
 
 
