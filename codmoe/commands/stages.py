@@ -4,11 +4,11 @@ Goes on from where it was interrupted. Without configs: experts/joint, router/st
 ensemble/stage3. Stage 1 may be several configs: separate experts, a refit of their heads.
 """
 
-from codmoe.commands.options import CFG_OPTIONS, DATA, QUIET, TRAINING, config, option
+from codmoe.commands.options import CFG_OPTIONS, DATA, QUIET, TRAINING, config, option, whole
 
 OPTIONS = (
     option("configs", nargs="*", type=config, help="stage 1 (one or more), 2 and 3"),
-    option("--gpus", type=int, default=1, help="processes per stage"),
+    option("--gpus", type=whole(most=1024), default=1, help="processes per stage"),
     option("--work-dir", default="work_dirs/stages", help="logs, table and picture"),
     *DATA,
     *TRAINING,

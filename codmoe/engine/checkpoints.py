@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from codmoe.files import keep_old, replacing
-from codmoe.messages import listed
+from codmoe.messages import listed, speaks
 from codmoe.registry import MODELS
 from codmoe.trust import (
     SCALE,
@@ -78,7 +78,8 @@ def newest_checkpoint(work_dir: Path, folder: Path | None = None) -> Path:
         found.append((step, path))
     if found:
         newest = max(found)[1]
-        logging.getLogger("codmoe").warning(f"going on from {newest}: {faults[0]}")
+        if speaks():
+            logging.getLogger("codmoe").warning(f"going on from {newest}: {faults[0]}")
         return newest
     if len(faults) > 1:
         raise ValueError(

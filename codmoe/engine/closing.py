@@ -52,7 +52,9 @@ def next_command(cfg: Config, weights: Path) -> str:
     words = shlex.split(own_command())
     for index, word in enumerate(words):
         if _names(word, config):
-            start, config, rest = words[:index], word, words[index + 1 :]
+            first = next((i for i in range(index) if words[i].startswith("--")), index)
+            start, config = words[:first], word
+            rest = words[first:index] + words[index + 1 :]
             break
     later = following_stage(cfg)
     if later:
@@ -90,7 +92,7 @@ def _names(word: str, config: str) -> bool:
 def _options(
     words: Sequence[str], *, only: Sequence[str] = (), but: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Of the words after the config, options with their values; with ``but`` also what has none."""
+    """Of the words around a config, options with their values; with ``but`` also what has none."""
     keep = not only
     for word in words:
         if word.startswith("--"):

@@ -6,6 +6,7 @@ the smoothed loss falls steepest over the logarithm of the rate.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -104,12 +105,13 @@ def lr_range(cfg: Config, steps: int = 100) -> RangeResult:
     ``<work_dir>/lr_range``.
 
     Args:
-        cfg: As ``engine.launch.prepare`` returns it.
+        cfg: As ``engine.launch.prepare`` returns it; it stays as it is.
         steps: Steps of the optimiser.
 
     Raises:
         FileNotFoundError, ValueError: As a training would.
     """
+    cfg = copy.deepcopy(cfg)
     folder, hooks = Path(cfg.work_dir) / "lr_range", cfg.get("default_hooks") or {}
     cfg.work_dir = str(folder)
     batches = steps * (cfg.optim_wrapper.get("accumulative_counts") or 1)
@@ -133,11 +135,11 @@ def lr_range(cfg: Config, steps: int = 100) -> RangeResult:
         stop_workers(runner)
     result = judge(hook.rates, hook.losses)
     if is_main_process():
-        _report(result, folder, plan.cfg.optim_wrapper.optimizer.get("lr"), runner.logger)
+        _report(result, folder, runner.optim_wrapper.optimizer.defaults["lr"], runner.logger)
     return result
 
 
-def _report(result: RangeResult, folder: Path, configured: float | None, logger) -> None:
+def _report(result: RangeResult, folder: Path, configured: float, logger) -> None:
     save_json(folder / "lr_range.json", asdict(result))
     marks = dict(suggested=result.suggestion, configured=configured)
     picture = save_lr_range(

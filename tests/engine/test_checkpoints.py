@@ -209,6 +209,12 @@ def test_the_newest_whole_checkpoint_is_taken_and_told(run, fault, used, reason,
     assert told.startswith(f"going on from {run / f'epoch_{used}.pth'}: ") and reason in told
 
 
+def test_of_several_processes_one_tells_it(run, caplog, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    (run / "last_checkpoint").unlink()
+    assert newest_checkpoint(run) == run / "epoch_2.pth" and not caplog.messages
+
+
 def test_no_whole_checkpoint(run):
     for epoch in (1, 2):
         cut_off(run / f"epoch_{epoch}.pth")

@@ -37,6 +37,10 @@ def test_the_stage_that_starts_from_it(config, following):
             "bash tools/dist_train.sh router/stage2 2",
         ),
         ("codmoe train experts/joint --quiet", "codmoe train router/stage2 --quiet"),
+        (
+            "codmoe train --work-dir w --quiet --resume experts/joint --ema",
+            "codmoe train router/stage2 --quiet --ema",
+        ),
         ("python my_script.py", "codmoe train router/stage2"),
     ],
 )
@@ -57,6 +61,10 @@ def test_the_command_is_the_one_that_was_typed(typed, following, monkeypatch):
             f"bash tools/dist_test.sh ensemble/stage3 {WEIGHTS} 2 --experts --cfg-options a=1 b=2",
         ),
         ("codmoe train ensemble/stage3", f"codmoe test ensemble/stage3 {WEIGHTS} --experts"),
+        (
+            "codmoe train --early-stop 5 --data-root d ensemble/stage3",
+            f"codmoe test ensemble/stage3 {WEIGHTS} --experts --data-root d",
+        ),
         (
             "bash tools/slurm_train.sh gpu job ensemble/stage3",
             f"codmoe test ensemble/stage3 {WEIGHTS} --experts",

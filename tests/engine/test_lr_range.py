@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from miniature import call, write_config
+from miniature import call, prepared, write_config
 
 from benchmarks.kills import settings
-from codmoe.engine.lr_range import judge, smooth
+from codmoe.engine.lr_range import judge, lr_range, smooth
 
 
 def test_the_suggestion_is_where_the_loss_falls_steepest():
@@ -34,9 +34,25 @@ def test_smoothing_has_no_bias_at_the_beginning():
     assert smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0] * 3)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_it_leaves_a_curve_and_no_training(tmp_path, monkeypatch, capsys, accumulate):
-    config = write_config(tmp_path, 1, settings(1, tmp_path))
+def test_the_callers_config_stays(tmp_path, monkeypatch):
+    def end(cfg):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("codmoe.engine.lr_range.settle", end)
+    cfg = prepared(write_config(tmp_path), tmp_path / "work")
+    before = cfg.pretty_text
+    with pytest.raises(KeyboardInterrupt):
+        lr_range(cfg)
+    assert cfg.pretty_text == before
+
+
+# Of torch's own rate.
+PLAIN = dict(paramwise_cfg=dict(_delete_=True), optimizer=dict(_delete_=True, type="SGD"))
+
+
+@pytest.mark.parametrize(("accumulate", "changes"), [(1, {}), (2, dict(optim_wrapper=PLAIN))])
+def test_it_leaves_a_curve_and_no_training(tmp_path, monkeypatch, capsys, accumulate, changes):
+    config = write_config(tmp_path, 1, {**settings(1, tmp_path), **changes})
     work = tmp_path / "work"
     work.mkdir()
     (work / "last_checkpoint").write_text("mine")
