@@ -8,6 +8,7 @@ notebooks among them.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import html
 import io
@@ -259,8 +260,10 @@ def command_reference() -> str:
             text += [f"### `codmoe {name}`\n", f"{html.escape(found.__doc__, quote=False)}\n"]
             text += ["| option | default | |", "| :-- | :-- | :-- |"]
             for names, settings in found.OPTIONS:
+                if settings.get("help") == argparse.SUPPRESS:
+                    continue
                 default = settings.get("default")
-                shown = "" if default in (None, [], "==SUPPRESS==") else _code(default)
+                shown = "" if default in (None, []) else _code(default)
                 note = (settings.get("help") or "").replace("%%", "%")
                 text.append(f"| {', '.join(map(_code, names))} | {shown} | {_cell(note)} |")
             text.append("")

@@ -70,5 +70,7 @@ def fit_calibration(logits: Sequence[Tensor], truths: Sequence[Tensor]) -> tuple
 
 def _sampled(values: Tensor) -> Tensor:
     """As many pixels of every image, evenly drawn, (PIXELS,)."""
-    flat = values.flatten().double().cpu()
-    return flat[torch.linspace(0, len(flat) - 1, PIXELS).long()]
+    flat = values.flatten()
+    # In float64: float32 counts to 2²⁴ alone.
+    places = torch.linspace(0, len(flat) - 1, PIXELS, dtype=torch.double, device=flat.device)
+    return flat[places.long()].double().cpu()

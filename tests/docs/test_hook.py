@@ -57,6 +57,10 @@ def test_the_reference_has_values_and_comments_of_the_base_configs(reference):
     assert "| `parts` | <code>tuple[str, ...] &#124; None</code> |" in reference
 
 
+def test_options_that_help_hides_are_on_no_page(hook):
+    assert "SUPPRESS" not in hook.command_reference()
+
+
 def test_a_role_becomes_a_link_where_there_is_one_thing_of_that_name(hook):
     text = hook.linked("See :class:`Expert` and :func:`nowhere_at_all`.")
     assert text == "See [`Expert`][codmoe.models.experts.base.Expert] and `nowhere_at_all`."

@@ -37,6 +37,12 @@ def test_what_spoilt_the_probabilities_is_found():
     assert error(logits, truths) > 0.1 and error(mended, truths) < 0.02
 
 
+def test_a_map_of_more_pixels_than_float32_counts():
+    many = torch.zeros(2**24 + 4, dtype=torch.uint8)
+    many[-1] = 1
+    assert fit_calibration([many], [many])[1] < 0
+
+
 def test_what_is_honest_stays():
     temperature, offset = fit_calibration(*drawn())
     assert temperature == pytest.approx(1, rel=0.05) and abs(offset) < 0.05
