@@ -46,11 +46,18 @@ def processes():
         process.communicate()
 
 
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    """A headless Chromium, as selenium drives it, with ``requests()`` and ``errors()`` since it was
-    last asked; where there is none the test is skipped.
+@pytest.fixture
+def browser(chromium):
+    """A headless Chromium, as selenium drives it, with ``requests()`` and ``errors()`` of this
+    test; where there is none the test is skipped.
     """
+    chromium.get("about:blank")
+    chromium.requests(), chromium.errors()  # those of the test before
+    return chromium
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
     webdriver = pytest.importorskip("selenium.webdriver")
     found = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if not all(found):

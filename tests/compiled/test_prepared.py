@@ -4,6 +4,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from miniature import SMALL_BODY
 from recorded_work import RecordingPreparer
 from timm.layers import BatchNormAct2d
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,7 +24,7 @@ TOLERANCE = 1e-4
 NAMES = ("pranet", "sinet", "ujsc", "zoomnet")
 MODEL = dict(
     type="ModelLevelMoE",
-    backbone=dict(type="TimmPyramid", name="pvt_v2_b0"),
+    backbone=dict(type="TimmPyramid", name="pvt_v2_b0", **SMALL_BODY),
     experts=dict(
         pranet=dict(type="PraNetExpert", channels=8, deep_channels=8, shallow_channels=8),
         sinet=dict(type="SINetExpert", channels=8),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from miniature import MINIATURES
+from miniature import MINIATURES, SMALL_BODY
 
 from codmoe.models import ModelLevelMoE
 from codmoe.models.routers import Router
@@ -32,10 +32,11 @@ def seeded():
 
 @pytest.fixture
 def make_model():
-    """``make_model(**kwargs)``: the four experts in miniature on pvt_v2_b0."""
+    """``make_model(**kwargs)``: the four experts in miniature on a small pvt_v2_b0."""
+    body = dict(type="TimmPyramid", name="pvt_v2_b0", **SMALL_BODY)
 
     def make(**kwargs):
-        defaults = dict(backbone="pvt_v2_b0", experts=MINIATURES)
+        defaults = dict(backbone=body, experts=MINIATURES)
         if len({n for n, c in kwargs.get("experts", MINIATURES).items() if c}) > 1:
             defaults["router"] = MINIATURE_ROUTER
         torch.manual_seed(0)

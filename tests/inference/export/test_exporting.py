@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from miniature import MINIATURES, call
+from miniature import MINIATURES, SMALL_BODY, call
 
 from codmoe import ModelLevelMoE, create_model
 from codmoe.inference.export import exporting as exporting
@@ -22,7 +22,7 @@ EXPERTS = MINIATURES | dict(
     other=dict(type="FPNExpert", channels=16),
     zoomnet=dict(type="ZoomNetExpert", channels=16, groups=2),
 )
-BACKBONE = dict(type="TimmPyramid", name="pvt_v2_b0", timm_args=dict(depths=(1, 1, 1, 1)))
+BACKBONE = dict(type="TimmPyramid", name="pvt_v2_b0", **SMALL_BODY)
 # A third of the operators, and so of the seconds that an exporter takes.
 SHORT = dict(type="TimmPyramid", name="resnet10t")
 
