@@ -191,8 +191,8 @@ def _window(
     parts = []
     for _ in range(8):
         rows, cols = (_stretch(rng, side, least) for side in photo.shape[:2])
-        parts.append((mask[rows, cols].mean(), rows.start, rows, cols))
-    *_, rows, cols = min(parts, key=lambda part: part[:2])
+        parts.append((mask[rows, cols].mean(), rows, cols))
+    _, rows, cols = min(parts, key=lambda part: part[0])  # the first drawn of equal ones
     method = cv2.INTER_AREA if min(photo.shape[:2]) > size else cv2.INTER_LINEAR
     square = cv2.resize(photo[rows, cols], (size, size), interpolation=method)
     there = cv2.resize(mask[rows, cols], (size, size), interpolation=cv2.INTER_NEAREST)
