@@ -20,7 +20,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
 from codmoe import cli
-from codmoe.commands.benchmark import SHARED, call
+from codmoe.commands.benchmark_command import SHARED, call
 from codmoe.commands.options import option
 from codmoe.compiled.speed import FORMATS, compile_parts, set_memory_format
 from codmoe.engine import runner as message_hub

@@ -120,7 +120,7 @@ def tool(name: str) -> None:
 
 
 def _run(name: str, prog: str, words: Sequence[str]) -> None:
-    found = import_module(f"codmoe.commands.{name}")
+    found = import_module(f"codmoe.commands.{name}_command")
     main(found.run, *found.OPTIONS, description=found.__doc__, prog=prog, words=words)
 
 
@@ -182,7 +182,7 @@ def _complete(names: Mapping[str, str]) -> None:
     for name, line in names.items():
         below = commands.add_parser(name, help=line)
         if name in os.environ.get("COMP_LINE", "").split():
-            below.take(import_module(f"codmoe.commands.{name}").OPTIONS)
+            below.take(import_module(f"codmoe.commands.{name}_command").OPTIONS)
     argcomplete.autocomplete(parser)
 
 

@@ -132,6 +132,21 @@ class Interruption:
                     signal.signal(signum, signal.SIG_DFL if term else signal.SIG_IGN)
 
 
+@contextmanager
+def holding_back() -> Iterator[None]:
+    """Blocks SIGTERM in this thread, and in processes that are started meanwhile, as loaders'
+    workers, until they call :func:`obey_parent_alone`.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # where that call unblocks nothing
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def obey_parent_alone() -> None:
     """Has a loader's worker end by a SIGTERM of its parent's alone.
 

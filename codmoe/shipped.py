@@ -1,4 +1,4 @@
-"""What ships with the package, found without importing torch: configs and trained weights."""
+"""Finds the configs and trained weights that ship with the package, without importing torch."""
 
 from __future__ import annotations
 

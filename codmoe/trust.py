@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import pickle
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -186,12 +187,16 @@ def read_pickle(path: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on the protocol of a pickle
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = _object_in(str(error))
         if reason is None:
-            raise ValueError(f"checkpoint {path} cannot be read: it is no whole pickle") from None
+            raise ValueError(
+                f"checkpoint {path} cannot be read: it is damaged, or no file of torch.save; "
+                "save it anew, or fetch it again"
+            ) from None
         raise ValueError(
             f"checkpoint {path} holds more than weights ({reason}); reading it could run code, so "
             "it is refused. If you trust its owner, keep its weights alone: python -c "

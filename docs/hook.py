@@ -256,7 +256,7 @@ def command_reference() -> str:
     for title, group in COMMANDS.items():
         text.append(f"## {title}\n")
         for name in group:
-            found = import_module(f"codmoe.commands.{name}")
+            found = import_module(f"codmoe.commands.{name}_command")
             text += [f"### `codmoe {name}`\n", f"{html.escape(found.__doc__, quote=False)}\n"]
             text += ["| option | default | |", "| :-- | :-- | :-- |"]
             for names, settings in found.OPTIONS:

@@ -56,6 +56,18 @@ MINIATURES = dict(
     zoomnet=dict(type="ZoomNetExpert", channels=16),
     ujsc=dict(type="UJSCExpert", channels=16, confidence_channels=16),
 )
+NARROW = dict(
+    sinet=dict(type="SINetExpert", channels=8),
+    pranet=dict(type="PraNetExpert", channels=8, deep_channels=8, shallow_channels=8),
+)
+"""Two experts that are narrower still."""
+NARROW_MODEL = dict(
+    backbone=dict(type="TimmPyramid", name="pvt_v2_b0", pretrained=False),
+    experts=dict(NARROW, zoomnet=dict(type="ZoomNetExpert", channels=12)),
+    router=dict(type="EvidenceRouter", width=16),
+    combiner=dict(type="ProbabilityCombiner", learn_temperature=True),
+    top_k=2,
+)
 ONE_EXPERT = dict(model=dict(experts=dict(pranet=None, ujsc=None, zoomnet=None)))
 TWO_EXPERTS = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
 # The quickstart's body with one block a stage and a tenth of its channels.

@@ -215,12 +215,12 @@ def test_wrong_usage_is_answered_before_torch_is_imported(tmp_path):
 def test_every_command_is_there_and_every_tool_calls_one():
     files = {path.stem for path in (ROOT / "codmoe/commands").glob("*.py")}
     names = {name for group in COMMANDS.values() for name in group}
-    assert files - {"__init__", "options"} == names
+    assert files - {"__init__", "options"} == {f"{name}_command" for name in names}
     tools = [path for path in (ROOT / "tools").rglob("*.py") if path.name != "dist_run.py"]
     called = [re.findall(r'tool\("(\w+)"\)', path.read_text())[0] for path in tools]
     assert len(called) > 10 and set(called) <= names
     for name in names:
-        found = import_module(f"codmoe.commands.{name}")
+        found = import_module(f"codmoe.commands.{name}_command")
         assert f"codmoe {name}" in found.__doc__
         Parser("x").take(found.OPTIONS)
 

@@ -117,15 +117,17 @@ def test_a_forked_child_is_left_to_its_parent(start):
     assert end(process) == (3, "")
 
 
-def test_a_signal_to_all_leaves_the_loaders_workers_to_their_parent(start):
+@pytest.mark.parametrize("taken", [1, 0], ids=["at work", "starting"])
+def test_a_signal_to_all_leaves_the_loaders_workers_to_their_parent(start, taken):
     """``timeout`` and ``scancel`` send it to all: the step that is under way needs its samples."""
     script = (
+        f"if not {taken}: os.register_at_fork(after_in_child=lambda: time.sleep(2))\n"
         "from codmoe.engine.runner import CODRunner\n"
         "samples = dict(type='DefaultSampler', shuffle=False)\n"
         "loader = CODRunner.build_dataloader(dict(dataset=list(range(4)), sampler=samples,\n"
         "    batch_size=1, num_workers=2, persistent_workers=True))\n"
         "interruption.waits, batches = True, iter(loader)\n"
-        "next(batches), next(batches); print('ready', flush=True)\n"  # both workers have begun
+        f"[next(batches) for _ in range({taken})]; print('ready', flush=True)\n"
         "while not interruption.signum: time.sleep(0.1)\n"
         "time.sleep(1)\n"
         "print(len(list(batches)), flush=True); interruption.leave()"
@@ -133,7 +135,7 @@ def test_a_signal_to_all_leaves_the_loaders_workers_to_their_parent(start):
     process = start(HANDLED + indented(script), start_new_session=True)
     os.killpg(process.pid, signal.SIGTERM)
     out, told = process.communicate(timeout=120)
-    assert (out, told) == ("2\n", "interrupted by SIGTERM\n")
+    assert (out, told) == (f"{4 - taken}\n", "interrupted by SIGTERM\n")
     assert process.returncode == 143
     with pytest.raises(ProcessLookupError):  # nor is a worker left
         os.killpg(process.pid, 0)

@@ -109,7 +109,7 @@ def source(command: str) -> Path | None:
         shell = re.search(r"dist_train|dist_test|slurm_train", script[0])
         text = (ROOT / script[0]).read_text()
         name = re.search(r"_(\w+)", shell[0]) if shell else re.search(r'tool\("(\w+)"\)', text)
-    return ROOT / f"codmoe/commands/{name[1]}.py" if name else None
+    return ROOT / f"codmoe/commands/{name[1]}_command.py" if name else None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -131,10 +131,12 @@ def test_commands_exist_and_have_the_options_shown(page):
 
 def test_named_files_exist():
     named = set(
-        re.findall(r"(?:tools|configs|codmoe|docs|tests)/[\w./-]+\.(?:py|sh|md|png)", README)
+        re.findall(
+            r"(?:tools|configs|codmoe|docs|tests)/[\w./-]+\.(?:py|sh|md|png|jpg|svg)", README
+        )
     )
     examples = {"configs/experts/joint_linear.py"}
-    assert len(named) > 10
+    assert len(named) > 15
     assert [path for path in sorted(named - examples) if not (ROOT / path).is_file()] == []
 
 

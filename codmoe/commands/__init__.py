@@ -1,4 +1,4 @@
-"""The commands of ``codmoe``, one file each; :data:`COMMANDS` says what there is.
+"""The commands of ``codmoe``: ``<name>_command.py`` for each name of :data:`COMMANDS`.
 
 A command's file holds ``OPTIONS`` (see :mod:`codmoe.commands.options`), ``run(args)``, which
 returns the exit code or None for 0, and a docstring, the text of its ``--help``. It imports at its

@@ -1,4 +1,4 @@
-"""What a training says at its end: best epoch, where the weights are, the command that follows."""
+"""The closing words of a training: best epoch, where the weights are, the command that follows."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from codmoe import __version__
 from codmoe.compiled.speed import compile_parts, set_fast_norm, set_memory_format
@@ -30,7 +31,7 @@ from codmoe.engine.ddp import idle_parameters
 from codmoe.engine.hooks.resuming import EPOCH_STEPS, ResumableHook
 from codmoe.engine.optim import lay_out_state
 from codmoe.engine.terminal import settle_terminal
-from codmoe.interruption import obey_parent_alone
+from codmoe.interruption import holding_back, obey_parent_alone
 from codmoe.registry import DATASETS, building
 from codmoe.trust import read_pickle, require_weights
 
@@ -127,6 +128,7 @@ class CODRunner(Runner):
             dataloader = {k: v for k, v in dataloader.items() if k not in workers}
         loader = Runner.build_dataloader(dataloader, *args, **kwargs)
         loader.worker_init_fn = functools.partial(_start_worker, loader.worker_init_fn)
+        loader.__class__ = _Loader  # mmengine takes no class of ours
         return loader
 
     def wrap_model(self, model_wrapper_cfg, model):
@@ -390,6 +392,14 @@ def install(name: str) -> None:
     # mmengine has no way to choose the class; the dictionary is what its own lookups read.
     if not MessageHub.check_instance_created(name):
         MessageHub._instance_dict[name] = DeferredMessageHub(name)
+
+
+class _Loader(DataLoader):
+    """A loader whose workers miss no moment in which a signal is to leave them alone."""
+
+    def __iter__(self):
+        with holding_back():
+            return super().__iter__()
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:

@@ -1,4 +1,4 @@
-"""What of a run's log the terminal shows: our own lines, short; the log file holds all."""
+"""Shortens a run's log for the terminal to this project's own lines; the log file holds all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How honest probabilities are, and the temperature and offset that make them so."""
+"""Measures how honest probabilities are, and fits the temperature and offset that make them so."""
 
 from __future__ import annotations
 

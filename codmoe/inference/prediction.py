@@ -1,4 +1,4 @@
-"""What the model says about one image: map, mask, figures, pictures."""
+"""The prediction of one image: map, mask, figures, pictures."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Prediction:
         return overlays.cutout(self._picture(), self.probability, self.threshold)
 
     def side_by_side(self) -> np.ndarray:
-        """Overlay, map, each expert's map and the router's weights, RGB uint8.
+        """Image, overlay, map, each expert's map and the router's weights, RGB uint8.
 
         Raises:
             ValueError: The experts' maps were not asked for.

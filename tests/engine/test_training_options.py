@@ -7,7 +7,7 @@ from miniature import call, write_config
 
 from benchmarks.kills import settings
 from codmoe.cli import Parser
-from codmoe.commands.train import OPTIONS
+from codmoe.commands.train_command import OPTIONS
 from codmoe.engine.config import load_config
 from codmoe.engine.stages import plan
 from codmoe.engine.training_options import TrainingOptions

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from miniature import NARROW_MODEL
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,22 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from codmoe.evaluation.cost import count_flops, measure_cost, summarise
 from codmoe.models.moe import ModelLevelMoE
 
-MODEL = dict(
-    backbone=dict(type="TimmPyramid", name="pvt_v2_b0", pretrained=False),
-    experts=dict(
-        sinet=dict(type="SINetExpert", channels=8),
-        pranet=dict(type="PraNetExpert", channels=8, deep_channels=8, shallow_channels=8),
-        zoomnet=dict(type="ZoomNetExpert", channels=12),
-    ),
-    router=dict(type="EvidenceRouter", width=16),
-    combiner=dict(type="ProbabilityCombiner", learn_temperature=True),
-    top_k=2,
-)
-
 
 @pytest.fixture(scope="module")
 def model():
-    return ModelLevelMoE(**MODEL)
+    return ModelLevelMoE(**NARROW_MODEL)
 
 
 def test_a_convolution_by_hand():
@@ -138,7 +127,7 @@ def test_a_part_that_needs_values_is_run_for_real(model):
 @pytest.mark.parametrize("kind", ["RandomRouter", "UniformRouter"])
 def test_other_routers(kind):
     top_k = dict(top_k=None) if kind == "UniformRouter" else {}
-    summary = summarise(ModelLevelMoE(**{**MODEL, "router": dict(type=kind), **top_k}), 64)
+    summary = summarise(ModelLevelMoE(**{**NARROW_MODEL, "router": dict(type=kind), **top_k}), 64)
     if kind == "UniformRouter":
         assert summary["top_k"] == 3
         assert summary["route_flops"]["min"] == summary["total"]["flops"]
@@ -159,12 +148,14 @@ def test_a_scale_that_experts_share_is_counted_once_and_shared_experts_always():
         zoomnet=dict(type="ZoomNetExpert", channels=8),
     )
     changes = dict(experts=experts, router=dict(type="RandomRouter"))
-    summary = summarise(ModelLevelMoE(**{**MODEL, **changes}), 64)
+    summary = summarise(ModelLevelMoE(**{**NARROW_MODEL, **changes}), 64)
     flops = {row["part"]: row["flops"] for row in summary["parts"]}
     assert "sinet, zoomnet backbone at 1.5×" in flops
     assert summary["route_flops"]["min_experts"] == ["fpn", "sinet"]
     both = {"fpn", "zoomnet"}
-    ever = summarise(ModelLevelMoE(**{**MODEL, **changes, "shared_experts": ("zoomnet",)}), 64)
+    ever = summarise(
+        ModelLevelMoE(**{**NARROW_MODEL, **changes, "shared_experts": ("zoomnet",)}), 64
+    )
     assert set(ever["route_flops"]["min_experts"]) == both
     without = flops["sinet"] + flops["sinet, zoomnet backbone at 1.5×"]
     without += flops["zoomnet backbone at 0.5×"] + flops["zoomnet"]
@@ -181,7 +172,9 @@ def test_own_blocks_count_with_their_expert():
 
     def rows(own):
         changed = dict(experts, sinet=dict(experts["sinet"], own_blocks=own))
-        model = ModelLevelMoE(**{**MODEL, "experts": changed, "router": dict(type="RandomRouter")})
+        model = ModelLevelMoE(
+            **{**NARROW_MODEL, "experts": changed, "router": dict(type="RandomRouter")}
+        )
         parts = {row["part"]: row for row in summarise(model, 64)["parts"]}
         return model, parts
 

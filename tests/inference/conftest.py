@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from miniature import NARROW
 from mmengine.config import Config
 from PIL import Image
 
@@ -14,10 +15,7 @@ CONFIG = dict(
     model=dict(
         type="ModelLevelMoE",
         backbone=dict(type="TimmPyramid", name="pvt_v2_b0", pretrained=True),
-        experts=dict(
-            sinet=dict(type="SINetExpert", channels=8),
-            pranet=dict(type="PraNetExpert", channels=8, deep_channels=8, shallow_channels=8),
-        ),
+        experts=NARROW,
         router=dict(type="EvidenceRouter", width=16),
         top_k=2,
         evaluate_all_experts=True,

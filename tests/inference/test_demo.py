@@ -201,5 +201,5 @@ def test_the_command(monkeypatch, capsys):
         taken.bind(("127.0.0.1", port))
         taken.listen()
         assert f"--port {port} of 127.0.0.1 is taken" in call("--port", port)
-    monkeypatch.setattr("codmoe.commands.demo.find_spec", lambda name: None)
+    monkeypatch.setattr("codmoe.commands.demo_command.find_spec", lambda name: None)
     assert "pip install 'codmoe[demo]'" in call() and len(told) == 1

@@ -1,26 +1,16 @@
 import json
 
-from miniature import call
+from miniature import NARROW_MODEL, call
 from mmengine.config import Config
-
-MODEL = dict(
-    backbone=dict(type="TimmPyramid", name="pvt_v2_b0", pretrained=False),
-    experts=dict(
-        sinet=dict(type="SINetExpert", channels=8),
-        pranet=dict(type="PraNetExpert", channels=8, deep_channels=8, shallow_channels=8),
-        zoomnet=dict(type="ZoomNetExpert", channels=12),
-    ),
-    router=dict(type="EvidenceRouter", width=16),
-    combiner=dict(type="ProbabilityCombiner", learn_temperature=True),
-    top_k=2,
-)
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
     config = tmp_path / "miniature.py"
     # It asks for weights: the tool must neither read nor download them.
-    section = dict(MODEL, type="ModelLevelMoE")
-    section["backbone"] = dict(MODEL["backbone"], pretrained=True, checkpoint="absent.safetensors")
+    section = dict(NARROW_MODEL, type="ModelLevelMoE")
+    section["backbone"] = dict(
+        NARROW_MODEL["backbone"], pretrained=True, checkpoint="absent.safetensors"
+    )
     config.write_text(Config(dict(model=section)).pretty_text)
 
     monkeypatch.chdir(tmp_path)

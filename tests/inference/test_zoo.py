@@ -1,5 +1,6 @@
 import pytest
 import torch
+from miniature import NARROW
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
@@ -11,10 +12,7 @@ from codmoe.models.moe import ModelLevelMoE
 MINIATURE = dict(
     type="ModelLevelMoE",
     backbone=dict(type="TimmPyramid", name="pvt_v2_b0", pretrained=True),
-    experts=dict(
-        sinet=dict(type="SINetExpert", channels=8),
-        pranet=dict(type="PraNetExpert", channels=8, deep_channels=8, shallow_channels=8),
-    ),
+    experts=NARROW,
     router=dict(type="EvidenceRouter", width=16),
     top_k=1,
 )

@@ -12,7 +12,7 @@ _SHIFT = np.maximum(_AROUND[:, None], _AROUND[None])
 _HERE, _ELSEWHERE = _SHIFT <= 1, _SHIFT > 6
 UNFIT, TOO_MANY = 1.25, 0.25
 """A mask whose fit is below the one is named, and a set with that share of them is an error: of
-masks of other images .58 to .68 are, of right ones 0 to .02 (docs/data.md)."""
+masks of other images .57 to .70 are, of right ones 0 to .02 (docs/data.md)."""
 
 
 def fit(image: np.ndarray, mask: np.ndarray) -> float:
