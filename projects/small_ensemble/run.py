@@ -1,7 +1,8 @@
-"""The small ensemble from photographs to model card, in three steps that go on where they stopped.
+"""The small ensemble from photographs to model card, in steps that go on where they stopped.
 
 prepare  lays data and the body's weights where the configs look for them (data/, ignored by git)
 train    three stages, a router with a domain held out, the choice on validation: minutes on a GPU
+save     beside it: the last finished stage, from which train goes on elsewhere
 finish   8-bit weights, figures of every data set and the model card: minutes on two CPU cores
 
 See README.md beside this file.
@@ -20,9 +21,9 @@ from typing import Any
 import torch
 
 from codmoe import create_model
-from codmoe.engine.checkpoints import packed, read_meta, read_weights
+from codmoe.engine.checkpoints import packed, read_meta, read_weights, save_weights
 from codmoe.engine.config import load_config
-from codmoe.engine.stages import run_command, run_stages
+from codmoe.engine.stages import plan, run_command, run_stages
 from codmoe.files import new_folder, replacing, save_json
 from codmoe.inference.export.pack import pack
 from codmoe.models.backbones.base import create_timm
@@ -43,6 +44,8 @@ ATTRIBUTION = Path("data/open/coco/ATTRIBUTION.txt")
 PHOTOGRAPHS = ("Photos", "Cutouts", "Textures")
 PART = 15 * 2**20
 """Bytes of a part of a file that travels."""
+KEPT = ("finished.json", "config.sha256")
+"""What a work dir says of its stage."""
 
 
 def prepare(data: Path, weights: Path) -> None:
@@ -78,6 +81,7 @@ def prepare(data: Path, weights: Path) -> None:
 
 def train(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
     """Train what is not trained yet, choose on validation, and write what travels back."""
+    restore(work_dir, out, configs)
     run_stages(configs, work_dir=str(work_dir))
     cfg = load_config(configs[2])
     checkpoints = Path(cfg.checkpoint_dir)
@@ -95,19 +99,62 @@ def train(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
     measure.settle(best, choice, work_dir / "settled.pth")
     meta = {k: v for k, v in read_meta(work_dir / "settled.pth").items() if k != "run_id"}
     content = packed(read_weights(work_dir / "settled.pth"), meta)
-    in_parts(content, out)
+    in_parts(content, out, "settled")
     save_json(out / "training.json", dict(choice=choice))
     shutil.copyfile(work_dir / "table.md", out / "table.md")
     print(f"{out}: {len(content) / 2**20:.1f} MiB of weights, training.json and table.md")
 
 
-def in_parts(content: bytes, out: Path) -> None:
+def save(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
+    """Write the last stage that finished as parts, from which ``train`` goes on elsewhere. The
+    machine may be lost: run it beside the training whenever something can be fetched.
+    """
+    for stage in reversed(plan(configs, work_dir, [])):
+        if stage.is_finished():
+            folder = out / stage.work_dir.name
+            if not folder.is_dir():
+                content = packed(read_weights(stage.weights), read_meta(stage.weights))
+                in_parts(content, folder, "weights")
+                for name in KEPT:
+                    shutil.copyfile(stage.work_dir / name, folder / name)
+            print(f"{folder}: {stage.name}")
+            return
+    print(f"{work_dir}: no stage has finished yet")
+
+
+def restore(work_dir: Path, out: Path, configs: Sequence[str]) -> None:
+    """Lay the stages of ``save`` where ``run_stages`` takes them for finished."""
+    for stage in plan(configs, work_dir, []):
+        folder = out / stage.work_dir.name
+        if folder.is_dir() and not stage.work_dir.is_dir():
+            whole = joined(folder, "weights")
+            stage.weights.parent.mkdir(parents=True, exist_ok=True)
+            meta = read_meta(whole)
+            save_weights(stage.weights, create_model(checkpoint=whole), meta, meta["run_id"])
+            whole.unlink()
+            stage.work_dir.mkdir(parents=True)
+            for name in KEPT:
+                shutil.copyfile(folder / name, stage.work_dir / name)
+
+
+def in_parts(content: bytes, out: Path, name: str) -> None:
     """Write a file's content as parts of at most ``PART`` bytes; those of an earlier one go."""
     out.mkdir(parents=True, exist_ok=True)
-    for path in out.glob("settled.*.part"):
+    for path in out.glob(f"{name}.*.part"):
         path.unlink()
     for number, start in enumerate(range(0, len(content), PART)):
-        (out / f"settled.{number}.part").write_bytes(content[start : start + PART])
+        (out / f"{name}.{number}.part").write_bytes(content[start : start + PART])
+
+
+def joined(folder: Path, name: str) -> Path:
+    """The file of :func:`in_parts`, ``<name>.safetensors`` beside its parts."""
+    whole = folder / f"{name}.safetensors"
+    files = sorted(folder.glob(f"{name}.*.part"), key=lambda p: int(p.name.split(".")[1]))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no {name}.*.part; run the step train")
+    with replacing(whole, keep=False) as temporary:
+        temporary.write_bytes(b"".join(path.read_bytes() for path in files))
+    return whole
 
 
 def _time(path: Path) -> float:
@@ -126,12 +173,7 @@ def finish(
         weights: File to write; ``MODEL_CARD.md`` lies beside it.
         config: Stage 3, whose test images are measured.
     """
-    whole = parts / "settled.safetensors"
-    with replacing(whole, keep=False) as temporary:
-        files = sorted(parts.glob("settled.*.part"), key=lambda p: int(p.name.split(".")[1]))
-        if not files:
-            raise FileNotFoundError(f"{parts} holds no settled.*.part; run the step train")
-        temporary.write_bytes(b"".join(path.read_bytes() for path in files))
+    whole = joined(parts, "settled")
     before = parts / "before.safetensors"
     if not before.is_file() and weights.is_file():
         shutil.copyfile(weights, before)
@@ -174,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("prepare", "train", "finish"))
+    parser.add_argument("step", choices=("prepare", "train", "save", "finish"))
     parser.add_argument("--data", type=Path, help="folder of open/, camo/, duts/, polyp/")
     parser.add_argument("--weights", type=Path, help="prepare: folder of the body's fp16 weights")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/small"))
@@ -189,6 +231,8 @@ def main() -> None:
             prepare(args.data, args.weights)
         elif args.step == "train":
             train(args.work_dir, args.out, args.configs)
+        elif args.step == "save":
+            save(args.work_dir, args.out, args.configs)
         else:
             pictures = sorted(Path("data/open/coco").glob("*/images/*"))[:20]
             finish(args.out, args.data, pictures, args.target, args.configs[2])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from miniature import ROOT, call
 
 from codmoe import Inferencer, create_model
 from codmoe.engine.checkpoints import packed, read_meta, read_weights, save_weights
+from codmoe.engine.stages import plan
 from projects.small_ensemble import measure, run
 from projects.small_ensemble.card import BEGIN, END, fill_card
 
@@ -120,7 +122,7 @@ def test_from_weights_to_the_card(trained, tmp_path, monkeypatch, capsys):
     state, meta = read_weights(tmp_path / "settled.pth"), read_meta(tmp_path / "settled.pth")
     parts, target = tmp_path / "out", tmp_path / "weights/small_ensemble.safetensors"
     monkeypatch.setattr(run, "PART", 20_000)
-    run.in_parts(packed(state, meta), parts)
+    run.in_parts(packed(state, meta), parts, "settled")
     assert len(list(parts.glob("*.part"))) > 2
     (parts / "training.json").write_text(json.dumps(dict(choice=choice)))
     target.parent.mkdir()
@@ -148,6 +150,35 @@ def test_from_weights_to_the_card(trained, tmp_path, monkeypatch, capsys):
     (parts / "after_CAMO.json").write_text(json.dumps(dict(CAMO=dict(sets["CAMO"], IoU=0.125))))
     again = run.finish(parts, config.parent, pictures, target, str(config))
     assert again["after"]["sets"]["CAMO"]["IoU"] == 0.125 and "before" in again
+
+
+def test_a_finished_stage_goes_on_on_another_machine(trained, tmp_path, monkeypatch, capsys):
+    config, best = trained
+    (stage,) = plan([str(config)], tmp_path / "here", [])
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run.save(Path("work"), tmp_path / "out", [str(config)])
+    assert "no stage has finished" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    for path in (*stage.sources, stage.weights):  # in this order: sources are older
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(best, path)
+    (stage,) = plan([str(config)], Path("work"), [])
+    stage.begin()
+    (stage.work_dir / "finished.json").write_text(json.dumps(dict(run_id="run")))
+    assert stage.is_finished()
+    run.save(Path("work"), tmp_path / "out", [str(config)])
+    monkeypatch.chdir(tmp_path / "there")
+    for path in stage.sources:
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(best, path)
+    run.restore(Path("work"), tmp_path / "out", [str(config)])
+    (there,) = plan([str(config)], Path("work"), [])
+    assert there.is_finished()
+    ours, theirs = read_weights(best), read_weights(there.weights)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():  # in half precision
+        torch.testing.assert_close(theirs[key].float(), value.float(), atol=1e-3, rtol=1e-3)
 
 
 def test_mistakes(tmp_path, monkeypatch):
