@@ -5,18 +5,31 @@ import os
 import signal
 import sys
 
+import torch
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
 from codmoe.interruption import PARENT, follow_parent
+from codmoe.machine import check_gpus
 
 
 def stop(signum, frame):
     raise SignalException(f"signal {signum}", sigval=signal.Signals(signum))
 
 
+def check_processes(words):
+    """Say it once, before anything starts, if there are GPUs, but fewer than processes."""
+    if torch.cuda.is_available():
+        try:
+            check_gpus(int(words[words.index("--nproc_per_node") + 1]), "--gpus")
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
 if __name__ == "__main__":
+    check_processes(sys.argv)
     logging.disable(logging.ERROR)  # what there is to say, the processes of the run have said
     follow_parent()
     os.environ[PARENT] = str(os.getpid())

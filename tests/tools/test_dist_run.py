@@ -1,6 +1,10 @@
 """The launcher of several processes ends as they do, without a word of its own."""
 
-from miniature import ONE_EXPERT, bash, signal_at, write_config
+import runpy
+
+import pytest
+import torch
+from miniature import ONE_EXPERT, ROOT, bash, signal_at, write_config
 
 
 def test_a_mistake_is_one_sentence(tmp_path):
@@ -20,3 +24,17 @@ def test_a_signal_to_one_process_ends_all(tmp_path):
     told = done.stderr.splitlines()[-1]
     assert told.startswith(f"interrupted by SIGTERM: {tmp_path}/my work/epoch_1.pth holds every")
     assert "go on with: bash " in told and told.endswith(r"/my\ work --resume")
+
+
+def test_too_few_gpus_are_told_once_before_anything_starts(monkeypatch, capsys):
+    """mmengine's logger, which looks its process's GPU up, ended in an IndexError before."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    words = ["dist_run.py", "--standalone", "--nproc_per_node", "2", "tools/predict.py"]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr("torch.distributed.run.main", lambda: pytest.fail("started"))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tools/dist_run.py"), run_name="__main__")
+    assert ended.value.code == 2
+    told = "error: --gpus=2, but this machine has 1 GPU(s); use --gpus=1\n"
+    assert capsys.readouterr().err == told
