@@ -39,6 +39,8 @@ from codmoe.shipped import is_shipped, shipped_weights
 
 MAX_DROP = 0.01
 """IoU that an expert may lose by being assembled, where ``cfg.assembly`` says nothing."""
+NEWCOMER = 10.0
+"""Logit by which an expert that a mixture grows by begins below the others."""
 STALE = "weights of backbone"
 REFIT = {
     "one file": "configs/experts/refit.py",
@@ -57,6 +59,7 @@ class Sources:
         backbone: Files of the backbone; several are averaged. Empty if it is not loaded.
         experts: File of each expert's head; empty with ``file``, or if the heads start anew.
         command: What makes the files, named in errors.
+        grow: Whether the model has experts that ``file`` has not: see :func:`grown`.
     """
 
     file: Path | None = None
@@ -64,6 +67,7 @@ class Sources:
     backbone: tuple[Path, ...] = ()
     experts: Mapping[str, Path] = field(default_factory=dict)
     command: str | None = None
+    grow: bool = False
 
     @property
     def paths(self) -> list[Path]:
@@ -116,6 +120,7 @@ def read_sources(cfg: Config) -> Sources | None:
         backbone=tuple(_path(cfg, file) for file in files),
         experts={name: _path(cfg, file) for name, file in experts.items() if file is not None},
         command=init.get("command"),
+        grow=bool(init.get("grow")),
     )
 
 
@@ -134,6 +139,7 @@ def init_faults(cfg: Mapping[str, Any]) -> list[str]:
     keys = [each.name for each in fields(Sources)]
     faults = [f"init_from: no key {k!r}; {suggest(k, keys)}" for k in init if k not in keys]
     kinds = dict(file=str | None, parts=list[str] | tuple[str, ...] | None, command=str | None)
+    kinds["grow"] = bool
     faults += value_faults({k: init[k] for k in kinds if k in init}, kinds, "init_from")
     several = [key for key in ("backbone", "experts") if init.get(key)]
     if init.get("file") and several:
@@ -145,6 +151,8 @@ def init_faults(cfg: Mapping[str, Any]) -> list[str]:
         faults.append("init_from: names no weights; give file=, or backbone= and experts=")
     if several and init.get("parts"):
         faults.append("init_from: parts belongs to file; with backbone and experts leave it out")
+    if init.get("grow") and (several or init.get("parts")):
+        faults.append("init_from: grow=True takes one whole mixture; give file= without parts=")
     backbone, experts = init.get("backbone"), init.get("experts")
     if isinstance(backbone, Mapping):
         files = backbone.get("average") or ()
@@ -215,6 +223,10 @@ def load_sources(model: nn.Module, sources: Sources) -> list[str]:
     """
     require_files(sources)
     hint = f"; make it with: {sources.command}" if sources.command else ""
+    if sources.grow and sources.file is not None:
+        state, new = grown(model, read_weights(sources.file), f"checkpoint {sources.file}")
+        keys = load_state(model, state, None, f"checkpoint {sources.file}", hint)
+        return [f"loaded {len(keys)} tensors from {sources.file}, with room for {', '.join(new)}"]
     if sources.file is not None:
         keys = load_parts(model, sources.file, sources.parts, sources.command)
         return [f"loaded {len(keys)} tensors from {sources.file}"]
@@ -241,6 +253,51 @@ def load_sources(model: nn.Module, sources: Sources) -> list[str]:
             keys = load_state(model, state, (f"experts.{name}",), f"checkpoint {path}", hint)
             lines.append(f"loaded {len(keys)} tensors of expert {name} from {path}")
     return lines
+
+
+def grown(
+    model: nn.Module, state: Mapping[str, Tensor], source: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """A trained mixture's weights with those of the experts that the model has beyond it.
+
+    New experts are as the model was built. In the router's last layer each known expert keeps its
+    row, by its name; a new one begins with no weight and a bias ``NEWCOMER`` below the lowest, so
+    that it is not chosen before it has learnt.
+
+    Args:
+        model: The larger mixture.
+        state: Weights of the smaller one.
+        source: Where they are from, for errors.
+
+    Returns:
+        The weights, and the names of the new experts.
+
+    Raises:
+        ValueError: There is no new expert, or an old one is missing from the model.
+    """
+    names = [name for name, _ in model.get_submodule("experts").named_children()]
+    held = sorted({k.split(".")[1] for k in state if k.startswith("experts.")})
+    new = [name for name in names if name not in held]
+    gone = [name for name in held if name not in names]
+    if not new or gone:
+        what = f"lacks {', '.join(gone)}" if gone else "has no expert beyond them"
+        raise ValueError(
+            f"init_from.grow: {source} has experts {', '.join(held) or '(none)'}, and this model "
+            f"{what}; keep these and add one, model=dict(experts=dict(NAME=dict(type=...)))"
+        )
+    fresh = model.state_dict()
+    full = dict(state)
+    full |= {k: v for k, v in fresh.items() if k.startswith(tuple(f"experts.{n}." for n in new))}
+    for key in ("router.fuse.2.weight", "router.fuse.2.bias"):
+        old = state.get(key)
+        if old is None or key not in fresh or old.shape[0] != len(held):
+            raise ValueError(f"init_from.grow: {source} has no EvidenceRouter of {len(held)} rows")
+        rows = old.new_zeros(len(names), *old.shape[1:])
+        if old.ndim == 1:
+            rows += old.min() - NEWCOMER
+        rows[[names.index(name) for name in held]] = old
+        full[key] = rows
+    return full, new
 
 
 def average_weights(paths: Sequence[Path], part: str = "backbone") -> dict[str, Tensor]:
@@ -318,7 +375,8 @@ def check_assembly(runner, sources: Sources) -> dict[str, Any] | None:
     """
     cfg, model = runner.cfg, bare_model(runner)
     settings, files = cfg.get("assembly", {}), sources.expert_files(model.expert_names)
-    if settings is None or not files:
+    # What a mixture grows from is whole already, and its new expert has learnt nothing.
+    if settings is None or not files or sources.grow:
         return None
     if runner.val_loop is None:
         raise ValueError(

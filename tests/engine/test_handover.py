@@ -6,7 +6,16 @@ import json
 
 import pytest
 import torch
-from miniature import STOP, build, log_of, on_two_ranks, prepared, weights
+from miniature import (
+    MINIATURES,
+    SMALL_BODY,
+    STOP,
+    build,
+    log_of,
+    on_two_ranks,
+    prepared,
+    weights,
+)
 from mmengine.config import Config
 from torch.multiprocessing import ProcessRaisedException
 from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave, leave_separate, toy_config
@@ -14,7 +23,14 @@ from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave, leave_separate, t
 from codmoe.engine import handover
 from codmoe.engine.checkpoints import save_half
 from codmoe.engine.config import load_config
-from codmoe.engine.handover import average_weights, load_sources, read_sources, summary
+from codmoe.engine.handover import (
+    Sources,
+    average_weights,
+    init_faults,
+    load_sources,
+    read_sources,
+    summary,
+)
 from codmoe.engine.hooks.mixture import table
 from codmoe.engine.launch import train
 from codmoe.models import ModelLevelMoE
@@ -355,3 +371,79 @@ def test_figures_by_hand():
     assert "error correlation        -0.2000  0.0000  +0.2000" in lines
     assert "at most 2, where errors share nothing" in lines
     assert "+" not in "\n".join(table(None, same))
+
+
+def mixture_of(*names, **settings):
+    return ModelLevelMoE(
+        dict(type="TimmPyramid", name="pvt_v2_b0", **SMALL_BODY),
+        experts={name: MINIATURES[name] for name in names},
+        router=dict(type="EvidenceRouter", width=16, noise=0.0),
+        **settings,
+    )
+
+
+@pytest.fixture
+def small_mixture(tmp_path):
+    """A mixture of sinet, pranet and zoomnet whose router tells images apart, and its file."""
+    torch.manual_seed(0)
+    model = mixture_of("sinet", "pranet", "zoomnet")
+    torch.nn.init.normal_(model.router.fuse[-1].weight)
+    torch.nn.init.normal_(model.router.fuse[-1].bias)
+    path = tmp_path / "ensemble_best.pth"
+    torch.save(model.state_dict(), path)
+    return model, path
+
+
+def test_a_grown_mixture_begins_as_it_was_and_its_old_experts_stay(small_mixture):
+    old, path = small_mixture
+    parts = ("backbone", *(f"experts.{name}" for name in old.expert_names))
+    # In alphabetical order the new expert comes between the old ones: rows go by name.
+    new = mixture_of(
+        "sinet",
+        "pranet",
+        "zoomnet",
+        "ujsc",
+        frozen=parts,
+        mixture_loss=dict(type="StructureLoss"),
+        expert_loss_weight=1.0,
+        train_dispatch="dense",
+        train_top_k="all",
+    )
+    (line,) = load_sources(new, Sources(file=path, grow=True))
+    assert "with room for ujsc" in line
+    images = torch.randn(6, 3, 64, 64)
+    with torch.no_grad():
+        (logits, was, _), (grown, now, _) = old.mixture(images), new.mixture(images)
+    chosen = [[d.expert_names[i] for i in row] for d in (was, now) for row in d.indices.tolist()]
+    assert chosen[:6] == chosen[6:]
+    torch.testing.assert_close(grown, logits)
+
+    before = {k: v.clone() for k, v in new.state_dict().items()}
+    new.train()
+    optimizer = torch.optim.AdamW([p for p in new.parameters() if p.requires_grad], lr=1e-2)
+    targets = (torch.rand(6, 1, 64, 64) > 0.5).float()
+    for _ in range(3):
+        optimizer.zero_grad()
+        new.parse_losses(new(images, targets=targets, mode="loss"))[0].backward()
+        optimizer.step()
+    changed = {k for k, v in new.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(k.startswith(("experts.ujsc.", "router.")) for k in changed)
+    assert {"router.fuse.2.weight", "router.fuse.2.bias"} <= changed
+    new.eval()
+    with torch.no_grad():
+        first, then = old.mixture(images, dense=True)[2], new.mixture(images, dense=True)[2]
+    for name in old.expert_names:
+        assert torch.equal(first[name].logits, then[name].logits)
+
+
+def test_a_mixture_that_cannot_grow_says_why(small_mixture):
+    _, path = small_mixture
+    grow = Sources(file=path, grow=True)
+    with pytest.raises(ValueError, match=r"init_from.grow: .*no expert beyond them"):
+        load_sources(mixture_of("sinet", "pranet", "zoomnet"), grow)
+    with pytest.raises(ValueError, match=r"init_from.grow: .*lacks zoomnet"):
+        load_sources(mixture_of("sinet", "pranet", "ujsc"), grow)
+    with pytest.raises(ValueError, match="does not fit this model"):
+        load_sources(mixture_of("sinet", "pranet", "zoomnet", "ujsc"), Sources(file=path))
+    (fault,) = init_faults(dict(init_from=dict(file="a.pth", parts=["backbone"], grow=True)))
+    assert "one whole mixture" in fault
