@@ -70,7 +70,14 @@ NARROW_MODEL = dict(
 )
 ONE_EXPERT = dict(model=dict(experts=dict(pranet=None, ujsc=None, zoomnet=None)))
 TWO_EXPERTS = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
-# The quickstart's body with one block a stage and a tenth of its channels.
+# Widths in the place of the quickstart's.
+WIDTHS = dict(
+    sinet=dict(channels=16),
+    pranet=dict(channels=16, deep_channels=32, shallow_channels=16),
+    zoomnet=dict(channels=16),
+    ujsc=dict(channels=16, confidence_channels=16),
+)
+# PVT-v2-B0 with one block a stage and a tenth of its channels.
 SMALL_BODY = dict(
     timm_args=dict(depths=(1, 1, 1, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
 )
@@ -123,6 +130,7 @@ def merged(base, changes):
     result = dict(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        both = both and not value.get("_delete_")
         result[key] = merged(result[key], value) if both else value
     return result
 
@@ -142,11 +150,26 @@ def write_config(folder, stage=1, *changes, epochs=1):
         default_hooks=dict(logger=dict(interval=1)),
     )
     bodies = [change.get("model", {}).get("backbone") or {} for change in changes]
-    settings["model"] = dict(backbone={} if any("type" in body for body in bodies) else SMALL_BODY)
+    body = dict(name="pvt_v2_b0", checkpoint=None)
+    body |= {} if any("type" in body for body in bodies) else SMALL_BODY
+    settings["model"] = dict(backbone=body, experts=WIDTHS)
+    # Nothing is pretrained: all of it learns at one rate, and a high one.
+    rate = dict(lr_mult=1.0)
+    settings["optim_wrapper"] = dict(
+        optimizer=dict(lr=5e-4 if stage == 3 else 1e-3),
+        paramwise_cfg=dict(custom_keys={"backbone.body": rate}),
+    )
+    if stage == 1:
+        settings["init_from"] = None
+        settings["model"]["expert_execution"] = "sequential"
+    if stage == 2:
+        settings["default_hooks"]["frozen_cache"] = dict(views=4)
     if stage > 1:
         settings["model"]["router"] = dict(width=16)
     for change in changes:
         settings = merged(settings, change)
+    if stage == 1 and settings["init_from"]:
+        settings["init_from"]["_delete_"] = True  # not beside the quickstart's file
     # mmengine names what is global after file and second: no two alike.
     path = Path(folder) / f"stage{stage}_{next(_count)}.py"
     lines = [f"_base_ = [{str(ROOT / f'configs/quickstart/stage{stage}.py')!r}]"]

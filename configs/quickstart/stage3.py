@@ -1,22 +1,19 @@
-# A miniature of configs/ensemble/stage3.py on synthetic images, for two CPU cores.
+# Stage 3 of the quickstart: everything learns.
 _base_ = [
     "../_base_/stages/ensemble.py",
     "../_base_/datasets/synthetic.py",
-    "../_base_/models/miniature.py",
+    "../_base_/models/small.py",
 ]
 checkpoint_dir = "quickstart/checkpoints_moe"
 init_from = dict(command="codmoe train configs/quickstart/stage2.py")
 model = dict(
-    backbone={{_base_.miniature.backbone}},
-    experts={{_base_.miniature.experts}},
+    backbone={{_base_.small_backbone}},
+    experts={{_base_.small_experts}},
     router=dict(width=64),
     # There is memory enough: nothing is computed twice.
     expert_execution="together",
     checkpoint_backbone=None,
 )
-train_cfg = dict(max_epochs=6, val_interval=2)
-optim_wrapper = dict(
-    optimizer=dict(lr=5e-4),
-    paramwise_cfg=dict(custom_keys={"backbone.body": dict(lr_mult=1.0)}),
-)
-default_hooks = dict(logger=dict(interval=20))
+train_cfg = dict(max_epochs=3, val_interval=1)
+optim_wrapper = dict(optimizer=dict(lr=2e-4))
+default_hooks = dict(logger=dict(interval=10))

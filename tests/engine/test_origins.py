@@ -73,7 +73,7 @@ def test_a_chain_of_ones_own(tmp_path, monkeypatch):
 
 def test_keys_and_their_misspelling():
     _, found = origins("quickstart/stage3", keys=["model.router", "train_cfg.max_epochs"])
-    assert found["train_cfg.max_epochs"] == (6, "configs/quickstart/stage3.py")
+    assert found["train_cfg.max_epochs"] == (3, "configs/quickstart/stage3.py")
     assert {key.split(".")[1] for key in found} == {"router", "max_epochs"}
     with pytest.raises(ValueError, match=r"no key 'model\.ruoter'; did you mean 'model\.router'"):
         resolve("quickstart/stage3", keys=["model.ruoter"])

@@ -1,10 +1,8 @@
 # SyntheticCamouflage, the embedded default: nothing to download, the same on every machine.
 # Parts are disjoint streams of images: the router's and the validation's are never the experts'.
 _base_ = ["./loaders.py"]
-size = 96
-# Easier than camouflage: in the minutes of the quickstart a miniature learns nothing of the real
-# thing (0) but where objects use to be.
-visibility = 0.7
+size = 160
+visibility = 0.7  # 0: camouflage proper; 1: plain to see
 
 train_pipeline = [
     dict(type="LoadCODPair"),
@@ -26,12 +24,12 @@ def images(part, length, pipeline):
 train_dataloader = dict(
     num_workers=1,
     pin_memory=False,
-    dataset=images("experts", 480, train_pipeline),
+    dataset=images("experts", 240, train_pipeline),
 )
 val_dataloader = dict(
     batch_size=20,
     num_workers=1,
-    dataset=images("val", 80, test_pipeline),
+    dataset=images("val", 60, test_pipeline),
 )
 test_dataloader = dict(
     batch_size=20,
