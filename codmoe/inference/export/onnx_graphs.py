@@ -7,8 +7,10 @@ every expert; a bundle of graphs runs the chosen ones alone.
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +248,7 @@ def _write(graph: Graph, values: Mapping[str, Tensor], path: Path) -> dict[str, 
 
 def _translate(graph: Graph, values: Mapping[str, Tensor]) -> torch.onnx.ONNXProgram:
     shapes = _shapes(graph, len(values), torch.export.Dim("batch"))
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), _quiet_optimiser(), torch.no_grad():
         warnings.simplefilter("ignore")
         exported = torch.export.export(
             graph, tuple(values.values()), dynamic_shapes=shapes, strict=False
@@ -258,11 +260,24 @@ def _translate(graph: Graph, values: Mapping[str, Tensor]) -> torch.onnx.ONNXPro
             output_names=list(graph.outputs),
             opset_version=OPSET,
             verbose=False,
-            # It takes as long as the rest, and onnxruntime does the same when it loads a graph.
-            optimize=False,
+            # torch gives a convolution without bias an expanded zero. Until that is a constant,
+            # onnxruntime folds no batch norm into a convolution.
+            optimize=True,
         )
         assert program is not None  # with dynamo=True
         return program
+
+
+@contextmanager
+def _quiet_optimiser() -> Iterator[None]:
+    """Hides that onnxscript leaves constants with several outputs as they are."""
+    logger = logging.getLogger("onnxscript.optimizer")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _shapes(graph: Graph, count: int, batch: Any) -> tuple:

@@ -255,3 +255,21 @@ def test_a_bundle_has_no_room_for_own_blocks(tmp_path):
     with pytest.raises(ValueError, match=r"own_blocks .*use --format onnx"):
         export(model, tmp_path / "bundle", format="onnx-sparse", size=SIZE)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_onnxruntime_folds_batch_norms_into_convolutions(sparse, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    for file in ("backbone_router.onnx", "expert_pranet.onnx"):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # One level further, nodes that change the layout lie between the two.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(tmp_path / file)
+        onnxruntime.InferenceSession(
+            str(sparse[0] / file), options, providers=["CPUExecutionProvider"]
+        )
+        nodes = onnx.load(tmp_path / file).graph.node
+        convolved = {out for node in nodes if node.op_type == "Conv" for out in node.output}
+        norms = [node for node in nodes if node.op_type == "BatchNormalization"]
+        assert convolved and not [norm.name for norm in norms if norm.input[0] in convolved]
