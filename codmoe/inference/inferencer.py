@@ -495,7 +495,8 @@ class _Bar:
             self.wanted = False
 
     def __exit__(self, *error) -> None:
-        self.bar.stop()
+        if self.bar.live.is_started:  # rich ends a bar that was never begun with an empty line
+            self.bar.stop()
 
 
 def _to_host(maps: list[torch.Tensor]) -> list[torch.Tensor]:

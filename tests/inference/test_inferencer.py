@@ -122,6 +122,15 @@ def test_a_long_run_shows_its_progress(inferencer, folder, monkeypatch, capsys):
     assert "predicting" in capsys.readouterr().err
 
 
+def test_a_bar_that_was_not_shown_leaves_no_line(inferencer, folder, monkeypatch, capsys):
+    def piped(**options):
+        return Console(force_terminal=False, force_interactive=False, **options)
+
+    monkeypatch.setattr("codmoe.inference.inferencer.Console", piped)
+    assert len(inferencer([folder / "a.jpg"])) == 1
+    assert capsys.readouterr() == ("", "")
+
+
 def test_model_and_size(weights):
     model = create_model(checkpoint=weights).train()
     inferencer = Inferencer(model, image_size=96, device="cpu")
