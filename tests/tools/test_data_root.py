@@ -30,7 +30,7 @@ val_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dat
 test_dataloader = dict(batch_size=4, num_workers=0, dataset=dict(
     _delete_=True, type="DatasetGroup", datasets=dict(
         CHAMELEON=dict(benchmark, benchmark="CHAMELEON", part="test", pipeline=test))))
-model = dict(experts=dict(pranet=None, ujsc=None, zoomnet=None))
+model = dict(backbone=dict(checkpoint=None), experts=dict(pranet=None, ujsc=None, zoomnet=None))
 train_cfg = dict(max_epochs=1, val_interval=1)
 """
 
