@@ -103,6 +103,7 @@ def settings(stage: int, folder: Path) -> dict[str, Any]:
     if stage == 1:
         ema = dict(type="EMAHook", momentum=0.1, update_buffers=True)
         stopping = dict(type="EarlyStoppingHook", monitor="IoU", rule="greater", patience=3)
+        changes["init_from"] = None  # toys begin anew
         changes["train_cfg"].update(max_epochs=6)
         changes["custom_hooks"] = [ema, stopping]
     else:
