@@ -213,7 +213,13 @@ def one_sentence(args: argparse.Namespace | None = None) -> Iterator[None]:
             interruption.leave()
         if os.environ.get(DEBUG):
             raise
-        sys.exit(printable(f"error: {_said(error) or _unexpected(error, args)}", keep="\n"))
+        text = printable(f"error: {_said(error) or _unexpected(error, args)}", keep="\n")
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            sys.exit(text)
+        # Beside other processes: Python writes the end of the line apart, and lines would mix.
+        sys.stderr.flush()
+        os.write(2, f"{text}\n".encode(errors="replace"))
+        sys.exit(1)
 
 
 def _said(error: Exception) -> str | None:

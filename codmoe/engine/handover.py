@@ -291,7 +291,10 @@ def grown(
     for key in ("router.fuse.2.weight", "router.fuse.2.bias"):
         old = state.get(key)
         if old is None or key not in fresh or old.shape[0] != len(held):
-            raise ValueError(f"init_from.grow: {source} has no EvidenceRouter of {len(held)} rows")
+            raise ValueError(
+                f"init_from.grow: {source} has no EvidenceRouter of {len(held)} experts; start "
+                "from what stage 2 or 3 leaves, and keep model.router as it was"
+            )
         rows = old.new_zeros(len(names), *old.shape[1:])
         if old.ndim == 1:
             rows += old.min() - NEWCOMER

@@ -349,9 +349,6 @@ def write_results(
     title = "stage 1 experts, their mixtures (stage 2) and the ensemble (stage 3)"
     shown = result_table(result_rows(table), title)
     shown.print()
-    for dataset, rows in ensemble["table"].items():
-        print(_lead(dataset, rows))
-    print("95 % over test images; of another seed it says nothing", flush=True)
     payload = dict(
         configs=[stage.name for stage in stages],
         weights=[str(stage.weights) for stage in stages],
@@ -362,6 +359,9 @@ def write_results(
         ensemble_experts=ensemble["table"],
     )
     save_json(folder / "table.json", payload)
+    for dataset, rows in ensemble["table"].items():
+        print(_lead(dataset, rows))
+    print("95 % over test images; of another seed it says nothing", flush=True)
     print(f"table: {save_text(folder / 'table.md', shown.markdown())}")
     picture = folder / f"{stages[-1].cfg.default_hooks.best.name}.png"
     if picture.is_file():

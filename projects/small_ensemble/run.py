@@ -2,7 +2,7 @@
 
 prepare  lays data and the body's weights where the configs look for them (data/, ignored by git)
 train    three stages, a router with a domain held out, the choice on validation: minutes on a GPU
-save     beside it: the last finished stage, from which train goes on elsewhere
+save     beside it: the finished stages, from which train goes on elsewhere
 finish   8-bit weights, figures of every data set and the model card: minutes on two CPU cores
 
 See README.md beside this file.
@@ -106,20 +106,18 @@ def train(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
 
 
 def save(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
-    """Write the last stage that finished as parts, from which ``train`` goes on elsewhere. The
-    machine may be lost: run it beside the training whenever something can be fetched.
+    """Write each stage that finished as parts, from which ``train`` goes on elsewhere. The machine
+    may be lost: run it beside the training whenever something can be fetched.
     """
-    for stage in reversed(plan(configs, work_dir, [])):
-        if stage.is_finished():
-            folder = out / stage.work_dir.name
-            if not folder.is_dir():
-                content = packed(read_weights(stage.weights), read_meta(stage.weights))
-                in_parts(content, folder, "weights")
-                for name in KEPT:
-                    shutil.copyfile(stage.work_dir / name, folder / name)
-            print(f"{folder}: {stage.name}")
-            return
-    print(f"{work_dir}: no stage has finished yet")
+    for stage in plan(configs, work_dir, []):
+        folder = out / stage.work_dir.name
+        if folder.is_dir() or not stage.is_finished():
+            continue
+        with new_folder(folder) as part:
+            in_parts(packed(read_weights(stage.weights), read_meta(stage.weights)), part, "weights")
+            for name in KEPT:
+                shutil.copyfile(stage.work_dir / name, part / name)
+        print(f"{folder}: {stage.name}")
 
 
 def restore(work_dir: Path, out: Path, configs: Sequence[str]) -> None:
