@@ -209,11 +209,13 @@ def one_sentence(args: argparse.Namespace | None = None) -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if interruption.signum:  # another process of the run has left, or a worker was ended
+        said = _said(error)
+        # Another process of the run has left, or a worker was ended.
+        if interruption.signum or (not said and interruption.was_asked()):
             interruption.leave()
         if os.environ.get(DEBUG):
             raise
-        text = printable(f"error: {_said(error) or _unexpected(error, args)}", keep="\n")
+        text = printable(f"error: {said or _unexpected(error, args)}", keep="\n")
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             sys.exit(text)
         # Beside other processes: Python writes the end of the line apart, and lines would mix.

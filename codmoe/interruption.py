@@ -39,6 +39,8 @@ class Interruption:
     """The signal that came first, or 0."""
     grace = 20.0
     """Seconds after which the process ends whatever it does; torchrun and Slurm kill after 30."""
+    patience = 5.0
+    """Seconds after an error until it is taken for the process's own; see :meth:`was_asked`."""
     farewell: Callable[[], str] | None = None
     """What is lost and how to go on, the rest of the sentence."""
     waits = False
@@ -92,6 +94,17 @@ class Interruption:
         """Says the sentence and ends the process, which cleans up on its way."""
         self._say()
         raise SystemExit(128 + self.signum)
+
+    def was_asked(self) -> bool:
+        """Whether this process was asked to end, to be known after an error.
+
+        Of several processes, one that was asked leaves, the others fail in what they wait for from
+        it, and the launcher asks them to end when it looks next.
+        """
+        end = time.monotonic() + self.patience
+        while "TORCHELASTIC_RUN_ID" in os.environ and not self.signum and time.monotonic() < end:
+            time.sleep(0.05)
+        return bool(self.signum)
 
     def _say(self) -> None:
         if self._told:

@@ -50,6 +50,26 @@ def test_a_signal_ends_in_one_sentence(start, name):
     assert end(process) == (128 + signum, f"interrupted by {name}\n")
 
 
+def test_an_error_since_another_process_left_is_no_error(start, monkeypatch, tmp_path):
+    """The launcher asks the others a moment after one has left; they failed meanwhile."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.chdir(tmp_path)
+    script = (
+        "interruption.waits, interruption.patience = True, {}\n"
+        "from codmoe.cli import one_sentence\n"
+        "with one_sentence():\n"
+        "    print('ready', flush=True)\n"
+        "    import torch; torch.zeros(2).reshape(3)"
+    )
+    asked = start(HANDLED + indented(script.format(60)))
+    time.sleep(0.3)
+    asked.send_signal(signal.SIGTERM)
+    assert end(asked) == (128 + signal.SIGTERM, "interrupted by SIGTERM\n")
+    assert not list(tmp_path.rglob("*.log"))
+    code, told = end(start(HANDLED + indented(script.format(0.2))))
+    assert code == 1 and told.startswith("error: unexpected RuntimeError (shape")
+
+
 def test_who_looks_between_his_steps_ends_there(start):
     script = (
         "interruption.waits, interruption.farewell = True, lambda: ' after step 3'\n"
