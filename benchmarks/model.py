@@ -4,6 +4,7 @@ ensemble/stage3 --experts 4 8 16 --top-k 1 2 4 --train --plot growth.png --json 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor
 
@@ -252,6 +254,7 @@ def training_step(
     if precision != "fp32" and device.type != "cuda":
         raise ValueError(f"training in {precision} needs a GPU")
     message_hub.install("benchmark")  # the norm of the gradient is told to the latest hub
+    MMLogger.get_current_instance().setLevel(logging.WARNING)  # or a line for each parameter
     set_memory_format(model, layout)
     if compiled:
         compile_parts(model, dict(backbone=True, experts=True))

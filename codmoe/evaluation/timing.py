@@ -30,13 +30,16 @@ class Sample:
     burst: float
 
     def figures(self, batch: int) -> dict[str, Any]:
-        """``n``, ``median_ms``, ``p90_ms`` and ``images_per_second``, of ``batch`` a call."""
+        """``n``, ``median_ms``, ``p10_ms``, ``p90_ms`` and ``images_per_second``, of ``batch`` a
+        call.
+        """
         ordered = sorted(self.seconds)
-        # The smallest value that nine tenths do not exceed.
-        p90 = ordered[-(-9 * len(ordered) // 10) - 1]
+        # The smallest values that one tenth and nine tenths do not exceed.
+        p10, p90 = (ordered[-(-tenths * len(ordered) // 10) - 1] for tenths in (1, 9))
         return dict(
             n=len(ordered),
             median_ms=1e3 * statistics.median(ordered),
+            p10_ms=1e3 * p10,
             p90_ms=1e3 * p90,
             images_per_second=batch / self.burst,
         )

@@ -209,10 +209,18 @@ def call_of(
         prepared = CompiledMoE(model, dtype=precision, **settings)
         names = None if route == "auto" else experts_of(route, model.expert_names)
         return lambda: prepared(images, names=names)
-    run: Callable[[Tensor], Any] = on_route(model, route)
+    if execution == "cudagraph" and route == "auto":
+        raise ValueError("the router's choice is read on the host; give a route by names")
+    return executed(on_route(model, route), images, precision, execution)
+
+
+def executed(run: Callable[[Tensor], Any], images: Tensor, precision: str, execution: str) -> Call:
+    """A call of ``run`` on ``images``: ``"eager"``, ``"compiled"``, or whole in a ``"cudagraph"``.
+
+    Raises:
+        ValueError: A CUDA graph without a GPU.
+    """
     if execution == "cudagraph":
-        if route == "auto":
-            raise ValueError("the router's choice is read on the host; give a route by names")
         if not images.is_cuda:
             raise ValueError("CUDA graphs need a GPU")
         # A weight's copy in the cache of autocast would outlive the graph's memory.
@@ -343,6 +351,7 @@ COLUMNS = dict(
     "prepared (CompiledMoE)",
     n="calls that count",
     median_ms="milliseconds from an idle device to the result",
+    p10_ms="of these, what one of ten calls does not exceed",
     p90_ms="of these, what nine of ten calls do not exceed",
     images_per_second="when calls follow each other and only the last is waited for",
     working_mb="MiB beyond the weights at the peak of a call; with CUDA graphs what they keep "
@@ -365,7 +374,7 @@ _SHOWN = dict(
     working_mb=("working MiB", ",.0f"),
     gflops=("GFLOPs an image", ".1f"),
 )
-_MEASURED = (*_SHOWN, "n", "weights_mb", "active_parameters", "error")
+_MEASURED = (*_SHOWN, "n", "p10_ms", "weights_mb", "active_parameters", "error")
 
 
 def tell(
