@@ -67,13 +67,21 @@ class ExpertOutput:
         logits: The expert's prediction, (M, 1, h, w) at its own resolution.
         side_logits: Further supervised maps, each (M, 1, h_i, w_i); empty if there are none.
         rows: Index of each of the M images in the batch, (M,); None means the whole batch in order.
-        extra: Tensors that only the expert's own loss reads (UJSC keeps its image here).
+        extra: Tensors (M, ...) that only the expert's own loss reads (UJSC keeps its image here).
     """
 
     logits: Tensor
     side_logits: list[Tensor] = field(default_factory=list)
     rows: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def of_images(self, index: Tensor) -> ExpertOutput:
+        """What the expert made of some of its images, ``index`` (K,) of the M."""
+        return ExpertOutput(
+            logits=self.logits[index],
+            side_logits=[logits[index] for logits in self.side_logits],
+            extra={key: value[index] for key, value in self.extra.items()},
+        )
 
 
 class CODDataSample(BaseDataElement):

@@ -181,7 +181,7 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
         return faults + wrong  # what is checked next would trip over them
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
-    faults += whole_model_faults(cfg.get("model"))
+    faults += whole_model_faults(cfg.get("model")) + _lesson_faults(cfg)
     return faults + _loop_faults(cfg) + speed_faults(cfg) + amp_faults(cfg) + assembly_faults(cfg)
 
 
@@ -194,6 +194,26 @@ def whole_model_faults(model: Any) -> list[str]:
     part = next(p for p in (Expert, Router, Backbone) if issubclass(kind, p)).__name__.lower()
     place = f"experts=dict(NAME=dict(type={name!r}))" if part == "expert" else f"{part}=dict(...)"
     return [f"model: type={name!r} is one {part}; give type='ModelLevelMoE' and {place}"]
+
+
+def _lesson_faults(cfg: Mapping[str, Any]) -> list[str]:
+    """Experts whose ``learns_from`` names a data set that is not trained on."""
+    loader = cfg.get("train_dataloader") or {}
+    nodes = list(dicts_in(loader.get("dataset")))
+    groups = [node["datasets"] for node in nodes if isinstance(node.get("datasets"), Mapping)]
+    known = [name for group in groups for name, one in group.items() if one is not None]
+    known = known or [node["name"] for node in nodes if isinstance(node.get("name"), str)]
+    experts = (cfg.get("model") or {}).get("experts")
+    if not known or not isinstance(experts, Mapping):
+        return []
+    return [
+        f"model.experts.{name}.learns_from: no data set {wanted!r} is trained on; "
+        + suggest(wanted, known)
+        for name, expert in experts.items()
+        if isinstance(expert, Mapping)
+        for wanted in expert.get("learns_from") or ()
+        if wanted not in known
+    ]
 
 
 KINDS: dict[str, Any] = {

@@ -211,7 +211,7 @@ def hand_over(runner, sources: Sources) -> dict[str, Any] | None:
     return check_assembly(runner, sources)
 
 
-def load_sources(model: nn.Module, sources: Sources) -> list[str]:
+def load_sources(model: ModelLevelMoE, sources: Sources) -> list[str]:
     """Load the parts of a model from their files, each strictly, its buffers included.
 
     Returns:
@@ -226,6 +226,7 @@ def load_sources(model: nn.Module, sources: Sources) -> list[str]:
     if sources.grow and sources.file is not None:
         state, new = grown(model, read_weights(sources.file), f"checkpoint {sources.file}")
         keys = load_state(model, state, None, f"checkpoint {sources.file}", hint)
+        begin_as_backbone(model, new)
         return [f"loaded {len(keys)} tensors from {sources.file}, with room for {', '.join(new)}"]
     if sources.file is not None:
         keys = load_parts(model, sources.file, sources.parts, sources.command)
@@ -260,9 +261,9 @@ def grown(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A trained mixture's weights with those of the experts that the model has beyond it.
 
-    New experts are as the model was built. In the router's last layer each known expert keeps its
-    row, by its name; a new one begins with no weight and a bias ``NEWCOMER`` below the lowest, so
-    that it is not chosen before it has learnt.
+    New experts are as the model was built. Of what the router has for each expert, the weights and
+    the bias of its last layer, a known one keeps its row, by its name; a new one begins with no
+    weight and a bias ``NEWCOMER`` below the lowest, so that it is not chosen before it has learnt.
 
     Args:
         model: The larger mixture.
@@ -273,7 +274,8 @@ def grown(
         The weights, and the names of the new experts.
 
     Raises:
-        ValueError: There is no new expert, or an old one is missing from the model.
+        ValueError: There is no new expert, an old one is missing from the model, or the routers
+            differ in more than the number of experts.
     """
     names = [name for name, _ in model.get_submodule("experts").named_children()]
     held = sorted({k.split(".")[1] for k in state if k.startswith("experts.")})
@@ -288,19 +290,33 @@ def grown(
     fresh = model.state_dict()
     full = dict(state)
     full |= {k: v for k, v in fresh.items() if k.startswith(tuple(f"experts.{n}." for n in new))}
-    for key in ("router.fuse.2.weight", "router.fuse.2.bias"):
-        old = state.get(key)
-        if old is None or key not in fresh or old.shape[0] != len(held):
-            raise ValueError(
-                f"init_from.grow: {source} has no EvidenceRouter of {len(held)} experts; start "
-                "from what stage 2 or 3 leaves, and keep model.router as it was"
-            )
+    scored = {k: v for k, v in fresh.items() if k.startswith("router.") and k in state}
+    scored = {k: v for k, v in scored.items() if v.shape != state[k].shape}
+    fit = all(
+        v.shape[:1] == (len(names),) and state[k].shape == (len(held), *v.shape[1:])
+        for k, v in scored.items()
+    )
+    if not fit or not any(v.ndim == 1 for v in scored.values()):
+        raise ValueError(
+            f"init_from.grow: {source} has no learnt router of {len(held)} experts that is like "
+            "this model's; start from what stage 2 or 3 leaves, and keep model.router as it was"
+        )
+    for key in scored:
+        old = state[key]
         rows = old.new_zeros(len(names), *old.shape[1:])
         if old.ndim == 1:
             rows += old.min() - NEWCOMER
         rows[[names.index(name) for name in held]] = old
         full[key] = rows
     return full, new
+
+
+def begin_as_backbone(model: ModelLevelMoE, names: Iterable[str]) -> None:
+    """Give the own blocks of some experts the weights that the backbone's have."""
+    for name in names:
+        own = model.expert_parts[name].backbone
+        if own is not None:
+            own.load_state_dict(model.backbone.ending(model.own_blocks).state_dict())
 
 
 def average_weights(paths: Sequence[Path], part: str = "backbone") -> dict[str, Tensor]:
@@ -574,7 +590,7 @@ def _sections(cfg: Config, name: str) -> dict[str, str]:
         backbone = {k: v for k, v in backbone.items() if k not in ("pretrained", "checkpoint")}
     expert = dict((section.get("experts") or DEFAULT_EXPERTS).get(name) or {})
     kind = MODELS.get(expert["type"]) if isinstance(expert.get("type"), str) else None
-    for key in getattr(kind, "loss_arguments", ()):
+    for key in ("learns_from", *getattr(kind, "loss_arguments", ())):
         expert.pop(key, None)
     preprocessor = section.get("data_preprocessor") or cfg.get("data_preprocessor")
     sections = {"backbone": backbone, f"experts.{name}": expert, "data_preprocessor": preprocessor}

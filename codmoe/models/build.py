@@ -113,9 +113,11 @@ def build_experts(
     for name in sorted(experts):
         key, cfg = f"experts.{name}", experts[name]
         own = cfg.get("own_blocks", 0) if isinstance(cfg, Mapping) else 0
+        sets = cfg.get("learns_from") or () if isinstance(cfg, Mapping) else ()
         if isinstance(cfg, Mapping):
-            cfg = {k: v for k, v in cfg.items() if k != "own_blocks"}
+            cfg = {k: v for k, v in cfg.items() if k not in Expert.read_by_model}
         expert = _build(cfg, key, Expert, in_channels=backbone.channels)
+        expert.learns_from = (sets,) if isinstance(sets, str) else tuple(sets)
         if own:
             try:
                 expert.backbone = copy.deepcopy(backbone.ending(own)).requires_grad_(True)

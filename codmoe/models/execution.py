@@ -52,6 +52,7 @@ class ExpertTraining(nn.Module):
         targets: Tensor,
         progress: float,
         scale_loss: Callable[[Tensor], Tensor] | None = None,
+        datasets: Sequence[str | None] = (),
     ) -> tuple[dict[str, ExpertOutput], dict[str, Tensor]]:
         """Run and judge the experts.
 
@@ -62,6 +63,7 @@ class ExpertTraining(nn.Module):
             targets: Ground truth in {0, 1}, (N, 1, H, W).
             progress: Share of training done, in [0, 1].
             scale_loss: See :func:`forward_backward`.
+            datasets: Name of each image's data set, for experts that learn from some alone.
 
         Returns:
             Outputs by expert, without gradient for ``"sequential"``, and losses by
@@ -70,8 +72,9 @@ class ExpertTraining(nn.Module):
         outputs, losses = {}, {}
         # Pyramids of further scales are not made before those who read them run.
         for name in sorted(rows, key=lambda name: len({*experts[name].input_scales} - {1.0})):
+            lessons = lessons_of(name, experts[name], rows[name], datasets)
             outputs[name], losses[name] = self._run(
-                name, experts[name], bank, rows[name], targets, progress, scale_loss
+                name, experts[name], bank, rows[name], lessons, targets, progress, scale_loss
             )
         merged = {key: value for name in rows for key, value in losses[name].items()}
         return {name: outputs[name] for name in rows}, merged
@@ -82,6 +85,7 @@ class ExpertTraining(nn.Module):
         expert: Expert,
         bank: PyramidBank,
         index: Tensor | None,
+        lessons: list[int] | None,
         targets: Tensor,
         progress: float,
         scale_loss: Callable[[Tensor], Tensor] | None,
@@ -97,10 +101,16 @@ class ExpertTraining(nn.Module):
             output = expert(images, pyramids)
             output.rows = index
             # An expert's loss is a mean over its own images; every image of the batch counts alike.
-            factor = self.weight * (len(target) / len(targets))
+            own, truth = output, target
+            if lessons:
+                of = torch.tensor(lessons, device=target.device)
+                own, truth = output.of_images(of), target[of]
+            count = len(target) if lessons is None else len(lessons)
+            factor = self.weight * (count / len(targets))
             if self.normalization == "maps":
                 factor /= 1 + len(output.side_logits)
-            parts = expert.loss(output, target, progress)
+            # Of no image the loss of all, times 0: parameters without gradient would stop DDP.
+            parts = expert.loss(own, truth, progress)
             return output, {f"{name}.loss_{part}": factor * v for part, v in parts.items()}
 
         if self.execution == "checkpoint":
@@ -109,6 +119,31 @@ class ExpertTraining(nn.Module):
             output, losses = forward_backward(run, levels, list(expert.parameters()), scale_loss)
             return _prediction_of(output), losses
         return run(levels)
+
+
+def lessons_of(
+    name: str, expert: Expert, index: Tensor | None, datasets: Sequence[str | None]
+) -> list[int] | None:
+    """Which of its images an expert's own loss is of (``learns_from``); None for all.
+
+    Args:
+        name: Name of the expert.
+        expert: The expert.
+        index: Rows of the batch that it was given, None for all.
+        datasets: Name of each image's data set.
+
+    Raises:
+        ValueError: It learns from some data sets alone, and the images say not which they are of.
+    """
+    if not expert.learns_from:
+        return None
+    if not datasets or None in datasets:
+        raise ValueError(
+            f"experts.{name}.learns_from={expert.learns_from} needs data_samples that say which "
+            "data set each image is of; leave it out, or train on a DatasetGroup"
+        )
+    rows = range(len(datasets)) if index is None else index.tolist()
+    return [i for i, row in enumerate(rows) if datasets[row] in expert.learns_from]
 
 
 def _prediction_of(output: ExpertOutput) -> ExpertOutput:

@@ -373,8 +373,9 @@ class ModelLevelMoE(BaseModel, HubModel):
         with torch.no_grad() if no_expert_grad else nullcontext():
             if targets is None or not self.expert_training.weight > 0:
                 return decision, run_experts(self.expert_parts, bank, rows), {}
+            datasets = [sample.get("dataset") for sample in data_samples or ()]
             outputs, losses = self.expert_training(
-                self.expert_parts, bank, rows, targets, state.progress, state.scale_loss
+                self.expert_parts, bank, rows, targets, state.progress, state.scale_loss, datasets
             )
             return decision, outputs, losses
 

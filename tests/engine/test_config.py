@@ -61,6 +61,20 @@ test_dataloader = dict(
         assert hint in fault
 
 
+def test_an_expert_learns_from_data_sets_that_are_trained_on(tmp_path):
+    text = """
+model = dict(experts=dict(sinet=dict(learns_from=("CAMO", "Cam"))))
+"""
+    path = write(tmp_path, text, "ensemble/stage3_cod")
+    with pytest.raises(
+        ValueError, match=r"1 fault.*\n.*sinet.learns_from: no data set 'Cam' is .*"
+    ):
+        load_config(path)
+    path = write(tmp_path, 'model = dict(experts=dict(sinet=dict(learns_from="CAMO")))')
+    with pytest.raises(ValueError, match=r"learns_from='CAMO' is .*tuple\[str, ...\]"):
+        load_config(path)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

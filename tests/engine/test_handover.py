@@ -14,14 +14,17 @@ from miniature import (
     log_of,
     on_two_ranks,
     prepared,
+    run_command,
+    signal_at,
     weights,
+    write_config,
 )
 from mmengine.config import Config
 from torch.multiprocessing import ProcessRaisedException
 from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave, leave_separate, toy_config
 
 from codmoe.engine import handover
-from codmoe.engine.checkpoints import save_half
+from codmoe.engine.checkpoints import read_weights, save_half, save_weights
 from codmoe.engine.config import load_config
 from codmoe.engine.handover import (
     Sources,
@@ -374,12 +377,9 @@ def test_figures_by_hand():
 
 
 def mixture_of(*names, **settings):
-    return ModelLevelMoE(
-        dict(type="TimmPyramid", name="pvt_v2_b0", **SMALL_BODY),
-        experts={name: MINIATURES[name] for name in names},
-        router=dict(type="EvidenceRouter", width=16, noise=0.0),
-        **settings,
-    )
+    settings.setdefault("experts", {name: MINIATURES[name] for name in names})
+    settings.setdefault("router", dict(type="EvidenceRouter", width=16, noise=0.0))
+    return ModelLevelMoE(dict(type="TimmPyramid", name="pvt_v2_b0", **SMALL_BODY), **settings)
 
 
 @pytest.fixture
@@ -434,6 +434,89 @@ def test_a_grown_mixture_begins_as_it_was_and_its_old_experts_stay(small_mixture
         first, then = old.mixture(images, dense=True)[2], new.mixture(images, dense=True)[2]
     for name in old.expert_names:
         assert torch.equal(first[name].logits, then[name].logits)
+
+
+def test_own_blocks_of_a_new_expert_begin_as_the_backbones(small_mixture):
+    old, path = small_mixture
+    experts = {name: MINIATURES[name] for name in old.expert_names}
+    experts["fpn"] = dict(type="FPNExpert", channels=8, own_blocks=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)  # another backbone than that of the file
+        new = mixture_of(experts=experts)
+    load_sources(new, Sources(file=path, grow=True))
+    own, theirs = new.experts["fpn"].backbone, old.backbone.ending(2)
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(own.state_dict()[key], value)
+
+
+def test_any_learnt_router_grows(tmp_path):
+    static = dict(type="StaticRouter")
+    old = mixture_of("sinet", "zoomnet", router=static, top_k=2)
+    with torch.no_grad():
+        old.router.static_logits.copy_(torch.tensor([0.5, -1.0]))
+    torch.save(old.state_dict(), tmp_path / "a.pth")
+    new = mixture_of("sinet", "ujsc", "zoomnet", router=static, top_k=2)
+    load_sources(new, Sources(file=tmp_path / "a.pth", grow=True))
+    assert new.router.static_logits.tolist() == [0.5, -11.0, -1.0]
+    blind = mixture_of("sinet", "zoomnet", router=dict(type="UniformRouter"))
+    torch.save(blind.state_dict(), tmp_path / "b.pth")
+    for router in (dict(type="UniformRouter"), dict(type="EvidenceRouter", width=16)):
+        new = mixture_of("sinet", "ujsc", "zoomnet", router=router)
+        with pytest.raises(ValueError, match=r"b.pth has no learnt router of 2 experts"):
+            load_sources(new, Sources(file=tmp_path / "b.pth", grow=True))
+
+
+def test_a_grown_mixture_trains_by_command_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    two = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
+    old = build(write_config(tmp_path, 3, two, dict(init_from=None)))
+    torch.nn.init.normal_(old.router.fuse[-1].weight)
+    for name, buffer in old.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
+    before = tmp_path / "weights" / "ensemble_best.pth"
+    save_weights(before, old, {}, "stage 3")
+    fpn = dict(type="FPNExpert", channels=8, own_blocks=1, learns_from=["New"])
+    part = dict(
+        type="SyntheticCamouflage",
+        image_size=64,
+        length=8,
+        pipeline=[dict(type="LoadCODPair"), dict(type="PackCODInputs")],
+    )
+    grown = dict(
+        init_from=dict(_delete_=True, file="ensemble_best.pth", grow=True),
+        model=dict(
+            experts=dict(fpn=fpn, ujsc=None, zoomnet=None),
+            frozen=["backbone", "experts.pranet", "experts.sinet"],
+        ),
+        train_dataloader=dict(
+            dataset=dict(
+                _delete_=True,
+                type="DatasetGroup",
+                datasets=dict(Old=dict(part, part="router"), New=dict(part, part="experts")),
+            )
+        ),
+        default_hooks=dict(best=dict(name="grown")),
+    )
+    stopped = write_config(tmp_path, 3, grown, signal_at(5), epochs=2)  # of four steps each
+    work = tmp_path / "work"
+    assert run_command(monkeypatch, "train", stopped, "--work-dir", work) == 143
+    assert [path.name for path in work.glob("interrupted_*.pth")] == ["interrupted_6.pth"]
+    config = write_config(tmp_path, 3, grown, epochs=2)
+    assert not run_command(monkeypatch, "train", config, "--work-dir", work, "--resume")
+    assert "with room for fpn" in log_of(work) and "in epoch 2 after 2 steps" in log_of(work)
+
+    after = read_weights(work / "epoch_2.pth")
+    kept = {k: v for k, v in read_weights(before).items() if not k.startswith("router.")}
+    assert any("running_mean" in key for key in kept) and any("backbone" in key for key in kept)
+    for key, value in kept.items():
+        assert torch.equal(after[key], value), key
+    earlier = read_weights(work / "epoch_1.pth")
+    moved = {k.split(".")[1] for k in after if not torch.equal(after[k], earlier[k])}
+    assert {"fpn", "fuse"} <= moved and not {"pranet", "sinet"} & moved
+    whole = tmp_path / "whole"
+    assert not run_command(monkeypatch, "train", config, "--work-dir", whole)
+    for key, value in read_weights(whole / "epoch_2.pth").items():
+        torch.testing.assert_close(after[key], value, atol=1e-6, rtol=1e-5)
 
 
 def test_a_mixture_that_cannot_grow_says_why(small_mixture):

@@ -6,6 +6,7 @@ from miniature import MINIATURES
 
 from benchmarks.memory import saved_bytes
 from codmoe.models.execution import forward_backward
+from codmoe.structures import CODDataSample
 
 
 def joint(make_model, execution, dtype=torch.float64, **changes):
@@ -76,6 +77,38 @@ def test_experts_on_some_images_only(make_model, force, batch):
         for how in ("sequential", "together")
     ]
     assert_same(*models, images, targets)
+
+
+def samples(*datasets):
+    found = [CODDataSample() for _ in datasets]
+    for sample, name in zip(found, datasets, strict=True):
+        sample.set_metainfo(dict(dataset=name) if name else {})
+    return found
+
+
+@pytest.mark.parametrize("execution", ["together", "sequential", "checkpoint"])
+def test_an_expert_learns_from_its_data_sets_alone(make_model, batch, execution):
+    images, targets = (x.double() for x in batch(3))
+    experts = dict(TWO, ujsc=dict(MINIATURES["ujsc"], learns_from=("new",)))
+    plain = dict(TWO, ujsc=MINIATURES["ujsc"])
+    model = joint(make_model, execution, experts=experts).eval()  # of all images' statistics
+    given = samples("old", "new", "old")
+    losses = model.loss(images, targets, given)
+    of_one = joint(make_model, execution, experts=plain).eval().loss(images[1:2], targets[1:2])
+    for key in (k for k in losses if k.startswith("ujsc.loss")):
+        torch.testing.assert_close(losses[key], of_one[key] / 3)
+    torch.testing.assert_close(
+        losses["sinet.loss_structure"],
+        joint(make_model, execution, experts=plain)
+        .eval()
+        .loss(images, targets)["sinet.loss_structure"],
+    )
+    losses = model.loss(images, targets, samples("old", "old", "old"))
+    model.parse_losses(losses)[0].backward()
+    assert all(not p.grad.any() for p in model.experts.ujsc.parameters())
+    assert any(p.grad.any() for p in model.experts.sinet.parameters())
+    with pytest.raises(ValueError, match=r"experts.ujsc.learns_from=.* which data set"):
+        model.loss(images, targets, samples("old", None, "new"))
 
 
 def test_checkpoint_with_a_mixture_loss(make_model, force, batch):

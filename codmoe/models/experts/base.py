@@ -34,15 +34,19 @@ class Expert(nn.Module, ABC):
     input_scales: tuple[float, ...] = (1.0,)
     """Image scales whose pyramids this expert reads, in the order in which it is given them."""
 
-    read_by_model: ClassVar[dict[str, Any]] = dict(own_blocks=int)
+    read_by_model: ClassVar[dict[str, Any]] = dict(own_blocks=int, learns_from=tuple[str, ...])
     """Keys of an expert's config that the model reads, and their types. ``own_blocks`` gives it the
     last blocks of the backbone (stages, of a hierarchical one) as its own, and all that comes after
     them. They begin as the backbone's; the blocks before stay shared, and are run once for all
     experts of one image scale. An expert that has an ``input_scale`` of its own makes its own pass
-    anyway, so that they cost it parameters alone."""
+    anyway, so that they cost it parameters alone. ``learns_from`` names data sets, whose images
+    alone count in its own loss; by default all do."""
 
     backbone: nn.Module | None
     """Its own last blocks (:meth:`Backbone.ending`), or None."""
+
+    learns_from: tuple[str, ...] = ()
+    """Data sets whose images its own loss is of; empty for all."""
 
     loss_arguments: ClassVar[tuple[str, ...]] = ()
     """Arguments that :meth:`loss` alone reads: with others an expert predicts the same."""
