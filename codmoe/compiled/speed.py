@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from mmengine.logging import print_log
 from timm.layers import fast_norm
-from torch import nn
+from torch import Tensor, nn
 
 from codmoe.messages import suggest
 from codmoe.models.preprocessor import CODDataPreprocessor
@@ -19,6 +20,9 @@ PARTS = ("backbone", "experts", "router", "combiner")
 COMPILE_KEYS = (*PARTS, "mode")
 GRAPHED = ("backbone", "experts")
 GRAPHING_MODES = ("reduce-overhead", "max-autotune")
+SETTINGS: dict[str, Any] = dict(optimize_ddp=False, recompile_limit=64)
+"""Dynamo's. All parts share one code object, ``Module._call_impl``, of which torch counts what it
+compiles. DDP would have a part cut at the ends of its buckets: other code than in one process."""
 
 
 def set_memory_format(model: nn.Module, name: str | None) -> None:
@@ -93,23 +97,38 @@ def _graph_faults(cfg: Mapping[str, Any]) -> list[str]:
 def compile_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str]:
     """Have parts of a model compiled when training first calls them, each on its own.
 
-    Config: top-level ``compile = dict(backbone=True, experts=True, mode=None)``; also ``router``,
-    ``combiner``; ``mode`` is ``torch.compile``'s. Names in the state dict do not change. Evaluation
-    runs uncompiled: its last batch is smaller, and every size would be compiled anew.
+    Config: top-level ``compile = dict(backbone=True, experts=True, mode=None)``; also ``router``
+    (its score: the choice has a number that changes in each step), ``combiner``; ``mode`` is
+    ``torch.compile``'s. Names in the state dict do not change. Evaluation runs uncompiled: its last
+    batch is smaller, and every size would be compiled anew.
 
     Returns:
         Names of the parts, e.g. ``"experts.sinet"``.
     """
-    chosen = [part for part in PARTS if (options or {}).get(part)]
-    names = []
-    for part in chosen:
+    mode, names = (options or {}).get("mode"), []
+    for part in (part for part in PARTS if (options or {}).get(part)):
         module = model.get_submodule(part)
         regions = module.named_children() if part == "experts" else [("", module)]
         for name, region in regions:
-            label = f"{part}.{name}" if name else part
-            region._compiled_call_impl = InTraining(region, label, (options or {}).get("mode"))
-            names.append(label)
+            names.append(f"{part}.{name}" if name else part)
+            if part == "router":
+                region._compiled_call_impl = _Scored(
+                    region, InTraining(region, part, mode, "score")
+                )
+            else:
+                region._compiled_call_impl = InTraining(region, names[-1], mode)
     return names
+
+
+def compiled_parts(model: nn.Module) -> dict[str, InTraining]:
+    """What :func:`compile_parts` gave a model, by the names of the parts."""
+    found = {}
+    for module in model.modules():
+        call = getattr(module, "_compiled_call_impl", None)
+        call = call if isinstance(call, InTraining) else getattr(call, "compiled", None)
+        if isinstance(call, InTraining):
+            found[call.name] = call
+    return found
 
 
 class InTraining:
@@ -117,21 +136,38 @@ class InTraining:
 
     It stands where ``nn.Module.compile`` puts its function, which neither copies nor state dicts
     take along.
+
+    Args:
+        module: The module.
+        name: Of the part.
+        mode: ``torch.compile``'s.
+        method: What of the module is compiled.
     """
 
-    def __init__(self, module: nn.Module, name: str, mode: str | None):
-        self.module, self.name = module, name
-        self.compiled = torch.compile(module._call_impl, dynamic=False, mode=mode)
+    known: set[tuple] | None = None
+    """How inputs look that it is compiled for; others run uncompiled. None: whatever comes."""
+    watch: Callable[[InTraining, tuple, dict[str, Any]], Any] | None = None
+    """Answers each call while a step is looked at."""
+
+    def __init__(self, module: nn.Module, name: str, mode: str | None, method: str = "_call_impl"):
+        self.module, self.name, self.mode, self.method = module, name, mode, method
+        self.plain = getattr(module, method)
+        self.compiled = torch.compile(self.plain, dynamic=False, mode=mode)
         self.failed = False
 
     def __call__(self, *args, **kwargs):
         if not self.module.training or self.failed:
-            return self.module._call_impl(*args, **kwargs)
+            return self.plain(*args, **kwargs)
+        if self.watch is not None:
+            return self.watch(self, args, kwargs)
+        if self.known is not None and look_of(args, kwargs) not in self.known:
+            return self.plain(*args, **kwargs)
         try:
-            return self.compiled(*args, **kwargs)
+            with torch._dynamo.config.patch(SETTINGS):
+                return self.compiled(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
             self.give_up(error)
-            return self.module._call_impl(*args, **kwargs)
+            return self.plain(*args, **kwargs)
 
     def give_up(self, error: Exception) -> None:
         """Run uncompiled from now on, and say why."""
@@ -144,3 +180,55 @@ class InTraining:
             logger="current",
             level=logging.WARNING,
         )
+
+
+class _Scored:
+    """Calls a router with its score compiled.
+
+    Args:
+        router: The router.
+        compiled: Of its ``score``.
+    """
+
+    def __init__(self, router: nn.Module, compiled: InTraining):
+        self.router, self.compiled = router, compiled
+
+    def __call__(self, *args, **kwargs):
+        vars(self.router)["score"] = self.compiled
+        try:
+            return self.router._call_impl(*args, **kwargs)
+        finally:
+            del vars(self.router)["score"]
+
+
+def look_of(*values: Any) -> tuple:
+    """How the inputs of a call look: what compiled code is made for, and a captured graph."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    return (torch.is_grad_enabled(), autocast, *map(_look, values))
+
+
+def _look(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype, value.device, value.requires_grad)
+    if isinstance(value, Mapping):
+        return tuple((key, _look(one)) for key, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_look, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return tuple(_look(getattr(value, field.name)) for field in fields(value))
+    return value
+
+
+def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Lists, tuples, dicts and dataclasses with ``function`` of each tensor in its place."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(one, function) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(mapped(one, function) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = {f.name: mapped(getattr(value, f.name), function) for f in fields(value)}
+        return replace(value, **inner)
+    return value

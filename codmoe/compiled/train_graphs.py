@@ -79,7 +79,8 @@ class _GraphedPart:
 
     def __call__(self, *args, **kwargs):
         plain = self.compiled or self.module._call_impl
-        if self.capturing or self.failed or not self.module.training:
+        watched = self.compiled is not None and self.compiled.watch is not None
+        if watched or self.capturing or self.failed or not self.module.training:
             return plain(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         if not (torch.is_grad_enabled() and leaves and all(map(_on_gpu, leaves))):
@@ -183,7 +184,8 @@ class _Graph:
         trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
         self.static = [x.detach().clone().requires_grad_(x.requires_grad) for x in leaves]
-        self.static += [p.detach().requires_grad_() for p in self.parameters]
+        # As parameters: what was compiled for them is not compiled once more.
+        self.static += [nn.Parameter(p.detach()) for p in self.parameters]
         self.replay: Callable[..., tuple[Tensor, ...]]
         self.pending: Callable[[], _Pending | None] = lambda: None
         self.stream = take(self)

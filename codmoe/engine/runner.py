@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from codmoe import __version__
-from codmoe.compiled.speed import compile_parts, set_fast_norm, set_memory_format
+from codmoe.compiled.speed import PARTS, compile_parts, set_fast_norm, set_memory_format
 from codmoe.compiled.train_graphs import graph_parts
 from codmoe.datasets.streams import DrawSampler, drawn_from
 from codmoe.engine.checkpoints import compare, state_of
 from codmoe.engine.ddp import idle_parameters
+from codmoe.engine.hooks.compiling import CompileHook
 from codmoe.engine.hooks.resuming import EPOCH_STEPS, ResumableHook
 from codmoe.engine.optim import lay_out_state
 from codmoe.engine.terminal import settle_terminal
@@ -57,6 +58,8 @@ class CODRunner(Runner):
         with building("the config"):
             super().__init__(*args, **kwargs)
         self.register_hook(ResumableHook())
+        if any((self.cfg.get("compile") or {}).get(part) for part in PARTS):
+            self.register_hook(CompileHook())
 
     @classmethod
     def from_cfg(cls, cfg: Config, *, every_expert_runs: bool = False) -> CODRunner:

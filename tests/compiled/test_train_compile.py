@@ -1,0 +1,262 @@
+"""Parts are compiled beforehand, in other processes, into a cache that the training reads."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from miniature import build, write_config
+from torch import nn
+from torch._dynamo.utils import counters
+
+from codmoe.compiled import speed, train_compile
+from codmoe.compiled.speed import compile_parts, compiled_parts
+from codmoe.compiled.train_compile import compile_beforehand, pieces_of
+from codmoe.engine.config import load_config
+
+ALL = dict(backbone=True, experts=True, router=True, combiner=True)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What is logged."""
+    lines = []
+    for module in (speed, train_compile):
+        monkeypatch.setattr(module, "print_log", lambda text, **_: lines.append(text))
+    return lines
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """torch's cache, empty."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    counters.clear()
+    yield tmp_path / "cache"
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """Pieces that processes were started for; each ends at once, and says what ``answers`` has."""
+
+    class Children(list):
+        answers: dict = {}
+
+        def __call__(self, pieces, most):
+            for i, piece in enumerate(pieces):
+                self.append(piece.label)
+                yield i, self.answers.get(piece.name, dict(seconds=1.0, bypassed=0))
+
+    started = Children()
+    monkeypatch.setattr(train_compile, "_side_by_side", started)
+    return started
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Whatever torch.compile is given runs as it is, and is counted."""
+    calls = []
+
+    def as_it_is(function, **_):
+        def call(*args, **kwargs):
+            calls.append(function.__self__)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", as_it_is)
+    return calls
+
+
+class Small(nn.Module):
+    """A part that compiles in seconds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, maps):
+        return [torch.tanh(self.layer(maps[0])).sum(1, keepdim=True)]
+
+
+class Body(nn.Module):
+    """A model of one part."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = Small()
+
+
+def step(model, count=4):
+    images, targets = torch.randn(count, 3, 64, 64), torch.zeros(count, 1, 64, 64)
+    targets[..., 10:40, 20:50] = 1
+    return model.parse_losses(model(images, targets=targets, mode="loss"))[0]
+
+
+@pytest.fixture
+def ensemble(tmp_path):
+    torch.manual_seed(0)
+    return build(load_config(write_config(tmp_path, 3, dict(init_from=None)))).train()
+
+
+def test_a_step_is_looked_at_and_leaves_nothing(ensemble, eager):
+    compile_parts(ensemble, ALL)
+    parts = compiled_parts(ensemble)
+    experts = [f"experts.{name}" for name in ("pranet", "sinet", "ujsc", "zoomnet")]
+    assert sorted(parts) == ["backbone", "combiner", *experts, "router"]
+    found = []
+    pieces = pieces_of(parts, lambda: found.append(step(ensemble)), batch=4)
+    labels = [piece.label for piece in pieces]
+    # ZoomNet reads the backbone at three scales.
+    sizes = [f"backbone 4 × 3 × {side} × {side}" for side in (64, 32, 96)]
+    assert sorted(x for x in labels if x.startswith("backbone")) == sorted(sizes)
+    assert len(pieces) == 3 + 4 + 2 and not eager and not any(p.watch for p in parts.values())
+    with pytest.raises(RuntimeError, match="only looked at"):
+        found[0].backward()  # nothing was kept
+    by_name = {piece.name: piece for piece in pieces}
+    assert by_name["experts.zoomnet"].saved > by_name["experts.sinet"].saved > 0
+    assert all(p.is_meta for piece in pieces for p in piece.module.parameters())
+    # Images need no gradient, and what the backbone makes of them does.
+    (images, pyramids), _ = by_name["experts.sinet"].inputs
+    assert not images.requires_grad and all(level.requires_grad for level in pyramids[0])
+    # Calls of another size are those of images that were routed to an expert.
+    assert not pieces_of(parts, lambda: step(ensemble, 2), batch=4)
+
+
+def test_marks_tell_pieces_apart(ensemble, eager):
+    compile_parts(ensemble, dict(experts=True))
+    parts = compiled_parts(ensemble)
+
+    def marks():
+        pieces = pieces_of(parts, lambda: step(ensemble))
+        return {piece.name: piece.fingerprint() for piece in pieces}
+
+    first = marks()
+    assert len(set(first.values())) == 4 and marks() == first
+    ensemble.experts["sinet"].search.head[1].weight.requires_grad_(False)
+    ensemble.experts["ujsc"].adversarial_weight = 0.2
+    second = marks()
+    assert {name for name in first if first[name] != second[name]} == {
+        "experts.sinet",
+        "experts.ujsc",
+    }
+
+
+def test_what_was_compiled_before_is_not_again(ensemble, eager, cache, children, said):
+    compile_parts(ensemble, dict(experts=True))
+    parts = compiled_parts(ensemble)
+    pieces = pieces_of(parts, lambda: step(ensemble), batch=4)
+    figures = compile_beforehand(parts, pieces)
+    assert (figures["pieces"], figures["compiled"]) == (4, 4) and len(children) == 4
+    assert sum("compiling 4 pieces" in line for line in said) == 1
+    step(ensemble)
+    assert len(eager) == 4
+    step(ensemble, 2)  # nobody has compiled it for two images
+    assert len(eager) == 4
+    # Another rank, or a later run.
+    assert compile_beforehand(parts, pieces)["compiled"] == 0 and len(children) == 4
+    shutil.rmtree(cache)
+    assert compile_beforehand(parts, pieces)["compiled"] == 4
+
+
+def test_a_part_whose_process_fails_runs_uncompiled(ensemble, eager, cache, children, said):
+    compile_parts(ensemble, dict(experts=True))
+    parts = compiled_parts(ensemble)
+    pieces = pieces_of(parts, lambda: step(ensemble), batch=4)
+    children.answers = {"experts.ujsc": dict(error="exit code -9: killed")}
+    compile_beforehand(parts, pieces)
+    (told,) = [line for line in said if "runs uncompiled" in line]
+    assert told.startswith("experts.ujsc cannot be compiled") and "exit code -9" in told
+    step(ensemble)
+    assert len(eager) == 3 and ensemble.experts["ujsc"] not in eager
+    # The other ranks of this run do not try again; a run that begins later does.
+    assert compile_beforehand(parts, pieces)["compiled"] == 0
+    children.answers = {}
+    train_compile._BEGAN, before = float("inf"), train_compile._BEGAN
+    try:
+        assert compile_beforehand(parts, pieces)["compiled"] == 1
+    finally:
+        train_compile._BEGAN = before
+
+
+def test_processes_are_bounded_by_cores_memory_and_the_device(monkeypatch):
+    monkeypatch.setattr(train_compile, "available_cores", lambda: 16)
+    for memory, ranks, most in (
+        (None, 1, 9),
+        (2**36, 1, 9),
+        (2**34, 1, 4),
+        (None, 8, 2),
+        (1, 1, 1),
+    ):
+        monkeypatch.setattr(train_compile, "available_memory", lambda memory=memory: memory)
+        assert train_compile._most_processes(9, ranks) == most
+
+    class Child:
+        bytes = 3
+
+        def __init__(self):
+            self.process = self
+
+        def poll(self):
+            running.remove(self)
+            return 0
+
+        def said(self):
+            return {}
+
+    def start(piece, threads):
+        running.append(Child())
+        beside.append(len(running))
+        return running[-1]
+
+    class Fake:
+        saved, device, device_bytes, label = 0, "cuda", 3, "x"
+
+    monkeypatch.setattr(train_compile, "_start", start)
+    for room, most in ((None, 4), (7, 2), (1, 1)):
+        monkeypatch.setattr(train_compile, "_device_room", lambda _, room=room: room)
+        running, beside = [], []
+        assert sorted(i for i, _ in train_compile._side_by_side([Fake()] * 5, 4)) == list(range(5))
+        assert max(beside) == most
+
+
+def test_the_training_reads_what_another_process_has_compiled(cache, said):
+    """The whole way, of a part that compiles in seconds: gradients, and hits of torch's cache."""
+    if shutil.which("g++") is None:
+        pytest.skip("torch compiles for a CPU with g++")
+    torch.manual_seed(0)
+    model = Body().train()
+    other = copy.deepcopy(model)
+    compile_parts(model, dict(backbone=True))
+    parts = compiled_parts(model)
+    x = torch.randn(4, 8)
+    pieces = pieces_of(parts, lambda: model.backbone([x]))
+    figures = compile_beforehand(parts, pieces)
+    assert figures["compiled"] == 1 and not figures["not_kept"], said
+    before = dict(counters["aot_autograd"])
+    for one in (model, other):
+        one.backbone([x])[0].square().sum().backward()
+    torch.testing.assert_close(
+        [p.grad for p in model.parameters()], [p.grad for p in other.parameters()]
+    )
+    hits = counters["aot_autograd"]["autograd_cache_hit"] - before.get("autograd_cache_hit", 0)
+    assert hits == 1 and counters["aot_autograd"]["autograd_cache_miss"] == 0
+    assert not parts["backbone"].failed
+
+
+def test_a_process_says_why_it_failed(cache, said, monkeypatch):
+    model = Body().train()
+    compile_parts(model, dict(backbone=True))
+    parts = compiled_parts(model)
+    pieces = pieces_of(parts, lambda: model.backbone([torch.randn(4, 8)]))
+    pieces[0].inputs = ((["no tensor"],), {})
+    compile_beforehand(parts, pieces)
+    (told,) = [line for line in said if "runs uncompiled" in line]
+    assert "backbone cannot be compiled" in told and "Error" in told
+    # What no process can be given is told likewise.
+    model.backbone.hook = lambda: None
+    parts["backbone"].failed = False
+    pieces = pieces_of(parts, lambda: model.backbone([torch.randn(5, 8)]))
+    compile_beforehand(parts, pieces)
+    assert "cannot be given to a process" in said[-2]
