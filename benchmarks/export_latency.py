@@ -1,9 +1,8 @@
-"""Times one image on a CPU, through torch and through the exports."""
+"""Times one image on a CPU, through torch and through the exports, and measures their masks."""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import statistics
 import sys
@@ -18,7 +17,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from codmoe.compiled.prepared import CompiledMoE
 from codmoe.console import TextTable
+from codmoe.datasets.synthetic import KINDS, generate
 from codmoe.evaluation.timing import side_by_side, warmed
 from codmoe.files import save_json
 from codmoe.inference.export.exporting import export, model_for_export
@@ -26,19 +27,26 @@ from codmoe.inference.export.onnx_graphs import WholeGraph
 from codmoe.inference.export.onnx_runner import OnnxRunner
 from codmoe.models.moe import ModelLevelMoE
 
-PROGRAMS = ("torch", "torch-compiled", "onnx", "onnx-sparse")
-Route = tuple[int, ...]
-Program = Callable[[np.ndarray, Route], Any]
+TORCH = {
+    "torch": dict(backend="eager"),
+    "torch-bf16": dict(backend="eager", dtype="bf16"),
+    "torch-compiled": dict(backend="inductor"),
+}
+"""Arguments of :class:`CompiledMoE`; the first are those that :class:`Inferencer` takes."""
+PROGRAMS = (*TORCH, "onnx", "onnx-sparse", "onnx-int8")
+Route = tuple[int, ...] | None
+"""Experts by number; None leaves them to the router."""
+Program = Callable[[np.ndarray, Route], np.ndarray]
 
 
 class FixedRoute(OnnxRunner):
     """A bundle that takes a given choice instead of its router's, for timing."""
 
-    route: Route = ()
+    route: Route = None
 
-    def _run(self, key: str, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = super()._run(key, values)
-        if key == "pyramid":
+    def run_graph(self, key: str, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = super().run_graph(key, values)
+        if key == "pyramid" and self.route is not None:
             found["indices"] = np.tile(np.array(self.route), (len(found["indices"]), 1))
         return found
 
@@ -50,6 +58,7 @@ def latency(
     threads: int = 2,
     runs: int = 10,
     programs: Sequence[str] = PROGRAMS,
+    images: int = 0,
     limit: float | None = None,
     json_file: str | Path | None = None,
 ) -> list[dict[str, Any]]:
@@ -64,13 +73,16 @@ def latency(
         sizes: Sides of the images.
         threads: Of torch and of onnxruntime.
         runs: Timed runs of each program on each route.
-        programs: Which of ``torch``, ``torch-compiled``, ``onnx`` (every expert runs), and
-            ``onnx-sparse``.
+        programs: Which of :data:`PROGRAMS`: ``torch`` as :class:`Inferencer` runs it on a CPU,
+            ``torch-bf16`` in half precision, ``torch-compiled``; ``onnx`` (every expert runs),
+            ``onnx-sparse``, and that in 8 bit, ``onnx-int8``.
+        images: Synthetic images on which the masks of each, cut at one half, are measured.
         limit: Milliseconds that the slowest route of every sparse program may take.
         json_file: Where the figures go, too.
 
     Returns:
-        One row a program and size: ``median`` over all routes and ``slowest`` route, in ms.
+        One row a program and size: ``median`` over all routes and ``slowest`` route, in ms; with
+        ``images`` also ``iou``, the mean.
 
     Raises:
         ValueError: An argument is wrong, or ``limit`` is exceeded.
@@ -89,6 +101,7 @@ def latency(
     try:
         for size in sizes:
             built = _programs(model, size, threads, programs, console)
+            ious = {name: _iou(program, size, images) for name, program in built.items() if images}
             for program, times in _time(built, model, size, runs).items():
                 routes = {"+".join(names[i] for i in r): t * 1e3 for r, t in times.items()}
                 slowest = max(routes, key=routes.__getitem__)
@@ -100,6 +113,7 @@ def latency(
                         slowest=routes[slowest],
                         slowest_route=slowest,
                         routes=routes,
+                        iou=ious.get(program),
                     )
                 )
     finally:
@@ -122,42 +136,46 @@ def _programs(
     built: dict[str, Program] = {}
     for name in programs:
         console.print(f"making {name} for {size} px", style="dim")
-        if name.startswith("torch"):
-            built[name] = _torch(model, compiled=name == "torch-compiled")
+        if name in TORCH:
+            built[name] = _torch(model, TORCH[name])
             continue
         with tempfile.TemporaryDirectory() as folder:
-            export(model, Path(folder) / name, format=name, size=size, check=False)
+            int8 = name == "onnx-int8"
+            kind = "onnx-sparse" if int8 else name
+            export(model, Path(folder) / name, format=kind, size=size, check=False, int8=int8)
             built[name] = _onnx(FixedRoute(Path(folder) / name, threads=threads))
     return built
 
 
-def _torch(model: ModelLevelMoE, *, compiled: bool) -> Program:
-    model = copy.deepcopy(model).eval()
-    if compiled:
-        # Part by part: what is chosen is Python's business. With shapes as they come, or the three
-        # scales of ZoomNet would end in one slower program for all.
-        for part in (model.backbone, model.combiner, *model.experts.values()):
-            part.compile(dynamic=False)
-        for name, branch in getattr(model.router, "branches", {}).items():
-            if name != "frequency":  # complex numbers stay with eager
-                branch.compile(dynamic=False)
+def _torch(model: ModelLevelMoE, options: Mapping[str, Any]) -> Program:
+    prepared = CompiledMoE(model, batches=(1,), **options)
     preprocess = WholeGraph(model).normalised
 
     @torch.inference_mode()
-    def run(images: np.ndarray, chosen: Route) -> torch.Tensor:
-        names = [model.expert_names[index] for index in chosen]
-        routed = model.on_route(names, run_router=True)
-        return routed.mixture(preprocess(torch.from_numpy(images)))[0].sigmoid()
+    def run(images: np.ndarray, chosen: Route) -> np.ndarray:
+        names = chosen and [model.expert_names[index] for index in chosen]
+        return prepared(preprocess(torch.from_numpy(images)), names=names).sigmoid().numpy()
 
     return run
 
 
 def _onnx(runner: FixedRoute) -> Program:
-    def run(images: np.ndarray, chosen: Route) -> dict[str, np.ndarray]:
+    def run(images: np.ndarray, chosen: Route) -> np.ndarray:
         runner.route = chosen
-        return runner(images)
+        return runner(images)["probability"]
 
     return run
+
+
+def _iou(program: Program, size: int, count: int) -> float:
+    """Mean IoU over images that neither training nor 8-bit ranges have seen."""
+    found = []
+    for index in range(count):
+        kind = KINDS[index % len(KINDS)]
+        image, mask = generate([index, 1], kind, size, visibility=0.7)
+        seen = program(np.ascontiguousarray(image.transpose(2, 0, 1)[None]), None)[0, 0] > 0.5
+        found.append((seen & (mask > 0)).sum() / max((seen | (mask > 0)).sum(), 1))
+    return float(np.mean(found))
 
 
 def _time(
@@ -182,8 +200,9 @@ def _print(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     for row in rows:
         times = (f"{row['median']:.0f}", f"{row['slowest']:.0f}")
         which = "every expert" if row["program"] == "onnx" else row["slowest_route"]
-        cells.append([row["program"], str(row["size"]), *times, which])
-    heads = ["program", "px", "median route (ms)", "slowest route (ms)", "which"]
+        iou = "" if row["iou"] is None else f"{row['iou']:.3f}"
+        cells.append([row["program"], str(row["size"]), *times, which, iou])
+    heads = ["program", "px", "median route (ms)", "slowest route (ms)", "which", "IoU"]
     TextTable(heads, cells, (0, -1), title).print()
 
 
@@ -196,6 +215,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch and onnxruntime (2)")
     parser.add_argument("--runs", type=int, default=10, help="timed runs a program and route (10)")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
+    parser.add_argument("--images", type=int, default=0, help="synthetic, to measure IoU on")
     parser.add_argument("--limit", type=float, help="fail if a route takes more milliseconds")
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
@@ -206,6 +226,7 @@ def main() -> None:
             threads=args.threads,
             runs=args.runs,
             programs=args.programs,
+            images=args.images,
             limit=args.limit,
             json_file=args.json,
         )

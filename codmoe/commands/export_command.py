@@ -24,6 +24,11 @@ OPTIONS = (
         help="compare with the model; on by default",
     ),
     option("--images", type=images, help="image or folder to compare on; synthetic by default"),
+    option(
+        "--int8",
+        action="store_true",
+        help="8-bit ONNX, its ranges from every second one of --images, of your own kind",
+    ),
     TRUST_CODE,
     QUIET,
 )
@@ -46,7 +51,8 @@ def run(args) -> None:
         size=tuple(size * 2)[:2] if size else None,
         check=args.check,
         images=images,
+        int8=args.int8,
     )
     for name, value in found.items():
-        print(f"{name:12} {value:.2e}" if isinstance(value, float) else f"{name:12} {value}")
+        print(f"{name:12} {value:.3g}" if isinstance(value, float) else f"{name:12} {value}")
     print(f"wrote {args.out}")

@@ -114,7 +114,7 @@ def run(args) -> int | None:
         device=device,
         batch_size=args.batch_size,
         trust_code=args.trust_code,
-        compile=args.compile is not None and parse_options(args.compile),
+        compile=None if args.compile is None else parse_options(args.compile),
         tile=args.tile,
         flip=args.flip,
         scales=scales,

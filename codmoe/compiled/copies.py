@@ -34,7 +34,7 @@ class PartCopies:
     Args:
         model: The model; it is left as it is.
         dtype: Name of a precision, or ``"auto"``; see :class:`CompiledMoE`.
-        memory_format: Name of a layout, or ``"auto"``.
+        memory_format: Name of a layout.
 
     Raises:
         ValueError: A name is unknown.
@@ -45,8 +45,6 @@ class PartCopies:
         gpu = self.device.type == "cuda"
         if dtype == "auto":
             dtype = ("bf16" if torch.cuda.is_bf16_supported(False) else "fp16") if gpu else "fp32"
-        if memory_format == "auto":
-            memory_format = "channels_last" if gpu else "contiguous"
         for key, value, known in (
             ("dtype", dtype, DTYPES),
             ("memory_format", memory_format, FORMATS),

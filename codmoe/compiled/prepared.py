@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ class CompiledMoE:
     the router's convolutions, which are computed in ``dtype``; batch norm is folded into
     convolutions. Weights are copies: they follow the model's when these are written
     (load_state_dict, an optimiser's step; not what is written through ``.data``: then call
-    :meth:`refresh`). Use it from one thread and one CUDA stream.
+    :meth:`refresh`). Threads wait for each other; use one CUDA stream.
 
     Args:
         model: The model; it is left as it is.
@@ -48,9 +49,10 @@ class CompiledMoE:
             fp16; fp32 on the CPU.
         backend: ``"cudagraph"`` captures eager code, ``"inductor"`` compiles and, on a GPU,
             captures; ``"eager"`` does neither. ``"auto"``: cudagraph on a GPU, eager on the CPU.
-        batches: Batch sizes that are prepared; others are padded, larger ones cut.
+        batches: Batch sizes that are prepared; others are padded, larger ones cut. ``"eager"`` pads
+            nothing, and knows the largest alone.
         groups: Sizes of groups that are prepared; the batch size itself always is.
-        memory_format: ``"channels_last"`` or ``"contiguous"``. ``"auto"``: channels_last on a GPU.
+        memory_format: ``"channels_last"`` or ``"contiguous"``.
         max_sizes: Image sizes that are prepared. Images of further ones run through the model.
         overlap: On a GPU, work that does not depend on each other runs on streams side by side: the
             experts of a single image, and the image scales of one expert.
@@ -67,13 +69,14 @@ class CompiledMoE:
         backend: str = "auto",
         batches: Sequence[int] = BATCHES,
         groups: Sequence[int] = GROUPS,
-        memory_format: str = "auto",
+        memory_format: str = "channels_last",
         max_sizes: int = 4,
         overlap: bool = True,
     ):
         if not batches or min(*batches, *groups, 1) < 1:
             raise ValueError(f"batches={batches}, groups={groups}: give sizes of 1 or more")
         self.model, self.max_sizes = model, max_sizes
+        self.lock = threading.RLock()
         self.copies = PartCopies(model, dtype, memory_format)
         self.device = self.copies.device
         self.backend, self.reason = settle_backend(backend, self.device)
@@ -83,8 +86,10 @@ class CompiledMoE:
                 f"{type(model.combiner).__name__} has a forward of its own, and reads more than "
                 "maps at full size: the model runs as it is"
             )
-        self.batches, self.groups = sorted(set(batches)), sorted(set(groups))
         self.prepare = Preparer(self.device, self.backend)
+        if self.prepare.backend == "eager":  # padding takes as long as images
+            batches = groups = range(1, max(batches) + 1)
+        self.batches, self.groups = sorted(set(batches)), sorted(set(groups))
         self.buffers: dict[tuple[int, int, int], Buffers] = {}
         self.parts = self.copies.parts(self.prepare, overlap)
 
@@ -130,7 +135,8 @@ class CompiledMoE:
         """
         self._check(images, names)
         height, width = images.shape[-2:]
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        off = torch.autocast(self.device.type, enabled=False)
+        with self.lock, torch.inference_mode(), off:
             padded = padded_to(images, self.model.backbone.size_divisor)
             if not self._prepares(padded):
                 return self._as_it_is(images, dense, names)

@@ -62,7 +62,8 @@ class Inferencer:
         batch_size: Images at a time.
         compile: Prepare the model for speed (:class:`CompiledMoE`): True, a backend
             (``"cudagraph"``, ``"inductor"``, ``"eager"``) or a dict of its arguments, e.g.
-            ``dict(dtype="fp16")``. It is then :attr:`prepared`.
+            ``dict(dtype="fp16")``. It is then :attr:`prepared`. By default on a CPU alone, where
+            it takes a moment: batch norms folded, and channels last. False: never.
         trust_code: Let the checkpoint's config import modules; see :func:`create_model`.
         tile: Larger images are predicted in overlapping squares of so many of their pixels, which
             are each resized as an image is, and as a whole; the mean of both logits
@@ -85,7 +86,7 @@ class Inferencer:
         image_size: int | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 8,
-        compile: bool | str | Mapping[str, Any] = False,
+        compile: bool | str | Mapping[str, Any] | None = None,
         trust_code: bool = False,
         tile: int | None = None,
         flip: bool = False,
@@ -119,6 +120,8 @@ class Inferencer:
         """What masks are cut at by default: what the weights hold, or one half."""
         self.batch_size, self.tile = batch_size, tile
         self.prepared: CompiledMoE | None = None
+        if compile is None:
+            compile = self.device.type == "cpu"
         if compile is not False:
             self.prepared = attach_prepared(self.model, compile, batch_size)
         self.views: AugmentedMoE | None = None

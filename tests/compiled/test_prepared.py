@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
 from itertools import combinations
@@ -100,6 +101,15 @@ def test_mixed_routes_padded_groups_and_larger_batches_give_the_eager_result(mod
     if preparer == "recorded":
         assert not any(piece.reason for piece in prepared.pieces), prepared.report
         assert prepared.prepare.replays > 10
+
+
+def test_threads_do_not_write_into_each_others_buffers(model):
+    prepared = CompiledMoE(model, **SMALL)
+    batches = [torch.randn(2, 3, 64, 64) for _ in range(8)]
+    expected = [prepared(images) for images in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(pool.map(prepared, batches), expected, strict=True):
+            assert torch.equal(found, wanted)
 
 
 def test_every_route_gives_the_eager_result(model, preparer):

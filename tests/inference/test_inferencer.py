@@ -183,13 +183,19 @@ def test_the_command_line(weights, folder, tmp_path, monkeypatch, capsys):
     assert code.startswith("error: ") and "absent.pth does not exist" in code
 
 
-def test_compiled_it_predicts_the_same(weights, inferencer, folder):
-    compiled = Inferencer(checkpoint=weights, device="cpu", batch_size=2, compile="eager")
-    for one, other in zip(inferencer(folder), compiled(folder), strict=True):
+def test_prepared_as_on_a_cpu_it_predicts_the_same(weights, folder):
+    compiled = Inferencer(checkpoint=weights, device="cpu", batch_size=2)
+    plain = Inferencer(checkpoint=weights, device="cpu", batch_size=2, compile=False)
+    assert plain.prepared is None
+    for one, other in zip(plain(folder), compiled(folder), strict=True):
         # Untrained batch norms leave logits of thousands.
         assert np.abs(one.probability - other.probability).max() < 1e-2
         assert one.weights == pytest.approx(other.weights, abs=1e-4)
-    assert compiled.prepared.pieces
+    # Three images, two at a time: nothing is padded.
+    assert {piece.name.partition(" × ")[0] for piece in compiled.prepared.pieces} >= {
+        "backbone, 2",
+        "backbone, 1",
+    }
 
 
 @pytest.mark.parametrize(

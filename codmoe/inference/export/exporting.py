@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from codmoe import __version__
 from codmoe.datasets.synthetic import KINDS, generate
 from codmoe.engine.config import size_of
 from codmoe.files import new_folder
+from codmoe.inference.export import int8 as int8_graphs
 from codmoe.inference.export import onnx_graphs, onnx_runner
 from codmoe.inference.export.onnx_graphs import WholeGraph
 from codmoe.inference.export.replacements import for_onnx
@@ -31,7 +33,7 @@ from codmoe.shipped import is_shipped, list_configs, shipped_weights
 
 FORMATS = ("onnx", "onnx-sparse", "torch-export", "safetensors")
 PROGRAM = "model.pt2"
-IMAGES = 5
+IMAGES, IMAGES_INT8 = 5, 32
 TOLERANCE = 1e-4
 """Largest difference that a probability or a weight may have."""
 COMPARED = ("probability", "weights", "routing")
@@ -45,6 +47,7 @@ def export(
     size: int | tuple[int, int] | None = None,
     check: bool = True,
     images: Any = None,
+    int8: bool = False,
 ) -> dict[str, float]:
     """Write a model in another format, whole and compared, or not at all.
 
@@ -56,10 +59,13 @@ def export(
             backbone's divisor. Default: what the model's config tests at, or 448. Of no meaning for
             ``"safetensors"``, whose model takes any size, but for the comparison.
         check: Whether to load what was written, and compare it with the model on ``images``.
-        images: What :class:`Inferencer` takes; None for five synthetic images.
+        images: What :class:`Inferencer` takes; None for five synthetic images, or 32 with ``int8``.
+        int8: Of the ONNX formats: 8-bit integers in convolutions and matrix products, whose ranges
+            every second image settles; the others are compared. Give images of your own kind.
 
     Returns:
-        Largest differences of the comparison by name (see :func:`compare`); empty without it.
+        Largest differences of the comparison by name (see :func:`compare`), or with ``int8`` how
+        far it agrees (see :func:`agreement`); empty without a comparison.
 
     Raises:
         ValueError: An argument is wrong, ``out`` holds something, a package is missing, or what was
@@ -71,11 +77,21 @@ def export(
     height, width = _size(model, size)
     if format.startswith("onnx"):
         onnx_graphs.require_onnx()
-    batch = _batch(images, (height, width)) if check else None
+    elif int8:
+        raise ValueError(f"int8 with format={format!r}: the ONNX formats have it alone")
+    count = IMAGES_INT8 if int8 else IMAGES
+    batch = _batch(images, (height, width), count) if check or int8 else None
     with new_folder(Path(out).expanduser().resolve()) as folder:
         found = _WRITERS[format](model, (height, width), folder)
         if format != "safetensors":
-            _write_manifest(folder, dict(found, format=format, size=[height, width]), model)
+            found |= dict(format=format, size=[height, width])
+            _write_manifest(folder, found, model)
+        if int8:
+            assert batch is not None
+            int8_graphs.quantise(folder, batch[::2].numpy())
+            _write_manifest(folder, dict(found, int8=True), model)
+            others = batch[1::2] if len(batch) > 1 else batch
+            return agreement(model, load_exported(folder), others) if check else {}
         if batch is None:
             return {}
         return compare(model, load_exported(folder), batch)
@@ -138,6 +154,34 @@ def compare(
     if len(left_out) == len(images):
         raise ValueError("the router is undecided on every image; give others to compare on")
     return dict(found, undecided=len(left_out))
+
+
+def agreement(
+    model: ModelLevelMoE, exported: Callable[[Tensor], Mapping[str, Tensor]], images: Tensor
+) -> dict[str, float]:
+    """How far an export whose numbers are rounded agrees with the model.
+
+    Args:
+        model: Stays as it is.
+        exported: uint8 images (N, 3, H, W) → named tensors.
+        images: uint8 RGB, (N, 3, H, W).
+
+    Returns:
+        ``probability``, the mean absolute difference; ``iou``, the mean over images of the IoU of
+        both masks, cut at one half; ``choices``, the share of images with the same experts.
+    """
+    model = copy.deepcopy(model).cpu().float().eval()
+    differences, overlaps, choices = [], [], []
+    for image in images.split(1):
+        (expected, _), given = _expected(model, image), exported(image)
+        a, b = (each["probability"] > 0.5 for each in (expected, given))
+        differences.append(float((expected["probability"] - given["probability"]).abs().mean()))
+        overlaps.append(float((a & b).sum() / (a | b).sum()) if (a | b).any() else 1.0)
+        chosen = [sorted(each["indices"].flatten().tolist()) for each in (expected, given)]
+        choices.append(chosen[0] == chosen[1])
+    return dict(
+        probability=mean(differences), iou=mean(overlaps), choices=mean(map(float, choices))
+    )
 
 
 @torch.no_grad()
@@ -269,6 +313,7 @@ def _write_manifest(folder: Path, found: dict[str, Any], model: ModelLevelMoE) -
         std=before.std.flatten().tolist(),
         expert_names=list(model.expert_names),
         top_k=model.router.top_k,
+        int8=found.get("int8", False),
         files=found["files"],
     )
     path = folder / onnx_runner.MANIFEST
@@ -291,10 +336,10 @@ def _size(model: ModelLevelMoE, size: int | tuple[int, int] | None) -> tuple[int
     return height, width
 
 
-def _batch(images: Any, size: tuple[int, int]) -> Tensor:
+def _batch(images: Any, size: tuple[int, int], count: int = IMAGES) -> Tensor:
     if images is None:
         side = max(*size, 64)
-        images = [generate(i, KINDS[i % len(KINDS)], side, 0.7)[0] for i in range(IMAGES)]
+        images = [generate(i, KINDS[i % len(KINDS)], side, 0.7)[0] for i in range(count)]
     items = collect(images)
     check_readable(items)
     return torch.stack([to_input(item.read(), size[::-1]) for item in items])

@@ -88,11 +88,11 @@ class OnnxRunner:
             raise ValueError("images is empty; give one or more")
         if not self.sparse:
             self.used = self.expert_names
-            return self._run("model", dict(images=images))
+            return self.run_graph("model", dict(images=images))
         return self._route(images)
 
     def _route(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        known = dict(self._run("pyramid", dict(images=images)), images=images)
+        known = dict(self.run_graph("pyramid", dict(images=images)), images=images)
         routing = {name: known[name] for name in ("weights", "indices", "routing")}
         chosen = routing["indices"]
         slots: dict[str, np.ndarray] = {}
@@ -108,17 +108,18 @@ class OnnxRunner:
                 slots.setdefault(key, np.zeros(empty, np.float32))[rows, places] = value[:, 0]
         self.used = tuple(used)
         slots["maps"] = slots.pop("logits")
-        return {**self._run("combiner", {**slots, **routing}), **routing}
+        return {**self.run_graph("combiner", {**slots, **routing}), **routing}
 
     def _expert(
         self, key: str, known: Mapping[str, np.ndarray], rows: np.ndarray
     ) -> dict[str, np.ndarray]:
         values = {name: value[rows] for name, value in known.items()}
         if any(name not in values for name in self.manifest["files"][key]["inputs"]):
-            values.update(self._run("scales", values))
-        return self._run(key, values)
+            values.update(self.run_graph("scales", values))
+        return self.run_graph(key, values)
 
-    def _run(self, key: str, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run_graph(self, key: str, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One graph by its key in the manifest: named tensors → its outputs by name."""
         entry = self.manifest["files"][key]
         fed = {name: values[name] for name in entry["inputs"]}
         found = self._graphs[key].run(entry["outputs"], fed)

@@ -1,0 +1,84 @@
+"""Exported ONNX graphs with 8-bit weights and values, ranges taken from images."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codmoe.inference.export.onnx_runner import OnnxRunner
+
+OPERATORS = ("Conv", "MatMul", "Gemm")
+FLOAT = ("combiner",)
+"""Graphs that stay as they are: nothing in them takes long."""
+
+
+def quantise(folder: Path, images: np.ndarray) -> None:
+    """Rewrite the graphs of an exported folder: convolutions and matrix products in 8-bit integers.
+
+    By onnxruntime's static quantisation: weights symmetric and of one scale a channel, values of
+    one range a tensor, the smallest and largest that occurred. Every expert sees every image,
+    whatever the router chooses.
+
+    Args:
+        folder: With its manifest, which then has to be written anew.
+        images: uint8 RGB, (N, 3, H, W) of the exported size.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
+
+    runner = OnnxRunner(folder)
+    seen = [_inputs(runner, image[None]) for image in images]
+    for key, entry in runner.manifest["files"].items():
+        if key in FLOAT:
+            continue
+        path, float_path = folder / entry["file"], folder / "float.onnx"
+        with _quiet():
+            # Folds batch norms, whose results would else be rounded apart.
+            quant_pre_process(path, float_path, skip_symbolic_shape=True)
+            quantize_static(
+                float_path,
+                path,
+                _Reader([known[key] for known in seen]),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=list(OPERATORS),
+            )
+        os.remove(float_path)
+
+
+def _inputs(runner: OnnxRunner, image: np.ndarray) -> dict[str, Mapping[str, np.ndarray]]:
+    """What each graph but :data:`FLOAT` is given for an image, by the graph's key."""
+    known: dict[str, np.ndarray] = dict(images=image)
+    for key in ("pyramid", "scales"):
+        if key in runner.manifest["files"]:
+            known |= runner.run_graph(key, known)
+    entries = runner.manifest["files"].items()
+    return {k: {n: known[n] for n in e["inputs"]} for k, e in entries if k not in FLOAT}
+
+
+class _Reader:
+    """onnxruntime's ``CalibrationDataReader`` of a list; it looks for the method alone."""
+
+    def __init__(self, inputs: list[Mapping[str, Any]]):
+        self.inputs: Iterator[Mapping[str, Any]] = iter(inputs)
+
+    def get_next(self) -> Mapping[str, Any] | None:
+        return next(self.inputs, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides that some tensors have no range, such as what nothing reads."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
