@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -18,6 +19,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.step_timing import work
+from codmoe.compiled.speed import PARTS
 from codmoe.console import TextTable
 from codmoe.engine.config import load_config, parse_options
 from codmoe.engine.ddp import leave_cpu_process_group
@@ -72,12 +74,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_fused_adamw": {"optim_wrapper.optimizer.fused": False},
     "fast_norm": {"fast_norm": True},
     "contiguous": {"memory_format": "contiguous"},
-    "compile_all": {"compile": dict(backbone=True, experts=True)},
+    "compile_backbone": {"compile.backbone": True},
+    "compile": {f"compile.{part}": True for part in PARTS},
+    "reduce_overhead": {"compile.mode": "reduce-overhead"},
     "train_graphs": {"train_graphs": dict(backbone=True, experts=True)},
+    "float32": {"amp": False},
     "no_cudnn_benchmark": {"env_cfg.cudnn_benchmark": False},
-    "compile": {},
+    # What 16 GB are enough for, as stage 3 is configured.
+    "recomputed": {
+        "model.expert_execution": "checkpoint",
+        "model.checkpoint_backbone": "extra",
+        "train_dataloader.batch_size": 12,
+    },
 }
-"""Overrides of each variant; ``a+b`` joins two. ``compile`` compiles the backbone in place."""
+"""Overrides of each variant; ``a+b`` joins two."""
 
 DEFAULT_VARIANTS = (
     "as_configured",
@@ -90,20 +100,18 @@ DEFAULT_VARIANTS = (
 )
 
 
-def overrides(variant: str) -> tuple[dict[str, Any], bool]:
-    """Config overrides of a variant such as ``"no_find_unused+no_bucket_view"``, and whether it
-    compiles the backbone.
+def overrides(variant: str) -> dict[str, Any]:
+    """Config overrides of a variant such as ``"no_find_unused+no_bucket_view"``.
 
     Raises:
         ValueError: A part of the name is unknown.
     """
     options: dict[str, Any] = {}
-    parts = variant.split("+")
-    for part in parts:
+    for part in variant.split("+"):
         if part not in VARIANTS:
             raise ValueError(f"variant {part!r} is unknown; {suggest(part, VARIANTS)}")
         options |= VARIANTS[part]
-    return options, "compile" in parts
+    return options
 
 
 def reference_of(variant: str) -> str:
@@ -111,7 +119,7 @@ def reference_of(variant: str) -> str:
     kept = [
         part
         for part in variant.split("+")
-        if part == "compile" or any(not key.startswith(_DDP) for key in VARIANTS[part])
+        if any(not key.startswith(_DDP) for key in VARIANTS[part])
     ]
     return "+".join(kept) or "as_configured"
 
@@ -191,9 +199,8 @@ def benchmark_scaling(
         if left is not None and left < 20:
             payload["not_run"] = [f"{v}, {n} process(es)" for v, n, _ in plan[number:]]
             break
-        own, compiled = overrides(variant)
         folder = Path(work_dir) / f"{number}_{variant}_{processes}{launcher}"
-        full = dict(spec, options={**(options or {}), **own}, compile=compiled)
+        full = dict(spec, options={**(options or {}), **overrides(variant)})
         began = time.monotonic()
         limit = timeout if left is None else min(timeout, left)
         run = _launch(full, folder, processes, launcher, limit)
@@ -212,6 +219,169 @@ def benchmark_scaling(
         _rewrite(Path(json_file), payload)
         print(f"json: {json_file}")
     return payload
+
+
+MODES = (
+    (0, "compile", "first start"),
+    (0, "compile", "second start"),
+    (1, "compile", ""),
+    (0, "compile+train_graphs", ""),
+    (0, "train_graphs", ""),
+    (0, "as_configured", ""),
+    (1, "compile+train_graphs", ""),
+    (0, "float32", ""),
+    (0, "compile+reduce_overhead", "first start"),
+    (1, "train_graphs", ""),
+    (0, "sparse", ""),
+    (0, "sparse+compile", ""),
+    (1, "as_configured", ""),
+    (0, "compile+recomputed", ""),
+    (0, "sparse+train_graphs", ""),
+    (1, "compile+reduce_overhead", ""),
+)
+"""Which config, variant and start, the most wanted first: what time does not suffice for is at the
+end. Everything compiled later reads what the first compiled, but for ``reduce_overhead``."""
+
+
+def benchmark_modes(
+    configs: Sequence[str],
+    *,
+    json_file: str,
+    steps: int = 20,
+    warmup: int = 6,
+    size: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    only: Sequence[str] = (),
+    work_dir: str = "work_dirs/modes",
+    timeout: float = 300,
+    budget: float = 520,
+) -> dict[str, Any]:
+    """Trains some steps in each way that one process can: eager, compiled, captured.
+
+    The figures are written after each run. A call whose ``json_file`` is there goes on: it makes
+    what is missing or failed. Compiled code lies in ``work_dir``, so that the first start is one
+    without any.
+
+    Args:
+        configs: Stage 3's, and stage 1's if that is measured, too; see ``MODES``.
+        json_file: Where the figures go.
+        steps: Steps that count.
+        warmup: Steps before them.
+        size: Side of the synthetic images in pixels; the pipeline's by default.
+        options: Further overrides of the configs.
+        only: Variants to measure; all by default.
+        work_dir: Folder of logs and compiled code.
+        timeout: Seconds after which one run is ended.
+        budget: Seconds after which no run goes on.
+
+    Returns:
+        ``runs``, a list of figures or errors, ``not_run``, and what was asked for.
+
+    Raises:
+        ValueError: The file is of another measurement, a variant is unknown, or there are no
+            configs or more than two.
+    """
+    if not 1 <= len(configs) <= 2:
+        raise ValueError(f"{len(configs)} configs: give stage 3's, and stage 1's after it")
+    known = list(dict.fromkeys(variant for _, variant, _ in MODES))
+    for variant in only:
+        if variant not in known:
+            raise ValueError(f"--only {variant!r} is no mode; {suggest(variant, known)}")
+    asked = dict(configs=list(configs), steps=steps, warmup=warmup, size=size)
+    asked |= dict(options=dict(options or {}), torch=torch.__version__)
+    asked["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    payload = dict(_begun(json_file, asked), not_run=[])
+    done = {(run["config"], run["variant"], run["start"]) for run in payload["runs"]}
+    plan = [(configs[i], v, start) for i, v, start in MODES if i < len(configs)]
+    plan = [run for run in plan if run not in done and (not only or run[1] in only)]
+    console, started = Console(), time.monotonic()
+    for number, (config, variant, start) in enumerate(plan):
+        left = budget - (time.monotonic() - started)
+        if left < 20:
+            payload["not_run"] = [" ".join(run).strip() for run in plan[number:]]
+            break
+        own = overrides(variant)
+        length = dict(steps=1, warmup=1) if variant == "float32" else {}
+        name = "_".join([*Path(config).with_suffix("").parts[-2:], variant, *start.split()])
+        spec = dict(asked, config=config, data="synthetic", **length)
+        spec |= dict(options={**(options or {}), **own}, cache=str(Path(work_dir, "cache")))
+        run = _launch(spec, Path(work_dir) / name, 1, "none", min(timeout, left))
+        run |= dict(config=config, variant=variant, start=start, launcher="none", processes=1)
+        payload["runs"].append(run)
+        _gradient_errors(payload["runs"])
+        _rewrite(Path(json_file), payload)
+        said = run.get("error") or f"{run['images_per_second']:.1f} images/s"
+        console.print(f"{config}, {variant} {start}: {said}", markup=False)
+    _modes_table(payload).print()
+    for left_out in payload["not_run"]:
+        console.print(f"not run, the budget was spent: {left_out}", markup=False)
+    _rewrite(Path(json_file), payload)
+    print(f"json: {json_file}")
+    return payload
+
+
+def _begun(json_file: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier call measured and is not to be measured again."""
+    if not Path(json_file).is_file():
+        return dict(asked, runs=[])
+    try:
+        earlier = json.loads(Path(json_file).read_text(encoding="utf-8"))
+        same = {key: earlier[key] for key in asked} == json.loads(json.dumps(asked))
+        runs = [run for run in earlier["runs"] if "error" not in run]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{json_file} is no file of this command; give another --json") from error
+    if not same:
+        raise ValueError(
+            f"{json_file} is of other configs, options, steps, device or torch; give another --json"
+        )
+    return dict(asked, runs=runs)
+
+
+def _gradient_errors(runs: list[dict[str, Any]]) -> None:
+    """How far the first gradients of each part are from those in float32 of the same config, over
+    their length; and from the eager ones.
+    """
+    for key, reference in (("float32", "float32"), ("eager", "as_configured")):
+        found = {r["config"]: r["first_gradients"] for r in runs
+                 if r["variant"] == reference and r.get("first_gradients")}  # fmt: skip
+        for run in runs:
+            exact, own = found.get(run["config"]), run.get("first_gradients")
+            if exact and own and run["variant"] != reference and "sparse" not in run["variant"]:
+                run[f"gradients_from_{key}"] = {
+                    part: math.dist(own[part], exact[part]) / max(math.hypot(*exact[part]), 1e-30)
+                    for part in exact
+                    if part in own
+                }
+
+
+def _modes_table(payload: Mapping[str, Any]) -> TextTable:
+    notes = [
+        "start: seconds from the start of the process to the end of its first step",
+        "pieces: compiled then, of all",
+        "gradients: of the first step, the part that is farthest from those in float32 / eager",
+    ]
+    heads = "config,variant,start,images/s,step ms,GiB,start s,pieces,gradients".split(",")
+    rows = []
+    for run in payload["runs"]:
+        names = [run["config"], run["variant"], run["start"]]
+        if "error" in run:
+            rows.append([*names, "failed"])
+            continue
+        low, high = (1e3 * t for t in run["step_seconds_p10_p90"])
+        peaks = [peak for peak in run["peak_allocated"] if peak]
+        made = run.get("compiling")
+        errors = (run.get(f"gradients_from_{key}") for key in ("float32", "eager"))
+        row = [
+            f"{run['images_per_second']:.1f}",
+            f"{1e3 * run['step_seconds']:.0f} ({low:.0f} to {high:.0f})",
+            f"{max(peaks) / 2**30:.1f}" if peaks else "-",
+            f"{run['start_seconds']:.0f}",
+            f"{made['compiled']} of {made['pieces']}" if made else "-",
+            " / ".join(f"{max(e.values()):.1e}" if e else "-" for e in errors),
+        ]
+        rows.append([*names, *row])
+    title = f"training, {payload['device']}, torch {payload['torch']}"
+    return TextTable(heads, rows, title=title, notes=notes)
 
 
 def _plan(variants: Sequence[str], gpus: int) -> list[tuple[str, int, str]]:
@@ -254,14 +424,18 @@ def _launch(
     folder.mkdir(parents=True, exist_ok=True)
     out, spec_file = (folder / "result.json").absolute(), (folder / "spec.json").absolute()
     out.unlink(missing_ok=True)
-    spec_file.write_text(json.dumps(dict(spec, out=str(out), work_dir=str(folder))))
+    told = dict(spec, out=str(out), work_dir=str(folder), started=time.time())
+    spec_file.write_text(json.dumps(told))
+    environment = child_environment()
+    if spec.get("cache"):
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(spec["cache"]).absolute())
     command = [sys.executable, "-m"]
     if launcher != "none":
         command = ["bash", str(ROOT / "tools" / "dist_run.sh"), "-m", str(processes)]
     command += ["benchmarks.scaling", spec["config"], "--worker", str(spec_file)]
     with (folder / "output.log").open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True, env=child_environment()
+            command, stdout=log, stderr=log, start_new_session=True, env=environment
         )
         try:
             code: int | None = process.wait(timeout)
@@ -365,12 +539,15 @@ def _table(payload: dict[str, Any]) -> TextTable:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file, or name of a shipped one (experts/joint)")
+    parser.add_argument("--modes", nargs="*", metavar="CONFIG",
+                        help="compare eager, compiled and captured training in one process, "
+                             "of this config, too; goes on where --json ends")  # fmt: skip
+    parser.add_argument("--only", nargs="+", default=(), metavar="MODE", help="these modes alone")
     parser.add_argument("--gpus", type=int, default=2, help="processes to compare with one")
     parser.add_argument("--steps", type=int, default=60, help="training steps that count")
     parser.add_argument("--warmup", type=int, default=20, help="steps before them")
     parser.add_argument("--variants", nargs="+", default=DEFAULT_VARIANTS, metavar="A+B",
                         help="of " + ", ".join(VARIANTS))  # fmt: skip
-    parser.add_argument("--compile", action="store_true", help="also with a compiled backbone")
     parser.add_argument("--data", default="synthetic", help="synthetic, on the device, or config")
     parser.add_argument(
         "--size", type=int, help="side of synthetic images; the config's by default"
@@ -395,11 +572,21 @@ def main() -> None:
     settings = {key: getattr(args, key) for key in (
         "gpus steps warmup data size data_root checkpoint reference work_dir timeout budget".split()
     )}  # fmt: skip
-    variants = [*args.variants, *(["compile"] if args.compile else [])]
     try:
         options = parse_options(args.cfg_options)
+        if args.modes is not None:
+            kept = "steps warmup size work_dir timeout".split()
+            benchmark_modes(
+                [args.config, *args.modes],
+                json_file=args.json or "modes.json",
+                options=options,
+                only=args.only,
+                budget=520 if args.budget is None else args.budget,
+                **{key: settings[key] for key in kept},
+            )
+            return
         benchmark_scaling(
-            args.config, variants=variants, options=options, json_file=args.json, **settings
+            args.config, variants=args.variants, options=options, json_file=args.json, **settings
         )
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

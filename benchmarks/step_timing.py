@@ -24,9 +24,11 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch.utils.data import DataLoader, Dataset
 
+from codmoe.compiled.speed import compiled_parts
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
 from codmoe.engine.ddp import bare_model
+from codmoe.engine.hooks.compiling import CompileHook
 from codmoe.engine.launch import build_runner, prepare, settle, stop_workers
 from codmoe.engine.own_data import set_data
 from codmoe.engine.runner import CODRunner
@@ -104,6 +106,8 @@ class StepTimer(Hook):
 
     def __init__(self, loader: LoaderClock, warmup: int, steps: int):
         self.loader, self.warmup, self.steps = loader, warmup, steps
+        self.first: float | None = None
+        self.first_loss: float | None = None
         self.seconds: list[float] = []
         self.waits: list[float] = []
         self.loads: list[torch.Tensor] = []
@@ -124,6 +128,9 @@ class StepTimer(Hook):
             torch.cuda.set_sync_debug_mode("default")
             torch.cuda.synchronize()
         now = time.perf_counter()
+        if self.first is None:
+            loss = (outputs or {}).get("loss")
+            self.first, self.first_loss = time.time(), None if loss is None else loss.item()
         if self.warmup <= self.done < self.warmup + self.steps:
             self.seconds.append(now - self.last)
             self.waits.append(max(self.loader.came - self.last, 0.0))
@@ -136,6 +143,42 @@ class StepTimer(Hook):
         if after == PROBES - 1 and torch.cuda.is_available():
             torch.cuda.set_sync_debug_mode("warn")
         self.last = time.perf_counter()
+
+
+class FirstGradients:
+    """Sums of the first step's gradients with random signs, by part: what two runs of the same
+    weights and images are compared by, where all gradients would be hundreds of megabytes.
+
+    Args:
+        model: Whose.
+        optimizer: Its first step has the gradients that count.
+    """
+
+    SUMS = 256
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
+        self.model = model
+        self.sums: dict[str, list[float]] = {}
+        self.handle = optimizer.register_step_pre_hook(self.take)
+
+    @torch.no_grad()
+    def take(self, *_) -> None:
+        """Hook of the optimiser's step."""
+        self.handle.remove()
+        sums: dict[str, torch.Tensor] = {}
+        for number, (name, parameter) in enumerate(self.model.named_parameters()):
+            if parameter.grad is None:
+                continue
+            part = ".".join(name.split(".")[: 2 if name.startswith("experts.") else 1])
+            flat = parameter.grad.float().flatten()
+            generator = torch.Generator(flat.device).manual_seed(number)
+            signs = torch.randint(
+                0, 2, flat.shape, generator=generator, device=flat.device, dtype=torch.int8
+            )
+            padded = F.pad(flat * (2 * signs - 1), (0, -len(flat) % self.SUMS))
+            place = sums.setdefault(part, flat.new_zeros(self.SUMS))
+            place += padded.view(-1, self.SUMS).sum(0)
+        self.sums = {part: place.tolist() for part, place in sums.items()}
 
 
 def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -158,7 +201,8 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
 
     Args:
         spec: ``config``, ``options``, ``data`` ("synthetic" or "config"), ``size``, ``data_root``,
-            ``checkpoint``, ``compile``, ``steps``, ``warmup``, ``work_dir``.
+            ``checkpoint``, ``steps``, ``warmup``, ``work_dir``, ``started`` (when this process was
+            started, by ``time.time()``).
         launcher: As of ``tools/train.py``.
 
     Returns:
@@ -182,8 +226,6 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     model = bare_model(runner)
     if spec.get("checkpoint"):
         load_parts(model, spec["checkpoint"])
-    if spec.get("compile"):
-        model.backbone.compile(dynamic=False)
     if spec["data"] == "synthetic":
         size = (spec["size"],) * 2 if spec.get("size") else image_size(cfg)
         batches = SyntheticBatches(total, cfg.train_dataloader.batch_size, size, runner.rank)
@@ -194,6 +236,11 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     runner.register_hook(loader)
     runner.register_hook(timer)
     model.router.register_forward_hook(timer.watch)
+    # Not under DDP, whose gradients are a mean over other images.
+    gradients = []
+    if runner.world_size == 1:
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        gradients = [FirstGradients(model, runner.optim_wrapper.optimizer)]
     try:
         with noting_waits(timer.syncs):
             runner.train()
@@ -201,7 +248,32 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
         pass
     finally:
         stop_workers(runner)
-    return _figures(runner, timer, plan.precision)
+    figures = _figures(runner, timer, plan.precision)
+    figures["start_seconds"] = timer.first and timer.first - spec.get("started", timer.first)
+    figures["first_loss"] = timer.first_loss
+    figures["first_gradients"] = gradients[0].sums if gradients else None
+    return figures | _compiled(runner)
+
+
+def _compiled(runner: CODRunner) -> dict[str, Any]:
+    """What was compiled before the first step, and what torch's cache had of it then."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CompileHook)]
+    if not hooks:
+        return {}
+    counts = torch._dynamo.utils.counters
+    parts = compiled_parts(bare_model(runner)).values()
+    return dict(
+        compiling=hooks[0].figures,
+        not_compiled=[part.name for part in parts if part.failed],
+        cache={
+            name: counts[group][name]
+            for group, names in (
+                ("aot_autograd", ("autograd_cache_hit", "autograd_cache_miss")),
+                ("inductor", ("fxgraph_cache_hit", "fxgraph_cache_miss")),
+            )
+            for name in names
+        },
+    )
 
 
 def _figures(runner: CODRunner, timer: StepTimer, precision: str) -> dict[str, Any]:

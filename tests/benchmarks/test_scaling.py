@@ -5,13 +5,24 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from miniature import ONE_EXPERT, ROOT, write_config
 
-from benchmarks.scaling import VARIANTS, benchmark_scaling, expert_load, overrides, reference_of
+from benchmarks import scaling
+from benchmarks.scaling import (
+    MODES,
+    VARIANTS,
+    benchmark_modes,
+    benchmark_scaling,
+    expert_load,
+    overrides,
+    reference_of,
+)
 from benchmarks.step_timing import image_size, measure, noting_waits
 from codmoe.engine.config import load_config
 
@@ -110,7 +121,7 @@ def test_what_is_asked_for_wrongly_is_told_before_anything_runs(tmp_path):
 def test_every_variant_fits_the_shipped_configs():
     for variant in VARIANTS:
         for config in ("experts/joint", "ensemble/stage3"):
-            load_config(config, overrides(variant)[0])
+            load_config(config, overrides(variant))
 
 
 def test_one_process_is_measured_once_for_what_concerns_ddp_alone():
@@ -144,3 +155,79 @@ def test_waits_for_the_device_are_counted_by_the_line_that_waits():
 def test_size_of_synthetic_images():
     assert image_size(load_config("ensemble/stage3")) == (448, 448)
     assert image_size(load_config("quickstart/stage1")) == (160, 160)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Runs that ``benchmark_modes`` starts; each ends at once, and takes its time by the clock."""
+    started, clock = [], [0.0]
+
+    def launch(spec, folder, processes, launcher, timeout):
+        options = spec["options"]
+        started.append((spec["config"], folder.name, timeout, options))
+        clock[0] += 100
+        if options.get("compile.mode"):
+            return dict(error="no result within 100 s")
+        exact = [3.0, 4.0] if options.get("amp") is False else [3.0, 4.5]
+        times = dict(step_seconds=0.1, step_seconds_p10_p90=[0.1, 0.1], images_per_second=20.0)
+        return dict(
+            times, peak_allocated=[None], start_seconds=9.0, first_gradients=dict(body=exact)
+        )
+
+    monkeypatch.setattr(scaling, "_launch", launch)
+    monkeypatch.setattr(scaling.time, "monotonic", lambda: clock[0])
+    return started
+
+
+def test_modes_are_measured_in_their_order_until_time_is_spent_and_then_gone_on(tmp_path, launched):
+    file = str(tmp_path / "modes.json")
+    configs = ["ensemble/stage3", "experts/joint"]
+    call = dict(json_file=file, steps=5, warmup=1, work_dir=str(tmp_path), budget=320)
+    first = benchmark_modes(configs, **call)
+    # After 300 s there are 20 left, which is enough to begin.
+    assert [(config, name) for config, name, *_ in launched] == [
+        ("ensemble/stage3", "ensemble_stage3_compile_first_start"),
+        ("ensemble/stage3", "ensemble_stage3_compile_second_start"),
+        ("experts/joint", "experts_joint_compile"),
+        ("ensemble/stage3", "ensemble_stage3_compile+train_graphs"),
+    ]
+    assert [timeout for *_, timeout, _ in launched] == [300, 220, 120, 20]
+    assert first["not_run"][0] == "ensemble/stage3 train_graphs"
+    assert len(first["not_run"]) + 4 == len(MODES)
+    assert json.loads(Path(file).read_text()) == json.loads(json.dumps(first))
+
+    second = benchmark_modes(configs, **dict(call, budget=1e6))
+    assert len(launched) == len(MODES) and not second["not_run"]
+    by_name = {(r["config"], r["variant"], r["start"]): r for r in second["runs"]}
+    assert len(by_name) == len(MODES)
+    off = by_name["ensemble/stage3", "compile", "first start"]["gradients_from_float32"]
+    assert off["body"] == pytest.approx(0.5 / 5)
+    # What failed is made again; nothing else is.
+    benchmark_modes(configs, **call)
+    assert [options["compile.mode"] for *_, options in launched[len(MODES) :]] == [
+        "reduce-overhead"
+    ] * 2
+
+
+def test_modes_asked_for_wrongly_are_told(tmp_path, launched):
+    file = str(tmp_path / "modes.json")
+    with pytest.raises(ValueError, match="'graphs' is no mode"):
+        benchmark_modes(["ensemble/stage3"], json_file=file, only=["graphs"])
+    benchmark_modes(["ensemble/stage3"], json_file=file, only=["train_graphs"], steps=5)
+    assert len(launched) == 1
+    with pytest.raises(ValueError, match=r"modes\.json is of other .*give another --json"):
+        benchmark_modes(["ensemble/stage3"], json_file=file, steps=6)
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"list\.json is no file of this command"):
+        benchmark_modes(["ensemble/stage3"], json_file=str(tmp_path / "list.json"))
+
+
+def test_a_run_tells_its_start_and_its_first_gradients(tmp_path):
+    spec = dict(config=str(write_config(tmp_path, 1, ONE_EXPERT)), options={}, data="synthetic")
+    spec |= dict(steps=1, warmup=1, size=64, started=time.time())
+    figures = [measure(dict(spec, work_dir=str(tmp_path / name)), "none") for name in "ab"]
+    assert 0 < figures[0]["start_seconds"] < time.time() - spec["started"]
+    first, again = (figure["first_gradients"] for figure in figures)
+    assert sorted(first) == ["backbone", "experts.sinet"]
+    assert all(any(sums) and len(sums) == 256 for sums in first.values())
+    assert first == again and figures[0]["first_loss"] == figures[1]["first_loss"]
