@@ -79,10 +79,19 @@ def prepare(data: Path, weights: Path) -> None:
         print(f"{path}: {sum(p.stat().st_size for p in files) / 2**20:.1f} MiB")
 
 
-def train(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
-    """Train what is not trained yet, choose on validation, and write what travels back."""
+def train(
+    work_dir: Path, out: Path, configs: Sequence[str] = STAGES, options: Sequence[str] = ()
+) -> None:
+    """Train what is not trained yet, choose on validation, and write what travels back.
+
+    Args:
+        work_dir: Logs and checkpoints, which a later call goes on from.
+        out: What travels: also the stages of ``save``, which are taken for trained.
+        configs: Stage 1, 2 and 3.
+        options: ``key=value`` overrides for all stages.
+    """
     restore(work_dir, out, configs)
-    run_stages(configs, work_dir=str(work_dir))
+    run_stages(configs, work_dir=str(work_dir), options=options)
     cfg = load_config(configs[2])
     checkpoints = Path(cfg.checkpoint_dir)
     held, best = checkpoints / "router_scenes_best.pth", checkpoints / "ensemble_best.pth"
@@ -103,6 +112,24 @@ def train(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
     save_json(out / "training.json", dict(choice=choice))
     shutil.copyfile(work_dir / "table.md", out / "table.md")
     print(f"{out}: {len(content) / 2**20:.1f} MiB of weights, training.json and table.md")
+
+
+def fastest(work_dir: Path, config: str = STAGES[0]) -> list[str]:
+    """Overrides with which a step takes least time on this machine: CUDA graphs, or none. Where a
+    launch takes long, half of the time goes into launches.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    found = work_dir / "steps.json"
+    if not found.is_file():
+        words = "--gpus 1 --steps 12 --warmup 8 --timeout 120 --variants as_configured train_graphs"
+        command = [sys.executable, "-m", "benchmarks.scaling", config, *words.split()]
+        run_command([*command, "--work-dir", f"{work_dir}/steps", "--json", str(found)])
+    runs = {run["variant"]: run for run in json.loads(found.read_text())["runs"]}
+    rates = {name: run.get("images_per_second", 0.0) for name, run in runs.items()}
+    print(", ".join(f"{name} {rate:.0f} images/s" for name, rate in rates.items()))
+    # A capture takes seconds, in each stage.
+    worth = rates.get("train_graphs", 0.0) > 1.1 * rates["as_configured"]
+    return ["train_graphs.backbone=True", "train_graphs.experts=True"] if worth else []
 
 
 def save(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
@@ -222,13 +249,19 @@ def main() -> None:
         "--out", type=Path, default=Path("work_dirs/small/out"), help="what travels"
     )
     parser.add_argument("--target", type=Path, default=WEIGHTS, help="finish: the packed file")
+    parser.add_argument(
+        "--fastest",
+        action="store_true",
+        help="train: times steps first, with CUDA graphs",
+    )
     parser.add_argument("--configs", nargs=3, default=STAGES, help="stage 1, 2 and 3")
     args = parser.parse_args()
     try:
         if args.step == "prepare":
             prepare(args.data, args.weights)
         elif args.step == "train":
-            train(args.work_dir, args.out, args.configs)
+            options = fastest(args.work_dir, args.configs[0]) if args.fastest else ()
+            train(args.work_dir, args.out, args.configs, options)
         elif args.step == "save":
             save(args.work_dir, args.out, args.configs)
         else:

@@ -181,6 +181,15 @@ def test_a_finished_stage_goes_on_on_another_machine(trained, tmp_path, monkeypa
         torch.testing.assert_close(theirs[key].float(), value.float(), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("rate", "options"), [(150.0, 2), (105.0, 0), (None, 0)])
+def test_graphs_are_taken_where_they_were_faster(tmp_path, rate, options):
+    runs = [dict(variant="as_configured", images_per_second=100.0)]
+    runs += [dict(variant="train_graphs", **(dict(images_per_second=rate) if rate else {}))]
+    (tmp_path / "steps.json").write_text(json.dumps(dict(runs=runs)))
+    taken = run.fastest(tmp_path)
+    assert len(taken) == options and all(each.startswith("train_graphs.") for each in taken)
+
+
 def test_mistakes(tmp_path, monkeypatch):
     card, measured = tmp_path / "CARD.md", tmp_path / "measured.json"
     card.write_text("no marks")
