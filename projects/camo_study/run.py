@@ -9,12 +9,12 @@ checkpoints_moe/camo/seed<S>/, results: results/, logs: work_dirs/camo/.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script of a checkout
+
+from projects.jobs import Job, run_jobs
 
 HERE = Path("projects/camo_study")
 RESULTS, LOGS = Path("results"), Path("work_dirs/camo")
@@ -22,16 +22,6 @@ BEFORE = dict(router="joint", stage3="router", own_router="own_joint", own_stage
 """The row whose weights a row starts from."""
 NAMES = dict(joint="experts_joint", joint_one_scale="experts_one_scale", stage3="ensemble")
 """Names of weights where they are not the row's."""
-
-
-@dataclass
-class Job:
-    """A command, the file that it makes, and those that it needs."""
-
-    name: str
-    command: list[str]
-    makes: Path
-    needs: list[Path] = field(default_factory=list)
 
 
 def weights(row: str, seed: int) -> Path:
@@ -88,47 +78,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1e9, help="seconds after which all ends")
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    LOGS.mkdir(parents=True, exist_ok=True)
     jobs = [j for seed in args.seeds for row in args.rows for j in jobs_of(row, seed, args)]
-    run({job.name: job for job in jobs if not job.makes.exists()}, args)
-
-
-def run(waiting: dict[str, Job], args: argparse.Namespace) -> None:
-    """Run the jobs, until none is left or none can begin."""
-    began = time.time()
-    running: list[tuple[Job, int, subprocess.Popen, float]] = []
-    paths = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    environment = dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS="1")
-
-    def say(text: str) -> None:
-        print(f"{time.time() - began:.0f} s: {text}", flush=True)
-
-    while waiting or running:
-        for item in list(running):
-            job, gpu, process, start = item
-            if process.poll() is not None:
-                running.remove(item)
-                say(f"{job.name} on {gpu}: {process.returncode}, {time.time() - start:.0f} s")
-        busy = {job.makes for job, *_ in running}
-        ready = [j for j in waiting.values() if all(n.exists() and n not in busy for n in j.needs)]
-        load = [sum(gpu == g for _, g, *_ in running) for gpu in range(args.gpus)]
-        if time.time() - began > args.limit or not (ready or running):
-            say("left: " + ", ".join(waiting))
-            for _, _, process, _ in running:
-                process.terminate()
-            return
-        if not ready or min(load) >= args.per_gpu:
-            time.sleep(1)
-            continue
-        job, gpu = ready[0], load.index(min(load))
-        del waiting[job.name]
-        say(f"{job.name} on {gpu}")
-        where = dict(environment, CUDA_VISIBLE_DEVICES=str(gpu))
-        with (LOGS / f"{job.name}.log").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, *job.command], env=where, stdout=log, stderr=subprocess.STDOUT
-            )
-        running.append((job, gpu, process, time.time()))
+    run_jobs(jobs, LOGS, gpus=args.gpus, per_gpu=args.per_gpu, limit=args.limit)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""A mixture that grows by an expert, and one of specialists; see README.md."""

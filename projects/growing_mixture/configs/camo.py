@@ -1,0 +1,6 @@
+# A specialist of one domain, on a backbone that is held, so that specialists fit together.
+_base_ = ["./_base_/lone.py"]
+model = dict(frozen=("backbone",), experts=dict(_delete_=True, camo={{_base_.specialist}}))
+train_dataloader = dict(dataset=dict(datasets={{_base_.training.camo}}))
+val_dataloader = dict(dataset=dict(datasets={{_base_.validation.camo}}))
+default_hooks = dict(best=dict(name="camo"))
