@@ -13,10 +13,12 @@ from timm.layers import fast_norm
 from torch import Tensor, nn
 
 from codmoe.messages import suggest
+from codmoe.models.experts.ujsc import ConfidenceEstimator
+from codmoe.models.losses.segmentation import WeightedBCEAndIoU
 from codmoe.models.preprocessor import CODDataPreprocessor
 
 FORMATS = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_format)
-PARTS = ("backbone", "experts", "router", "combiner")
+PARTS = ("backbone", "experts", "router", "combiner", "losses")
 COMPILE_KEYS = (*PARTS, "mode")
 GRAPHED = ("backbone", "experts")
 GRAPHING_MODES = ("reduce-overhead", "max-autotune")
@@ -98,7 +100,8 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[s
     """Have parts of a model compiled when training first calls them, each on its own.
 
     Config: top-level ``compile = dict(backbone=True, experts=True, mode=None)``; also ``router``
-    (its score: the choice has a number that changes in each step), ``combiner``; ``mode`` is
+    (its score: the choice has a number that changes in each step), ``combiner``, ``losses`` (where
+    maps are held against the ground truth at full size, and UJSC's discriminator); ``mode`` is
     ``torch.compile``'s. Names in the state dict do not change. Evaluation runs uncompiled: its last
     batch is smaller, and every size would be compiled anew.
 
@@ -107,17 +110,23 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[s
     """
     mode, names = (options or {}).get("mode"), []
     for part in (part for part in PARTS if (options or {}).get(part)):
-        module = model.get_submodule(part)
-        regions = module.named_children() if part == "experts" else [("", module)]
-        for name, region in regions:
-            names.append(f"{part}.{name}" if name else part)
-            if part == "router":
-                region._compiled_call_impl = _Scored(
-                    region, InTraining(region, part, mode, "score")
-                )
-            else:
-                region._compiled_call_impl = InTraining(region, names[-1], mode)
+        for name, region in _regions(model, part):
+            names.append(name)
+            scored = part == "router"
+            compiled = InTraining(region, name, mode, "score" if scored else "_call_impl")
+            region._compiled_call_impl = _Scored(region, compiled) if scored else compiled
     return names
+
+
+def _regions(model: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
+    if part == "losses":
+        judges = (WeightedBCEAndIoU, ConfidenceEstimator)
+        return [(name, m) for name, m in model.named_modules() if isinstance(m, judges)]
+    module = model.get_submodule(part)
+    if part == "experts":
+        return [(f"{part}.{name}", region) for name, region in module.named_children()]
+    computes = part != "router" or any(True for _ in module.parameters())
+    return [(part, module)] if computes else []
 
 
 def compiled_parts(model: nn.Module) -> dict[str, InTraining]:

@@ -16,8 +16,8 @@ memory_format = "channels_last"
 fast_norm = False
 
 # Parts of the model that are compiled for training, each on its own; further keys: router,
-# combiner, mode (torch.compile's). The first start takes minutes, later ones read torch's cache on
-# disk (TORCHINDUCTOR_CACHE_DIR).
+# combiner, losses, mode (torch.compile's). The first start takes minutes, later ones read torch's
+# cache on disk (TORCHINDUCTOR_CACHE_DIR).
 compile = dict(backbone=False, experts=False)
 
 # Parts that train as CUDA graphs: for GPUs that wait for their host. The first step then takes

@@ -15,6 +15,7 @@ from codmoe.compiled.train_compile import compile_beforehand, pieces_of
 from codmoe.engine.config import load_config
 
 ALL = dict(backbone=True, experts=True, router=True, combiner=True)
+LOSSES = dict(losses=True)
 
 
 @pytest.fixture
@@ -122,6 +123,36 @@ def test_a_step_is_looked_at_and_leaves_nothing(ensemble, eager):
     assert not images.requires_grad and all(level.requires_grad for level in pyramids[0])
     # Calls of another size are those of images that were routed to an expert.
     assert not pieces_of(parts, lambda: step(ensemble, 2), batch=4)
+
+
+def test_losses_are_pieces_too(ensemble, eager):
+    other = copy.deepcopy(ensemble)
+    compile_parts(ensemble, LOSSES)
+    parts = compiled_parts(ensemble)
+    pieces = pieces_of(parts, lambda: step(ensemble), batch=4)
+    names = [piece.name for piece in pieces]
+    judges = [f"experts.{name}.structure_loss.judge" for name in ("pranet", "sinet", "ujsc")]
+    assert sorted(names) == sorted(
+        [*judges, "mixture_loss.judge", *["experts.ujsc.confidence"] * 3]
+    )
+    # Of the discriminator's three passes one learns from the decoder's maps, and two are its own.
+    learns = [
+        [x.requires_grad for x in (piece.inputs[0][1], *piece.module.parameters())]
+        for piece in pieces
+        if piece.name == "experts.ujsc.confidence"
+    ]
+    assert sorted((maps, all(own), any(own)) for maps, *own in learns) == [
+        (False, True, True),
+        (False, True, True),
+        (True, False, False),
+    ]
+    for model in (ensemble, other):
+        torch.manual_seed(1)
+        step(model).backward()
+    assert len(eager) == 7
+    for one, two in zip(ensemble.parameters(), other.parameters(), strict=True):
+        assert (one.grad is None) == (two.grad is None)
+        assert one.grad is None or torch.equal(one.grad, two.grad)
 
 
 def test_marks_tell_pieces_apart(ensemble, eager):

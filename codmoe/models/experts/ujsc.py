@@ -237,7 +237,11 @@ class ConfidenceEstimator(nn.Module):
         decoder that made them. (The released code detaches the maps, so its decoder learns
         nothing.)
         """
-        fixed = {name: p.detach() for name, p in self.named_parameters()}
+        # As parameters, which compiled code tells from other tensors.
+        fixed: dict[str, Tensor] = {
+            name: nn.Parameter(p.detach(), requires_grad=False)
+            for name, p in self.named_parameters()
+        }
         judged = functional_call(self, fixed, (images, maps))
         return F.binary_cross_entropy_with_logits(judged.float(), torch.ones_like(judged).float())
 

@@ -48,6 +48,33 @@ def shared_boundary_weight(target: Tensor, kernel: int = 31) -> Tensor:
     return weight
 
 
+class WeightedBCEAndIoU(nn.Module):
+    """BCE plus 1 − IoU of several maps of the same images, in which pixels have weights.
+
+    A module, so that ``compile.losses`` can have it compiled: dozens of passes over maps at full
+    size become a few.
+    """
+
+    def forward(self, maps: Sequence[Tensor], target: Tensor, weight: Tensor) -> Tensor:
+        """Losses of the maps, (maps,).
+
+        Args:
+            maps: Logits, each (N, 1, h_i, w_i).
+            target: Ground truth in {0, 1}, (N, 1, H, W).
+            weight: Of the pixels, (N, 1, H, W).
+        """
+        target = target.float()
+        # Sums over 200,704 pixels overflow half precision.
+        logits = torch.cat([resize_to(logits, target).float() for logits in maps], dim=1)
+        bce = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
+        bce = (weight * bce).sum((2, 3)) / weight.sum((2, 3))
+        weighted = logits.sigmoid() * weight
+        intersection = (weighted * target).sum((2, 3))
+        union = weighted.sum((2, 3)) + (target * weight).sum((2, 3))
+        iou = 1 - (intersection + 1) / (union - intersection + 1)
+        return (bce + iou).mean(0)
+
+
 @MODELS.register_module()
 class StructureLoss(nn.Module):
     """Boundary-weighted BCE plus boundary-weighted IoU (Wei et al., F³Net, AAAI 2020).
@@ -64,6 +91,7 @@ class StructureLoss(nn.Module):
         super().__init__()
         self.weight = weight
         self.kernel = kernel
+        self.judge = WeightedBCEAndIoU()
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean loss over images.
@@ -84,17 +112,8 @@ class StructureLoss(nn.Module):
         Returns:
             One scalar a map.
         """
-        weight = shared_boundary_weight(target, self.kernel)
-        target = target.float()
-        # Sums over 200,704 pixels overflow half precision.
-        logits = torch.cat([resize_to(logits, target).float() for logits in maps], dim=1)
-        bce = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
-        bce = (weight * bce).sum((2, 3)) / weight.sum((2, 3))
-        weighted = logits.sigmoid() * weight
-        intersection = (weighted * target).sum((2, 3))
-        union = weighted.sum((2, 3)) + (target * weight).sum((2, 3))
-        iou = 1 - (intersection + 1) / (union - intersection + 1)
-        return list((self.weight * (bce + iou).mean(0)).unbind())
+        judged = self.judge(list(maps), target, shared_boundary_weight(target, self.kernel))
+        return list((self.weight * judged).unbind())
 
 
 @MODELS.register_module()
