@@ -67,7 +67,7 @@ class ExpertTraining(nn.Module):
 
         Returns:
             Outputs by expert, without gradient for ``"sequential"``, and losses by
-            ``<expert>.loss_<part>``.
+            ``<expert>.loss_<part>``; none of an expert from whose loss nothing would learn.
         """
         outputs, losses = {}, {}
         # Pyramids of further scales are not made before those who read them run.
@@ -95,10 +95,18 @@ class ExpertTraining(nn.Module):
         scales = len(expert.input_scales)
         levels = [level for pyramid in bank.pyramids(expert, index) for level in pyramid]
 
-        def run(levels: Sequence[Tensor]) -> tuple[ExpertOutput, dict[str, Tensor]]:
+        def pyramids_of(levels: Sequence[Tensor]) -> list[Sequence[Tensor]]:
             per_scale = len(levels) // scales
-            pyramids = [levels[i * per_scale : (i + 1) * per_scale] for i in range(scales)]
-            output = expert(images, pyramids)
+            return [levels[i * per_scale : (i + 1) * per_scale] for i in range(scales)]
+
+        parameters = list(expert.parameters())
+        if not any(x.requires_grad for x in [*parameters, *levels]):
+            output = expert(images, pyramids_of(levels))
+            output.rows = index
+            return output, {}  # nothing would learn from its loss
+
+        def run(levels: Sequence[Tensor]) -> tuple[ExpertOutput, dict[str, Tensor]]:
+            output = expert(images, pyramids_of(levels))
             output.rows = index
             # An expert's loss is a mean over its own images; every image of the batch counts alike.
             own, truth = output, target
@@ -116,7 +124,7 @@ class ExpertTraining(nn.Module):
         if self.execution == "checkpoint":
             return checkpointed(run, levels, module=expert)
         if self.execution == "sequential":
-            output, losses = forward_backward(run, levels, list(expert.parameters()), scale_loss)
+            output, losses = forward_backward(run, levels, parameters, scale_loss)
             return _prediction_of(output), losses
         return run(levels)
 

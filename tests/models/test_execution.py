@@ -111,6 +111,19 @@ def test_an_expert_learns_from_its_data_sets_alone(make_model, batch, execution)
         model.loss(images, targets, samples("old", None, "new"))
 
 
+def test_a_loss_from_which_nothing_learns_is_not_computed(make_model, batch):
+    images, targets = (x.double() for x in batch(2))
+    held = joint(make_model, "together", experts=TWO, frozen=("backbone", "experts.sinet"))
+    losses = held.loss(images, targets)
+    assert {k.split(".")[0] for k in losses if ".loss_" in k} == {"zoomnet"}
+    assert {"IoU_sinet", "IoU_zoomnet"} <= losses.keys()
+    # The backbone would learn from it.
+    losses = joint(make_model, "together", experts=TWO, frozen=("experts.sinet",)).loss(
+        images, targets
+    )
+    assert {k.split(".")[0] for k in losses if ".loss_" in k} == {"sinet", "zoomnet"}
+
+
 def test_checkpoint_with_a_mixture_loss(make_model, force, batch):
     images, targets = (x.double() for x in batch(2))
     stage3 = dict(
