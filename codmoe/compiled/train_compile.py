@@ -35,8 +35,10 @@ from codmoe.files import save_text
 from codmoe.interruption import COMMAND, PARENT, follow_parent, interruption
 from codmoe.machine import available_cores, available_memory
 
-HOST_BYTES = 4 * 2**30
+HOST_BYTES = 3 * 2**30
 """Host memory of a process that compiles, with the processes that it starts."""
+GROWS = 20.0
+"""Seconds in which a process takes its memory."""
 DEVICE_BYTES = 2**30
 """Memory of a GPU that a process takes before it computes anything."""
 PLAIN = (bool, int, float, str, type(None))
@@ -79,6 +81,11 @@ class Piece:
         """Name and size, for people."""
         first = next(_tensors(self.inputs), None)
         return self.name if first is None else f"{self.name} {' × '.join(map(str, first.shape))}"
+
+    @property
+    def length(self) -> int:
+        """Roughly what compiling it takes, as its parameters are what it has operations for."""
+        return 1 + sum(1 for _ in self.module.parameters())
 
     @property
     def device_bytes(self) -> int:
@@ -247,7 +254,7 @@ def compile_beforehand(
     device = pieces[0].device.replace(":", "_") if pieces else ""
     with FileLock(folder / f"{device}.lock"):
         wanted = [i for i, mark in enumerate(marks) if not _done(mark)]
-        most = _most_processes(len(wanted), ranks)
+        most = max(min(len(wanted), available_cores() // ranks), 1)
         if wanted:
             text = ", ".join(pieces[i].label for i in wanted)
             _log(f"compiling {len(wanted)} pieces in {most} processes, minutes: {text}")
@@ -300,19 +307,13 @@ def _done(mark: Path) -> bool:
         return False
 
 
-def _most_processes(pieces: int, ranks: int) -> int:
-    memory = available_memory()
-    bounds = [pieces, available_cores() // ranks]
-    bounds += [] if memory is None else [memory // HOST_BYTES // ranks]
-    return max(min(bounds), 1)
-
-
 @dataclass
 class _Child:
     process: subprocess.Popen
     out: IO[bytes]
     errors: IO[bytes]
     bytes: int
+    began: float
 
     def said(self) -> dict[str, Any]:
         """The last line that it wrote; why it ended, if that is no result."""
@@ -329,22 +330,19 @@ class _Child:
 
 def _side_by_side(pieces: Sequence[Piece], most: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number of each piece and what its process said, as they end."""
-    room = _device_room(pieces)
-    threads = max(available_cores() // most, 1)
+    room, threads = _device_room(pieces), _threads(pieces)
     # The longest first.
-    waiting = sorted(range(len(pieces)), key=lambda i: -pieces[i].saved)
+    waiting = sorted(range(len(pieces)), key=lambda i: (-pieces[i].length, -pieces[i].saved))
     running: dict[int, _Child] = {}
     started, told = time.monotonic(), 0
     try:
         while waiting or running:
             for i in list(waiting):
-                taken = sum(child.bytes for child in running.values())
-                fits = room is None or taken + pieces[i].device_bytes <= room
-                if running and not (len(running) < most and fits):
+                if running and (len(running) >= most or not _fits(pieces[i], running, room)):
                     continue
                 waiting.remove(i)
                 try:
-                    running[i] = _start(pieces[i], threads)
+                    running[i] = _start(pieces[i], threads[i])
                 except (pickle.PicklingError, AttributeError, TypeError) as error:
                     # A hook of somebody's on a module, say.
                     yield i, dict(error=f"it cannot be given to a process: {error}"[:300])
@@ -360,6 +358,24 @@ def _side_by_side(pieces: Sequence[Piece], most: int) -> Iterator[tuple[int, dic
         for child in running.values():
             child.process.kill()
             child.process.wait()
+
+
+def _fits(piece: Piece, running: Mapping[int, _Child], room: int | None) -> bool:
+    """Whether there is memory for one more process, on the host and on the device."""
+    now, memory = time.monotonic(), available_memory()
+    growing = sum(now - child.began < GROWS for child in running.values())
+    if memory is not None and memory < HOST_BYTES * (growing + 1):
+        return False
+    taken = sum(child.bytes for child in running.values())
+    return room is None or taken + piece.device_bytes <= room
+
+
+def _threads(pieces: Sequence[Piece]) -> list[int]:
+    """Of each process, to compile kernels: by the share of its piece, and two a core in all, since
+    most of them wait.
+    """
+    cores, whole = available_cores(), sum(piece.length for piece in pieces)
+    return [min(max(round(2 * cores * piece.length / whole), 1), cores) for piece in pieces]
 
 
 def _device_room(pieces: Sequence[Piece]) -> int | None:
@@ -383,7 +399,7 @@ def _start(piece: Piece, threads: int) -> _Child:
             stderr=errors,
             env=dict(os.environ, **own),
         )
-    return _Child(process, out, errors, piece.device_bytes)
+    return _Child(process, out, errors, piece.device_bytes, time.monotonic())
 
 
 def compile_piece(piece: Piece) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import time
 
 import pytest
 import torch
@@ -213,21 +214,12 @@ def test_a_part_whose_process_fails_runs_uncompiled(ensemble, eager, cache, chil
 
 def test_processes_are_bounded_by_cores_memory_and_the_device(monkeypatch):
     monkeypatch.setattr(train_compile, "available_cores", lambda: 16)
-    for memory, ranks, most in (
-        (None, 1, 9),
-        (2**36, 1, 9),
-        (2**34, 1, 4),
-        (None, 8, 2),
-        (1, 1, 1),
-    ):
-        monkeypatch.setattr(train_compile, "available_memory", lambda memory=memory: memory)
-        assert train_compile._most_processes(9, ranks) == most
 
     class Child:
         bytes = 3
 
         def __init__(self):
-            self.process = self
+            self.process, self.began = self, time.monotonic()
 
         def poll(self):
             running.remove(self)
@@ -242,14 +234,24 @@ def test_processes_are_bounded_by_cores_memory_and_the_device(monkeypatch):
         return running[-1]
 
     class Fake:
-        saved, device, device_bytes, label = 0, "cuda", 3, "x"
+        saved, length, device, device_bytes, label = 0, 5, "cuda", 3, "x"
 
     monkeypatch.setattr(train_compile, "_start", start)
-    for room, most in ((None, 4), (7, 2), (1, 1)):
+    gib = 2**30
+    for room, memory, most in (
+        *((None, None, 4), (7, None, 2), (1, None, 1)),
+        *((None, 64 * gib, 4), (None, 10 * gib, 3), (None, gib, 1)),
+    ):
         monkeypatch.setattr(train_compile, "_device_room", lambda _, room=room: room)
+        monkeypatch.setattr(train_compile, "available_memory", lambda memory=memory: memory)
         running, beside = [], []
         assert sorted(i for i, _ in train_compile._side_by_side([Fake()] * 5, 4)) == list(range(5))
         assert max(beside) == most
+    # A long piece gets more threads than a short one.
+    pieces = [Fake(), Fake(), Fake()]
+    for piece, length in zip(pieces, (300, 100, 1), strict=True):
+        piece.length = length
+    assert train_compile._threads(pieces) == [16, 8, 1]
 
 
 def test_the_training_reads_what_another_process_has_compiled(cache, said):
