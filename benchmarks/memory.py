@@ -1,4 +1,5 @@
-"""Measures the memory of a training step: on a GPU its peak, on the CPU what autograd keeps."""
+"""Measures the memory of a training step: on a GPU its peak, on the CPU what autograd keeps, or,
+without computing, what its operations read and write."""
 
 from __future__ import annotations
 
@@ -7,12 +8,18 @@ import gc
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.step_timing import measure
+from codmoe.compiled.speed import PARTS, InTraining, compile_parts, compiled_parts, mapped
+from codmoe.console import TextTable
 from codmoe.engine.config import load_config, parse_options
 from codmoe.models.build import skip_pretrained
 from codmoe.models.dispatch import PyramidBank
@@ -123,6 +130,91 @@ def saved_by_part(model: ModelLevelMoE, images: Tensor, targets: Tensor) -> dict
     return kept
 
 
+class Traffic(TorchDispatchMode):
+    """Counts operations that compute, and the bytes of what they read and write: what a GPU moves
+    for code that is not compiled.
+    """
+
+    VIEWS = (
+        *(
+            "view",
+            "_unsafe_view",
+            "permute",
+            "transpose",
+            "t",
+            "expand",
+            "slice",
+            "select",
+            "split",
+        ),
+        *("split_with_sizes", "unbind", "detach", "alias", "as_strided", "unsqueeze", "squeeze"),
+        *("unfold", "device", "empty", "empty_like", "empty_strided", "new_empty"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket.__name__ not in self.VIEWS:
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
+            self.operations += 1
+        return result
+
+
+def traffic(
+    config: str, options: Mapping[str, Any] | None = None, *, batch: int = 16, size: int = 448
+) -> dict[str, tuple[float, int]]:
+    """What a training step in 16 bit reads and writes, forward and backward, without computing.
+
+    Args:
+        config: Config file or name of a stage whose experts are compared or mixed.
+        options: Overrides of the config.
+        batch: Images.
+        size: Side of the images in pixels.
+
+    Returns:
+        GB and operations of each part that ``compile`` can name, every call of it together; of the
+        step without these, ``"others"``; and of all, ``"whole"``.
+    """
+    kept = {"model.expert_execution": "together", "model.checkpoint_backbone": None}
+    cfg = load_config(config, {**kept, **(options or {})})
+    skip_pretrained(cfg.model)
+    model = MODELS.build(cfg.model).train().to(memory_format=torch.channels_last)
+    compile_parts(model, dict.fromkeys(PARTS, True))
+    parts, moved = compiled_parts(model), {}
+    for part in parts.values():
+        part.watch = partial(_alone, moved)
+    with FakeTensorMode(allow_non_fake_inputs=True), Traffic() as whole:
+        images = torch.empty(batch, 3, size, size).to(memory_format=torch.channels_last)
+        targets = torch.empty(batch, 1, size, size)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = model(images, targets=targets, mode="loss")
+        model.parse_losses(losses)[0].backward()
+    rest = Traffic()
+    rest.bytes = whole.bytes - sum(counter.bytes for counter in moved.values())
+    rest.operations = whole.operations - sum(counter.operations for counter in moved.values())
+    counters = {**moved, "others": rest, "whole": whole}
+    return {name: (round(c.bytes / 1e9, 1), c.operations) for name, c in counters.items()}
+
+
+def _alone(moved: dict[str, Traffic], part: InTraining, args: tuple, kwargs: dict) -> Any:
+    """Both passes of a part in turn; what follows it in the step is cut off."""
+    with moved.setdefault(part.name, Traffic()):
+        result = part.plain(*args, **kwargs)
+        outputs: list[Tensor] = []
+        mapped(result, lambda x: outputs.append(x) if x.requires_grad else None)
+        inputs = list(part.module.parameters())
+        mapped((args, kwargs), inputs.append)
+        learning = [x for x in inputs if x.requires_grad]
+        if outputs and learning:
+            gradients = [torch.empty_like(x) for x in outputs]
+            torch.autograd.grad(outputs, learning, gradients, allow_unused=True)
+    return mapped(result, lambda x: x.detach().requires_grad_(x.requires_grad))
+
+
 def peak_memory(
     config: str,
     options: Mapping[str, Any] | None = None,
@@ -197,10 +289,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="training steps on the GPU")
     parser.add_argument("--limit", type=float, metavar="GiB", help="of the GPU, no more than this")
     parser.add_argument("--parts", action="store_true", help="on the CPU, of every part alone")
+    parser.add_argument("--traffic", action="store_true",
+                        help="what operations read and write by part, of 16 images; nothing is "
+                             "computed")  # fmt: skip
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override the config")
     args = parser.parse_args()
     settings = {key: getattr(args, key) for key in ("batch", "size", "steps", "limit", "parts")}
     try:
+        if args.traffic:
+            options = parse_options(args.cfg_options)
+            moved = traffic(args.config, options, batch=args.batch or 16, size=args.size)
+            heads = ["part", "GB", "operations"]
+            TextTable(heads, [[n, f"{gb:.1f}", str(o)] for n, (gb, o) in moved.items()]).print()
+            return
         figures = peak_memory(args.config, parse_options(args.cfg_options), **settings)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

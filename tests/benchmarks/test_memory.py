@@ -5,7 +5,7 @@ import torch
 from miniature import TWO_EXPERTS, call, write_config
 from torch import nn
 
-from benchmarks.memory import SavedBytes, peak_memory
+from benchmarks.memory import SavedBytes, Traffic, peak_memory, traffic
 
 
 def test_what_autograd_keeps_is_counted_once_and_let_go():
@@ -40,3 +40,22 @@ def test_a_limit_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="limit=16: there is no GPU"):
         peak_memory("experts/joint", limit=16)
+
+
+def test_what_operations_read_and_write_is_counted():
+    x = torch.ones(4, 8)
+    with Traffic() as counted:
+        (x + 1).view(2, 16).t()
+    assert counted.operations == 1 and counted.bytes == 2 * 4 * 8 * 4
+
+
+def test_traffic_is_told_by_part_and_grows_with_the_images(tmp_path, monkeypatch, capsys):
+    config = str(write_config(tmp_path, 3, TWO_EXPERTS, dict(init_from=None)))
+    one, two = (traffic(config, batch=batch, size=256) for batch in (2, 4))
+    judges = [f"experts.{name}.structure_loss.judge" for name in ("pranet", "sinet")]
+    parts = ["backbone", "router", "experts.pranet", "experts.sinet", "combiner", *judges]
+    assert sorted(one) == sorted([*parts, "mixture_loss.judge", "others", "whole"])
+    assert 1.5 < two["whole"][0] / one["whole"][0] < 2.1
+    assert one["whole"][1] == two["whole"][1] == sum(n for k, (_, n) in one.items() if k != "whole")
+    assert call(monkeypatch, "benchmarks.memory", config, "--size", 64, "--traffic") is None
+    assert "experts.sinet" in capsys.readouterr().out
