@@ -220,6 +220,9 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     cfg.default_hooks.pop("warmup", None)  # the steps after it are those that last
     cfg.default_hooks.pop("frozen_cache", None)
     skip_pretrained(cfg.model)  # the speed does not depend on them
+    size = (spec["size"],) * 2 if spec.get("size") else image_size(cfg)
+    if spec["data"] == "synthetic":  # the Runner builds a data set, which need not be there
+        cfg.train_dataloader.dataset = dict(type="SyntheticCamouflage", image_size=max(size))
     prepare(cfg, launcher=launcher, work_dir=spec["work_dir"])
     plan = settle(cfg)
     runner = build_runner(plan)
@@ -227,7 +230,6 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     if spec.get("checkpoint"):
         load_parts(model, spec["checkpoint"])
     if spec["data"] == "synthetic":
-        size = (spec["size"],) * 2 if spec.get("size") else image_size(cfg)
         batches = SyntheticBatches(total, cfg.train_dataloader.batch_size, size, runner.rank)
         # Each item is a batch already.
         runner._train_dataloader = DataLoader(batches, batch_size=1, collate_fn=_only)

@@ -1,0 +1,44 @@
+import json
+import time
+
+import pytest
+import torch
+from miniature import TWO_EXPERTS, call, write_config
+
+from benchmarks import startup
+from codmoe.engine.hooks import compiling
+
+
+def spec_of(tmp_path, **changes):
+    config = str(write_config(tmp_path, 3, dict(init_from=None), TWO_EXPERTS))
+    spec = dict(config=config, size=64, dtype="auto", device="cpu", artefact=None, options={})
+    return spec | dict(folder=str(tmp_path), started=time.time() - 5) | changes
+
+
+def test_the_rows_are_of_the_prepared_model_and_of_a_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    found = startup._prepare(spec_of(tmp_path))
+    assert found["pieces"] == {"inductor": 4} and found["seconds"] > 0
+    monkeypatch.setattr(compiling, "compile_beforehand", lambda *_: {})  # in processes
+    found = startup._train(spec_of(tmp_path))
+    assert found["process"] > 5 + found["seconds"] > 5 and found["precision"] == "float32"
+
+
+def test_a_row_that_takes_too_long_says_so_and_the_file_has_it(tmp_path, monkeypatch, capsys):
+    out, config = tmp_path / "startup.json", spec_of(tmp_path)["config"]
+    words = [config, "--rows", "preparation, first", "--device", "cpu", "--timeout", 0.5]
+    assert call(monkeypatch, "benchmarks.startup", *words, "--json", out) is None
+    (row,) = json.loads(out.read_text())["rows"].values()
+    assert row["error"] == "not done within 0.5 s"
+    assert "preparation, first: not done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["no/config"], "config 'no/config' does not exist"),
+        (["ensemble/stage3", "--rows", "trining"], r"rows=['trining'] are in no name of prep"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_measured(monkeypatch, words, said):
+    assert said in call(monkeypatch, "benchmarks.startup", *words)
