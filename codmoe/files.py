@@ -27,6 +27,29 @@ _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def user_cache() -> Path:
+    """The user's own folder for what codmoe makes anew where it is lost, ``~/.cache/codmoe``, or
+    in ``$XDG_CACHE_HOME``; made if it is not there, for this user alone.
+
+    Raises:
+        PermissionError: It belongs to somebody else, or others may write there.
+        OSError: It cannot be made.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or ""
+    # A relative path is to be ignored, the specification of these folders says.
+    root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+    folder = root / "codmoe"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid"):
+        state = folder.stat()
+        if state.st_uid != os.getuid() or state.st_mode & 0o022:
+            raise PermissionError(
+                f"{folder} is not this user's alone; chmod 700 it, or name another folder in "
+                "XDG_CACHE_HOME"
+            )
+    return folder
+
+
 def keep_old(path: str | os.PathLike) -> Path | None:
     """Renames an existing file to ``<stem>.<YYYYmmdd-HHMMSS><suffix>`` in its folder.
 

@@ -12,7 +12,28 @@ import pytest
 import torch
 
 from codmoe import files
-from codmoe.files import holding, keep_old, new_folder, replacing, save_json, sweep
+from codmoe.files import (
+    holding,
+    keep_old,
+    new_folder,
+    replacing,
+    save_json,
+    sweep,
+    user_cache,
+)
+
+
+def test_the_cache_folder_is_made_for_this_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a" / "b"))
+    folder = user_cache()
+    assert folder == user_cache() == tmp_path / "a" / "b" / "codmoe"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o770)
+    with pytest.raises(PermissionError, match="is not this user's alone; chmod 700 it"):
+        user_cache()
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert user_cache() == tmp_path / "home" / ".cache" / "codmoe"
 
 
 def test_keep_old_gives_a_dated_name_and_never_the_same_twice(tmp_path):

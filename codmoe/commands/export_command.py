@@ -11,7 +11,9 @@ OPTIONS = (
     option(
         "model", help="checkpoint, or 'small', which ships; a config: random weights, for speed"
     ),
-    option("--format", required=True, help="onnx, onnx-sparse, torch-export, safetensors"),
+    option(
+        "--format", required=True, help="onnx, onnx-sparse, torch-export, safetensors, compiled"
+    ),
     option("--out", required=True, help="folder to make"),
     option("--config", type=model, help="config of a checkpoint that does not hold its own"),
     option(
@@ -29,6 +31,9 @@ OPTIONS = (
         action="store_true",
         help="8-bit ONNX, its ranges from every second one of --images, of your own kind",
     ),
+    option("--batches", type=whole(), nargs="+", help="of compiled: images at a time; 1"),
+    option("--dtype", help="of compiled: bf16, fp16, fp32; by default what suits the device"),
+    option("--device", help="of compiled: by default the first GPU if there is one"),
     TRUST_CODE,
     QUIET,
 )
@@ -52,6 +57,9 @@ def run(args) -> None:
         check=args.check,
         images=images,
         int8=args.int8,
+        batches=args.batches,
+        dtype=args.dtype,
+        device=args.device,
     )
     for name, value in found.items():
         print(f"{name:12} {value:.3g}" if isinstance(value, float) else f"{name:12} {value}")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
+
+from codmoe.files import user_cache
 
 Work = Callable[[], None]
 """Reads tensors that stay where they are, and writes others."""
@@ -99,7 +103,7 @@ class Piece:
 
     Args:
         name: Part, and the sizes it runs at.
-        how: ``"CUDA graph"``, ``"inductor"``, ``"inductor, CUDA graph"`` or ``"eager"``.
+        how: ``"artefact"`` or ``"inductor"``, ``"CUDA graph"``, both, or ``"eager"``.
         seconds: What the preparation took.
         reason: Why it does not run as it was asked to; empty if it does.
     """
@@ -112,6 +116,21 @@ class Piece:
     def __str__(self) -> str:
         because = f" ({self.reason})" if self.reason else ""
         return f"{self.name}: {self.how}, prepared in {self.seconds:.1f} s{because}"
+
+
+def keep_compiled() -> None:
+    """Has torch keep what it compiles in the user's cache folder, unless a variable of the
+    environment names another.
+
+    It reads it back by pickle. Its own choice is a folder of a known name in ``/tmp``, which
+    another user may make first, and which does not outlast a restart.
+    """
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    here, name = os.path.split(os.environ.get(variable, ""))
+    # torch sets it to its own choice when it is imported.
+    if not name or (here == tempfile.gettempdir() and name.startswith("torchinductor_")):
+        with suppress(OSError):  # a home that cannot be written
+            os.environ[variable] = str(user_cache() / "inductor")
 
 
 def settle_backend(backend: str, device: torch.device) -> tuple[str, str]:
@@ -140,10 +159,17 @@ class Preparer:
     Args:
         device: Where the work is done.
         backend: ``"eager"``, ``"cudagraph"`` or ``"inductor"`` (on a GPU captured as well).
+        find: A part's name and arguments → what was compiled for them before, or None.
     """
 
-    def __init__(self, device: torch.device, backend: str):
-        self.device, self.backend = device, backend
+    def __init__(
+        self,
+        device: torch.device,
+        backend: str,
+        find: Callable[[str, tuple], Callable | None] | None = None,
+    ):
+        self.device, self.backend, self.find = device, backend, find
+        self._compiled_here: set[str] = set()
         self.captures = backend != "eager" and device.type == "cuda"
         self.pieces: list[Piece] = []
         self._reasons: dict[str, str] = {}
@@ -173,18 +199,22 @@ class Preparer:
         """``function``, compiled if the backend compiles; uncompiled for good after a failure."""
         if self.backend != "inductor":
             return function
+        keep_compiled()
         fast = torch.compile(function, dynamic=False)
 
-        def call(*args, **kwargs):
+        def call(*args):
             if name in self._reasons:
-                return function(*args, **kwargs)
+                return function(*args)
+            found = self.find and self.find(name, args)
+            if found is None:
+                self._compiled_here.add(name)
             try:
-                return fast(*args, **kwargs)
+                return (found or fast)(*args)
             except Exception as error:
                 if self.captures and torch.cuda.is_current_stream_capturing():
                     raise  # that is the capture's failure
                 self._reasons[name] = f"not compilable: {reason_of(error)}"
-                return function(*args, **kwargs)
+                return function(*args)
 
         return call
 
@@ -199,6 +229,7 @@ class Preparer:
             What to call from now on.
         """
         started = time.perf_counter()
+        self._compiled_here.clear()
         with _many_shapes(self.backend == "inductor"):
             work()  # allocates its results, compiles
             run, failure = (work, "")
@@ -211,12 +242,17 @@ class Preparer:
                     self._begin_anew()
         parts = name.split(",")[0].split(" + ")
         failures = [r for p, r in self._reasons.items() if p.removeprefix("experts.") in parts]
-        how = ["inductor"] if self.backend == "inductor" and not failures else []
+        how = [self._compiler()] if self.backend == "inductor" and not failures else []
+        if self.find and self._compiled_here:
+            failures.append(f"not in the artefact: {', '.join(sorted(self._compiled_here))}")
         how += ["CUDA graph"] if run is not work else []
         reason = "; ".join(filter(None, [*failures, failure]))
         seconds = time.perf_counter() - started
         self.pieces.append(Piece(name, ", ".join(how) or "eager", seconds, reason))
         return run
+
+    def _compiler(self) -> str:
+        return "inductor" if self.find is None or self._compiled_here else "artefact"
 
     def _captured(self, work: Work) -> Work:
         benchmark = torch.backends.cudnn.benchmark

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from codmoe.compiled.artefact import Artefact, read_manifest
 from codmoe.compiled.buffers import (
     Buffers,
     decision_of,
@@ -18,7 +20,7 @@ from codmoe.compiled.buffers import (
 )
 from codmoe.compiled.copies import DTYPES, PartCopies
 from codmoe.compiled.graphs import Piece, Preparer, settle_backend
-from codmoe.messages import suggest
+from codmoe.messages import note, suggest
 from codmoe.models.dispatch import padded_to
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.structures import ExpertOutput, RoutingDecision
@@ -50,14 +52,19 @@ class CompiledMoE:
         backend: ``"cudagraph"`` captures eager code, ``"inductor"`` compiles and, on a GPU,
             captures; ``"eager"`` does neither. ``"auto"``: cudagraph on a GPU, eager on the CPU.
         batches: Batch sizes that are prepared; others are padded, larger ones cut. ``"eager"`` pads
-            nothing, and knows the largest alone.
-        groups: Sizes of groups that are prepared; the batch size itself always is.
-        memory_format: ``"channels_last"`` or ``"contiguous"``.
+            nothing, and knows the largest alone. The artefact's, or 1, 2, 4, 8, 16.
+        groups: Sizes of groups that are prepared; the batch size itself always is. The artefact's,
+            or a dozen.
+        memory_format: ``"channels_last"`` or ``"contiguous"``. The artefact's, or the first.
         max_sizes: Image sizes that are prepared. Images of further ones run through the model.
         overlap: On a GPU, work that does not depend on each other runs on streams side by side: the
             experts of a single image, and the image scales of one expert.
+        artefact: Folder of ``codmoe export --format compiled``, which holds pieces that were
+            compiled before, in its precision and layout. If it does not fit, or is not this user's,
+            :attr:`reason` says why, and pieces are compiled here.
 
     Raises:
+        FileNotFoundError: The artefact is not there.
         ValueError: An argument is unknown.
     """
 
@@ -67,12 +74,25 @@ class CompiledMoE:
         *,
         dtype: str = "auto",
         backend: str = "auto",
-        batches: Sequence[int] = BATCHES,
-        groups: Sequence[int] = GROUPS,
-        memory_format: str = "channels_last",
+        batches: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
+        memory_format: str | None = None,
         max_sizes: int = 4,
         overlap: bool = True,
+        artefact: str | Path | None = None,
     ):
+        if artefact is not None:
+            made, _ = read_manifest(artefact)
+            batches = made["batches"] if batches is None else batches
+            groups = made["groups"] if groups is None else groups
+            dtype = made["made"]["precision"] if dtype == "auto" else dtype
+            memory_format = memory_format or made["made"]["layout"]
+            if backend not in ("auto", "inductor"):
+                raise ValueError(f"backend={backend!r} runs no artefact; leave one of both out")
+            backend = "inductor"
+        batches = BATCHES if batches is None else batches
+        groups = GROUPS if groups is None else groups
+        memory_format = memory_format or "channels_last"
         if not batches or min(*batches, *groups, 1) < 1:
             raise ValueError(f"batches={batches}, groups={groups}: give sizes of 1 or more")
         self.model, self.max_sizes = model, max_sizes
@@ -80,13 +100,21 @@ class CompiledMoE:
         self.copies = PartCopies(model, dtype, memory_format)
         self.device = self.copies.device
         self.backend, self.reason = settle_backend(backend, self.device)
+        self.artefact: Artefact | None = None
         self.usable = reads_whole_maps(model.combiner)
         if not self.usable:
             self.reason = (
                 f"{type(model.combiner).__name__} has a forward of its own, and reads more than "
                 "maps at full size: the model runs as it is"
             )
-        self.prepare = Preparer(self.device, self.backend)
+        find = None
+        if artefact is not None:
+            self.artefact = Artefact(artefact, self.copies)
+            find = None if self.artefact.refused else self.artefact.find
+            if self.artefact.refused:
+                self.reason = self.artefact.refused
+                note(self.reason)
+        self.prepare = Preparer(self.device, self.backend, find)
         if self.prepare.backend == "eager":  # padding takes as long as images
             batches = groups = range(1, max(batches) + 1)
         self.batches, self.groups = sorted(set(batches)), sorted(set(groups))
@@ -109,6 +137,8 @@ class CompiledMoE:
             f"{self.device}; pieces: {counts or 'none yet'}, prepared in {seconds:.1f} s"
         ]
         lines += [self.reason] if self.reason else []
+        failures = self.artefact.failures if self.artefact else {}
+        lines += [f"artefact: {name} cannot be loaded: {why}" for name, why in failures.items()]
         return "\n".join(lines + [str(piece) for piece in self.pieces if piece.reason])
 
     def __call__(self, images: Tensor, *, names: Sequence[str] | None = None) -> Tensor:
@@ -272,7 +302,7 @@ def attach_prepared(
     for key in options:
         if key not in known:
             raise ValueError(f"compile: no key {key!r}; {suggest(key, known)}")
-    if batch_size is not None:
+    if batch_size is not None and options.get("artefact") is None:
         smaller = [batch for batch in BATCHES if batch < batch_size]
         options = {"batches": (*smaller, batch_size), **options}
     return CompiledMoE(model, **options).attach()

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from timm.layers import fast_norm
 from torch import Tensor, nn
 
+from codmoe.compiled.graphs import keep_compiled
 from codmoe.messages import suggest
 from codmoe.models.experts.ujsc import ConfidenceEstimator
 from codmoe.models.losses.segmentation import WeightedBCEAndIoU
@@ -109,7 +110,10 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[s
         Names of the parts, e.g. ``"experts.sinet"``.
     """
     mode, names = (options or {}).get("mode"), []
-    for part in (part for part in PARTS if (options or {}).get(part)):
+    chosen = [part for part in PARTS if (options or {}).get(part)]
+    if chosen:
+        keep_compiled()
+    for part in chosen:
         for name, region in _regions(model, part):
             names.append(name)
             scored = part == "router"

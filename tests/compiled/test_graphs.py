@@ -1,6 +1,9 @@
 """Captures, on a stand-in for torch's 32 streams."""
 
 import gc
+import getpass
+import os
+import tempfile
 import weakref
 from contextlib import contextmanager, nullcontext
 
@@ -98,3 +101,24 @@ def test_the_graph_of_a_broken_capture_stays_with_its_stream(monkeypatch):
     del preparer
     gc.collect()
     assert [graph() is not None for graph in graphs] == [True, False, True]
+
+
+def test_what_torch_compiles_lies_in_the_users_cache_unless_they_say_otherwise(
+    tmp_path, monkeypatch
+):
+    variable, own = "TORCHINDUCTOR_CACHE_DIR", tmp_path / "codmoe" / "inductor"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for before in (None, f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"):
+        monkeypatch.delenv(variable, raising=False)
+        if before:
+            monkeypatch.setenv(variable, before)
+        graphs.keep_compiled()
+        assert os.environ[variable] == str(own)
+    for named in ("/scratch/mine", "/tmp/other/torchinductor_me"):
+        monkeypatch.setenv(variable, named)
+        graphs.keep_compiled()
+        assert os.environ[variable] == named
+    own.parent.chmod(0o777)
+    monkeypatch.delenv(variable)
+    graphs.keep_compiled()
+    assert variable not in os.environ, "others could write there"

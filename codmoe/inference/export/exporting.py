@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, cast
@@ -19,19 +19,20 @@ from codmoe import __version__
 from codmoe.datasets.synthetic import KINDS, generate
 from codmoe.engine.config import size_of
 from codmoe.files import new_folder
+from codmoe.inference.export import compiled_pieces, onnx_graphs, onnx_runner
 from codmoe.inference.export import int8 as int8_graphs
-from codmoe.inference.export import onnx_graphs, onnx_runner
 from codmoe.inference.export.onnx_graphs import WholeGraph
 from codmoe.inference.export.replacements import for_onnx
 from codmoe.inference.inferencer import to_input
 from codmoe.inference.inputs import check_readable, collect
 from codmoe.inference.zoo import create_model
+from codmoe.machine import check_device
 from codmoe.models.hub import WEIGHTS
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.models.routers.evidence import EvidenceRouter
 from codmoe.shipped import is_shipped, list_configs, shipped_weights
 
-FORMATS = ("onnx", "onnx-sparse", "torch-export", "safetensors")
+FORMATS = ("onnx", "onnx-sparse", "torch-export", "safetensors", "compiled")
 PROGRAM = "model.pt2"
 IMAGES, IMAGES_INT8 = 5, 32
 TOLERANCE = 1e-4
@@ -48,13 +49,17 @@ def export(
     check: bool = True,
     images: Any = None,
     int8: bool = False,
+    batches: Sequence[int] | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
 ) -> dict[str, float]:
     """Write a model in another format, whole and compared, or not at all.
 
     Args:
         model: Stays as it is.
         out: Folder; is made, and must not hold anything yet.
-        format: ``"onnx"``, ``"onnx-sparse"``, ``"torch-export"`` or ``"safetensors"``.
+        format: ``"onnx"``, ``"onnx-sparse"``, ``"torch-export"``, ``"safetensors"`` or
+            ``"compiled"``, for :class:`CompiledMoE` on this machine.
         size: Side, or height and width, of the images that the graphs take; a multiple of the
             backbone's divisor. Default: what the model's config tests at, or 448. Of no meaning for
             ``"safetensors"``, whose model takes any size, but for the comparison.
@@ -62,6 +67,9 @@ def export(
         images: What :class:`Inferencer` takes; None for five synthetic images, or 32 with ``int8``.
         int8: Of the ONNX formats: 8-bit integers in convolutions and matrix products, whose ranges
             every second image settles; the others are compared. Give images of your own kind.
+        batches: Of ``"compiled"`` alone: numbers of images at a time; 1 by default.
+        dtype: Likewise: precision, as of :class:`CompiledMoE`.
+        device: Likewise: where it is to run; the first GPU if there is one.
 
     Returns:
         Largest differences of the comparison by name (see :func:`compare`), or with ``int8`` how
@@ -75,6 +83,12 @@ def export(
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is unknown; use one of {', '.join(FORMATS)}")
     height, width = _size(model, size)
+    own = dict(batches=batches, dtype=dtype, device=device)
+    given = [name for name, value in own.items() if value is not None]
+    if given and format != "compiled":
+        raise ValueError(f"{given[0]} is of format='compiled' alone; leave it out")
+    if batches is not None and (not batches or min(batches) < 1):
+        raise ValueError(f"batches={list(batches)}: give numbers of images, 1 or more")
     if format.startswith("onnx"):
         onnx_graphs.require_onnx()
     elif int8:
@@ -82,6 +96,15 @@ def export(
     count = IMAGES_INT8 if int8 else IMAGES
     batch = _batch(images, (height, width), count) if check or int8 else None
     with new_folder(Path(out).expanduser().resolve()) as folder:
+        if format == "compiled":
+            where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            check_device(where)
+            model = copy.deepcopy(model).to(where).eval()
+            options: dict[str, Any] = dict(batches=batches or (1,), dtype=dtype or "auto")
+            tolerance = compiled_pieces.write(model, folder, (height, width), **options)
+            if batch is None:
+                return {}
+            return compare(model, compiled_pieces.load(model, folder), batch, tolerance)
         found = _WRITERS[format](model, (height, width), folder)
         if format != "safetensors":
             found |= dict(format=format, size=[height, width])
