@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.parity import as_if_trained, pictures
 from benchmarks.step_timing import measure
+from codmoe.compiled.prepared import CompiledMoE
 from codmoe.console import TextTable
 from codmoe.engine.config import load_config, parse_options
 from codmoe.engine.ddp import leave_cpu_process_group
@@ -27,12 +29,13 @@ from codmoe.inference.inferencer import Inferencer
 from codmoe.inference.zoo import create_model
 
 ROOT = Path(__file__).resolve().parents[1]
+ARTEFACT = "preparation, artefact"
 ROWS = {
     "preparation, first": ("prepare", "prepare"),
     "export of the artefact": ("export", "export"),
     "training, first": ("train", "train"),
     "preparation, torch's cache": ("prepare", "prepare"),
-    "preparation, artefact": ("prepare", "export"),
+    ARTEFACT: ("prepare", "export"),
     "training, second": ("train", "train"),
 }
 """What is measured in a process of its own, and whose caches it has; the first three have none."""
@@ -51,15 +54,29 @@ def _prepare(spec: Spec) -> dict[str, Any]:
     begun = time.perf_counter()
     prepared.warm_up([1], size)
     seconds = time.perf_counter() - begun
+    process = time.time() - spec["started"]
     pieces = dict(Counter(piece.how for piece in prepared.pieces))
-    return dict(seconds=seconds, pieces=pieces, report=prepared.report.splitlines())
+    found = dict(seconds=seconds, process=process, pieces=pieces)
+    return found | dict(
+        report=prepared.report.splitlines(), differences=_differences(prepared, size)
+    )
+
+
+def _differences(prepared: CompiledMoE, size: int) -> dict[str, float]:
+    """Of probabilities from those of the same copies run uncompiled, once weights have changed."""
+    model, images = prepared.model, pictures(4, size, prepared.device)
+    as_if_trained(model, size)
+    plain = CompiledMoE(model, dtype=prepared.copies.dtype, backend="eager")
+    apart = (prepared(images).sigmoid() - plain(images).sigmoid()).abs()
+    return dict(max=apart.max().item(), mean=apart.mean().item())
 
 
 def _export(spec: Spec) -> dict[str, Any]:
-    begun, options = time.perf_counter(), dict(device=spec["device"], dtype=spec["dtype"])
+    begun = time.perf_counter()
+    options: dict[str, Any] = dict(device=spec["device"], dtype=spec["dtype"], check=False)
     model = model_for_export(spec["config"])
-    found = export(model, spec["out"], format="compiled", size=spec["size"], **options)
-    return dict(seconds=time.perf_counter() - begun, differences=found)
+    export(model, spec["out"], format="compiled", size=spec["size"], **options)
+    return dict(seconds=time.perf_counter() - begun)
 
 
 def _train(spec: Spec) -> dict[str, Any]:
@@ -113,8 +130,9 @@ def startup(
         json_file: Where the figures go.
 
     Returns:
-        ``rows`` by name: ``seconds`` of the work, ``process`` from the start of the process to its
-        end, or to the end of the first step; or ``error``.
+        ``rows`` by name: ``seconds`` of the work, ``process`` from the start of the process to the
+        end of that, ``differences`` of what was prepared from the same run uncompiled; or
+        ``error``.
 
     Raises:
         FileNotFoundError, ValueError: The config is missing or has faults, or no row is named.
@@ -133,10 +151,15 @@ def startup(
             for row in COLD:
                 if row in runs:
                     runs[row].start()
-        for row, run in runs.items():
-            found[row] = run.result()
-            said = found[row].get("error") or f"{found[row]['seconds']:.1f} s"
-            print(f"{row}: {said}", flush=True)
+        try:
+            for row, run in runs.items():
+                found[row] = run.result()
+                said = found[row].get("error") or f"{found[row]['seconds']:.1f} s"
+                print(f"{row}: {said}", flush=True)
+        finally:
+            for run in runs.values():
+                if run.process is not None and run.process.poll() is None:
+                    run.process.kill()
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
     result = dict(config=config, size=size, device=name, torch=str(torch.__version__), rows=found)
     result |= dict(together=together, load=os.getloadavg()[0])
@@ -151,17 +174,16 @@ class _Run:
 
     def __init__(self, row: str, spec: Spec, folder: Path, timeout: float):
         kind, cache = ROWS[row]
-        self.timeout, self.process = timeout, None
+        self.timeout = timeout
+        self.process: subprocess.Popen | None = None
         place = folder / row.replace(" ", "_").replace(",", "")
         place.mkdir()
-        own = dict(kind=kind, artefact=spec["out"] if row.endswith("artefact") else None)
+        own = dict(kind=kind, artefact=spec["out"] if row == ARTEFACT else None)
         self.spec = dict(spec, result=str(place / "result.json"), **own)
-        if kind == "export":
-            self.spec["artefact"] = None
         self.file, self.log = place / "spec.json", place / "log"
         self.environment = dict(os.environ, XDG_CACHE_HOME=str(folder / f"cache_{cache}"))
         self.environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
-        if row.endswith("artefact"):  # not what torch itself kept of its making
+        if row == ARTEFACT:  # not what torch itself kept of its making
             self.environment["TORCHINDUCTOR_CACHE_DIR"] = str(place / "empty")
 
     def start(self) -> subprocess.Popen:
@@ -210,8 +232,15 @@ def _tell(result: Mapping[str, Any]) -> None:
     title = f"{result['config']}, {result['size']} px, {result['device']}, torch {result['torch']}"
     notes = [
         "seconds: of the preparation for one image on every route, or of the first training step",
-        "process: from its start, torch's import included, to its end or that of the first step",
+        "process: from its start, torch's import included, to the end of that",
     ]
+    for name, row in result["rows"].items():
+        if "differences" in row:
+            apart = row["differences"]
+            notes.append(
+                f"{name}: a probability differs by {apart['max']:.1e} at most, {apart['mean']:.1e} "
+                "in the mean, from the same uncompiled"
+            )
     if result["together"]:
         notes.append("the first three ran at once, and took longer for it")
     TextTable(["", "seconds", "process", "how"], rows, (0, 3), title, notes).print()

@@ -19,6 +19,7 @@ def test_the_rows_are_of_the_prepared_model_and_of_a_first_step(tmp_path, monkey
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     found = startup._prepare(spec_of(tmp_path))
     assert found["pieces"] == {"inductor": 4} and found["seconds"] > 0
+    assert found["process"] > 5 and found["differences"]["max"] < 1e-4
     monkeypatch.setattr(compiling, "compile_beforehand", lambda *_: {})  # in processes
     found = startup._train(spec_of(tmp_path))
     assert found["process"] > 5 + found["seconds"] > 5 and found["precision"] == "float32"
