@@ -223,7 +223,10 @@ def test_modes_asked_for_wrongly_are_told(tmp_path, launched):
 
 
 def test_a_run_tells_its_start_and_its_first_gradients(tmp_path):
-    spec = dict(config=str(write_config(tmp_path, 1, ONE_EXPERT)), options={}, data="synthetic")
+    # Its images are not on this machine.
+    away = dict(_delete_=True, type="COD10K", data_root=str(tmp_path / "away"), subset="Train")
+    config = write_config(tmp_path, 1, ONE_EXPERT, dict(train_dataloader=dict(dataset=away)))
+    spec = dict(config=str(config), options={}, data="synthetic")
     spec |= dict(steps=1, warmup=1, size=64, started=time.time())
     figures = [measure(dict(spec, work_dir=str(tmp_path / name)), "none") for name in "ab"]
     assert 0 < figures[0]["start_seconds"] < time.time() - spec["started"]

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from miniature import build, write_config
+from timm.layers import DropPath
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -293,3 +294,40 @@ def test_a_process_says_why_it_failed(cache, said, monkeypatch):
     pieces = pieces_of(parts, lambda: model.backbone([torch.randn(5, 8)]))
     compile_beforehand(parts, pieces)
     assert "cannot be given to a process" in said[-2]
+
+
+def loss_of(model, device, half):
+    """Of one step on images that are always the same."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 64, 64, generator=generator).to(device)
+    targets = torch.zeros(4, 1, 64, 64, device=device)
+    targets[..., 10:40, 20:50] = 1
+    with torch.autocast(device, torch.bfloat16, enabled=half):
+        return model.parse_losses(model(images, targets=targets, mode="loss"))[0]
+
+
+def gradients(model, device, half):
+    """Of that step, as one vector."""
+    model.zero_grad()
+    loss_of(model, device, half).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes minutes on a CPU")
+def test_on_a_gpu_gradients_are_as_near_to_float32_as_eager_ones(tmp_path, cache, said):
+    torch.manual_seed(0)
+    still = dict(init_from=None, model=dict(router=dict(noise=0.0)))
+    model = build(load_config(write_config(tmp_path, 3, still))).train().cuda()
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    exact = gradients(copy.deepcopy(model), "cuda", False)
+    eager = gradients(copy.deepcopy(model), "cuda", True)
+    compile_parts(model, {**ALL, **LOSSES})
+    parts = compiled_parts(model)
+    pieces = pieces_of(parts, lambda: loss_of(model, "cuda", True), batch=4)
+    compile_beforehand(parts, pieces)
+    compiled = gradients(model, "cuda", True)
+    assert not [line for line in said if "uncompiled" in line]
+    assert counters["aot_autograd"]["autograd_cache_miss"] == 0
+    assert (compiled - exact).norm() < 1.5 * (eager - exact).norm() + 1e-3 * exact.norm()
