@@ -84,8 +84,13 @@ class CODRunner(Runner):
 
     def build_logger(self, *args, **kwargs):
         """mmengine's, with a terminal for people; a file's name that is no UTF-8 does not end in a
-        traceback of the log.
+        traceback of the log. The first thing that needs the run's name: two runs of one process
+        that begin in one second would share it, and with it iterations and checkpoints to delete.
         """
+        name, number = self._experiment_name, 1
+        while MessageHub.check_instance_created(self._experiment_name):
+            number += 1
+            self._experiment_name = f"{name}_{number}"
         logger = super().build_logger(*args, **kwargs)
         settle_terminal(logger)
         for handler in logger.handlers:

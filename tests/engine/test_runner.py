@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks.kills import settings
 from codmoe.datasets.cache import SampleCache
+from codmoe.engine.hooks.progress import stage_name
 from codmoe.engine.launch import train
 from codmoe.engine.runner import CODRunner, DeferredMessageHub
 from codmoe.trust import read_pickle
@@ -80,6 +81,19 @@ def test_a_training_logs_what_it_logs_with_mmengines_hub(tmp_path, monkeypatch):
     plain, theirs = logged("plain")
     assert type(plain.message_hub) is MessageHub
     assert ours == theirs and len(ours) == 2 and "grad_norm" in ours[0]
+
+
+def test_runs_of_one_second_are_two(tmp_path, monkeypatch):
+    """They had one hub: the second began at the first one's end, and deleted its checkpoints."""
+    config = write_config(tmp_path, 1, ONE_EXPERT)
+    monkeypatch.setattr("time.strftime", lambda *_: "20300101_000000")
+    runs = [train(prepared(config, tmp_path / name)) for name in ("a", "b")]
+    assert all((tmp_path / name / "epoch_1.pth").is_file() for name in ("a", "b"))
+    assert runs[0].message_hub is not runs[1].message_hub
+    for run in runs:
+        assert stage_name(run) == "experts_joint"
+        run._hooks.clear()
+        assert stage_name(run) == config.stem
 
 
 def test_a_run_goes_on_with_the_decays_that_it_began_with(tmp_path):

@@ -171,7 +171,7 @@ def best_hook(runner) -> BestWeightsHook | None:
 def stage_name(runner) -> str:
     """The name under which a run keeps its best weights; else that of its config."""
     best = best_hook(runner)
-    return best.name if best else runner.experiment_name.removesuffix(f"_{runner.timestamp}")
+    return best.name if best else runner.experiment_name.partition(f"_{runner.timestamp}")[0]
 
 
 def duration(seconds: float) -> str:

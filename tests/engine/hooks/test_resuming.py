@@ -17,7 +17,6 @@ from miniature import (
 )
 from mmengine.hooks import CheckpointHook as Theirs
 from mmengine.hooks import EarlyStoppingHook
-from mmengine.logging import MessageHub
 from torch.multiprocessing import ProcessExitedException
 
 from benchmarks.kills import differences, left, settings
@@ -62,8 +61,6 @@ def go_on(config, work):
     """The training that is cut off, and its end."""
     with pytest.raises(Interrupt):
         train(prepared(config, work))
-    # That of another process: runs of one second have one name, and mmengine one hub for a name.
-    MessageHub._instance_dict.clear()
     return train(prepared(config, work, resume=True))
 
 
