@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import pairwise
@@ -55,6 +56,7 @@ class PartCopies:
         self.sources = _parts_of(model)
         self.modules = {name: self._copy(name, part) for name, part in self.sources.items()}
         self.watch = ChangeWatch(*self.sources.values())
+        self.made_of = self._made_of()
 
     def parts(self, prepare: Preparer, overlap: bool) -> Parts:
         """What :class:`Buffers` call, compiled if ``prepare`` compiles."""
@@ -92,6 +94,31 @@ class PartCopies:
         self.watch.changed()
         for name, part in self.sources.items():
             overwrite(self.modules[name], self._copy(name, part))
+
+    def _made_of(self) -> list[Any]:
+        """Modules, tensors, attributes and hooks of the model's parts as they are now."""
+        found: list[Any] = []
+        for part in _parts_of(self.model).values():
+            for module in part.modules():
+                for value in vars(module).values():
+                    found += value.values() if isinstance(value, dict) else [value]
+        return found
+
+    def changed(self) -> bool:
+        """Whether more than the values of tensors is another than when the model was copied."""
+        now, before = self._made_of(), self.made_of
+        same = len(now) == len(before) and all(map(operator.is_, now, before))
+        return not same or next(self.model.parameters()).device != self.device
+
+    def accept(self) -> None:
+        """Count the model as it is now as unchanged."""
+        self.made_of, self.device = self._made_of(), next(self.model.parameters()).device
+
+    @property
+    def hooked(self) -> bool:
+        """Whether modules of the model have hooks, which copies would not call as it does."""
+        modules = (m for part in _parts_of(self.model).values() for m in part.modules())
+        return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
     def check(self) -> None:
         """Raises:

@@ -248,6 +248,7 @@ class Preparer:
         how += ["CUDA graph"] if run is not work else []
         reason = "; ".join(filter(None, [*failures, failure]))
         seconds = time.perf_counter() - started
+        self.pieces = [piece for piece in self.pieces if piece.name != name]
         self.pieces.append(Piece(name, ", ".join(how) or "eager", seconds, reason))
         return run
 

@@ -19,7 +19,7 @@ from codmoe.compiled.buffers import (
     tensors_of_decision,
 )
 from codmoe.compiled.copies import DTYPES, PartCopies
-from codmoe.compiled.graphs import Piece, Preparer, settle_backend
+from codmoe.compiled.graphs import Piece, Preparer, reason_of, settle_backend
 from codmoe.messages import note, suggest
 from codmoe.models.dispatch import padded_to
 from codmoe.models.moe import ModelLevelMoE
@@ -43,7 +43,9 @@ class CompiledMoE:
     the router's convolutions, which are computed in ``dtype``; batch norm is folded into
     convolutions. Weights are copies: they follow the model's when these are written
     (load_state_dict, an optimiser's step; not what is written through ``.data``: then call
-    :meth:`refresh`). Threads wait for each other; use one CUDA stream.
+    :meth:`refresh`). ``"eager"`` follows other changes, too: where parts, submodules, attributes or
+    ``top_k`` were replaced the model is copied anew, and one whose modules have hooks runs as it
+    is. Threads wait for each other; use one CUDA stream.
 
     Args:
         model: The model; it is left as it is.
@@ -57,6 +59,7 @@ class CompiledMoE:
             or a dozen.
         memory_format: ``"channels_last"`` or ``"contiguous"``. The artefact's, or the first.
         max_sizes: Image sizes that are prepared. Images of further ones run through the model.
+            ``"eager"`` takes any, and keeps buffers of the last alone.
         overlap: On a GPU, work that does not depend on each other runs on streams side by side: the
             experts of a single image, and the image scales of one expert.
         artefact: Folder of ``codmoe export --format compiled``, which holds pieces that were
@@ -101,12 +104,6 @@ class CompiledMoE:
         self.device = self.copies.device
         self.backend, self.reason = settle_backend(backend, self.device)
         self.artefact: Artefact | None = None
-        self.usable = reads_whole_maps(model.combiner)
-        if not self.usable:
-            self.reason = (
-                f"{type(model.combiner).__name__} has a forward of its own, and reads more than "
-                "maps at full size: the model runs as it is"
-            )
         find = None
         if artefact is not None:
             self.artefact = Artefact(artefact, self.copies)
@@ -119,7 +116,38 @@ class CompiledMoE:
             batches = groups = range(1, max(batches) + 1)
         self.batches, self.groups = sorted(set(batches)), sorted(set(groups))
         self.buffers: dict[tuple[int, int, int], Buffers] = {}
+        self.overlap = overlap
+        self.follows = self.prepare.backend == "eager"
         self.parts = self.copies.parts(self.prepare, overlap)
+        self.unusable = self._unusable()
+
+    def _unusable(self) -> str:
+        """Why the model runs as it is; empty if it does not."""
+        combiner = self.model.combiner
+        if not reads_whole_maps(combiner):
+            return (
+                f"{type(combiner).__name__} has a forward of its own, and reads more than maps at "
+                "full size: the model runs as it is"
+            )
+        if self.follows and self.copies.hooked:
+            return "modules of the model have hooks, which copies do not call: it runs as it is"
+        return ""
+
+    def _follow(self) -> None:
+        """Copy the model anew. Nothing that took time is lost where nothing was compiled."""
+        self.copies.accept()
+        self.device = self.copies.device
+        self.unusable = self._unusable()
+        if self.unusable:
+            return
+        try:
+            self.copies = PartCopies(self.model, self.copies.dtype, self.copies.memory_format)
+        except Exception as error:  # whatever a module cannot be copied for
+            self.follows = False
+            self.unusable = f"the model cannot be copied ({reason_of(error)}) and runs as it is"
+            return
+        self.parts = self.copies.parts(self.prepare, self.overlap)
+        self.buffers.clear()
 
     @property
     def pieces(self) -> list[Piece]:
@@ -136,7 +164,7 @@ class CompiledMoE:
             f"prepared model: {self.backend}, {self.copies.dtype}, {self.copies.memory_format}, "
             f"{self.device}; pieces: {counts or 'none yet'}, prepared in {seconds:.1f} s"
         ]
-        lines += [self.reason] if self.reason else []
+        lines += filter(None, [self.reason, self.unusable])
         failures = self.artefact.failures if self.artefact else {}
         lines += [f"artefact: {name} cannot be loaded: {why}" for name, why in failures.items()]
         return "\n".join(lines + [str(piece) for piece in self.pieces if piece.reason])
@@ -163,10 +191,17 @@ class CompiledMoE:
         Raises:
             ValueError: The images are none, lie elsewhere, or parts of the model were replaced.
         """
-        self._check(images, names)
+        with self.lock:
+            if self.follows and self.copies.changed():
+                self._follow()
+            self._check(images, names)
+            return self._mixture(images, dense, names)
+
+    def _mixture(
+        self, images: Tensor, dense: bool, names: Sequence[str] | None
+    ) -> tuple[Tensor, RoutingDecision, dict[str, ExpertOutput]]:
         height, width = images.shape[-2:]
-        off = torch.autocast(self.device.type, enabled=False)
-        with self.lock, torch.inference_mode(), off:
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             padded = padded_to(images, self.model.backbone.size_divisor)
             if not self._prepares(padded):
                 return self._as_it_is(images, dense, names)
@@ -242,12 +277,14 @@ class CompiledMoE:
     def _prepares(self, padded: Tensor) -> bool:
         size = tuple(padded.shape[-2:])
         known = {key[1:] for key in self.buffers}
-        return self.usable and (size in known or len(known) < self.max_sizes)
+        return not self.unusable and (self.follows or size in known or len(known) < self.max_sizes)
 
     def _buffers_for(self, images: Tensor) -> Buffers:
         batch = next(batch for batch in self.batches if batch >= len(images))
         key = (batch, *images.shape[-2:])
         if key not in self.buffers:
+            if self.follows:  # nothing in them took time, and they are as large as a step
+                self.buffers.clear()
             self.buffers[key] = Buffers(
                 self.parts, self.prepare, batch, key[1:], self.groups, self.device
             )
@@ -271,7 +308,8 @@ class CompiledMoE:
             raise ValueError(f"images of shape {tuple(images.shape)} are not (N, 3, H, W), N ≥ 1")
         if images.device.type != self.device.type:
             raise ValueError(f"images on {images.device}, the model on {self.device}: move them")
-        self.copies.check()
+        if not self.unusable:
+            self.copies.check()
         for name in names or ():
             if name not in self.model.experts:
                 raise ValueError(f"names: no expert {name!r}; {suggest(name, self.model.experts)}")

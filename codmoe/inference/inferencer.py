@@ -8,7 +8,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -63,7 +63,8 @@ class Inferencer:
         compile: Prepare the model for speed (:class:`CompiledMoE`): True, a backend
             (``"cudagraph"``, ``"inductor"``, ``"eager"``) or a dict of its arguments, e.g.
             ``dict(dtype="fp16")``. It is then :attr:`prepared`. By default on a CPU alone, where
-            it takes a moment: batch norms folded, and channels last. False: never.
+            it takes a moment: batch norms folded, and channels last. Weights that are written
+            through ``.data`` then need :meth:`CompiledMoE.refresh`. False: never.
         trust_code: Let the checkpoint's config import modules; see :func:`create_model`.
         tile: Larger images are predicted in overlapping squares of so many of their pixels, which
             are each resized as an image is, and as a whole; the mean of both logits
@@ -121,7 +122,10 @@ class Inferencer:
         self.batch_size, self.tile = batch_size, tile
         self.prepared: CompiledMoE | None = None
         if compile is None:
-            compile = self.device.type == "cpu"
+            compile = False
+            if self.device.type == "cpu":
+                with suppress(Exception):  # a model that cannot be copied runs as it is
+                    self.prepared = attach_prepared(self.model, True, batch_size)
         if compile is not False:
             self.prepared = attach_prepared(self.model, compile, batch_size)
         self.views: AugmentedMoE | None = None

@@ -2,6 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
 from itertools import combinations
+from threading import Lock
 
 import pytest
 import torch
@@ -192,8 +193,75 @@ def test_a_prepared_model_follows_the_weights_and_refuses_other_parts(model, pre
     assert difference(before, expected) > 10 * TOLERANCE
     assert difference(prepared(images), expected) < TOLERANCE
     model.router = deepcopy(model.router)
-    with pytest.raises(ValueError, match="replaced"):
-        prepared(images)
+    if preparer == "recorded":
+        with pytest.raises(ValueError, match="replaced"):
+            prepared(images)
+
+
+def negate(model):
+    for module in model.experts.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight = torch.nn.Parameter(-module.weight.detach())
+
+
+def assign(model):
+    state = {k: 0.95 * v if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def without_norms(model):
+    for parent in list(model.experts.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.BatchNorm2d):
+                setattr(parent, name, torch.nn.Identity())
+
+
+def hook(model):
+    def less(module, inputs, output):
+        output.logits = output.logits - 1
+        return output
+
+    for expert in model.experts.values():
+        expert.register_forward_hook(less)
+
+
+CHANGES = {
+    "a tensor": negate,
+    "all tensors": assign,
+    "submodules": without_norms,
+    "hooks": hook,
+    "an attribute": lambda model: setattr(model.router, "shared", (0, 3)),
+    "top_k": lambda model: setattr(model.router, "top_k", 1),
+    "a part": lambda model: setattr(model, "combiner", Shifted(expert_names=model.expert_names)),
+    "what cannot be copied": lambda model: setattr(model.experts.sinet, "lock", Lock()),
+}
+
+
+class Shifted(ProbabilityCombiner):
+    def forward(self, outputs, decision, size):
+        return super().forward(outputs, decision, size) + 1
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_where_nothing_is_captured_it_follows_every_change(model, change):
+    model, images = deepcopy(model), torch.randn(2, 3, 64, 64)
+    prepared = CompiledMoE(model, **SMALL)
+    before = prepared(images)
+    CHANGES[change](model)
+    expected = eager(model, images)[0]
+    assert (change == "what cannot be copied") == (difference(before, expected) < TOLERANCE)
+    for _ in range(2):
+        assert difference(prepared(images), expected) < TOLERANCE
+
+
+def test_where_nothing_is_captured_any_size_is_prepared_and_the_last_kept(model):
+    prepared = CompiledMoE(model, batches=(4,), max_sizes=1)
+    for count, size in ((1, 64), (4, 64), (2, 96), (3, 32), (1, 64)):
+        images = torch.randn(count, 3, size, 64)
+        assert difference(prepared(images), eager(model, images)[0]) < TOLERANCE
+    assert len(prepared.buffers) == 1
+    names = [piece.name for piece in prepared.pieces]
+    assert len(names) == len(set(names)) and "backbone, 2 × 96 × 64" in names
 
 
 def test_an_attached_model_predicts_for_the_model(model, preparer):

@@ -48,8 +48,8 @@ def write(
     groups = [2**i for i in range(max(batches).bit_length()) if 2**i < max(batches)]
     settings: dict[str, Any] = dict(batches=list(batches), groups=groups or [1])
     prepared = CompiledMoE(model, dtype=dtype, backend="eager", **settings)
-    if not prepared.usable:
-        raise ValueError(f"this model is not prepared for speed: {prepared.reason}")
+    if prepared.unusable:
+        raise ValueError(f"this model is not prepared for speed: {prepared.unusable}")
     # Run uncompiled it pads nothing.
     prepared.batches, prepared.groups = sorted(set(batches)), settings["groups"]
     recorder = artefact.Recorder(prepared.device)
