@@ -162,8 +162,12 @@ def pieces_of(
         look, before = look_of(args, kwargs), saved
         piece = found.get((part.name, look))
         first = next(_tensors((args, kwargs)), None)
-        if piece is None and first is not None and batch in (None, len(first)):
-            piece = found[part.name, look] = _piece(part, args, kwargs, look, first.device)
+        fits = first is not None and not part.failed and batch in (None, len(first))
+        if piece is None and first is not None and fits:
+            try:
+                piece = found[part.name, look] = _piece(part, args, kwargs, look, first.device)
+            except Exception as error:  # a module may hold what cannot be copied
+                part.give_up(error)
         result = part.plain(*args, **kwargs)
         if piece is not None:
             piece.saved = max(piece.saved, saved - before)
@@ -248,6 +252,17 @@ def compile_beforehand(
         ``pieces``, ``compiled`` (here), ``processes``, ``seconds`` and ``not_kept``, pieces of
         which torch's cache keeps kernels alone.
     """
+    try:
+        return _compile_beforehand(parts, pieces, ranks)
+    except OSError as error:  # a cache folder of somebody else's, a full disk
+        for part in parts.values():
+            part.give_up(error)
+        return dict(pieces=len(pieces), compiled=0, processes=0, seconds=0.0, not_kept=[])
+
+
+def _compile_beforehand(
+    parts: Mapping[str, InTraining], pieces: Sequence[Piece], ranks: int
+) -> dict[str, Any]:
     started = time.monotonic()
     folder = _marks()
     marks = [folder / piece.fingerprint() for piece in pieces]

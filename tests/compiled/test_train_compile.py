@@ -91,6 +91,11 @@ class Body(nn.Module):
         self.backbone = Small()
 
 
+def parts_of(model):
+    compile_parts(model, dict(backbone=True))
+    return compiled_parts(model)
+
+
 def step(model, count=4):
     images, targets = torch.randn(count, 3, 64, 64), torch.zeros(count, 1, 64, 64)
     targets[..., 10:40, 20:50] = 1
@@ -155,6 +160,22 @@ def test_losses_are_pieces_too(ensemble, eager):
     for one, two in zip(ensemble.parameters(), other.parameters(), strict=True):
         assert (one.grad is None) == (two.grad is None)
         assert one.grad is None or torch.equal(one.grad, two.grad)
+
+
+def test_what_cannot_be_copied_or_kept_runs_uncompiled_and_says_why(cache, said, children):
+    model, maps = Body().train(), torch.randn(2, 8)
+    model.backbone.last = 2 * model.backbone.layer.weight  # no leaf, as weight norms have it
+    parts = parts_of(model)
+    assert not pieces_of(parts, lambda: model.backbone([maps])), "nothing to compile"
+    assert parts["backbone"].failed and "backbone cannot be compiled" in said[-1]
+
+    model = Body().train()
+    parts = parts_of(model)
+    pieces = pieces_of(parts, lambda: model.backbone([maps]))
+    (cache / "codmoe").write_text("a file, as if of somebody else")
+    assert compile_beforehand(parts, pieces)["compiled"] == 0 and not children
+    assert parts["backbone"].failed and "FileExistsError" in said[-1]
+    assert model.backbone([maps])[0].requires_grad
 
 
 def test_marks_tell_pieces_apart(ensemble, eager):
