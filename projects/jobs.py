@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from codmoe.interruption import PARENT
+
 GRACE = 60.0
 """Seconds in which a job that is told to end may keep what it has."""
 
@@ -41,7 +43,9 @@ def run_jobs(
     began = time.time()
     running: list[tuple[Job, int, subprocess.Popen, float]] = []
     paths = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    environment = dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS="1")
+    # Commands of ours end once this process has gone.
+    own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", PARENT: str(os.getpid())}
+    environment = dict(os.environ, **own)
 
     def say(text: str) -> None:
         print(f"{time.time() - began:.0f} s: {text}", flush=True)

@@ -44,6 +44,8 @@ ATTRIBUTION = Path("data/open/coco/ATTRIBUTION.txt")
 PHOTOGRAPHS = ("Photos", "Cutouts", "Textures")
 PART = 15 * 2**20
 """Bytes of a part of a file that travels."""
+GRAPHS = ("train_graphs.backbone=True", "train_graphs.experts=True")
+"""Overrides of --fastest where CUDA graphs are."""
 KEPT = ("finished.json", "config.sha256")
 """What a work dir says of its stage."""
 
@@ -96,7 +98,7 @@ def train(
         configs: Stage 1, 2 and 3.
         options: ``key=value`` overrides for all stages.
     """
-    restore(work_dir, out, configs)
+    restore(work_dir, out, configs, options)
     run_stages(configs, work_dir=str(work_dir), options=options)
     cfg = load_config(configs[2])
     checkpoints = Path(cfg.checkpoint_dir)
@@ -135,14 +137,14 @@ def fastest(work_dir: Path, config: str = STAGES[0]) -> list[str]:
     print(", ".join(f"{name} {rate:.0f} images/s" for name, rate in rates.items()))
     # A capture takes seconds, in each stage.
     worth = rates.get("train_graphs", 0.0) > 1.1 * rates["as_configured"]
-    return ["train_graphs.backbone=True", "train_graphs.experts=True"] if worth else []
+    return list(GRAPHS) if worth else []
 
 
 def save(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
     """Write each stage that finished as parts, from which ``train`` goes on elsewhere. The machine
     may be lost: run it beside the training whenever something can be fetched.
     """
-    for stage in plan(configs, work_dir, []):
+    for stage in (*plan(configs, work_dir, []), *plan(configs, work_dir, GRAPHS)):
         folder = out / stage.work_dir.name
         if folder.is_dir() or not stage.is_finished():
             continue
@@ -153,9 +155,12 @@ def save(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
         print(f"{folder}: {stage.name}")
 
 
-def restore(work_dir: Path, out: Path, configs: Sequence[str]) -> None:
-    """Lay the stages of ``save`` where ``run_stages`` takes them for finished."""
-    for stage in plan(configs, work_dir, []):
+def restore(work_dir: Path, out: Path, configs: Sequence[str], options: Sequence[str] = ()) -> None:
+    """Lay the stages of ``save`` where ``run_stages`` takes them for finished, with CUDA graphs or
+    without: on another machine the other may be faster.
+    """
+    either = zip(*(plan(configs, work_dir, one) for one in ([], GRAPHS)), strict=True)
+    for stage, twins in zip(plan(configs, work_dir, options), either, strict=True):
         folder = out / stage.work_dir.name
         if folder.is_dir() and not stage.work_dir.is_dir():
             whole = joined(folder, "weights")
@@ -166,6 +171,8 @@ def restore(work_dir: Path, out: Path, configs: Sequence[str]) -> None:
             stage.work_dir.mkdir(parents=True)
             for name in KEPT:
                 shutil.copyfile(folder / name, stage.work_dir / name)
+            if any(twin.has_same_config() for twin in twins):
+                stage.mark.write_text(stage.fingerprint)
 
 
 def in_parts(content: bytes, out: Path, name: str) -> None:

@@ -1,5 +1,7 @@
 """Jobs of a study begin when their files are there, and are told to end in time."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -27,3 +29,30 @@ def test_at_the_limit_all_end(tmp_path):
     run_jobs([writes(tmp_path, "long", wait=60)], tmp_path, limit=1.0)
     assert time.time() - began < 30 and not (tmp_path / "long").exists()
     assert seconds_of(tmp_path, "long") == pytest.approx(1, abs=5)  # counts when it is run again
+
+
+def test_where_the_study_is_ended_its_jobs_end(tmp_path):
+    job = f"""
+import pathlib, time
+from codmoe.interruption import interruption
+with interruption.handled():
+    pathlib.Path({str(tmp_path / "began")!r}).touch()
+    time.sleep(60)
+"""
+    study = f"""
+from pathlib import Path
+from projects.jobs import Job, run_jobs
+run_jobs([Job("job", ["-c", {job!r}], Path("absent"))], Path({str(tmp_path)!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", study])
+    wait_until((tmp_path / "began").exists)
+    process.terminate()
+    process.wait(10)
+    wait_until(lambda: "interrupted by SIGTERM" in (tmp_path / "job.log").read_text())
+
+
+def wait_until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)

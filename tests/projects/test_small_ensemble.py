@@ -152,7 +152,10 @@ def test_from_weights_to_the_card(trained, tmp_path, monkeypatch, capsys):
     assert again["after"]["sets"]["CAMO"]["IoU"] == 0.125 and "before" in again
 
 
-def test_a_finished_stage_goes_on_on_another_machine(trained, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("here", "there"), [((), ()), (run.GRAPHS, ()), ((), run.GRAPHS)])
+def test_a_finished_stage_goes_on_on_another_machine(
+    trained, tmp_path, monkeypatch, capsys, here, there
+):
     config, best = trained
     (stage,) = plan([str(config)], tmp_path / "here", [])
     for name in ("here", "there"):
@@ -163,7 +166,7 @@ def test_a_finished_stage_goes_on_on_another_machine(trained, tmp_path, monkeypa
     for path in (*stage.sources, stage.weights):  # in this order: sources are older
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(best, path)
-    (stage,) = plan([str(config)], Path("work"), [])
+    (stage,) = plan([str(config)], Path("work"), here)
     stage.begin()
     (stage.work_dir / "finished.json").write_text(json.dumps(dict(run_id="run")))
     assert stage.is_finished()
@@ -172,10 +175,10 @@ def test_a_finished_stage_goes_on_on_another_machine(trained, tmp_path, monkeypa
     for path in stage.sources:
         path.parent.mkdir(parents=True)
         shutil.copyfile(best, path)
-    run.restore(Path("work"), tmp_path / "out", [str(config)])
-    (there,) = plan([str(config)], Path("work"), [])
-    assert there.is_finished()
-    ours, theirs = read_weights(best), read_weights(there.weights)
+    run.restore(Path("work"), tmp_path / "out", [str(config)], there)
+    (laid,) = plan([str(config)], Path("work"), there)
+    assert laid.is_finished()
+    ours, theirs = read_weights(best), read_weights(laid.weights)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():  # in half precision
         torch.testing.assert_close(theirs[key].float(), value.float(), atol=1e-3, rtol=1e-3)
