@@ -50,6 +50,7 @@ class CODRunner(Runner):
     """
 
     param_schedulers: Any
+    _experiment_name: str
     experts_before: dict[str, Any] | None = None
     """Figures of the experts before the first step, where :func:`check_assembly` took them."""
 
