@@ -28,7 +28,7 @@ class Job:
 
 def run_jobs(
     jobs: list[Job], logs: Path, *, gpus: int = 1, per_gpu: int = 2, limit: float = 1e9
-) -> None:
+) -> list[str]:
     """Run the jobs whose file is not there, until none is left or none can begin.
 
     Args:
@@ -37,6 +37,9 @@ def run_jobs(
         gpus: Number of GPUs.
         per_gpu: Jobs at a time on each.
         limit: Seconds after which all jobs are told to end.
+
+    Returns:
+        The names of the jobs whose file is still not there.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting = {job.name: job for job in jobs if not job.makes.exists()}
@@ -64,9 +67,6 @@ def run_jobs(
         ready = [j for j in waiting.values() if all(n.exists() and n not in busy for n in j.needs)]
         load = [sum(gpu == g for _, g, *_ in running) for gpu in range(gpus)]
         if time.time() - began > limit or not (ready or running):
-            left = [*waiting, *(job.name for job, *_ in running)]
-            if left:
-                say(f"left: {', '.join(left)}; logs: {logs}")
             for _, _, process, _ in running:
                 process.terminate()
             deadline = time.time() + GRACE
@@ -77,7 +77,7 @@ def run_jobs(
                     item[2].kill()
                     item[2].wait()
                 ended(*item)
-            return
+            break
         if not ready or min(load) >= per_gpu:
             time.sleep(0.5)
             continue
@@ -90,6 +90,10 @@ def run_jobs(
                 [sys.executable, *job.command], env=where, stdout=log, stderr=subprocess.STDOUT
             )
         running.append((job, gpu, process, time.time()))
+    left = [job.name for job in jobs if not job.makes.exists()]
+    if left:
+        say(f"left: {', '.join(left)}; logs: {logs}")
+    return left
 
 
 def note_time(logs: Path, job: Job, code: int | None, seconds: float, at_a_time: int) -> None:

@@ -37,11 +37,14 @@ OPTIONS = (
     TRUST_CODE,
     QUIET,
 )
+LOW_IOU = 0.9
+"""Below this an 8-bit model is no stand-in for its own."""
 
 
 def run(args) -> None:
     from codmoe.inference.export.exporting import export, model_for_export
     from codmoe.inference.inputs import check_readable, collect
+    from codmoe.messages import note
 
     size = args.size
     if size and len(size) > 2:
@@ -63,4 +66,6 @@ def run(args) -> None:
     )
     for name, value in found.items():
         print(f"{name:12} {value:.3g}" if isinstance(value, float) else f"{name:12} {value}")
+    if found.get("iou", 1.0) < LOW_IOU:
+        note("8 bit changes these masks much; give --images, some dozens of your own kind")
     print(f"wrote {args.out}")

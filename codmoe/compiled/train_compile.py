@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -267,7 +267,7 @@ def _compile_beforehand(
     folder = _marks()
     marks = [folder / piece.fingerprint() for piece in pieces]
     device = pieces[0].device.replace(":", "_") if pieces else ""
-    with FileLock(folder / f"{device}.lock"):
+    with _alone(folder / f"{device}.lock"):
         wanted = [i for i, mark in enumerate(marks) if not _done(mark)]
         most = max(min(len(wanted), available_cores() // ranks), 1)
         if wanted:
@@ -287,6 +287,7 @@ def _compile_beforehand(
     ]
     if pieces:
         earlier = len(pieces) - len(wanted)
+        wanted = [i for i in wanted if "error" not in told[i]]
         _log(
             f"{len(pieces)} pieces to train with: {len(wanted)} compiled now in {seconds:.0f} s, "
             f"{earlier} before, in {folder.parent}"
@@ -300,6 +301,15 @@ def _compile_beforehand(
         seconds=seconds,
         not_kept=not_kept,
     )
+
+
+def _alone(path: Path) -> AcquireReturnProxy:
+    """Waits for other trainings that compile for the same device, and says so."""
+    lock = FileLock(path)
+    with contextlib.suppress(Timeout):
+        return lock.acquire(timeout=2)
+    _log("another training compiles for this device; this one waits for it, minutes")
+    return lock.acquire()
 
 
 def _marks() -> Path:
@@ -337,6 +347,8 @@ class _Child:
         lines = self.out.read().decode(errors="replace").strip().splitlines()
         with contextlib.suppress(IndexError, ValueError):
             return json.loads(lines[-1])
+        if self.process.returncode == -9:
+            return dict(error="its process was killed; memory may be short")
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         return dict(
             error=f"exit code {self.process.returncode}: {lines[-1] if lines else ''}"[:300]

@@ -79,7 +79,8 @@ def main() -> None:
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     jobs = [j for seed in args.seeds for row in args.rows for j in jobs_of(row, seed, args)]
-    run_jobs(jobs, LOGS, gpus=args.gpus, per_gpu=args.per_gpu, limit=args.limit)
+    left = run_jobs(jobs, LOGS, gpus=args.gpus, per_gpu=args.per_gpu, limit=args.limit)
+    sys.exit(1 if left else 0)
 
 
 if __name__ == "__main__":

@@ -146,12 +146,19 @@ class Study:
                 found.append(Job(f"test_{row}", command, self.test(row), [self.finished(row)]))
         return found
 
-    def run(self, rows: Sequence[str], per_gpu: int, limit: float = 1e9, gpus: int = 1) -> None:
-        """Train, test, and write results; rows that were saved elsewhere are laid in place."""
+    def run(
+        self, rows: Sequence[str], per_gpu: int, limit: float = 1e9, gpus: int = 1
+    ) -> list[str]:
+        """Train, test, and write results; rows that were saved elsewhere are laid in place.
+
+        Returns:
+            The jobs that are left.
+        """
         for row in ROWS:
             self.restore(row)
-        run_jobs(self.jobs(rows), self.folder, gpus=gpus, per_gpu=per_gpu, limit=limit)
+        left = run_jobs(self.jobs(rows), self.folder, gpus=gpus, per_gpu=per_gpu, limit=limit)
         self.write()
+        return left
 
     def write(self) -> None:
         """Write the results of what was tested."""
@@ -232,7 +239,7 @@ def main() -> None:
         if args.step == "prepare":
             prepare(args.data, args.weights)
         elif args.step == "run":
-            study.run(args.rows, args.per_gpu, args.limit, args.gpus)
+            sys.exit(1 if study.run(args.rows, args.per_gpu, args.limit, args.gpus) else 0)
         elif args.step == "save":
             study.save(args.rows)
         elif args.step == "table":

@@ -17,16 +17,18 @@ def writes(folder, name, *needs, wait=0.0):
 def test_a_job_waits_for_its_files_and_what_is_there_is_left_out(tmp_path, capfd):
     (tmp_path / "there").touch()
     jobs = [writes(tmp_path, "last", "first", "there"), writes(tmp_path, "first")]
-    run_jobs([*jobs, writes(tmp_path, "there"), writes(tmp_path, "never", "x")], tmp_path / "logs")
+    jobs += [writes(tmp_path, "there"), writes(tmp_path, "never", "x")]
+    jobs += [Job("fails", ["-c", "1 / 0"], tmp_path / "fails")]
+    assert run_jobs(jobs, tmp_path / "logs") == ["never", "fails"]
     told = capfd.readouterr().out
     assert told.index("first on 0: 0") < told.index("last on 0: 0")
-    assert "there on" not in told and "left: never; logs: " in told
+    assert "there on" not in told and "left: never, fails; logs: " in told
     assert seconds_of(tmp_path / "logs", "first") > 0
 
 
 def test_at_the_limit_all_end(tmp_path):
     began = time.time()
-    run_jobs([writes(tmp_path, "long", wait=60)], tmp_path, limit=1.0)
+    assert run_jobs([writes(tmp_path, "long", wait=60)], tmp_path, limit=1.0) == ["long"]
     assert time.time() - began < 30 and not (tmp_path / "long").exists()
     assert seconds_of(tmp_path, "long") == pytest.approx(1, abs=5)  # counts when it is run again
 

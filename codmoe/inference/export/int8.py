@@ -32,7 +32,6 @@ def quantise(folder: Path, images: np.ndarray) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quant_pre_process, quantize_static
 
     runner = OnnxRunner(folder)
-    seen = [_inputs(runner, image[None]) for image in images]
     for key, entry in runner.manifest["files"].items():
         if key in FLOAT:
             continue
@@ -43,7 +42,7 @@ def quantise(folder: Path, images: np.ndarray) -> None:
             quantize_static(
                 float_path,
                 path,
-                _Reader([known[key] for known in seen]),
+                _Reader(_inputs(runner, key, image[None]) for image in images),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -53,21 +52,22 @@ def quantise(folder: Path, images: np.ndarray) -> None:
         os.remove(float_path)
 
 
-def _inputs(runner: OnnxRunner, image: np.ndarray) -> dict[str, Mapping[str, np.ndarray]]:
-    """What each graph but :data:`FLOAT` is given for an image, by the graph's key."""
-    known: dict[str, np.ndarray] = dict(images=image)
-    for key in ("pyramid", "scales"):
-        if key in runner.manifest["files"]:
-            known |= runner.run_graph(key, known)
-    entries = runner.manifest["files"].items()
-    return {k: {n: known[n] for n in e["inputs"]} for k, e in entries if k not in FLOAT}
+def _inputs(runner: OnnxRunner, key: str, image: np.ndarray) -> dict[str, np.ndarray]:
+    """What a graph is given for an image. Made for each graph anew: pyramids of thousands of images
+    are many gigabytes.
+    """
+    wanted, known = runner.manifest["files"][key]["inputs"], dict(images=image)
+    for before in ("pyramid", "scales"):
+        if not known.keys() >= set(wanted):
+            known |= runner.run_graph(before, known)
+    return {name: known[name] for name in wanted}
 
 
 class _Reader:
-    """onnxruntime's ``CalibrationDataReader`` of a list; it looks for the method alone."""
+    """onnxruntime's ``CalibrationDataReader``, of which it looks for the method alone."""
 
-    def __init__(self, inputs: list[Mapping[str, Any]]):
-        self.inputs: Iterator[Mapping[str, Any]] = iter(inputs)
+    def __init__(self, inputs: Iterator[Mapping[str, Any]]):
+        self.inputs = inputs
 
     def get_next(self) -> Mapping[str, Any] | None:
         return next(self.inputs, None)
