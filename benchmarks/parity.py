@@ -330,6 +330,7 @@ def piece_times(
 ) -> dict[str, float]:
     """Milliseconds of each piece for one batch size, each replayed by itself."""
     times = {}
+    prepared.warm_up([batch], size)  # whose pieces need not be kept
     for key, run in prepared.buffers[batch, size, size].pieces.items():
         call = warmed(_quiet(run), prepared.device, 2)
         sample = side_by_side({"x": call}, prepared.device, repeats=repeats)["x"]

@@ -22,7 +22,7 @@ def test_one_run_says_how_fast_how_equal_and_what_runs(tmp_path, monkeypatch, ca
     whats = {(row["batch"], row["route"], row["what"]) for row in result["speed"]}
     routes, kinds = ("router's choice", "pranet", "sinet"), ("eager", "prepared")
     assert {(b, r, w) for b in (1, 2) for r in routes for w in kinds} <= whats
-    assert {"backbone", "router", "combiner 1 True"} <= set(result["pieces_1"])
+    assert {"backbone", "router", "combiner 1 False"} <= set(result["pieces_1"])
 
 
 def test_a_further_backend_is_timed_and_compared_on_routes_of_equal_groups(tmp_path):

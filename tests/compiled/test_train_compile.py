@@ -1,7 +1,11 @@
 """Parts are compiled beforehand, in other processes, into a cache that the training reads."""
 
 import copy
+import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -276,28 +280,40 @@ def test_processes_are_bounded_by_cores_memory_and_the_device(monkeypatch):
     assert train_compile._threads(pieces) == [16, 8, 1]
 
 
-def test_the_training_reads_what_another_process_has_compiled(cache, said):
-    """The whole way, of a part that compiles in seconds: gradients, and hits of torch's cache."""
+HITS = """
+import copy, json
+import torch
+from test_train_compile import Body, compile_beforehand, compile_parts, compiled_parts, counters
+from test_train_compile import pieces_of
+
+torch.manual_seed(0)
+model = Body().train()
+other = copy.deepcopy(model)
+compile_parts(model, dict(backbone=True))
+parts = compiled_parts(model)
+x = torch.randn(4, 8)
+figures = compile_beforehand(parts, pieces_of(parts, lambda: model.backbone([x])))
+assert figures["compiled"] == 1 and not figures["not_kept"], figures
+for one in (model, other):
+    one.backbone([x])[0].square().sum().backward()
+gradients = [[p.grad for p in each.parameters()] for each in (model, other)]
+torch.testing.assert_close(*gradients)
+assert not parts["backbone"].failed
+print(json.dumps(counters["aot_autograd"]))
+"""
+
+
+def test_the_training_reads_what_another_process_has_compiled(cache):
+    """The whole way, of a part that compiles in seconds: gradients, and hits of torch's cache. In a
+    process of its own: the cache tells settings apart that tests before this one leave.
+    """
     if shutil.which("g++") is None:
         pytest.skip("torch compiles for a CPU with g++")
-    torch.manual_seed(0)
-    model = Body().train()
-    other = copy.deepcopy(model)
-    compile_parts(model, dict(backbone=True))
-    parts = compiled_parts(model)
-    x = torch.randn(4, 8)
-    pieces = pieces_of(parts, lambda: model.backbone([x]))
-    figures = compile_beforehand(parts, pieces)
-    assert figures["compiled"] == 1 and not figures["not_kept"], said
-    before = dict(counters["aot_autograd"])
-    for one in (model, other):
-        one.backbone([x])[0].square().sum().backward()
-    torch.testing.assert_close(
-        [p.grad for p in model.parameters()], [p.grad for p in other.parameters()]
-    )
-    hits = counters["aot_autograd"]["autograd_cache_hit"] - before.get("autograd_cache_hit", 0)
-    assert hits == 1 and counters["aot_autograd"]["autograd_cache_miss"] == 0
-    assert not parts["backbone"].failed
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    done = subprocess.run([sys.executable, "-c", HITS], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["autograd_cache_hit"] == 1 and not found.get("autograd_cache_miss")
 
 
 def test_a_process_says_why_it_failed(cache, said, monkeypatch):
