@@ -50,7 +50,7 @@ def write(
     prepared = CompiledMoE(model, dtype=dtype, backend="eager", **settings)
     if prepared.unusable:
         raise ValueError(f"this model is not prepared for speed: {prepared.unusable}")
-    # Run uncompiled it pads nothing.
+    # Uncompiled it would pad nothing; what is compiled is padded to these.
     prepared.batches, prepared.groups = sorted(set(batches)), settings["groups"]
     recorder = artefact.Recorder(prepared.device)
     prepared.parts = prepared.copies.parts(recorder, overlap=True)
