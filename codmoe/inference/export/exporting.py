@@ -92,7 +92,7 @@ def export(
     if format.startswith("onnx"):
         onnx_graphs.require_onnx()
     elif int8:
-        raise ValueError(f"int8 with format={format!r}: the ONNX formats have it alone")
+        raise ValueError(f"int8 with format={format!r}: the ONNX formats alone have it; take one")
     count = IMAGES_INT8 if int8 else IMAGES
     batch = _batch(images, (height, width), count) if check or int8 else None
     with new_folder(Path(out).expanduser().resolve()) as folder:

@@ -60,6 +60,6 @@ def test_without_a_comparison_it_is_written_all_the_same(model, tmp_path):
 
 @pytest.mark.parametrize("format", ["torch-export", "safetensors"])
 def test_other_formats_have_none(model, tmp_path, format):
-    with pytest.raises(ValueError, match="the ONNX formats have it alone"):
+    with pytest.raises(ValueError, match="the ONNX formats alone have it"):
         export(model, tmp_path / "out", format=format, int8=True)
     assert not (tmp_path / "out").exists()
