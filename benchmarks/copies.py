@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 import cv2
 import numpy as np
@@ -97,8 +98,12 @@ def run(args) -> None:
         found = len(set(pairs[pairs[:, 0] == pairs[:, 1], 0].tolist()))
         wrong = int((pairs[:, 0] != pairs[:, 1]).sum())
         rows.append([name, f"{found / len(test):.3f}", f"{wrong:,}"])
+    started = perf_counter()
     unlike = np.stack([sketch(read_image(str(path))) for path in train])
+    read = perf_counter()
     wrong_pairs = copies(unlike, others, altered=True)
+    took = read - started, perf_counter() - read
+    print(f"{len(train):,} images: read in {took[0]:.1f} s, compared in {took[1]:.1f} s")
     rows.append(["training images as they are", "", f"{len(wrong_pairs):,}"])
     TextTable(["copies of test images", "found", "wrong pairs"], rows, (1, 2)).print()
     print(

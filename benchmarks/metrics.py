@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from codmoe.console import TextTable
-from codmoe.evaluation.measures import find_truths, measure_maps
+from codmoe.evaluation.measures import EXTRA, extra_measures, find_truths, measure_maps
 from codmoe.evaluation.measures.reference import reference_measures
 from codmoe.evaluation.measures.truth import GroundTruthCache, ground_truth
 from codmoe.evaluation.timing import Call, side_by_side, warmed
@@ -52,6 +52,7 @@ def benchmark(
     images: int = 64,
     repeats: int = 5,
     devices: Sequence[str] = ("cpu",),
+    extra: bool = False,
     json_file: str | None = None,
 ) -> dict[str, Any]:
     """Times PySODMetrics and ours in turn, on one CPU core and on each GPU given, and prints both.
@@ -62,7 +63,8 @@ def benchmark(
     "Cold" computes what depends on the ground truth alone anew, as the first epoch does; "warm"
     finds it kept, as every later epoch, expert and method does: by its content, which is looked
     up each time. On a GPU, maps start on the host
-    ("with transfer") or where a model left them ("in place"); results end on the host.
+    ("with transfer") or where a model left them ("in place"); results end on the host. With
+    ``extra``, each measure by name is timed alone, on the core.
 
     Returns:
         The payload of the file: milliseconds an image (median of the repeats) by case, their ratio
@@ -76,7 +78,7 @@ def benchmark(
         check_device(device)
     cv2.setNumThreads(1)
     maps, masks = sample_pairs(images, size)
-    cases = _cases(maps, masks, devices)
+    cases = _cases(maps, masks, devices) | (_by_name(maps, masks) if extra else {})
     cpu = torch.device("cpu")  # a case ends with results on the host, so the GPU has finished too
     with np.errstate(all="ignore"):
         for case in cases.values():
@@ -147,6 +149,18 @@ def _cases(
     return cases
 
 
+def _by_name(maps: list[np.ndarray], masks: list[np.ndarray]) -> dict[str, Call]:
+    """One case for each measure of ``EXTRA``; the map itself stands for the image."""
+    levels = [np.round(255 * prob).astype(np.uint8) for prob in maps]
+    probs = [(level - level.min()) / np.ptp(level) for level in levels]
+
+    def alone(name: str) -> None:
+        for prob, level, mask in zip(probs, levels, masks, strict=True):
+            extra_measures(prob, level, mask, [name], np.dstack([level] * 3))
+
+    return {f"by name: {name}": partial(alone, name) for name in EXTRA}
+
+
 def _reference(maps: list[np.ndarray], masks: list[np.ndarray]) -> list[dict[str, Any]]:
     return [reference_measures(prob, mask) for prob, mask in zip(maps, masks, strict=True)]
 
@@ -186,6 +200,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64, help="number of maps")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts")
     parser.add_argument("--device", help="cuda, or cpu alone; by default what there is")
+    parser.add_argument("--extra", action="store_true", help="also each measure by name, alone")
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -195,6 +210,7 @@ def main() -> None:
             images=args.images,
             repeats=args.repeats,
             devices=["cpu"] if device == "cpu" else ["cpu", device],
+            extra=args.extra,
             json_file=args.json,
         )
     except ValueError as error:
