@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from codmoe import ModelLevelMoE
 from codmoe.engine.config import load_config
@@ -127,6 +128,18 @@ def test_commands_exist_and_have_the_options_shown(page):
         words = shlex.split(own.replace("[", "").replace("]", "").split("$(")[0], comments=True)
         for option in (word for word in words if word.startswith("--")):
             assert f'"{option}"' in known or f"'{option}'" in known, f"{command}: {option}"
+
+
+def test_every_photograph_is_credited_and_small():
+    credits = (ROOT / "demo/photos/README.md").read_text()
+    photos = {path.stem: path for path in ROOT.glob("demo/photos/*.jpg")}
+    rows = re.findall(
+        r"^\| `(\w+)\.jpg` \| [^|]+ \| [^|]+ \| \[.+\]\(https:.+\) \|$", credits, re.M
+    )
+    assert sorted(rows) == sorted(photos)
+    assert {path.stem for path in ROOT.glob("docs/images/predict/*.jpg")} <= set(photos)
+    for path in photos.values():
+        assert max(Image.open(path).size) <= 640
 
 
 def test_named_files_exist():

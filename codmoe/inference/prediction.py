@@ -72,7 +72,7 @@ class Prediction:
         return overlays.cutout(self._picture(), self.probability, self.threshold)
 
     def side_by_side(self) -> np.ndarray:
-        """Image, overlay, map, each expert's map and the router's weights, RGB uint8.
+        """Image, map, overlay, each expert's map and the router's weights, RGB uint8.
 
         Raises:
             ValueError: The experts' maps were not asked for.

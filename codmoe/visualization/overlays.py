@@ -13,7 +13,7 @@ from codmoe.messages import printable
 TINT = (150, 40, 255)
 """Violet: no plant, sand or fur has it, and who sees no red or no green sees a strong blue."""
 PANEL = 360
-"""Longer side in pixels of the maps of :func:`side_by_side`."""
+"""Longer side in pixels of the image in :func:`side_by_side`."""
 _BAR, _IDLE = (43, 108, 163), (96, 106, 117)
 
 
@@ -68,7 +68,7 @@ def side_by_side(
     expert_maps: Mapping[str, np.ndarray],
     weights: Mapping[str, float],
 ) -> np.ndarray:
-    """Image, overlay, the mixture's map and each expert's, each with its weight as a bar above.
+    """Image, map, overlay, and smaller each expert's map with its weight as a bar above.
 
     Args:
         image: RGB, (H, W, 3) uint8.
@@ -80,31 +80,48 @@ def side_by_side(
     Returns:
         RGB, uint8, of the same size for every image of one size.
     """
+    gap, head = 8, 36
     height, width = image.shape[:2]
     scale = PANEL / max(height, width)
-    size = (max(round(width * scale), 80), max(round(height * scale), 40))
+    size = (max(round(width * scale), 80), max(round(height * scale), 120))
+    # Two rows of experts are as high as the image.
+    low = (size[1] - head - gap) // 2
+    small = (round(size[0] * low / size[1]), low)
+    font = ImageFont.load_default(15)
+    idle = {name: f"{printable(name)}  not chosen" for name in expert_maps}
+    cell = max([small[0], *(int(font.getlength(text)) + 1 for text in idle.values())])
+    columns = (len(expert_maps) + 1) // 2
+    full = gap + 3 * (size[0] + gap)
+    sheet = (head + size[1] + gap, full + columns * (cell + gap), 3)
+    canvas = Image.fromarray(np.full(sheet, 255, np.uint8))
+    draw = ImageDraw.Draw(canvas)
     photo = _fitted(image, size)
-    pictures = {"image": photo, "prediction": overlay(photo, _fitted(mask, size, exact=True))}
-    for name, values in {"mixture": probability, **expert_maps}.items():
-        grey = np.clip(_fitted(values.astype(np.float32), size) * 255, 0, 255).astype(np.uint8)
-        pictures[name] = np.dstack([grey] * 3)
-    gap, head = 8, 34
-    sheet = np.full((head + size[1] + gap, gap + len(pictures) * (size[0] + gap), 3), 255, np.uint8)
-    canvas = Image.fromarray(sheet)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
+    pictures = {
+        "image": photo,
+        "mixture": _grey(probability, size),
+        "prediction": overlay(photo, _fitted(mask, size, exact=True)),
+    }
     for column, (name, picture) in enumerate(pictures.items()):
         x = gap + column * (size[0] + gap)
         canvas.paste(Image.fromarray(picture), (x, head))
-        text = printable(name)
-        if name in expert_maps:
-            weight = float(weights.get(name, 0.0))
-            text = f"{text}  {weight:.2f}" if weight else f"{text}  not chosen"
-            draw.rectangle((x, head - 8, x + size[0] - 1, head - 4), fill=(229, 233, 237))
-            if weight:
-                draw.rectangle((x, head - 8, x + (size[0] - 1) * weight, head - 4), fill=_BAR)
-        idle = name in expert_maps and not weights.get(name)
-        draw.text((x, 5), text, fill=_IDLE if idle else (0, 0, 0), font=font)
+        draw.text((x, 5), name, fill=(0, 0, 0), font=font)
+    for place, (name, values) in enumerate(expert_maps.items()):
+        x = full + place % columns * (cell + gap)
+        y = place // columns * (head + low + gap)
+        weight = float(weights.get(name, 0.0))
+        text = f"{printable(name)}  {weight:.2f}" if weight else idle[name]
+        draw.text((x, y + 5), text, fill=(0, 0, 0) if weight else _IDLE, font=font)
+        draw.rectangle((x, y + head - 10, x + small[0] - 1, y + head - 4), fill=(229, 233, 237))
+        if weight:
+            right = x + (small[0] - 1) * weight
+            draw.rectangle((x, y + head - 10, right, y + head - 4), fill=_BAR)
+        canvas.paste(Image.fromarray(_grey(values, small)), (x, y + head))
     return np.asarray(canvas)
+
+
+def _grey(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    grey = np.clip(_fitted(values.astype(np.float32), size) * 255, 0, 255).astype(np.uint8)
+    return np.dstack([grey] * 3)
 
 
 def _fitted(picture: np.ndarray, size: tuple[int, int], exact: bool = False) -> np.ndarray:

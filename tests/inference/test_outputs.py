@@ -60,7 +60,7 @@ def test_every_kind_in_a_folder_of_its_own(inferencer, folder, tmp_path):
     np.testing.assert_array_equal(np.asarray(pictures["mask"]), found.mask * 255)
     np.testing.assert_array_equal(np.asarray(pictures["cutout"]), found.cutout())
     side = pictures.pop("side-by-side")
-    assert {p.size for p in pictures.values()} == {(33, 40)} and side.width > 4 * 300
+    assert {p.size for p in pictures.values()} == {(33, 40)} and side.width > 3 * 297
     assert set(found.expert_maps) == {"sinet", "pranet"}
     inferencer(folder / "a.jpg", out_dir=tmp_path / "cut", save="cutout")
     assert files(tmp_path / "cut") == ["a.png"]

@@ -49,7 +49,21 @@ def test_side_by_side_shows_what_each_expert_says(image, mask):
     one = side_by_side(image, mask, mask.astype(np.float32), maps, {"b": 1.0})
     other = side_by_side(image, mask, mask.astype(np.float32), maps, {"a": 0.5, "b": 0.5})
     assert one.shape == other.shape and one.dtype == np.uint8
-    centre = one.shape[0] // 2 + 17
-    shown = [one[centre, 8 + PANEL // 2 + i * (PANEL + 8)].tolist() for i in range(2, 5)]
-    assert shown == [[255] * 3, [0] * 3, [255] * 3]
-    assert not np.array_equal(one, other)  # the weights are in the heading
+    full = 8 + 3 * (PANEL + 8)  # image, map and overlay; then the experts, one over the other
+    middle, column = one.shape[0] // 2, range(8 + PANEL // 2, full, PANEL + 8)
+    assert [one[middle, x].tolist() for x in column[:2]] == [[100] * 3, [255] * 3]
+    assert one[middle, column[2]].tolist() == overlay(image, mask)[30, 45].tolist()
+    above, below = (one[middle + shift, full + 20] for shift in (-middle // 2, middle // 2))
+    assert above.tolist() == [0] * 3 and below.tolist() == [255] * 3
+    assert not np.array_equal(one[:, full:], other[:, full:])  # the weights are in the heading
+
+
+@pytest.mark.parametrize("size", [(300, 20), (20, 300), (1, 1)])
+def test_side_by_side_takes_any_shape_and_number_of_experts(size):
+    flat = np.zeros(size, np.uint8)
+    sheets = [
+        side_by_side(np.dstack([flat] * 3), flat, flat * 0.0, dict.fromkeys("abcde"[:n], flat), {})
+        for n in (1, 2, 5)
+    ]
+    assert len({sheet.shape[0] for sheet in sheets}) == 1
+    assert sheets[1].shape[1] < sheets[2].shape[1]  # two experts stand over each other
