@@ -37,7 +37,7 @@ PAGES = {
     "projects/camo_study/README.md": "project/camo_study.md",
     "projects/earlier_studies.md": "project/earlier_studies.md",
     "codmoe/weights/MODEL_CARD.md": "zoo/small.md",
-    "demo/photos/README.md": "demo/photos.md",
+    "demo/photos.md": "demo/photos.md",
 } | {f"demo/{path.name}": f"demo/{path.stem}.md" for path in ROOT.glob("demo/*.ipynb")}
 """Files of the repository that are pages of the site, and where."""
 API = ["codmoe", *(path.parent.name for path in ROOT.glob("codmoe/*/__init__.py"))]

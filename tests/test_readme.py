@@ -131,7 +131,7 @@ def test_commands_exist_and_have_the_options_shown(page):
 
 
 def test_every_photograph_is_credited_and_small():
-    credits = (ROOT / "demo/photos/README.md").read_text()
+    credits = (ROOT / "demo/photos.md").read_text()
     photos = {path.stem: path for path in ROOT.glob("demo/photos/*.jpg")}
     rows = re.findall(
         r"^\| `(\w+)\.jpg` \| [^|]+ \| [^|]+ \| \[.+\]\(https:.+\) \|$", credits, re.M
