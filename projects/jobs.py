@@ -34,7 +34,7 @@ def run_jobs(
     Args:
         jobs: In the order in which they begin, as far as what they need is there.
         logs: Folder of their logs, and of ``times.jsonl``: a line for each job that ended.
-        gpus: Number of GPUs.
+        gpus: Number of GPUs: the first of ``CUDA_VISIBLE_DEVICES``, where that is set.
         per_gpu: Jobs at a time on each.
         limit: Seconds after which all jobs are told to end.
 
@@ -44,16 +44,18 @@ def run_jobs(
     logs.mkdir(parents=True, exist_ok=True)
     waiting = {job.name: job for job in jobs if not job.makes.exists()}
     began = time.time()
-    running: list[tuple[Job, int, subprocess.Popen, float]] = []
+    running: list[tuple[Job, str, subprocess.Popen, float]] = []
     paths = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     # Commands of ours end once this process has gone.
     own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", PARENT: str(os.getpid())}
     environment = dict(os.environ, **own)
+    visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
+    names = (visible or [str(g) for g in range(gpus)])[:gpus]
 
     def say(text: str) -> None:
         print(f"{time.time() - began:.0f} s: {text}", flush=True)
 
-    def ended(job: Job, gpu: int, process: subprocess.Popen, start: float) -> None:
+    def ended(job: Job, gpu: str, process: subprocess.Popen, start: float) -> None:
         code, seconds = process.returncode, time.time() - start
         say(f"{job.name} on {gpu}: {code}, {seconds:.0f} s")
         note_time(logs, job, code, seconds, at_a_time=per_gpu)
@@ -65,7 +67,7 @@ def run_jobs(
                 ended(*item)
         busy = {job.makes for job, *_ in running}
         ready = [j for j in waiting.values() if all(n.exists() and n not in busy for n in j.needs)]
-        load = [sum(gpu == g for _, g, *_ in running) for gpu in range(gpus)]
+        load = [sum(gpu == g for _, g, *_ in running) for gpu in names]
         if time.time() - began > limit or not (ready or running):
             for _, _, process, _ in running:
                 process.terminate()
@@ -81,10 +83,10 @@ def run_jobs(
         if not ready or min(load) >= per_gpu:
             time.sleep(0.5)
             continue
-        job, gpu = ready[0], load.index(min(load))
+        job, gpu = ready[0], names[load.index(min(load))]
         del waiting[job.name]
         say(f"{job.name} on {gpu}")
-        where = dict(environment, CUDA_VISIBLE_DEVICES=str(gpu))
+        where = dict(environment, CUDA_VISIBLE_DEVICES=gpu)
         with (logs / f"{job.name}.log").open("a") as log:
             process = subprocess.Popen(
                 [sys.executable, *job.command], env=where, stdout=log, stderr=subprocess.STDOUT

@@ -26,6 +26,14 @@ def test_a_job_waits_for_its_files_and_what_is_there_is_left_out(tmp_path, capfd
     assert seconds_of(tmp_path / "logs", "first") > 0
 
 
+def test_the_user_chooses_which_gpus_the_jobs_see(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    text = "import os, pathlib; pathlib.Path({!r}).write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
+    jobs = [Job(n, ["-c", text.format(str(tmp_path / n))], tmp_path / n) for n in ("a", "b")]
+    run_jobs(jobs, tmp_path, gpus=2, per_gpu=1)
+    assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["3", "5"]
+
+
 def test_at_the_limit_all_end(tmp_path):
     began = time.time()
     assert run_jobs([writes(tmp_path, "long", wait=60)], tmp_path, limit=1.0) == ["long"]
