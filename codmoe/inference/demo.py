@@ -162,11 +162,11 @@ def reasons(found: Explanation) -> str:
     rows = [_row("all evidence", found.choice, whole)]
     rows += [_row(f"without {name}", each, whole) for name, each in found.without.items()]
     changed = [
-        f"without {name} it would choose {' and '.join(each.chosen)}"
+        f"without {name} it would choose {_spoken(each.chosen)}"
         for name, each in found.without.items()
         if set(each.chosen) != set(found.choice.chosen)
     ]
-    told = f"The router chose {' and '.join(found.choice.chosen)}"
+    told = f"The router chose {_spoken(found.choice.chosen)}"
     if found.without:
         falls = {n: whole[first] - c.probabilities[first] for n, c in found.without.items()}
         most = max(falls, key=falls.__getitem__)
@@ -180,6 +180,11 @@ def reasons(found: Explanation) -> str:
         f"<div class=why><p>{html.escape(told)}.</p><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table><p>{_STEPS if found.without else ''}</p></div>"
     )
+
+
+def _spoken(names: Sequence[str]) -> str:
+    """``"a"``, ``"a and b"``, ``"a, b and c"``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _row(title: str, choice: Choice, whole: dict[str, float]) -> str:

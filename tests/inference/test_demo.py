@@ -77,9 +77,9 @@ def test_reasons_are_told_and_names_escaped():
     assert "<b>a</b>" not in page and "&lt;b&gt;a&lt;/b&gt; and b; texture speaks most for" in page
     assert "without texture it would choose c and b." in page
     assert "<small>-0.40</small> 0.20" in page and "<b>0.50</b>" in page
-    assert "no branches of evidence" in demo.reasons(
-        demo.Explanation(demo.Prediction(blank), whole, {}, 0.0)
-    )
+    all_three = demo.Choice(whole.probabilities, ["c", "b", "<b>a</b>"])
+    page = demo.reasons(demo.Explanation(demo.Prediction(blank), all_three, {}, 0.0))
+    assert "The router chose c, b and &lt;b&gt;a&lt;/b&gt;; it has no branches of evidence" in page
 
 
 def test_files_of_the_machine_are_not_opened(photo, tmp_path):
