@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ BEFORE = dict(
 )
 """The rows whose weights a row starts from."""
 TESTED = ("base_router", "grown", "everything", "specialists", "alone")
-METRICS = ("IoU", "mDice", "Sm", "wFm", "MAE")
+METRICS = ("IoU", "mDice", "MAE")
 SIDE, QUALITY, POLYPS = 352, 80, 1000
 """Longer side in pixels and JPEG quality of an image; training images of polyps."""
 TWIN = "camourflage_00419"
@@ -168,11 +169,17 @@ class Study:
 
     def collect(self, row: str) -> dict[str, Any]:
         """Per-image values of a row's test, and what its training and those before it took."""
-        result = packed(json.loads(self.test(row).read_text()), METRICS)
+        told = json.loads(self.test(row).read_text())
+        result = packed(told, METRICS)
+        result["config"] = os.path.relpath(self.config(row))
         made_of = [*BEFORE.get(row, ()), row] if row != "grown" else [row]
         result["training"] = {one: self.training(one) for one in made_of}
         if row == "grown":
             result["kept"] = kept(self.weights("base_router"), self.weights(row))
+            result["with_newcomer"] = {
+                dataset: {stem: int(weights["polyp"] > 0) for stem, weights in images.items()}
+                for dataset, images in told["routing_weights"].items()
+            }
         return result
 
     def training(self, row: str) -> dict[str, Any]:

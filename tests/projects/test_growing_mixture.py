@@ -95,7 +95,7 @@ def result(means, **more):
             table[dataset] = {
                 source: dict(
                     images={
-                        str(i): dict.fromkeys(("IoU", "mDice"), mean / 100 + step)
+                        str(i): dict.fromkeys(("IoU", "mDice", "MAE"), mean / 100 + step)
                         for i, step in enumerate((-0.1, 0.0, 0.1))
                     }
                 )
@@ -108,8 +108,8 @@ def result(means, **more):
 def test_tables_of_results(tmp_path, capsys):
     shares = {d: dict.fromkeys(("share_camo", "share_duts", "share_polyp"), 0.5) for d in TESTS}
     rows = dict(
-        base_router=result(dict(mixture=60)),
-        grown=result(dict(mixture=59.5, polyp=70), kept=dict(tensors=8, differ=0)),
+        base_router=result(dict(mixture=60, sinet=60)),
+        grown=result(dict(mixture=59.5, sinet=60, polyp=50), kept=dict(tensors=8, differ=0)),
         alone=result(dict(mixture=60.25)),
     )
     for name, row in rows.items():
