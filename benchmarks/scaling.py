@@ -79,6 +79,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reduce_overhead": {"compile.mode": "reduce-overhead"},
     "train_graphs": {"train_graphs": dict(backbone=True, experts=True)},
     "float32": {"amp": False},
+    "cudnn_benchmark": {"env_cfg.cudnn_benchmark": True},
     "no_cudnn_benchmark": {"env_cfg.cudnn_benchmark": False},
     # What 16 GB are enough for, as stage 3 is configured.
     "recomputed": {
@@ -222,19 +223,20 @@ def benchmark_scaling(
 
 
 MODES = (
-    (0, "compile", "first start"),
-    (0, "compile", "second start"),
-    (1, "compile", ""),
-    (0, "compile+train_graphs", ""),
     (0, "train_graphs", ""),
+    (0, "compile+train_graphs", "first start"),
     (0, "as_configured", ""),
-    (1, "compile+train_graphs", ""),
-    (0, "float32", ""),
+    (0, "compile", "second start"),
     (0, "compile+reduce_overhead", "first start"),
+    (0, "compile+train_graphs", "second start"),
+    (0, "compile+train_graphs+cudnn_benchmark", ""),
+    (0, "float32", ""),
     (1, "train_graphs", ""),
+    (1, "compile+train_graphs", ""),
+    (1, "as_configured", ""),
+    (1, "compile", ""),
     (0, "sparse", ""),
     (0, "sparse+compile", ""),
-    (1, "as_configured", ""),
     (0, "compile+recomputed", ""),
     (0, "sparse+train_graphs", ""),
     (1, "compile+reduce_overhead", ""),
@@ -258,9 +260,10 @@ def benchmark_modes(
 ) -> dict[str, Any]:
     """Trains some steps in each way that one process can: eager, compiled, captured.
 
-    The figures are written after each run. A call whose ``json_file`` is there goes on: it makes
-    what is missing or failed. Compiled code lies in ``work_dir``, so that the first start is one
-    without any.
+    The figures are written after each run, with a profile of two steps after the timed ones
+    (:func:`~benchmarks.step_profile.read_trace`). A call whose ``json_file`` is there goes on: it
+    makes what is missing or failed. Compiled code lies in ``work_dir``, so that the first start is
+    one without any, and whatever comes later reads it.
 
     Args:
         configs: Stage 3's, and stage 1's if that is measured, too; see ``MODES``.
@@ -272,7 +275,8 @@ def benchmark_modes(
         only: Variants to measure; all by default.
         work_dir: Folder of logs and compiled code.
         timeout: Seconds after which one run is ended.
-        budget: Seconds after which no run goes on.
+        budget: Seconds after which no run goes on; those in which processes compiled pieces do not
+            count.
 
     Returns:
         ``runs``, a list of figures or errors, ``not_run``, and what was asked for.
@@ -294,23 +298,24 @@ def benchmark_modes(
     done = {(run["config"], run["variant"], run["start"]) for run in payload["runs"]}
     plan = [(configs[i], v, start) for i, v, start in MODES if i < len(configs)]
     plan = [run for run in plan if run not in done and (not only or run[1] in only)]
-    console, started = Console(), time.monotonic()
+    console, started, compiling = Console(), time.monotonic(), 0.0
     for number, (config, variant, start) in enumerate(plan):
-        left = budget - (time.monotonic() - started)
+        left = budget - (time.monotonic() - started - compiling)
         if left < 20:
             payload["not_run"] = [" ".join(run).strip() for run in plan[number:]]
             break
         own = overrides(variant)
         length = dict(steps=1, warmup=1) if variant == "float32" else {}
         name = "_".join([*Path(config).with_suffix("").parts[-2:], variant, *start.split()])
-        spec = dict(asked, config=config, data="synthetic", **length)
+        spec = dict(asked, config=config, data="synthetic", profile=True, **length)
         spec |= dict(options={**(options or {}), **own}, cache=str(Path(work_dir, "cache")))
         run = _launch(spec, Path(work_dir) / name, 1, "none", min(timeout, left))
         run |= dict(config=config, variant=variant, start=start, launcher="none", processes=1)
         payload["runs"].append(run)
+        compiling += (run.get("compiling") or {}).get("seconds", 0.0)
         _gradient_errors(payload["runs"])
         _rewrite(Path(json_file), payload)
-        said = run.get("error") or f"{run['images_per_second']:.1f} images/s"
+        said = run.get("error") or f"{run['images_per_second']:.1f} images/s{_busy(run)}"
         console.print(f"{config}, {variant} {start}: {said}", markup=False)
     _modes_table(payload).print()
     for left_out in payload["not_run"]:
@@ -354,13 +359,26 @@ def _gradient_errors(runs: list[dict[str, Any]]) -> None:
                 }
 
 
+def _busy(run: Mapping[str, Any]) -> str:
+    """What the device did in a step, in one line for people."""
+    found = run.get("profile")
+    if not found:
+        return ""
+    parts = [f"{name} {part['ms']:.0f}" for name, part in list(found["parts"].items())[:5]]
+    return (
+        f"; the device is busy for {found['busy_ms']:.0f} of {1e3 * run['step_seconds']:.0f} ms, "
+        f"in {found['kernels']:.0f} kernels by {found['launches']:.0f} launches: {', '.join(parts)}"
+    )
+
+
 def _modes_table(payload: Mapping[str, Any]) -> TextTable:
     notes = [
+        "busy: ms of a step in which the device ran kernels; if near all of it, that is the bound",
         "start: seconds from the start of the process to the end of its first step",
         "pieces: compiled then, of all",
         "gradients: of the first step, the part that is farthest from those in float32 / eager",
     ]
-    heads = "config,variant,start,images/s,step ms,GiB,start s,pieces,gradients".split(",")
+    heads = "config,variant,start,images/s,step ms,busy,GiB,start s,pieces,gradients".split(",")
     rows = []
     for run in payload["runs"]:
         names = [run["config"], run["variant"], run["start"]]
@@ -374,6 +392,7 @@ def _modes_table(payload: Mapping[str, Any]) -> TextTable:
         row = [
             f"{run['images_per_second']:.1f}",
             f"{1e3 * run['step_seconds']:.0f} ({low:.0f} to {high:.0f})",
+            f"{run['profile']['busy_ms']:.0f}" if run.get("profile") else "-",
             f"{max(peaks) / 2**30:.1f}" if peaks else "-",
             f"{run['start_seconds']:.0f}",
             f"{made['compiled']} of {made['pieces']}" if made else "-",

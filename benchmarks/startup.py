@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,9 +52,17 @@ def _prepare(spec: Spec) -> dict[str, Any]:
     shared: dict[str, Any] = dict(image_size=size, device=spec["device"], batch_size=1)
     prepared = Inferencer(model, compile=compile, **shared).prepared
     assert prepared is not None
+    if (find := prepared.prepare.find) is not None:  # the log then ends with the piece that failed
+
+        def told(name: str, arguments: tuple) -> Callable | None:
+            print("to run from the artefact:", name, flush=True)
+            return find(name, arguments)
+
+        prepared.prepare.find = told
     begun = time.perf_counter()
     prepared.warm_up([1], size)
     seconds = time.perf_counter() - begun
+    print(prepared.report, flush=True)
     process = time.time() - spec["started"]
     pieces = dict(Counter(piece.how for piece in prepared.pieces))
     found = dict(seconds=seconds, process=process, pieces=pieces)
@@ -190,7 +199,8 @@ class _Run:
         """The process, which is started if it was not."""
         if self.process is None:
             self.file.write_text(json.dumps(dict(self.spec, started=time.time())))
-            words = [sys.executable, "-m", "benchmarks.startup", "-", "--worker", str(self.file)]
+            words = [sys.executable, "-X", "faulthandler", "-m", "benchmarks.startup"]
+            words += ["-", "--worker", str(self.file)]
             with self.log.open("w") as log:
                 self.process = subprocess.Popen(
                     words, stdout=log, stderr=log, env=self.environment, cwd=ROOT
@@ -209,8 +219,19 @@ class _Run:
         file = Path(self.spec["result"])
         if file.is_file():
             return json.loads(file.read_text())
-        lines = self.log.read_text(errors="replace").strip().splitlines() or ["no output"]
-        return dict(error=lines[-1][:300])
+        text = self.log.read_text(errors="replace").strip()
+        return dict(error=_reason(process.returncode, text), log=text[-4000:])
+
+
+def _reason(code: int, log: str) -> str:
+    """Why a process left no result: the signal that ended it, or the last line that it wrote."""
+    lines = log.splitlines() or ["no output"]
+    if code >= 0:
+        return lines[-1][:300]
+    # faulthandler writes the innermost call below this line.
+    below = [i + 1 for i, line in enumerate(lines[:-1]) if "most recent call first" in line]
+    where = lines[below[0] if below else -1].strip()
+    return f"ended by {signal.Signals(-code).name}; {where}"[:300]
 
 
 def _work(file: str) -> None:

@@ -24,6 +24,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.step_profile import StepProfile
 from codmoe.compiled.speed import compiled_parts
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
@@ -37,6 +38,7 @@ from codmoe.models.build import skip_pretrained
 from codmoe.structures import CODDataSample
 
 PROBES = 4  # steps after the timed ones: three that DDP times itself, one that reports its waits
+PROFILED = 2  # after these, where a profile is asked for
 
 
 class _Finished(Exception):
@@ -100,12 +102,18 @@ class StepTimer(Hook):
         loader: Notes when batches came.
         warmup: Steps that are not counted.
         steps: Steps that are.
+        profiled: Steps of which the last are profiled.
+
+    Attributes:
+        profile: Of these, as :func:`~benchmarks.step_profile.read_trace` gives it.
     """
 
     priority = "LOWEST"
 
-    def __init__(self, loader: LoaderClock, warmup: int, steps: int):
-        self.loader, self.warmup, self.steps = loader, warmup, steps
+    def __init__(self, loader: LoaderClock, warmup: int, steps: int, profiled: int = 0):
+        self.loader, self.warmup, self.steps, self.profiled = loader, warmup, steps, profiled
+        self.profile: dict[str, Any] | None = None
+        self.profiling: StepProfile | None = None
         self.first: float | None = None
         self.first_loss: float | None = None
         self.seconds: list[float] = []
@@ -138,8 +146,13 @@ class StepTimer(Hook):
         after = self.done - self.warmup - self.steps
         if after == 0 and is_model_wrapper(runner.model):
             runner.model._set_ddp_runtime_logging_sample_rate(1)
-        if after == PROBES:
+        if after == PROBES + self.profiled:
+            if self.profiling is not None:
+                self.profile = self.profiling.stop(self.profiled)
             raise _Finished
+        if after == PROBES:
+            self.profiling = StepProfile(runner)
+            self.profiling.start()
         if after == PROBES - 1 and torch.cuda.is_available():
             torch.cuda.set_sync_debug_mode("warn")
         self.last = time.perf_counter()
@@ -202,7 +215,7 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     Args:
         spec: ``config``, ``options``, ``data`` ("synthetic" or "config"), ``size``, ``data_root``,
             ``checkpoint``, ``steps``, ``warmup``, ``work_dir``, ``started`` (when this process was
-            started, by ``time.time()``).
+            started, by ``time.time()``), ``profile`` (whether steps after them are profiled).
         launcher: As of ``tools/train.py``.
 
     Returns:
@@ -210,7 +223,8 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     """
     cfg = load_config(spec["config"], spec["options"])
     set_data(cfg, spec.get("data_root"))
-    total = spec["warmup"] + spec["steps"] + PROBES
+    profiled = PROFILED if spec.get("profile") else 0
+    total = spec["warmup"] + spec["steps"] + PROBES + profiled
     for key in "init_from val_cfg val_dataloader val_evaluator test_cfg test_dataloader".split():
         cfg.pop(key, None)
     cfg.pop("test_evaluator", None)
@@ -234,7 +248,7 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
         # Each item is a batch already.
         runner._train_dataloader = DataLoader(batches, batch_size=1, collate_fn=_only)
     loader = LoaderClock()
-    timer = StepTimer(loader, spec["warmup"], spec["steps"])
+    timer = StepTimer(loader, spec["warmup"], spec["steps"], profiled)
     runner.register_hook(loader)
     runner.register_hook(timer)
     model.router.register_forward_hook(timer.watch)
@@ -253,6 +267,7 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     figures = _figures(runner, timer, plan.precision)
     figures["start_seconds"] = timer.first and timer.first - spec.get("started", timer.first)
     figures["first_loss"] = timer.first_loss
+    figures["profile"] = timer.profile
     figures["first_gradients"] = gradients[0].sums if gradients else None
     return figures | _compiled(runner)
 

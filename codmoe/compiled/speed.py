@@ -114,7 +114,7 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[s
     if chosen:
         keep_compiled()
     for part in chosen:
-        for name, region in _regions(model, part):
+        for name, region in regions(model, part):
             names.append(name)
             scored = part == "router"
             compiled = InTraining(region, name, mode, "score" if scored else "_call_impl")
@@ -122,7 +122,8 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[s
     return names
 
 
-def _regions(model: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
+def regions(model: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
+    """What is compiled for one of ``PARTS``, each by its name, e.g. ``"experts.sinet"``."""
     if part == "losses":
         judges = (WeightedBCEAndIoU, ConfidenceEstimator)
         return [(name, m) for name, m in model.named_modules() if isinstance(m, judges)]

@@ -34,6 +34,18 @@ def test_a_row_that_takes_too_long_says_so_and_the_file_has_it(tmp_path, monkeyp
     assert "preparation, first: not done" in capsys.readouterr().out
 
 
+def test_a_process_that_a_signal_ended_says_which_and_where(tmp_path, monkeypatch):
+    crash = "import ctypes\n\n\ndef fall():\n    ctypes.string_at(0)\n\n\nfall()\n"
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    (tmp_path / "benchmarks" / "startup.py").write_text(crash)
+    monkeypatch.setattr(startup, "ROOT", tmp_path)
+    spec = spec_of(tmp_path, out=str(tmp_path / "out"))
+    row = startup._Run("preparation, first", spec, tmp_path, 60).result()
+    assert row["error"].startswith("ended by SIGSEGV; File ") and "string_at" in row["error"]
+    assert "in fall" in row["log"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
