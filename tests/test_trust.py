@@ -179,7 +179,7 @@ SUBSTITUTION = (
     '\nnote = \'{{$NOT_SET:\\047+str(__import__("os").system("touch $CODMOE_SENTINEL"))+\\047}}\'\n'
 )
 ATTACKS = dict(
-    dotted_type=lambda text: text.replace("'TimmPyramid'", "'subprocess.getoutput'"),
+    dotted_type=lambda text: text.replace("'ViTPyramid'", "'subprocess.getoutput'"),
     dotted_part=lambda text: text.replace("type='SINetExpert'", "type='os.system'"),
     other_scope=lambda text: text.replace("type='SINetExpert'", "type='X', _scope_='mmengine'"),
     custom_imports=lambda text: text + "\ncustom_imports = dict(imports=['received_module'])\n",
@@ -187,7 +187,7 @@ ATTACKS = dict(
     call=lambda text: text + "\nx = __import__('os').system('touch $CODMOE_SENTINEL')\n",
     base=lambda text: text + "\n_base_ = ['received_module.py']\n",
     timm=lambda text: text.replace(
-        "type='TimmPyramid'", "type='TimmPyramid', timm_args=dict(checkpoint_path='x.pth')"
+        "type='ViTPyramid'", "type='ViTPyramid', timm_args=dict(checkpoint_path='x.pth')"
     ),
 )
 

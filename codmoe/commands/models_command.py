@@ -65,11 +65,15 @@ def _weights(name: str) -> list[str]:
     """Parameters and size of a trained model's file, by its head alone."""
     from safetensors import safe_open
 
+    from codmoe.trust import SCALE
+
     path = FOLDER / f"{name}_ensemble.safetensors"
     if not path.is_file():
         return ["whose weights this installation lacks"]
     with safe_open(path, framework="numpy") as file:
-        count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+        # The scales of 8-bit weights are no numbers of the model.
+        keys = [key for key in file.keys() if not key.endswith(SCALE)]  # noqa: SIM118
+        count = sum(math.prod(file.get_slice(key).get_shape()) for key in keys)
     return [f"{count / 1e6:.2f} M parameters", f"{path.stat().st_size / 1e6:.1f} MB"]
 
 

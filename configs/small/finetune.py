@@ -13,7 +13,7 @@ model = dict(
     expert_execution="together",
     checkpoint_backbone=None,
 )
-size = (256, 256)  # as it was trained
+size = (336, 336)  # as it was trained
 train_pipeline = [
     dict(type="LoadCODPair"),
     dict(type="RandomWarp", size=size, scale=(0.75, 1.25), rotate=15, flip=0.5),

@@ -1,8 +1,8 @@
-# Stage 1 of the small ensemble that is to ship with the package.
+# Stage 1 of the small ensemble that ships with the package.
 _base_ = [
     "../_base_/stages/joint.py",
     "../_base_/datasets/freely_licensed.py",
-    "../_base_/models/small_vit.py",
+    "../_base_/models/small.py",
 ]
 checkpoint_dir = "checkpoints_moe/small"
 model = dict(

@@ -2,7 +2,7 @@
 _base_ = [
     "../_base_/stages/router.py",
     "../_base_/datasets/freely_licensed.py",
-    "../_base_/models/small_vit.py",
+    "../_base_/models/small.py",
 ]
 checkpoint_dir = "checkpoints_moe/small"
 init_from = dict(command="codmoe train configs/small/stage1.py")

@@ -124,14 +124,14 @@ def test_pieces_of_an_artefact_give_what_the_model_gives_and_follow_its_weights(
 def test_the_command_writes_it_and_the_others_take_it(tmp_path, folder, monkeypatch, capsys):
     """By the options of the command line, as --compile has them."""
     out = tmp_path / "out"
-    options = ["--format", "compiled", "--size", 64, "--batches", 1, "--dtype", "fp32"]
+    options = ["--format", "compiled", "--size", 56, "--batches", 1, "--dtype", "fp32"]
     options += ["--device", "cpu", "--no-check", "--out", out]
     assert call(monkeypatch, "export", "small", *options) is None
-    assert "1 of 9: backbone, 1 × 3 × 64 × 64" in capsys.readouterr().out
+    assert "1 of 9: backbone, 1 × 3 × 56 × 56" in capsys.readouterr().out
     small = create_model("small", pretrained=True)
     prepared = attach_prepared(small, dict(artefact=str(out)), batch_size=8)
     assert prepared.batches == [1], "those of the artefact, not of the loader"
-    prepared(torch.zeros(1, 3, 64, 64))
+    prepared(torch.zeros(1, 3, 56, 56))
     assert hows(prepared) == {"artefact"}
 
 

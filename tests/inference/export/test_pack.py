@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from codmoe import Inferencer, create_model, list_models
 from codmoe.datasets.synthetic import generate
-from codmoe.engine.checkpoints import read_meta, read_weights, save_half, save_weights
+from codmoe.engine.checkpoints import packed, read_meta, read_weights, save_half, save_weights
 from codmoe.inference.export.pack import LIMIT, pack
 from codmoe.shipped import shipped_weights
 
@@ -199,21 +199,20 @@ def test_without_the_file_one_sentence_says_so(tmp_path, monkeypatch):
 
 
 def test_the_config_that_trains_it_fits_the_limit():
-    state = create_model("small").state_dict()
-    # 100 bytes for the name of each tensor, and its config.
-    size = sum(v.numel() * (2 if v.is_floating_point() else 8) + 100 for v in state.values())
-    assert 15_000_000 < size + 20_000 <= LIMIT
+    content = packed(create_model("small").state_dict(), {}, eight_bit=True)
+    assert 25_000_000 < len(content) + 20_000 <= LIMIT  # 20 kB: its config
 
 
 @shipped
 def test_the_shipped_file():
     assert SMALL.stat().st_size <= LIMIT
     inferencer = Inferencer(device="cpu")
-    assert inferencer.size == (256, 256)
+    assert inferencer.size == (336, 336)
     assert inferencer.model.expert_names == ("pranet", "sinet", "ujsc", "zoomnet")
     image, mask = generate(5, "figure", 256, 0.7)
     prediction = inferencer(image)[0]
-    assert prediction.probability.shape == mask.shape and len(prediction.weights) == 2
+    assert prediction.probability.shape == mask.shape
+    assert len(prediction.weights) == inferencer.model.top_k
     # It finds an object that is merely a little lighter or darker than what surrounds it.
     both = (prediction.mask & mask).sum() / (prediction.mask | mask).sum()
     assert both > 0.5

@@ -2,7 +2,7 @@
 # images of each 75 % are the experts', 15 % the router's and 10 % for choices.
 _base_ = [
     "../../../../configs/_base_/datasets/loaders.py",
-    "../../../../configs/_base_/models/small_vit.py",
+    "../../../../configs/_base_/models/small.py",
 ]
 size = (336, 336)
 train_pipeline = [
