@@ -20,6 +20,7 @@ from rich.console import Console
 from codmoe.compiled.prepared import CompiledMoE
 from codmoe.console import TextTable
 from codmoe.datasets.synthetic import KINDS, generate
+from codmoe.engine.config import size_of
 from codmoe.evaluation.timing import side_by_side, warmed
 from codmoe.files import save_json
 from codmoe.inference.export.exporting import export, model_for_export
@@ -54,7 +55,7 @@ class FixedRoute(OnnxRunner):
 def latency(
     source: str | Path,
     *,
-    sizes: Sequence[int] = (256,),
+    sizes: Sequence[int] | None = None,
     threads: int = 2,
     runs: int = 10,
     programs: Sequence[str] = PROGRAMS,
@@ -70,7 +71,7 @@ def latency(
 
     Args:
         source: Checkpoint, name of a model that ships trained, or config (random weights).
-        sizes: Sides of the images.
+        sizes: Sides of the images; None for the one at which the model is tested.
         threads: Of torch and of onnxruntime.
         runs: Timed runs of each program on each route.
         programs: Which of :data:`PROGRAMS`: ``torch`` as :class:`Inferencer` runs it on a CPU,
@@ -99,7 +100,7 @@ def latency(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for size in sizes:
+        for size in sizes or size_of(model.cfg)[:1]:
             built = _programs(model, size, threads, programs, console)
             ious = {name: _iou(program, size, images) for name, program in built.items() if images}
             for program, times in _time(built, model, size, runs).items():
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument(
         "model", help="checkpoint, 'small', which ships, or a config, with random weights"
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256], help="sides in pixels (256)")
+    parser.add_argument("--sizes", type=int, nargs="+", help="sides in pixels; the model's own")
     parser.add_argument("--threads", type=int, default=2, help="of torch and onnxruntime (2)")
     parser.add_argument("--runs", type=int, default=10, help="timed runs a program and route (10)")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)

@@ -100,6 +100,8 @@ def settings(stage: int, folder: Path) -> dict[str, Any]:
         default_hooks=dict(logger=dict(interval=1)),
         assembly=dict(max_drop=None),
     )
+    if stage != 2:
+        changes["model"]["frozen"] = ()  # a toy has no body
     if stage == 1:
         ema = dict(type="EMAHook", momentum=0.1, update_buffers=True)
         stopping = dict(type="EarlyStoppingHook", monitor="IoU", rule="greater", patience=3)

@@ -70,12 +70,12 @@ NARROW_MODEL = dict(
 )
 ONE_EXPERT = dict(model=dict(experts=dict(pranet=None, ujsc=None, zoomnet=None)))
 TWO_EXPERTS = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
-# Widths in the place of the quickstart's.
+# In the place of the quickstart's: narrow, and at the published scales and strides.
 WIDTHS = dict(
-    sinet=dict(channels=16),
-    pranet=dict(channels=16, deep_channels=32, shallow_channels=16),
-    zoomnet=dict(channels=16),
-    ujsc=dict(channels=16, confidence_channels=16),
+    sinet=dict(channels=16, output_stride=8),
+    pranet=dict(channels=16, deep_channels=32, shallow_channels=16, output_stride=8),
+    zoomnet=dict(channels=16, input_scales=(0.5, 1.0, 1.5)),
+    ujsc=dict(channels=16, confidence_channels=16, input_scale=1.0),
 )
 # PVT-v2-B0 with one block a stage and a tenth of its channels.
 SMALL_BODY = dict(
@@ -150,7 +150,7 @@ def write_config(folder, stage=1, *changes, epochs=1):
         default_hooks=dict(logger=dict(interval=1)),
     )
     bodies = [change.get("model", {}).get("backbone") or {} for change in changes]
-    body = dict(name="pvt_v2_b0", checkpoint=None)
+    body = dict(_delete_=True, type="TimmPyramid", name="pvt_v2_b0", pretrained=False)
     body |= {} if any("type" in body for body in bodies) else SMALL_BODY
     settings["model"] = dict(backbone=body, experts=WIDTHS)
     # Nothing is pretrained: all of it learns at one rate, and a high one.
@@ -159,6 +159,8 @@ def write_config(folder, stage=1, *changes, epochs=1):
         optimizer=dict(lr=5e-4 if stage == 3 else 1e-3),
         paramwise_cfg=dict(custom_keys={"backbone.body": rate}),
     )
+    if stage != 2:
+        settings["model"]["frozen"] = ()
     if stage == 1:
         settings["init_from"] = None
         settings["model"]["expert_execution"] = "sequential"

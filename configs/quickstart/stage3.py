@@ -10,6 +10,7 @@ model = dict(
     backbone={{_base_.small_backbone}},
     experts={{_base_.small_experts}},
     router=dict(width=64),
+    frozen=("backbone.body",),
     # There is memory enough: nothing is computed twice.
     expert_execution="together",
     checkpoint_backbone=None,

@@ -154,7 +154,7 @@ def test_waits_for_the_device_are_counted_by_the_line_that_waits():
 
 def test_size_of_synthetic_images():
     assert image_size(load_config("ensemble/stage3")) == (448, 448)
-    assert image_size(load_config("quickstart/stage1")) == (160, 160)
+    assert image_size(load_config("quickstart/stage1")) == (168, 168)
 
 
 @pytest.fixture

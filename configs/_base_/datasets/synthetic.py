@@ -1,7 +1,7 @@
 # SyntheticCamouflage, the embedded default: nothing to download, the same on every machine.
 # Parts are disjoint streams of images: the router's and the validation's are never the experts'.
 _base_ = ["./loaders.py"]
-size = 160
+size = 168  # 12 patches of 14 pixels; 9 and 6 at the experts' other scales
 visibility = 0.7  # 0: camouflage proper; 1: plain to see
 
 train_pipeline = [
