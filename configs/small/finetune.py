@@ -10,6 +10,7 @@ model = dict(
     backbone={{_base_.small_backbone}},
     experts={{_base_.small_experts}},
     router=dict(width=64),
+    top_k=3,  # as validation chose for the weights in the package
     expert_execution="together",
     checkpoint_backbone=None,
 )

@@ -212,7 +212,7 @@ def test_the_shipped_file():
     image, mask = generate(5, "figure", 256, 0.7)
     prediction = inferencer(image)[0]
     assert prediction.probability.shape == mask.shape
-    assert len(prediction.weights) == inferencer.model.top_k
+    assert len(prediction.weights) == create_model("small").router.top_k
     # It finds an object that is merely a little lighter or darker than what surrounds it.
     both = (prediction.mask & mask).sum() / (prediction.mask | mask).sum()
     assert both > 0.5
