@@ -10,8 +10,9 @@ model = dict(
     backbone={{_base_.small_backbone}},
     experts={{_base_.small_experts}},
     router=dict(width=64),
+    top_k=3,
 )
 train_dataloader = dict(dataset=dict(part="router", length=240))
-train_cfg = dict(max_epochs=4, val_interval=2)
+train_cfg = dict(max_epochs=6, val_interval=2)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 default_hooks = dict(logger=dict(interval=10), frozen_cache=dict(views=2))
