@@ -204,8 +204,9 @@ def store_threshold(path: str | Path, threshold: float) -> None:
         temporary.write_bytes(content)
 
 
-def read_meta(path: Path) -> dict:
+def read_meta(path: str | Path) -> dict:
     """``meta`` of a weights file; empty for a file that has none or cannot be read."""
+    path = Path(path)
     try:
         if path.suffix == SAFE:
             with safe_open(path, "pt") as file:

@@ -36,6 +36,8 @@ RESEARCH_SETS = dict(
 )
 THRESHOLDS = tuple(t / 20 for t in range(1, 20))
 SHARPNESS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+ROUTING = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Temperatures of the router's logits."""
 TIE = 0.002  # of IoU: the simpler one is taken
 
 
@@ -145,37 +147,54 @@ def _iou_at(
 
 
 def choose(held: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How sharply to fall back, how many experts to ask, and the calibration; on validation.
+    """How sharply to fall back, how many experts to ask and how evenly, and the calibration; on
+    validation.
 
     Args:
         held: Validation images of a domain that the router of these records never saw.
         known: Validation images by the router that ships.
 
     Returns:
-        ``fallback``, ``top_k``, ``temperature``, ``offset``, the ``threshold`` of masks under these
-        and, for the card, ``tried``.
+        ``fallback``, ``top_k``, ``routing`` (what the router's logits are divided by),
+        ``temperature``, ``offset``, the ``threshold`` of masks under these and, for the card,
+        ``tried``.
     """
     experts = known[0]["logits"].shape[1]
     off = {s: mean_iou(held, s, experts) for s in SHARPNESS}
     uniform = mean_iou([dict(r, logits=r["logits"] * 0) for r in held], 0.0, experts)
     # The gentlest of those that are level with the best.
     fallback = min(s for s, iou in off.items() if iou >= max(off.values()) - TIE)
-    at_home = {k: mean_iou(known, fallback, k) for k in range(2, experts + 1)}
-    top_k = min(k for k, iou in at_home.items() if iou >= max(at_home.values()) - TIE)
-    logits = [mixed(record, fallback, top_k) for record in known]
+    chosen = choose_mixture(known, fallback)
+    chosen["tried"] |= dict(
+        off_domain={f"fallback {s:g}": iou for s, iou in off.items()} | dict(uniform=uniform),
+        off_domain_far=sum(r["distance"] > 1 for r in held) / len(held),
+    )
+    return dict(fallback=fallback, **chosen)
+
+
+def choose_mixture(known: Sequence[Mapping[str, Any]], fallback: float) -> dict[str, Any]:
+    """What :func:`choose` chooses once ``fallback`` is."""
+    experts = known[0]["logits"].shape[1]
+    at_home = {
+        (k, t): mean_iou([dict(r, logits=r["logits"] / t) for r in known], fallback, k)
+        for k in range(2, experts + 1)
+        for t in ROUTING
+    }
+    top_k = min(k for (k, _), iou in at_home.items() if iou >= max(at_home.values()) - TIE)
+    routing = max(ROUTING, key=lambda t: at_home[top_k, t])
+    records = [dict(record, logits=record["logits"] / routing) for record in known]
+    logits = [mixed(record, fallback, top_k) for record in records]
     temperature, offset = fit_calibration(logits, [r["truth"] for r in known])
     probs = [(each / temperature + offset).sigmoid() for each in logits]
     curve = {t: _iou_at(known, probs, t) for t in THRESHOLDS}
     level = [t for t, iou in curve.items() if iou >= max(curve.values()) - TIE]
     tried = dict(
-        off_domain={f"fallback {s:g}": iou for s, iou in off.items()} | dict(uniform=uniform),
-        at_home={f"top {k}": iou for k, iou in at_home.items()},
-        off_domain_far=sum(r["distance"] > 1 for r in held) / len(held),
+        at_home={f"top {k}, at {t:g}": iou for (k, t), iou in at_home.items()},
         at_home_far=sum(r["distance"] > 1 for r in known) / len(known),
     )
     return dict(
-        fallback=fallback,
         top_k=top_k,
+        routing=routing,
         temperature=temperature,
         offset=offset,
         threshold=min(level, key=lambda t: abs(t - 0.5)),
@@ -196,6 +215,8 @@ def settle(checkpoint: str | Path, choice: Mapping[str, Any], out: Path) -> None
         ),
     )
     model = create_model(checkpoint=checkpoint, **section)
+    last = model.router.fuse[-1]  # its logits divided, so that no option of the model is needed
+    last.load_state_dict({k: v / choice["routing"] for k, v in last.state_dict().items()})
     settled = dict(config=model.cfg.pretty_text, threshold=choice["threshold"])
     save_weights(out, model, read_meta(Path(checkpoint)) | settled, "settled")
 
