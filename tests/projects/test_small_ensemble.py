@@ -94,11 +94,20 @@ def test_off_its_domain_a_wrong_router_is_taken_back_and_a_right_one_is_not():
     wrong = [record([0.0, 0.0, 1.5], 2.0, good=0)] * 3
     chosen = measure.choose(wrong, known)
     assert chosen["fallback"] > 0 and chosen["tried"]["off_domain_far"] == 1
-    assert chosen["tried"]["at_home"]["top 2"] == 1 and chosen["top_k"] == 2
+    assert chosen["tried"]["at_home"]["top 2, at 1"] == 1 and chosen["top_k"] == 2
+    assert chosen["routing"] == 1
     # The mixture is right throughout: it may be surer.
     assert chosen["temperature"] < 1 and chosen["threshold"] == 0.5
     right = [record([6.0, 0.0, 0.0], 2.0, good=0)] * 3
     assert measure.choose(right, known)["fallback"] == 0
+
+
+def test_a_router_that_is_surer_than_right_is_heard_less():
+    known = [record([3.0, 0.0, 0.0], 0.9, good=1)] * 2
+    chosen = measure.choose(known, known)
+    tried = chosen["tried"]["at_home"]
+    assert tried["top 2, at 1"] < 1 and tried["top 2, at 4"] == 1
+    assert (chosen["top_k"], chosen["routing"]) == (2, 4)
 
 
 def test_sets_weigh_the_same_whatever_their_size():
@@ -117,9 +126,11 @@ def test_from_weights_to_the_card(trained, tmp_path, monkeypatch, capsys):
     records = measure.collect(model, val)
     assert {r["dataset"] for r in records} == {"Photos", *COMPOSITES}
     choice = measure.choose(records[:4], records)
-    choice["fallback"] = 4.0
+    choice |= dict(fallback=4.0, routing=8.0)
     measure.settle(best, choice, tmp_path / "settled.pth")
     state, meta = read_weights(tmp_path / "settled.pth"), read_meta(tmp_path / "settled.pth")
+    last = "router.fuse.2.weight"
+    torch.testing.assert_close(state[last] * 8, model.state_dict()[last])
     parts, target = tmp_path / "out", tmp_path / "weights/small_ensemble.safetensors"
     monkeypatch.setattr(run, "PART", 20_000)
     run.in_parts(packed(state, meta), parts, "settled")
