@@ -17,7 +17,7 @@ def test_trained_models_and_recipes_are_told_apart(monkeypatch, capsys, tmp_path
     trained, recipes = out.split("recipes, to be trained by codmoe train NAME:\n")
     names = [line.split()[0] for line in recipes.splitlines()[::2]]
     assert sorted(["small", *names]) == list_models() and "weights made here" not in recipes
-    assert "  quickstart/stage3               vit_small_patch14_dinov2, 2 of 4 experts, " in recipes
+    assert "  quickstart/stage3               vit_small_patch14_dinov2, 3 of 4 experts, " in recipes
     about = dict(zip(names, recipes.splitlines()[1::2], strict=True))
     assert "ensemble/stage3 on the protocol of the COD papers" in about["ensemble/stage3_cod"]
     assert "one expert with a backbone of its own" in about["experts/sinet"]  # its base says so
