@@ -150,8 +150,10 @@ class PartCopies:
         exact = name in ("router", "combiner")
         form: dict[str, Any] = dict(device=self.device, memory_format=FORMATS[self.memory_format])
         copy = frozen_copy(part, dtype=torch.float32 if exact else DTYPES[self.dtype], **form)
-        if isinstance(copy, Router) and DTYPES[self.dtype] != torch.float32:
-            copy.convolution_dtype = DTYPES[self.dtype]
+        if DTYPES[self.dtype] != torch.float32:
+            for router in copy.modules():  # a grown one holds others
+                if isinstance(router, Router):
+                    router.convolution_dtype = DTYPES[self.dtype]
         return copy
 
 

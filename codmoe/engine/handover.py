@@ -34,13 +34,12 @@ from codmoe.files import save_json
 from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS, skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
+from codmoe.models.routers.grown import BELOW, GrownRouter
 from codmoe.registry import MODELS, fits, value_faults
 from codmoe.shipped import is_shipped, shipped_weights
 
 MAX_DROP = 0.01
 """IoU that an expert may lose by being assembled, where ``cfg.assembly`` says nothing."""
-NEWCOMER = 10.0
-"""Logit by which an expert that a mixture grows by begins below the others."""
 STALE = "weights of backbone"
 REFIT = {
     "one file": "configs/experts/refit.py",
@@ -261,9 +260,10 @@ def grown(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A trained mixture's weights with those of the experts that the model has beyond it.
 
-    New experts are as the model was built. Of what the router has for each expert, the weights and
-    the bias of its last layer, a known one keeps its row, by its name; a new one begins with no
-    weight and a bias ``NEWCOMER`` below the lowest, so that it is not chosen before it has learnt.
+    New experts are as the model was built. With ``newcomers`` the smaller mixture's router is what
+    the larger one's holds, as it is. Without, of what the router has for each expert, the weights
+    and the bias of its last layer, a known one keeps its row, by its name; a new one begins with no
+    weight and a bias ``BELOW`` the lowest, so that it is not chosen before it has learnt.
 
     Args:
         model: The larger mixture.
@@ -290,6 +290,19 @@ def grown(
     fresh = model.state_dict()
     full = dict(state)
     full |= {k: v for k, v in fresh.items() if k.startswith(tuple(f"experts.{n}." for n in new))}
+    router = model.get_submodule("router")
+    if isinstance(router, GrownRouter):
+        if new != [router.newcomer]:
+            raise ValueError(
+                f"init_from.grow: beyond {source} this model has {', '.join(new)}, but the last of "
+                f"model.newcomers is {router.newcomer}; grow by one expert at a time, and name it "
+                "last"
+            )
+        full = {
+            k.replace("router.", "router.old.", 1) if k.startswith("router.") else k: v
+            for k, v in full.items()
+        }
+        return full | {k: v for k, v in fresh.items() if k.startswith("router.evidence.")}, new
     scored = {k: v for k, v in fresh.items() if k.startswith("router.") and k in state}
     scored = {k: v for k, v in scored.items() if v.shape != state[k].shape}
     fit = all(
@@ -299,13 +312,14 @@ def grown(
     if not fit or not any(v.ndim == 1 for v in scored.values()):
         raise ValueError(
             f"init_from.grow: {source} has no learnt router of {len(held)} experts that is like "
-            "this model's; start from what stage 2 or 3 leaves, and keep model.router as it was"
+            "this model's; start from what stage 2 or 3 leaves, and keep model.router as it was, "
+            f"or set model.newcomers=({new[-1]!r},), after those that it has"
         )
     for key in scored:
         old = state[key]
         rows = old.new_zeros(len(names), *old.shape[1:])
         if old.ndim == 1:
-            rows += old.min() - NEWCOMER
+            rows += old.min() - BELOW
         rows[[names.index(name) for name in held]] = old
         full[key] = rows
     return full, new

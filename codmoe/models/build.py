@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
@@ -15,6 +15,8 @@ from codmoe.models.combiners import Combiner
 from codmoe.models.experts.base import Expert
 from codmoe.models.router_truth import RouterTruth
 from codmoe.models.routers.base import Router
+from codmoe.models.routers.evidence import EvidenceRouter
+from codmoe.models.routers.grown import GrownRouter
 from codmoe.registry import MODELS, argument_faults
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -145,15 +147,63 @@ def own_blocks_of(experts: Mapping[str, dict | None] | None) -> int:
 
 
 def build_router(
-    router: dict | None, names: Sequence[str], top_k: int | None, in_channels: Sequence[int]
+    router: dict | None,
+    names: Sequence[str],
+    top_k: int | None,
+    in_channels: Sequence[int],
+    newcomers: Sequence[str] = (),
 ) -> Router:
-    """The router; by default one that reads the image, or none to speak of for one expert."""
+    """The router; by default one that reads the image, or none to speak of for one expert.
+
+    Args:
+        router: Its config; with ``newcomers`` that of the mixture that grew.
+        names: All experts.
+        top_k: Experts per image.
+        in_channels: Channels of the pyramid.
+        newcomers: Experts that joined a trained mixture, in the order in which they came.
+
+    Raises:
+        ValueError: A newcomer is none of the experts, is named twice, or joined no other.
+    """
+    if newcomers:
+        return _build_grown(router, names, top_k, in_channels, newcomers)
     if router is None:
         router = dict(type="EvidenceRouter" if len(names) > 1 else "UniformRouter")
     if top_k is None and router.get("type") not in TAKES_ALL:
         top_k = min(2, len(names))
     filled_in = dict(in_channels=tuple(in_channels), expert_names=tuple(names), top_k=top_k)
     return _build(router, "router", Router, **filled_in)
+
+
+def _build_grown(
+    router: dict | None,
+    names: Sequence[str],
+    top_k: int | None,
+    in_channels: Sequence[int],
+    newcomers: Sequence[str],
+) -> Router:
+    *earlier, last = newcomers
+    before = [name for name in names if name != last]
+    if last not in names:
+        raise ValueError(
+            f"newcomers: {last!r} is not an expert of this model; {suggest(last, names)}"
+        )
+    if last in earlier or not before:
+        what = "is named twice" if last in earlier else "is the only expert, and joined none"
+        raise ValueError(f"newcomers={tuple(newcomers)}: {last!r} {what}")
+    top_k = min(2, len(names)) if top_k is None else top_k
+    config = router or {}
+    # Its evidence is as wide as that of a router which reads the image, too.
+    own = config if config.get("type") == "EvidenceRouter" else dict(type="EvidenceRouter")
+    own = {**own, "fallback": 0.0}
+    given = dict(in_channels=tuple(in_channels), expert_names=(last,), top_k=1)
+    k = None if config.get("type") in TAKES_ALL else min(top_k, len(before))
+    return GrownRouter(
+        build_router(router, before, k, in_channels, earlier),
+        cast(EvidenceRouter, _build(own, "router", Router, **given)),
+        expert_names=tuple(names),
+        top_k=top_k,
+    )
 
 
 def check_train_top_k(value: int | str | None, router: Router, dispatch: str) -> int | None:

@@ -92,6 +92,9 @@ class ModelLevelMoE(BaseModel, HubModel):
         shared_experts: Names of experts that every image gets, as the shared experts of DeepSeekMoE
             (Dai et al., ACL 2024); the router chooses the rest of the ``top_k`` and weighs all.
         router: Config of a :class:`Router`. Default: the evidence router; uniform for one expert.
+        newcomers: Experts that joined a trained mixture, in the order in which they came.
+            ``router`` is that of the mixture before, and held with all that it has; of the routing,
+            the last newcomer's chance against the others is learnt alone: :class:`GrownRouter`.
         combiner: Config of a :class:`Combiner`. Default: weighted sum of probabilities.
         mixture_loss: Config of a loss on the combined map, ``loss(logits, targets)``; None for
             none.
@@ -131,6 +134,7 @@ class ModelLevelMoE(BaseModel, HubModel):
         train_top_k: int | str | None = None,
         shared_experts: Sequence[str] = (),
         router: dict | None = None,
+        newcomers: Sequence[str] = (),
         combiner: dict | None = None,
         mixture_loss: dict | None = None,
         expert_loss_weight: float = 0.0,
@@ -156,7 +160,9 @@ class ModelLevelMoE(BaseModel, HubModel):
         self.own_blocks = build.own_blocks_of(experts)
         self.experts = build.build_experts(experts, num_experts, self.backbone)
         names = tuple(self.experts)
-        self.router: Router = build.build_router(router, names, top_k, self.backbone.channels)
+        self.router: Router = build.build_router(
+            router, names, top_k, self.backbone.channels, newcomers
+        )
         self.router.train_top_k = build.check_train_top_k(train_top_k, self.router, train_dispatch)
         self.router.shared = build.check_shared(shared_experts, self.router)
         self.combiner: Combiner = build.build_combiner(combiner, names)
@@ -171,7 +177,7 @@ class ModelLevelMoE(BaseModel, HubModel):
         self.checkpoint_backbone = checkpoint_backbone
         self.train_dispatch = train_dispatch
         self.evaluate_all_experts = evaluate_all_experts
-        self.frozen = tuple(frozen)
+        self.frozen = (*frozen, *(["router.old"] if newcomers else []))
         self.run_state = RunState()
         build.freeze(self, self.frozen)
         # Built to be used; whoever trains it calls train(), as mmengine's Runner does.
@@ -212,6 +218,7 @@ class ModelLevelMoE(BaseModel, HubModel):
         other = copy.copy(self)
         other._modules = dict(self._modules)
         other.router = ForcedRouter(self.router, names, run=run_router).train(self.router.training)
+        other.frozen = tuple(name for name in self.frozen if not name.startswith("router."))
         other.run_state = RunState()
         return other
 

@@ -3,8 +3,8 @@
 prepare    shrinks the images of three domains and lays them where the configs look for them
 run        trains and tests rows, several at a time on each GPU; what is there already is left out
 save       writes weights as parts that travel, from which run goes on elsewhere
-table      prints the two tables of the results
-miniature  all of it in a minute on the CPU, on made-up images: figures without meaning
+table      prints the tables of the results
+miniature  all of it in two to three minutes on the CPU, on made-up images: figures without meaning
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ from codmoe.files import new_folder, save_json
 from codmoe.models.build import skip_pretrained
 from codmoe.registry import MODELS
 from projects.camo_study.pack import packed
-from projects.growing_mixture.tables import print_tables
+from projects.growing_mixture.tables import GROWN, print_tables
 from projects.jobs import Job, run_jobs, seconds_of
 from projects.small_ensemble.run import PART, in_parts, joined, prepare_body
 
 CONFIGS = Path(__file__).parent / "configs"
 ROWS = (
-    *("base_experts", "base_router", "grown", "everything"),
+    *("base_experts", "base_router", "grown", "grown_held", "everything"),
     *("polyp", "camo", "duts", "specialists", "alone"),
 )
 """In the order in which they begin: the longest chain first."""
 BEFORE = dict(
-    base_router=("base_experts",), grown=("base_router",), specialists=("camo", "duts", "polyp")
+    base_router=("base_experts",),
+    **dict.fromkeys(GROWN, ("base_router",)),
+    specialists=("camo", "duts", "polyp"),
 )
 """The rows whose weights a row starts from."""
-TESTED = ("base_router", "grown", "everything", "specialists", "alone")
+TESTED = ("base_router", *GROWN, "everything", "specialists", "alone")
 METRICS = ("IoU", "mDice", "MAE")
 SIDE, QUALITY, POLYPS = 352, 80, 1000
 """Longer side in pixels and JPEG quality of an image; training images of polyps."""
@@ -172,9 +174,9 @@ class Study:
         told = json.loads(self.test(row).read_text())
         result = packed(told, METRICS)
         result["config"] = os.path.relpath(self.config(row))
-        made_of = [*BEFORE.get(row, ()), row] if row != "grown" else [row]
+        made_of = [*BEFORE.get(row, ()), row] if row not in GROWN else [row]
         result["training"] = {one: self.training(one) for one in made_of}
-        if row == "grown":
+        if row in GROWN:
             result["kept"] = kept(self.weights("base_router"), self.weights(row))
             result["with_newcomer"] = {
                 dataset: {stem: int(weights["polyp"] > 0) for stem, weights in images.items()}
@@ -216,14 +218,17 @@ class Study:
             shutil.copyfile(self.out / row / "finished.json", self.finished(row))
 
 
-def kept(before: Path, after: Path) -> dict[str, int]:
-    """How many tensors of backbone and experts a grown mixture began with, buffers among them, and
-    how many of these differ in any bit.
+def kept(before: Path, after: Path) -> dict[str, Any]:
+    """How many tensors a grown mixture began with, buffers among them, and how many of these differ
+    in any bit; those of the router count where it is held.
     """
     old, new = read_weights(before), read_weights(after)
-    keys = [key for key in old if key.startswith(("backbone.", "experts."))]
-    differ = [key for key in keys if key not in new or not torch.equal(old[key], new[key])]
-    return dict(tensors=len(keys), differ=len(differ))
+    held = any(key.startswith("router.old.") for key in new)
+    parts = ("backbone", "experts", *(["router"] if held else []))
+    keys = [key for key in old if key.startswith(tuple(f"{part}." for part in parts))]
+    now = {key.replace("router.old.", "router.", 1): value for key, value in new.items()}
+    differ = [key for key in keys if key not in now or not torch.equal(old[key], now[key])]
+    return dict(tensors=len(keys), differ=len(differ), parts=parts)
 
 
 def main() -> None:

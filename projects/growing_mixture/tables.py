@@ -1,4 +1,4 @@
-"""The two tables of the study, of its result files."""
+"""The tables of the study, of its result files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOMAINS = dict(CAMO=("CAMO",), DUTS=("DUTS",), polyps=("Kvasir", "CVC-ClinicDB")
 SPECIALISTS = dict(CAMO="camo", DUTS="duts", polyps="polyp")
 OLD_GOAL, NEW_GOAL = 0.3, 1.0
 """Points that an old domain may lose in IoU, and the new one in mDice."""
-GROWN = dict(grown="after")
+GROWN = dict(grown="after", grown_held="after, routing held")
 """Rows of grown mixtures, and what tables call them."""
 NEAR = 0.01
 """Points within which two values of an image, which are kept to .001, may be the same."""
@@ -65,8 +65,8 @@ def growth(results: dict[str, dict[str, Any]]) -> list[TextTable]:
     rows.append(["a model of polyps alone", *figures((alone, "mixture"), columns), *cost_of(alone)])
     heads = ["", *(f"{d} {m}" for d, m in columns), "minutes", "M trained"]
     notes = [
-        f"{label}: {r['kept']['differ']} of {r['kept']['tensors']} tensors of backbone and old "
-        "experts differ"
+        f"{label}: {r['kept']['differ']} of {r['kept']['tensors']} tensors of the old "
+        f"{', '.join(r['kept'].get('parts', ('backbone', 'experts')))} differ"
         for label, r in grown.items()
     ]
     first = TextTable(heads, rows, title="A mixture grown by an expert for polyps", notes=notes)
@@ -173,9 +173,9 @@ def specialists(results: dict[str, dict[str, Any]]) -> list[TextTable]:
 def print_tables(folder: Path) -> None:
     """Print the tables whose results lie in a folder, and write them to ``tables.md`` in it."""
     results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    tables = []
+    tables, grown = [], results.keys() & GROWN
     for make, needed in (
-        (growth, {"base_router", "grown", "alone"}),
+        (growth, {"base_router", "alone", *(grown or ["grown"])}),
         (specialists, {"specialists", "everything"}),
     ):
         if missing := sorted(needed - results.keys()):

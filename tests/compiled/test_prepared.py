@@ -104,6 +104,21 @@ def test_mixed_routes_padded_groups_and_larger_batches_give_the_eager_result(mod
         assert prepared.prepare.replays > 10
 
 
+def test_a_grown_mixture_gives_the_eager_result():
+    model, images = build(newcomers=("ujsc",)), torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        for router in (model.router.old, model.router.evidence):
+            torch.nn.init.normal_(router.fuse[-1].weight, std=2)
+        model.router.evidence.fuse[-1].bias.zero_()
+    expected, decision, _ = eager(model, images)
+    assert (decision.indices == model.expert_names.index("ujsc")).any()
+    logits, chosen, _ = CompiledMoE(model, **SMALL).mixture(images)
+    assert torch.equal(chosen.indices, decision.indices)
+    assert difference(logits, expected) < TOLERANCE
+    half = CompiledMoE(model, dtype="bf16", **SMALL).copies.modules["router"]
+    assert half.old.convolution_dtype == half.evidence.convolution_dtype == torch.bfloat16
+
+
 def test_threads_do_not_write_into_each_others_buffers(model):
     prepared = CompiledMoE(model, **SMALL)
     batches = [torch.randn(2, 3, 64, 64) for _ in range(8)]

@@ -436,6 +436,72 @@ def test_a_grown_mixture_begins_as_it_was_and_its_old_experts_stay(small_mixture
         assert torch.equal(first[name].logits, then[name].logits)
 
 
+def test_growing_by_newcomers_leaves_alone_what_the_mixture_knows(small_mixture, tmp_path):
+    old, path = small_mixture
+    for name, buffer in old.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
+    torch.save(old.state_dict(), path)
+    images, targets = torch.randn(8, 3, 64, 64), (torch.rand(8, 1, 64, 64) > 0.5).float()
+    experts = {name: MINIATURES[name] for name in old.expert_names}
+    newcomers = dict(aaa=dict(type="FPNExpert", channels=8, own_blocks=1), ujsc=MINIATURES["ujsc"])
+    for count, (newcomer, config) in enumerate(newcomers.items(), 1):
+        experts[newcomer] = config
+        new = mixture_of(
+            experts=experts,
+            newcomers=tuple(newcomers)[:count],
+            frozen=("backbone", *(f"experts.{name}" for name in old.expert_names)),
+            mixture_loss=dict(type="StructureLoss"),
+            routing_losses=dict(distill=dict(type="ExpertIoUDistillation")),
+            expert_loss_weight=1.0,
+            train_dispatch="dense",
+            train_top_k="all",
+        )
+        load_sources(new, Sources(file=path, grow=True))
+        began = {k: v.clone() for k, v in new.state_dict().items()}
+        assert_same_without(newcomer, old, new, images, chosen=0)
+
+        new.train()
+        learning = [p for p in new.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learning, lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            new.parse_losses(new(images, targets=targets, mode="loss"))[0].backward()
+            assert all(p.grad is None for p in new.parameters() if not p.requires_grad)
+            optimizer.step()
+        changed = {k for k, v in new.state_dict().items() if not torch.equal(v, began[k])}
+        assert all(k.startswith((f"experts.{newcomer}.", "router.evidence.")) for k in changed)
+        assert "router.evidence.fuse.2.bias" in changed
+        assert any(k.startswith(f"experts.{newcomer}.") for k in changed)
+        # As it may stand later: chosen for some of the images.
+        last = new.router.evidence.fuse[-1]
+        with torch.no_grad():
+            torch.nn.init.normal_(last.weight, std=10)
+            last.bias.zero_()
+            last.bias -= new.eval().router.evidence(images, new.backbone(images)).logits.median()
+        assert_same_without(newcomer, old, new, images)
+        old, path = new, tmp_path / f"{newcomer}_best.pth"
+        torch.save(new.state_dict(), path)
+
+
+@torch.no_grad()
+def assert_same_without(newcomer, old, new, images, chosen=None):
+    """Old logits are the same, bit for bit, and so is all else of images without the newcomer."""
+    (logits, was, _), (grown, now, _) = (
+        model.eval().mixture(images, dense=True) for model in (old, new)
+    )
+    place = now.expert_names.index(newcomer)
+    known = [i for i in range(len(now.expert_names)) if i != place]
+    assert torch.equal(now.logits[:, known], was.logits)
+    without = ~(now.indices == place).any(1)
+    if chosen is None:
+        assert 0 < without.sum() < len(images)
+    else:
+        assert (~without).sum() == chosen
+    assert torch.equal(grown[without], logits[without])
+    assert torch.equal(now.weights[without], was.weights[without])
+
+
 def test_own_blocks_of_a_new_expert_begin_as_the_backbones(small_mixture):
     old, path = small_mixture
     experts = {name: MINIATURES[name] for name in old.expert_names}
@@ -466,10 +532,17 @@ def test_any_learnt_router_grows(tmp_path):
             load_sources(new, Sources(file=tmp_path / "b.pth", grow=True))
 
 
-def test_a_grown_mixture_trains_by_command_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+@pytest.mark.parametrize("newcomers", [[], ["fpn"]])
+def test_a_grown_mixture_trains_by_command_and_goes_on_where_it_stopped(
+    newcomers, tmp_path, monkeypatch
+):
     two = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
-    old = build(write_config(tmp_path, 3, two, dict(init_from=None)))
+    knows = dict(model=dict(router=dict(fallback=2.0 if newcomers else 0.0)))
+    old = build(write_config(tmp_path, 3, two, knows, dict(init_from=None)))
     torch.nn.init.normal_(old.router.fuse[-1].weight)
+    if newcomers:  # what it knows is held, too, and the hook that would learn it does nothing
+        old.router.familiarity.edge.fill_(0.5)
+        knows["default_hooks"] = dict(familiarity=dict(type="FamiliarityHook"))
     for name, buffer in old.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.uniform_(0.5, 1.5)
@@ -487,6 +560,7 @@ def test_a_grown_mixture_trains_by_command_and_goes_on_where_it_stopped(tmp_path
         model=dict(
             experts=dict(fpn=fpn, ujsc=None, zoomnet=None),
             frozen=["backbone", "experts.pranet", "experts.sinet"],
+            newcomers=newcomers,
         ),
         train_dataloader=dict(
             dataset=dict(
@@ -497,22 +571,27 @@ def test_a_grown_mixture_trains_by_command_and_goes_on_where_it_stopped(tmp_path
         ),
         default_hooks=dict(best=dict(name="grown")),
     )
-    stopped = write_config(tmp_path, 3, grown, signal_at(5), epochs=2)  # of four steps each
+    stopped = write_config(tmp_path, 3, grown, knows, signal_at(5), epochs=2)  # of four steps each
     work = tmp_path / "work"
     assert run_command(monkeypatch, "train", stopped, "--work-dir", work) == 143
     assert [path.name for path in work.glob("interrupted_*.pth")] == ["interrupted_6.pth"]
-    config = write_config(tmp_path, 3, grown, epochs=2)
+    config = write_config(tmp_path, 3, grown, knows, epochs=2)
     assert not run_command(monkeypatch, "train", config, "--work-dir", work, "--resume")
     assert "with room for fpn" in log_of(work) and "in epoch 2 after 2 steps" in log_of(work)
 
     after = read_weights(work / "epoch_2.pth")
-    kept = {k: v for k, v in read_weights(before).items() if not k.startswith("router.")}
+    kept = read_weights(before)
+    if newcomers:
+        kept = {k.replace("router.", "router.old."): v for k, v in kept.items()}
+    else:
+        kept = {k: v for k, v in kept.items() if not k.startswith("router.")}
     assert any("running_mean" in key for key in kept) and any("backbone" in key for key in kept)
     for key, value in kept.items():
         assert torch.equal(after[key], value), key
     earlier = read_weights(work / "epoch_1.pth")
     moved = {k.split(".")[1] for k in after if not torch.equal(after[k], earlier[k])}
-    assert {"fpn", "fuse"} <= moved and not {"pranet", "sinet"} & moved
+    assert {"fpn", "evidence" if newcomers else "fuse"} <= moved
+    assert not {"pranet", "sinet", "old"} & moved
     whole = tmp_path / "whole"
     assert not run_command(monkeypatch, "train", config, "--work-dir", whole)
     for key, value in read_weights(whole / "epoch_2.pth").items():
@@ -528,5 +607,8 @@ def test_a_mixture_that_cannot_grow_says_why(small_mixture):
         load_sources(mixture_of("sinet", "pranet", "ujsc"), grow)
     with pytest.raises(ValueError, match="does not fit this model"):
         load_sources(mixture_of("sinet", "pranet", "zoomnet", "ujsc"), Sources(file=path))
+    four = ("sinet", "pranet", "zoomnet", "ujsc")
+    with pytest.raises(ValueError, match=r"this model has ujsc, but the last of model.newcomers"):
+        load_sources(mixture_of(*four, newcomers=("zoomnet",)), grow)
     (fault,) = init_faults(dict(init_from=dict(file="a.pth", parts=["backbone"], grow=True)))
     assert "one whole mixture" in fault

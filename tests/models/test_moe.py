@@ -313,6 +313,8 @@ def test_experts_set_to_none_are_dropped(make_model):
         (dict(experts=dict(sinet="SINetExpert")), r"experts.sinet=.*dict with a type"),
         (dict(experts=dict(sinet=dict(type="LogitCombiner"))), r"experts.sinet: .*is no Expert"),
         (dict(router=dict(type="EvidenceRouter", widht=3)), r"router: .*'width'"),
+        (dict(newcomers=("sinnet",)), r"newcomers: 'sinnet' is not an expert .*'sinet'"),
+        (dict(newcomers=("sinet", "sinet")), r"newcomers=.*'sinet' is named twice"),
         (dict(router=dict(type="UniformRouter"), top_k=2), r"router: .*leave top_k out"),
         (dict(combiner=dict(type="StructureLoss")), r"combiner: .*is no Combiner"),
         (dict(backbone="pvt_v2_b22"), r"backbone.name='pvt_v2_b22'.*'pvt_v2_b2'"),

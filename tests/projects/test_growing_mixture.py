@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from codmoe.datasets.splits import DEFAULTS, split_indices
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.config import dicts_in, load_config
 from codmoe.models import ModelLevelMoE
@@ -31,13 +32,26 @@ def test_the_router_learns_what_old_experts_have_not_and_nobody_the_validation(c
         assert {part for _, part in images_of(cfg.val_dataloader)} == {"val"}
         for name, one in cfg.train_dataloader.dataset.datasets.items():
             assert one.split_dir == "train" and one.data_root.endswith(name.lower())
-            assert set(one.split) == {"seed", "use"}
+            assert set(one.split) - {"fractions"} == {"seed", "use"}
     learnt = {row: images_of(cfg.train_dataloader) for row, cfg in configs.items()}
     assert not learnt["base_experts"] & learnt["base_router"]
     assert learnt["grown"] == learnt["base_router"] | learnt["alone"]
+    assert learnt["grown_held"] == learnt["grown"] | learnt["base_experts"]
     experts = learnt["camo"] | learnt["duts"] | learnt["polyp"]
     assert not experts & learnt["specialists"]
     assert experts | learnt["specialists"] == learnt["everything"]
+
+
+def test_a_held_router_sees_part_of_what_the_old_experts_learnt_from(configs):
+    stems = [f"image_{i}" for i in range(1000)]
+    one = configs["grown_held"].train_dataloader.dataset.datasets["CAMO"]
+
+    def part(use, fractions=DEFAULTS["fractions"]):
+        return set(split_indices(stems, fractions, 0, use))
+
+    seen = part(one.split.use, one.split.fractions)
+    assert part(["router"]) < seen < part(["experts", "router"])
+    assert len(seen) == 450 and not seen & part(["val"])
 
 
 def test_only_the_new_expert_and_the_router_learn(configs):
@@ -49,6 +63,9 @@ def test_only_the_new_expert_and_the_router_learn(configs):
     assert grown.model.experts.polyp.learns_from == ("POLYP",)
     assert grown.init_from.grow and grown.init_from.file == "base_router_best.pth"
     assert configs["alone"].train_cfg == grown.train_cfg
+    held = configs["grown_held"].model
+    assert held.newcomers == ("polyp",)
+    assert {k: v for k, v in held.items() if k != "newcomers"} == grown.model
 
 
 def test_rows_wait_for_what_they_start_from(configs, tmp_path):

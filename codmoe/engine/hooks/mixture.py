@@ -19,6 +19,7 @@ from codmoe.engine.handover import measure_experts
 from codmoe.engine.hooks.progress import best_hook
 from codmoe.evaluation.diversity import MEANING
 from codmoe.files import save_json
+from codmoe.models.routers import GrownRouter
 from codmoe.registry import HOOKS
 
 
@@ -254,22 +255,29 @@ def _against_collapse(model) -> Iterator[str]:
 class FamiliarityHook(Hook):
     """Has a router with a ``fallback`` know the images of each validation, before its weights are
     kept; see :class:`Familiarity`.
+
+    Of a mixture that grew by ``newcomers`` it does nothing: what its router knows is held.
     """
 
     # Before BestWeightsHook.
     priority = "HIGH"
+    held = False
 
     def before_train(self, runner) -> None:
-        if getattr(bare_model(runner).router, "familiarity", None) is None:
+        self.held = isinstance(bare_model(runner).router, GrownRouter)
+        if not self.held and getattr(bare_model(runner).router, "familiarity", None) is None:
             raise ValueError(
                 "default_hooks.familiarity needs a router that can fall back; set "
                 "model.router.fallback, e.g. 4.0, or default_hooks.familiarity=None"
             )
 
     def before_val_epoch(self, runner) -> None:
-        bare_model(runner).router.familiarity.kept = []
+        if not self.held:
+            bare_model(runner).router.familiarity.kept = []
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        if self.held:
+            return
         model = bare_model(runner)
         kept, model.router.familiarity.kept = torch.cat(model.router.familiarity.kept), None
         known = torch.cat(all_gather(kept))

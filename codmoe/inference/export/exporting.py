@@ -270,9 +270,10 @@ def _make_ordinary(model: ModelLevelMoE) -> None:
     """Gives random weights values of ordinary size, for a comparison of what rounding leaves of
     logits in the millions would say nothing.
     """
-    if isinstance(model.router, EvidenceRouter):
-        # It starts with equal scores, among which every program chooses other experts.
-        nn.init.normal_(cast(nn.Linear, model.router.fuse[-1]).weight)
+    for router in model.router.modules():
+        if isinstance(router, EvidenceRouter):
+            # It starts with equal scores, among which every program chooses other experts.
+            nn.init.normal_(cast(nn.Linear, router.fuse[-1]).weight)
     norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
     before = [norm.momentum for norm in norms]
     calls = dict.fromkeys(norms, 0)

@@ -7,11 +7,13 @@ from codmoe.models.routers.baselines import (
     UniformRouter,
 )
 from codmoe.models.routers.evidence import EvidenceRouter
+from codmoe.models.routers.grown import GrownRouter
 
 __all__ = [
     "EvidenceRouter",
     "FixedRouter",
     "ForcedRouter",
+    "GrownRouter",
     "RandomRouter",
     "Router",
     "StaticRouter",

@@ -18,14 +18,14 @@ test_pipeline = [
 ]
 
 
-def images(domains, use, pipeline):
+def images(domains, use, pipeline, **split):
     return {
         name: dict(
             type="CODDataset",
             data_root=f"data/growing/{name.lower()}",
             split_dir="train",
             name=name,
-            split=dict(seed=0, use=use),
+            split=dict(seed=0, use=use, **split),
             cache=True,
             pipeline=pipeline,
         )
@@ -41,11 +41,20 @@ def test_images(folder, part):
 old, new = ("CAMO", "DUTS"), ("POLYP",)
 # A model that needs no router learns from the router's images, too.
 whole = ("experts", "router")
+# Of the experts' part of the old domains two fifths, so that old and new images are as many. Parts
+# are cut in the order of their names: the others stay what they are.
+fifths = dict(experts=0.30, experts_rest=0.45, router=0.15, val=0.10)
 training = dict(
     old_experts=images(old, ("experts",), train_pipeline),
     old_router=images(old, ("router",), train_pipeline),
     # The router sees old images that the old experts have not learnt from.
     grown={**images(old, ("router",), train_pipeline), **images(new, whole, train_pipeline)},
+    # Which old expert is the better one is settled, so that images which these have learnt from
+    # serve: they tell old from new.
+    grown_held={
+        **images(old, whole, train_pipeline, fractions=fifths),
+        **images(new, whole, train_pipeline),
+    },
     camo=images(("CAMO",), ("experts",), train_pipeline),
     duts=images(("DUTS",), ("experts",), train_pipeline),
     polyp=images(new, ("experts",), train_pipeline),
