@@ -44,8 +44,6 @@ ATTRIBUTION = Path("data/open/coco/ATTRIBUTION.txt")
 PHOTOGRAPHS = ("Photos", "Cutouts", "Textures")
 PART = 15 * 2**20
 """Bytes of a part of a file that travels."""
-GRAPHS = ("train_graphs.backbone=True", "train_graphs.experts=True")
-"""Overrides of --fastest where CUDA graphs are."""
 KEPT = ("finished.json", "config.sha256")
 """What a work dir says of its stage."""
 
@@ -87,19 +85,16 @@ def prepare_body(weights: Path) -> Path:
     return out
 
 
-def train(
-    work_dir: Path, out: Path, configs: Sequence[str] = STAGES, options: Sequence[str] = ()
-) -> None:
+def train(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
     """Train what is not trained yet, choose on validation, and write what travels back.
 
     Args:
         work_dir: Logs and checkpoints, which a later call goes on from.
         out: What travels: also the stages of ``save``, which are taken for trained.
         configs: Stage 1, 2 and 3.
-        options: ``key=value`` overrides for all stages.
     """
-    restore(work_dir, out, configs, options)
-    run_stages(configs, work_dir=str(work_dir), options=options)
+    restore(work_dir, out, configs)
+    run_stages(configs, work_dir=str(work_dir))
     cfg = load_config(configs[2])
     checkpoints = Path(cfg.checkpoint_dir)
     held, best = checkpoints / "router_scenes_best.pth", checkpoints / "ensemble_best.pth"
@@ -122,29 +117,11 @@ def train(
     print(f"{out}: {len(content) / 2**20:.1f} MiB of weights, training.json and table.md")
 
 
-def fastest(work_dir: Path, config: str = STAGES[0]) -> list[str]:
-    """Overrides with which a step takes least time on this machine: CUDA graphs, or none. Where a
-    launch takes long, half of the time goes into launches.
-    """
-    work_dir.mkdir(parents=True, exist_ok=True)
-    found = work_dir / "steps.json"
-    if not found.is_file():
-        words = "--gpus 1 --steps 12 --warmup 8 --timeout 120 --variants as_configured train_graphs"
-        command = [sys.executable, "-m", "benchmarks.scaling", config, *words.split()]
-        run_command([*command, "--work-dir", f"{work_dir}/steps", "--json", str(found)])
-    runs = {run["variant"]: run for run in json.loads(found.read_text())["runs"]}
-    rates = {name: run.get("images_per_second", 0.0) for name, run in runs.items()}
-    print(", ".join(f"{name} {rate:.0f} images/s" for name, rate in rates.items()))
-    # A capture takes seconds, in each stage.
-    worth = rates.get("train_graphs", 0.0) > 1.1 * rates["as_configured"]
-    return list(GRAPHS) if worth else []
-
-
 def save(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
     """Write each stage that finished as parts, from which ``train`` goes on elsewhere. The machine
     may be lost: run it beside the training whenever something can be fetched.
     """
-    for stage in (*plan(configs, work_dir, []), *plan(configs, work_dir, GRAPHS)):
+    for stage in plan(configs, work_dir, []):
         folder = out / stage.work_dir.name
         if folder.is_dir() or not stage.is_finished():
             continue
@@ -155,12 +132,9 @@ def save(work_dir: Path, out: Path, configs: Sequence[str] = STAGES) -> None:
         print(f"{folder}: {stage.name}")
 
 
-def restore(work_dir: Path, out: Path, configs: Sequence[str], options: Sequence[str] = ()) -> None:
-    """Lay the stages of ``save`` where ``run_stages`` takes them for finished, with CUDA graphs or
-    without: on another machine the other may be faster.
-    """
-    either = zip(*(plan(configs, work_dir, one) for one in ([], GRAPHS)), strict=True)
-    for stage, twins in zip(plan(configs, work_dir, options), either, strict=True):
+def restore(work_dir: Path, out: Path, configs: Sequence[str]) -> None:
+    """Lay the stages of ``save`` where ``run_stages`` takes them for finished."""
+    for stage in plan(configs, work_dir, []):
         folder = out / stage.work_dir.name
         if folder.is_dir() and not stage.work_dir.is_dir():
             whole = joined(folder, "weights")
@@ -171,8 +145,6 @@ def restore(work_dir: Path, out: Path, configs: Sequence[str], options: Sequence
             stage.work_dir.mkdir(parents=True)
             for name in KEPT:
                 shutil.copyfile(folder / name, stage.work_dir / name)
-            if any(twin.has_same_config() for twin in twins):
-                stage.mark.write_text(stage.fingerprint)
 
 
 def in_parts(content: bytes, out: Path, name: str) -> None:
@@ -262,19 +234,13 @@ def main() -> None:
         "--out", type=Path, default=Path("work_dirs/small/out"), help="what travels"
     )
     parser.add_argument("--target", type=Path, default=WEIGHTS, help="finish: the packed file")
-    parser.add_argument(
-        "--fastest",
-        action="store_true",
-        help="train: times steps first, with CUDA graphs",
-    )
     parser.add_argument("--configs", nargs=3, default=STAGES, help="stage 1, 2 and 3")
     args = parser.parse_args()
     try:
         if args.step == "prepare":
             prepare(args.data, args.weights)
         elif args.step == "train":
-            options = fastest(args.work_dir, args.configs[0]) if args.fastest else ()
-            train(args.work_dir, args.out, args.configs, options)
+            train(args.work_dir, args.out, args.configs)
         elif args.step == "save":
             save(args.work_dir, args.out, args.configs)
         else:

@@ -163,10 +163,7 @@ def test_from_weights_to_the_card(trained, tmp_path, monkeypatch, capsys):
     assert again["after"]["sets"]["CAMO"]["IoU"] == 0.125 and "before" in again
 
 
-@pytest.mark.parametrize(("here", "there"), [((), ()), (run.GRAPHS, ()), ((), run.GRAPHS)])
-def test_a_finished_stage_goes_on_on_another_machine(
-    trained, tmp_path, monkeypatch, capsys, here, there
-):
+def test_a_finished_stage_goes_on_on_another_machine(trained, tmp_path, monkeypatch, capsys):
     config, best = trained
     (stage,) = plan([str(config)], tmp_path / "here", [])
     for name in ("here", "there"):
@@ -177,7 +174,7 @@ def test_a_finished_stage_goes_on_on_another_machine(
     for path in (*stage.sources, stage.weights):  # in this order: sources are older
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(best, path)
-    (stage,) = plan([str(config)], Path("work"), here)
+    (stage,) = plan([str(config)], Path("work"), [])
     stage.begin()
     (stage.work_dir / "finished.json").write_text(json.dumps(dict(run_id="run")))
     assert stage.is_finished()
@@ -186,22 +183,13 @@ def test_a_finished_stage_goes_on_on_another_machine(
     for path in stage.sources:
         path.parent.mkdir(parents=True)
         shutil.copyfile(best, path)
-    run.restore(Path("work"), tmp_path / "out", [str(config)], there)
-    (laid,) = plan([str(config)], Path("work"), there)
+    run.restore(Path("work"), tmp_path / "out", [str(config)])
+    (laid,) = plan([str(config)], Path("work"), [])
     assert laid.is_finished()
     ours, theirs = read_weights(best), read_weights(laid.weights)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():  # in half precision
         torch.testing.assert_close(theirs[key].float(), value.float(), atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize(("rate", "options"), [(150.0, 2), (105.0, 0), (None, 0)])
-def test_graphs_are_taken_where_they_were_faster(tmp_path, rate, options):
-    runs = [dict(variant="as_configured", images_per_second=100.0)]
-    runs += [dict(variant="train_graphs", **(dict(images_per_second=rate) if rate else {}))]
-    (tmp_path / "steps.json").write_text(json.dumps(dict(runs=runs)))
-    taken = run.fastest(tmp_path)
-    assert len(taken) == options and all(each.startswith("train_graphs.") for each in taken)
 
 
 def test_mistakes(tmp_path, monkeypatch):
