@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
@@ -74,6 +75,7 @@ class _GraphedPart:
         compiled = module._compiled_call_impl
         self.compiled = compiled if isinstance(compiled, InTraining) else None
         self.graphs: dict[tuple, _Graph] = {}
+        self.given: list[Sequence[Tensor]] = []
         self.state: bytes | None = None
         self.capturing = self.failed = self.full = False
 
@@ -99,7 +101,21 @@ class _GraphedPart:
                 return plain(*args, **kwargs)
             self.graphs[key] = graph
         # A second pass before the backward pass of the first would overwrite its activations.
-        return plain(*args, **kwargs) if graph.busy else graph(leaves)
+        return plain(*args, **kwargs) if graph.busy else graph(leaves, self._parameters(graph))
+
+    def _parameters(self, graph: _Graph) -> Sequence[Tensor]:
+        """Those of one pass. Where a step has several, of other sizes, all of them go through one
+        node, which adds up their gradients.
+        """
+        uses, parameters = len(self.graphs), graph.parameters
+        if uses < 2 or not parameters:
+            return parameters
+        if not any(other.busy for other in self.graphs.values()):
+            self.given.clear()  # another step begins
+        if not self.given:
+            flat, count = _ForPasses.apply(uses, *parameters), len(parameters)
+            self.given = [flat[i : i + count] for i in range(0, len(flat), count)]
+        return self.given.pop()
 
     def _follow(self, leaves: list[Tensor]) -> None:
         """Drop graphs of another training: who learns and whose statistics stand may change, as
@@ -113,6 +129,7 @@ class _GraphedPart:
 
     def _drop(self) -> None:
         self.full = False
+        self.given.clear()
         if self.graphs:
             self.graphs.clear()
             gc.collect()  # torch keeps a graph's memory in a class, which refers to itself
@@ -234,8 +251,8 @@ class _Graph:
         pending = self.pending()
         return pending is not None and not pending.done
 
-    def __call__(self, leaves: list[Tensor]) -> Any:
-        result: Sequence[Tensor] = self.replay(*leaves, *self.parameters)
+    def __call__(self, leaves: list[Tensor], parameters: Sequence[Tensor]) -> Any:
+        result: Sequence[Tensor] = self.replay(*leaves, *parameters)
         node = next((x.grad_fn for x in result if x.grad_fn is not None), None)
         if node is not None:
             pending = _Pending()
@@ -246,6 +263,30 @@ class _Graph:
         # All that a node returns seems to need a gradient.
         pairs = zip(result, self.differentiable, strict=True)
         return self.restore([x if needs else x.detach() for x, needs in pairs])
+
+
+class _ForPasses(torch.autograd.Function):
+    """Parameters for some passes, on their own memory. Their gradients are added up in a few
+    kernels; where each pass led to the parameters themselves, that took one for each of them.
+    """
+
+    @staticmethod
+    def forward(ctx, uses: int, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tuple(p.detach() for _ in range(uses) for p in parameters)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor | None):
+        count = len(ctx.needs_input_grad) - 1
+        total = list(gradients[:count])
+        for use in range(count, len(gradients), count):
+            pairs = list(zip(total, gradients[use : use + count], strict=True))
+            both = [(a, b) for a, b in pairs if a is not None and b is not None]
+            # Not in place: these lie where their graphs write.
+            sums = iter(torch._foreach_add(*map(list, zip(*both, strict=True))) if both else ())
+            total = [b if a is None else a if b is None else next(sums) for a, b in pairs]
+        return None, *total
 
 
 class _Pending:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from collections import Counter
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from functorch.compile import make_boxed_func
 from miniature import ONE_EXPERT, TWO_EXPERTS, build, log_of, prepared, write_config
 from recorded_passes import stand_in, tensors
 from timm.layers import DropPath
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.scaling import overrides
 from codmoe.compiled import graphs as all_graphs
@@ -399,6 +401,35 @@ def test_what_cannot_be_captured_runs_compiled(make, graphs, said, compiling):
     assert graphs.replays == 0 and len(calls) == 4 + 2
     reason = "cannot be captured in a CUDA graph and runs without: OutOfMemoryError: CUDA out of"
     assert said == [f"experts.sinet: {reason} memory"]
+
+
+class Calls(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.counts[operation._opname] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def test_gradients_of_several_passes_are_added_up_in_few_operations(make, graphs, monkeypatch):
+    _, graphed = pair(make(1), dict(backbone=True))
+    backward(graphed)
+    trained = sum(p.requires_grad for p in graphed.backbone.parameters())
+    with Calls() as at_once:
+        backward(graphed)
+    found = gradients_of(graphed)
+    monkeypatch.setattr(train_graphs._GraphedPart, "_parameters", lambda _, graph: graph.parameters)
+    with Calls() as singly:
+        backward(graphed)
+    torch.testing.assert_close(found, gradients_of(graphed))
+    # Three image scales, two sums.
+    assert singly.counts["add"] - at_once.counts["add"] == 2 * trained > 100
+    assert at_once.counts["_foreach_add"] - singly.counts["_foreach_add"] == 2
+    assert at_once.counts["clone"] == singly.counts["clone"], "gradients are taken as they are"
 
 
 def test_faults_of_the_config_are_told(tmp_path):
