@@ -226,7 +226,7 @@ MODES = (
     (0, "train_graphs", ""),
     (0, "compile+train_graphs", "first start"),
     (0, "as_configured", ""),
-    (0, "compile", "second start"),
+    (0, "compile", ""),
     (0, "compile+reduce_overhead", "first start"),
     (0, "compile+train_graphs", "second start"),
     (0, "compile+train_graphs+cudnn_benchmark", ""),

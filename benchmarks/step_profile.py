@@ -4,6 +4,7 @@ which kernels, and for which part of the model."""
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ class StepProfile:
     """
 
     def __init__(self, runner: Runner):
+        # As torch does for graphs of its own: what it profiles with cannot be unloaded beside them.
+        os.environ.setdefault("TEARDOWN_CUPTI", "0")
         self.profile = profile(acc_events=True)
         self.ranges = _ranges(runner)
 

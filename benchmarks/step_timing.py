@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,8 @@ class StepTimer(Hook):
         loader: Notes when batches came.
         warmup: Steps that are not counted.
         steps: Steps that are.
-        profiled: Steps of which the last are profiled.
+        profiled: Steps after those that are profiled.
+        keep: Called before them: what was measured so far should not be lost with a profiler.
 
     Attributes:
         profile: Of these, as :func:`~benchmarks.step_profile.read_trace` gives it.
@@ -110,8 +111,16 @@ class StepTimer(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self, loader: LoaderClock, warmup: int, steps: int, profiled: int = 0):
+    def __init__(
+        self,
+        loader: LoaderClock,
+        warmup: int,
+        steps: int,
+        profiled: int = 0,
+        keep: Callable[[], None] = lambda: None,
+    ):
         self.loader, self.warmup, self.steps, self.profiled = loader, warmup, steps, profiled
+        self.keep = keep
         self.profile: dict[str, Any] | None = None
         self.profiling: StepProfile | None = None
         self.first: float | None = None
@@ -151,6 +160,7 @@ class StepTimer(Hook):
                 self.profile = self.profiling.stop(self.profiled)
             raise _Finished
         if after == PROBES:
+            self.keep()
             self.profiling = StepProfile(runner)
             self.profiling.start()
         if after == PROBES - 1 and torch.cuda.is_available():
@@ -248,7 +258,19 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
         # Each item is a batch already.
         runner._train_dataloader = DataLoader(batches, batch_size=1, collate_fn=_only)
     loader = LoaderClock()
-    timer = StepTimer(loader, spec["warmup"], spec["steps"], profiled)
+
+    def figures() -> dict[str, Any]:
+        found = _figures(runner, timer, plan.precision)
+        found["start_seconds"] = timer.first and timer.first - spec.get("started", timer.first)
+        found["first_loss"], found["profile"] = timer.first_loss, timer.profile
+        found["first_gradients"] = gradients[0].sums if gradients else None
+        return found | _compiled(runner)
+
+    def keep() -> None:
+        if "out" in spec:
+            save_json(spec["out"], figures())
+
+    timer = StepTimer(loader, spec["warmup"], spec["steps"], profiled, keep)
     runner.register_hook(loader)
     runner.register_hook(timer)
     model.router.register_forward_hook(timer.watch)
@@ -264,12 +286,7 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
         pass
     finally:
         stop_workers(runner)
-    figures = _figures(runner, timer, plan.precision)
-    figures["start_seconds"] = timer.first and timer.first - spec.get("started", timer.first)
-    figures["first_loss"] = timer.first_loss
-    figures["profile"] = timer.profile
-    figures["first_gradients"] = gradients[0].sums if gradients else None
-    return figures | _compiled(runner)
+    return figures()
 
 
 def _compiled(runner: CODRunner) -> dict[str, Any]:
@@ -359,6 +376,7 @@ def work(spec_file: str, launcher: str) -> None:
         sys.stderr.flush()
         os._exit(1)  # others may wait for this process in a collective: nothing to tear down
     if is_main_process():
+        out.unlink(missing_ok=True)  # as it was before the profile
         save_json(out, result)
 
 

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import torch
-from miniature import TWO_EXPERTS, write_config
+from miniature import ONE_EXPERT, TWO_EXPERTS, write_config
 
+from benchmarks import step_timing
 from benchmarks.step_profile import covered, read_trace
 from benchmarks.step_timing import measure
 
@@ -69,7 +72,22 @@ def test_length_of_a_union():
     assert covered(iter([(5, 6), (0, 2), (1, 3), (1, 2)])) == 4
 
 
-def test_steps_of_a_training_are_profiled_and_leave_it_as_it_was(tmp_path):
+def test_what_was_timed_is_kept_when_a_profiler_fails(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no profiler")
+
+    monkeypatch.setattr(step_timing, "StepProfile", fail)
+    config = write_config(tmp_path, 1, dict(init_from=None), ONE_EXPERT)
+    spec = dict(config=str(config), options={}, data="synthetic", steps=2, warmup=1, size=64)
+    out = tmp_path / "result.json"
+    spec |= dict(profile=True, work_dir=str(tmp_path / "work"), out=str(out))
+    with pytest.raises(RuntimeError, match="no profiler"):
+        measure(spec, "none")
+    kept = json.loads(out.read_text())
+    assert len(kept["seconds"][0]) == 2 and kept["profile"] is None and kept["first_gradients"]
+
+
+def test_steps_of_a_training_are_profiled(tmp_path):
     config = write_config(tmp_path, 3, dict(init_from=None), TWO_EXPERTS)
     spec = dict(config=str(config), options={}, data="synthetic", steps=1, warmup=1, size=64)
     spec |= dict(profile=True, work_dir=str(tmp_path / "work"))
