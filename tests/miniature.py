@@ -168,6 +168,7 @@ def write_config(folder, stage=1, *changes, epochs=1):
         settings["default_hooks"]["frozen_cache"] = dict(views=4)
     if stage > 1:
         settings["model"]["router"] = dict(width=16)
+        settings["model"]["top_k"] = 2  # of as few experts as tests have
     for change in changes:
         settings = merged(settings, change)
     if stage == 1 and settings["init_from"]:
