@@ -16,7 +16,7 @@ from codmoe.files import save_text
 BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
 OPEN = "CC BY, CC BY-SA; kept out of training and choice"
 MADE = "made by this project's code; other seeds than training's"
-RESEARCH = "research only; measured once all was chosen"
+RESEARCH = "research only; for measuring"
 TERMS = dict(
     Photos=OPEN,
     Cutouts="objects of the former laid into each other",
