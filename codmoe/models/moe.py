@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -217,8 +218,10 @@ class ModelLevelMoE(BaseModel, HubModel):
                 raise ValueError(f"names: no expert {name!r}; {suggest(name, self.experts)}")
         other = copy.copy(self)
         other._modules = dict(self._modules)
-        other.router = ForcedRouter(self.router, names, run=run_router).train(self.router.training)
-        other.frozen = tuple(name for name in self.frozen if not name.startswith("router."))
+        other.router = ForcedRouter(self.router, names, run=run_router)
+        other.router.training = self.router.training  # alone: held parts of the other stay held
+        parts = [name for name in self.frozen if run_router or not name.startswith("router.")]
+        other.frozen = tuple(re.sub(r"^router\.", "router.router.", name) for name in parts)
         other.run_state = RunState()
         return other
 

@@ -430,3 +430,14 @@ def test_a_model_on_a_route_shares_all_parts_and_takes_the_names(make_model, bat
     assert routed.experts is model.experts and routed.router is not model.router
     with pytest.raises(ValueError, match=r"no expert 'sient'.*'sinet'"):
         model.on_route(["sient"])
+
+
+@pytest.mark.parametrize("run_router", [True, False])
+def test_on_a_route_the_held_router_of_a_grown_mixture_stays_held(make_model, run_router):
+    model = make_model(newcomers=("ujsc",)).train()
+    routed = model.on_route(["sinet"], run_router=run_router)
+    assert routed.router.training
+    assert model.router.training and not model.router.old.training
+    routed.train()
+    assert model.router.evidence.training
+    assert not any(part.training for part in model.router.old.modules())
