@@ -263,7 +263,7 @@ def grown(
     New experts are as the model was built. With ``newcomers`` the smaller mixture's router is what
     the larger one's holds, as it is. Without, of what the router has for each expert, the weights
     and the bias of its last layer, a known one keeps its row, by its name; a new one begins with no
-    weight and a bias ``BELOW`` the lowest, so that it is not chosen before it has learnt.
+    weight and a bias ``BELOW`` under the lowest, so that it is hardly chosen before it has learnt.
 
     Args:
         model: The larger mixture.

@@ -12,7 +12,8 @@ from codmoe.models.routers.base import Router
 from codmoe.models.routers.evidence import EvidenceRouter
 
 BELOW = 10.0
-"""Logit by which an expert that a mixture grows by begins below the others."""
+"""How far the logit of an expert that a mixture grows by begins below those of the others: with
+``newcomers`` below their logsumexp, else below the lowest bias."""
 
 
 class GrownRouter(Router):
@@ -40,7 +41,8 @@ class GrownRouter(Router):
         self.old, self.evidence = old, evidence
         self.noise, self.noise_end = old.noise, old.noise_end
         self._place = self.expert_names.index(self.newcomer)
-        # Not chosen before it has learnt: the mixture begins as it was.
+        # Before it has learnt it is not chosen, or, where the other router is surer than that, with
+        # a weight of about e⁻¹⁰: the mixture begins as it was, but for that.
         nn.init.constant_(cast(nn.Linear, evidence.fuse[-1]).bias, -BELOW)
 
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
