@@ -99,8 +99,8 @@ def read_trace(events: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any
         ``busy_ms``, in which the device ran at least one kernel; ``kernel_ms``, their sum;
         ``kernels``, their number; ``launches``, of kernels and graphs; ``parts``, by
         ``"forward <part>"``, ``"backward <part>"``, ..., each ``ms`` and ``kernels``; ``top``, the
-        kernels that take longest, each ``name``, ``ms`` and ``count``. What a part's backward pass
-        is told by the numbers of autograd's nodes.
+        kernels that take longest, each ``name``, ``ms`` and ``count``. Which part a backward pass
+        is of follows from the sequence numbers of autograd's nodes.
     """
     whole = [e for e in events if e.get("ph") == "X" and "dur" in e]
     labels, leaves = _labels(whole)

@@ -127,7 +127,7 @@ def _choice(choice: Mapping[str, Any]) -> str:
         f"Chosen on validation: fallback {choice['fallback']:g}, by a router that was trained "
         f"without photographs and met them then ({choice['tried']['off_domain_far']:.0%} of them "
         f"unlike its training); the best {choice['top_k']} experts of each image, their logits "
-        f"divided by {choice['routing']:g} (it was surer than right; 'at' below); temperature "
+        f"divided by {choice['routing']:g} ('at' below); temperature "
         f"{choice['temperature']:.3f} and offset {choice['offset']:+.3f}; masks are cut at "
         f"{choice['threshold']:g}. Figures above are at 0.5."
     )
