@@ -163,8 +163,11 @@ def build_router(
         newcomers: Experts that joined a trained mixture, in the order in which they came.
 
     Raises:
-        ValueError: A newcomer is none of the experts, is named twice, or joined no other.
+        ValueError: A newcomer is none of the experts, is named twice, or joined no other, or
+            ``newcomers`` is one name.
     """
+    if isinstance(newcomers, str):
+        raise ValueError(f"newcomers={newcomers!r}: give a tuple of names, ({newcomers!r},)")
     if newcomers:
         return _build_grown(router, names, top_k, in_channels, newcomers)
     if router is None:
@@ -191,18 +194,21 @@ def _build_grown(
     if last in earlier or not before:
         what = "is named twice" if last in earlier else "is the only expert, and joined none"
         raise ValueError(f"newcomers={tuple(newcomers)}: {last!r} {what}")
-    top_k = min(2, len(names)) if top_k is None else top_k
     config = router or {}
+    takes_all = config.get("type") in TAKES_ALL
+    if top_k is None and not takes_all:
+        top_k = min(2, len(names))
     # Its evidence is as wide as that of a router which reads the image, too.
     own = config if config.get("type") == "EvidenceRouter" else dict(type="EvidenceRouter")
     own = {**own, "fallback": 0.0}
     given = dict(in_channels=tuple(in_channels), expert_names=(last,), top_k=1)
-    k = None if config.get("type") in TAKES_ALL else min(top_k, len(before))
+    k = None if takes_all or top_k is None else min(top_k, len(before))
+    old = build_router(router, before, k, in_channels, earlier)
     return GrownRouter(
-        build_router(router, before, k, in_channels, earlier),
+        old,
         cast(EvidenceRouter, _build(own, "router", Router, **given)),
         expert_names=tuple(names),
-        top_k=top_k,
+        top_k=old.top_k if top_k is None else top_k,
     )
 
 

@@ -85,7 +85,8 @@ class ModelLevelMoE(BaseModel, HubModel):
             Default: the first ``num_experts`` of sinet, pranet, zoomnet, ujsc.
         num_experts: Number of experts, where ``experts`` is not given (default 4); otherwise it
             must agree.
-        top_k: Experts per image. Default: 2, or all for a router that takes all.
+        top_k: Experts per image. Default: 2, or all for a router that takes all (with ``newcomers``
+            as many as it took before these came).
         train_top_k: Experts that the mixture is made of in training: a number, ``"all"``, or None
             for ``top_k``; a frozen router does not read it. Where all experts run anyway
             (``train_dispatch="dense"``), a mixture of all costs nothing more and teaches the router

@@ -315,6 +315,7 @@ def test_experts_set_to_none_are_dropped(make_model):
         (dict(router=dict(type="EvidenceRouter", widht=3)), r"router: .*'width'"),
         (dict(newcomers=("sinnet",)), r"newcomers: 'sinnet' is not an expert .*'sinet'"),
         (dict(newcomers=("sinet", "sinet")), r"newcomers=.*'sinet' is named twice"),
+        (dict(newcomers="sinet"), r"newcomers='sinet': give a tuple .*\('sinet',\)"),
         (dict(router=dict(type="UniformRouter"), top_k=2), r"router: .*leave top_k out"),
         (dict(combiner=dict(type="StructureLoss")), r"combiner: .*is no Combiner"),
         (dict(backbone="pvt_v2_b22"), r"backbone.name='pvt_v2_b22'.*'pvt_v2_b2'"),
@@ -430,6 +431,16 @@ def test_a_model_on_a_route_shares_all_parts_and_takes_the_names(make_model, bat
     assert routed.experts is model.experts and routed.router is not model.router
     with pytest.raises(ValueError, match=r"no expert 'sient'.*'sinet'"):
         model.on_route(["sient"])
+
+
+@pytest.mark.parametrize("newcomers", [("sinet",), ("sinet", "ujsc")])
+def test_a_mixture_that_took_all_experts_goes_on_with_as_many(make_model, batch, newcomers):
+    model = make_model(router=dict(type="UniformRouter"), newcomers=newcomers)
+    images, _ = batch(2)
+    _, decision, _ = model.mixture(images)
+    old = [name for name in model.expert_names if name not in newcomers]
+    assert sorted(model.expert_names[i] for i in decision.indices[0]) == old
+    assert decision.weights.unique().item() == pytest.approx(1 / len(old))
 
 
 @pytest.mark.parametrize("run_router", [True, False])
