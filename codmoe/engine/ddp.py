@@ -137,7 +137,9 @@ def leave_cpu_process_group() -> None:
     """End a process of a gloo group whose work is done, without Python's own tear-down.
 
     A gloo thread that drops its last tensor while the interpreter finalises aborts the process with
-    "terminate called without an active exception", now and then, after everything was written.
+    "terminate called without an active exception", now and then, after everything was written. And
+    a ``DistributedDataParallel`` that goes after its group was destroyed waits for ever, one time
+    in ten.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
         dist.barrier()

@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader
 from codmoe.datasets import CODDataset, TolerantDataset
 from codmoe.engine.checkpoints import read_weights, save_weights
 from codmoe.engine.config import load_config
+from codmoe.engine.ddp import leave_cpu_process_group
 from codmoe.engine.hooks.training import (
     AverageBuffersHook,
     BestWeightsHook,
@@ -168,7 +169,7 @@ def average(rank, port, folder):
     hook.after_train_epoch(runner)
     torch.save(model.state_dict(), os.path.join(folder, f"{rank}.pth"))
     torch.save(ema.ema_model.module.state_dict(), os.path.join(folder, f"ema{rank}.pth"))
-    dist.destroy_process_group()
+    leave_cpu_process_group()
 
 
 def test_processes_end_an_epoch_with_the_same_statistics(tmp_path):
@@ -523,7 +524,7 @@ def meet_one_bad_file(rank, port, root):
     except ValueError as fault:
         error = str(fault)
     Path(root, f"{rank}.txt").write_text("\n".join([str(len(said)), *runner.lines, error]))
-    dist.destroy_process_group()
+    leave_cpu_process_group()
 
 
 def test_two_processes_count_together(tmp_path):
