@@ -468,6 +468,7 @@ def main() -> None:
     """Of a process that compiles one piece: reads it, says in one line what became of it."""
     follow_parent()
     try:
+        # From the training that started this process, through their pipe: no file of anybody's.
         said = compile_piece(pickle.load(sys.stdin.buffer))
     except Exception as error:  # whatever it is, the part then runs uncompiled
         traceback.print_exc()

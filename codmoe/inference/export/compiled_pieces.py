@@ -14,6 +14,7 @@ from torch import Tensor
 from codmoe.compiled import artefact
 from codmoe.compiled.graphs import keep_compiled
 from codmoe.compiled.prepared import CompiledMoE
+from codmoe.inference.export.onnx_graphs import outputs_of
 from codmoe.messages import note
 from codmoe.models.moe import ModelLevelMoE
 
@@ -91,13 +92,7 @@ def load(model: ModelLevelMoE, folder: Path) -> Callable[[Tensor], Mapping[str, 
         logits, decision, _ = prepared.mixture(batch)
         if prepared.artefact is None or prepared.artefact.refused or prepared.artefact.failures:
             raise ValueError(f"what was written cannot be loaded: {prepared.report}")
-        found = dict(
-            probability=logits.sigmoid(),
-            logits=logits,
-            weights=decision.weights,
-            indices=decision.indices,
-            routing=decision.probabilities,
-        )
+        found = outputs_of(logits, decision)
         return {name: tensor.cpu() for name, tensor in found.items()}
 
     return run

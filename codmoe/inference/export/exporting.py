@@ -21,7 +21,7 @@ from codmoe.engine.config import size_of
 from codmoe.files import new_folder
 from codmoe.inference.export import compiled_pieces, onnx_graphs, onnx_runner
 from codmoe.inference.export import int8 as int8_graphs
-from codmoe.inference.export.onnx_graphs import WholeGraph
+from codmoe.inference.export.onnx_graphs import WholeGraph, outputs_of
 from codmoe.inference.export.replacements import for_onnx
 from codmoe.inference.inferencer import to_input
 from codmoe.inference.inputs import check_readable, collect
@@ -217,14 +217,7 @@ def _expected(model: ModelLevelMoE, images: Tensor) -> tuple[dict[str, Tensor], 
     # Of the chosen ones among each other, too: their order is part of the answer.
     margin = -ordered[:, : k + 1].diff(dim=1)
     margin = margin.amin(1) if margin.shape[1] else torch.full((len(images),), float("inf"))
-    expected = dict(
-        probability=logits.sigmoid(),
-        logits=logits,
-        weights=decision.weights,
-        indices=decision.indices,
-        routing=decision.probabilities,
-    )
-    return expected, margin
+    return outputs_of(logits, decision), margin
 
 
 def load_exported(folder: str | Path) -> Callable[[Tensor], Mapping[str, Tensor]]:

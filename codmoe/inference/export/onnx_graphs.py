@@ -62,6 +62,12 @@ class Graph(nn.Module):
         return (images.float() - self.pixel_mean) / self.pixel_std
 
 
+def outputs_of(logits: Tensor, decision: RoutingDecision) -> dict[str, Tensor]:
+    """What an exported model returns, by its names in their order."""
+    routed = (decision.weights, decision.indices, decision.probabilities)
+    return dict(zip(MAPS + ROUTING, (logits.sigmoid(), logits, *routed), strict=True))
+
+
 class WholeGraph(Graph):
     """Images → mixture and routing; every expert runs on every image, for a graph cannot choose."""
 
@@ -76,7 +82,7 @@ class WholeGraph(Graph):
         the chosen experts, the router's probability of every expert (N, E).
         """
         logits, decision, _ = self.model.mixture(self.normalised(images), dense=True)
-        return logits.sigmoid(), logits, decision.weights, decision.indices, decision.probabilities
+        return tuple(outputs_of(logits, decision).values())
 
 
 class PyramidGraph(Graph):
