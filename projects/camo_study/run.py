@@ -18,8 +18,16 @@ from projects.jobs import Job, run_jobs
 
 HERE = Path("projects/camo_study")
 RESULTS, LOGS = Path("results"), Path("work_dirs/camo")
-BEFORE = dict(router="joint", stage3="router", own_router="own_joint", own_stage3="own_router")
-"""The row whose weights a row starts from."""
+EXPERTS = ("fpn", "pranet", "sinet", "ujsc", "zoomnet")
+BEFORE = dict(
+    router=("joint",),
+    stage3=("router",),
+    own_router=("own_joint",),
+    own_stage3=("own_router",),
+    apart_router=tuple(f"apart_{name}" for name in EXPERTS),
+    apart_fpn_duts=("duts_fpn",),
+)
+"""The rows whose weights a row starts from."""
 NAMES = dict(joint="experts_joint", joint_one_scale="experts_one_scale", stage3="ensemble")
 """Names of weights where they are not the row's."""
 
@@ -29,8 +37,10 @@ def weights(row: str, seed: int) -> Path:
 
 
 def folds_of(row: str) -> list[str]:
+    """The copies by folds that a row waits for; those of ``apart_router`` are in the project."""
     own = "own_" if row.startswith("own_") else ""
-    return [f"{own}fold0", f"{own}fold1"] if row in BEFORE else []
+    waits = row in BEFORE and not row.startswith("apart")
+    return [f"{own}fold0", f"{own}fold1"] if waits else []
 
 
 def jobs_of(row: str, seed: int, args: argparse.Namespace) -> list[Job]:
@@ -50,7 +60,7 @@ def jobs_of(row: str, seed: int, args: argparse.Namespace) -> list[Job]:
     testing = ["tools/test.py", config, str(made), "--experts", "--work-dir", f"{LOGS}/test_{name}"]
     testing += ["--json", f"{RESULTS}/{name}.json"]
     needs = [RESULTS / f"{copy}.json" for copy in folds_of(row)]
-    needs += [weights(BEFORE[row], seed)] if row in BEFORE else []
+    needs += [weights(before, seed) for before in BEFORE.get(row, ())]
     return [
         Job(f"train_{name}", [*training, "--cfg-options", *options], made, needs),
         Job(f"test_{name}", testing, RESULTS / f"{name}.json", [made]),

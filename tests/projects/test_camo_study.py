@@ -39,6 +39,25 @@ def test_own_blocks_are_all_that_two_rows_differ_in(configs):
     assert own.backbone == shared.backbone == configs["own_router"].model.backbone
 
 
+def test_experts_that_are_trained_apart_fit_together(configs):
+    router = configs["apart_router"]
+    assert router.init_from.backbone == router.init_from.experts.fpn
+    names = list(router.model.experts)
+    assert names == list(run.EXPERTS) == list(router.init_from.experts)
+    for name in names:
+        alone = configs[f"apart_{name}"]
+        assert alone.model.experts == {name: router.model.experts[name]}
+        assert alone.model.backbone == router.model.backbone
+    # What the experts share is what fpn's training holds, to the last tensor.
+    backbone = dict(router.model.backbone, checkpoint=None)
+    body = create_model(str(measure.CONFIGS / "apart_fpn.py"), backbone=backbone).backbone
+    keys = configs["apart_fpn"].optim_wrapper.paramwise_cfg.custom_keys
+    held = tuple(name for name, mult in keys.items() if mult.lr_mult == 0)
+    ending = {id(p) for p in body.ending(10).parameters()}
+    shared = {n for n, p in body.named_parameters("backbone") if id(p) not in ending}
+    assert shared == {n for n, _ in body.named_parameters("backbone") if n.startswith(held)}
+
+
 def test_folds_are_tested_on_what_they_have_not_seen(configs):
     for fold in (0, 1):
         cfg = configs[f"fold{fold}"]
@@ -54,10 +73,13 @@ def test_stages_hand_over_and_the_pretrained_part_learns_slowly(configs):
     assert configs["stage3"].init_from.file == "router_best.pth"
     for row, before in run.BEFORE.items():
         args = SimpleNamespace(compile=False, options=[])
-        assert configs[row].init_from.file == run.weights(before, 0).name
+        made = [run.weights(each, 0).name for each in before]
+        init = configs[row].init_from
+        assert made == ([init.file] if init.get("file") else list(init.experts.values()))
         needs = [path.name for path in run.jobs_of(row, 0, args)[0].needs]
-        truth = [Path(file).name for file in configs[row].model.router_truth.files]
-        assert needs == [*truth, configs[row].init_from.file]
+        truth = configs[row].model.get("router_truth", dict(files=()))["files"]
+        waited_for = [Path(file).name for file in truth if file.startswith("results/")]
+        assert needs == [*waited_for, *made]
     for row in ROWS:
         assert configs[row].default_hooks.best.name in run.weights(row, 0).name
     for cfg in (configs[row] for row in ROWS if not row.startswith("held")):

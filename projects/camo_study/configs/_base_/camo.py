@@ -13,7 +13,7 @@ train_pipelines = {
         dict(type="RandomColour"),
         dict(type="PackCODInputs"),
     ]
-    for size in (448, 560, 728)
+    for size in (448, 560, 728, 840)
 }
 test_pipelines = {
     f"px{size}": [
@@ -21,7 +21,7 @@ test_pipelines = {
         dict(type="Resize", scale=(size, size), keep_ratio=False),
         dict(type="PackCODInputs", keep_original=True),
     ]
-    for size in (448, 560, 728)
+    for size in (448, 560, 728, 840)
 }
 train_dataloader = dict(
     num_workers=6,
