@@ -162,6 +162,8 @@ class InTraining:
     """How inputs look that it is compiled for; others run uncompiled. None: whatever comes."""
     watch: Callable[[InTraining, tuple, dict[str, Any]], Any] | None = None
     """Answers each call while a step is looked at."""
+    unknown = 0
+    """Calls in training that ran uncompiled, as nothing was compiled for such inputs."""
 
     def __init__(self, module: nn.Module, name: str, mode: str | None, method: str = "_call_impl"):
         self.module, self.name, self.mode, self.method = module, name, mode, method
@@ -175,6 +177,7 @@ class InTraining:
         if self.watch is not None:
             return self.watch(self, args, kwargs)
         if self.known is not None and look_of(args, kwargs) not in self.known:
+            self.unknown += 1
             return self.plain(*args, **kwargs)
         try:
             with torch._dynamo.config.patch(SETTINGS):

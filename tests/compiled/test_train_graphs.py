@@ -479,3 +479,25 @@ def test_on_a_gpu(make, precision):
             assert (ours - theirs).norm() < 0.02 * theirs.norm()
     regions = [graphed.backbone, *graphed.experts.values()]
     assert [len(r._compiled_call_impl.graphs) for r in regions] == [3, 1, 1, 1, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("error:The AccumulateGrad node's stream")
+def test_on_a_gpu_compiled_code_is_captured(make, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    eager = make(1, ONE_EXPERT, SHORT).float().cuda()
+    exact, both = copy.deepcopy(eager), copy.deepcopy(eager)
+    compile_parts(both, BOTH)
+    graph_parts(both, BOTH)
+    for seed in range(3):
+        backward(exact, seed, 128)
+        with torch.autocast("cuda", torch.bfloat16):
+            losses = [backward(model, seed, 128) for model in (eager, both)]
+        torch.testing.assert_close(*losses, rtol=1e-2, atol=0)
+        right, theirs, ours = (gradients_of(model) for model in (exact, eager, both))
+        assert (ours - right).norm() < 1.5 * (theirs - right).norm() + 1e-3 * right.norm()
+        buffers = [dict(m.named_buffers()) for m in (eager, both)]
+        torch.testing.assert_close(*buffers, rtol=1e-2, atol=1e-3)
+    # Nothing else was said: neither that a part runs uncompiled nor that it cannot be captured.
+    assert len(said) == 2 and all("captured in" in line for line in said)
