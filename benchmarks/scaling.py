@@ -577,7 +577,8 @@ def main() -> None:
     parser.add_argument(
         "--reference", metavar="FILE", help="take runs of one process from an earlier --json"
     )
-    parser.add_argument("--work-dir", default="work_dirs/scaling", help="logs")
+    parser.add_argument("--work-dir", default="work_dirs/scaling",
+                        help="logs; output.log says when timing begins and ended")  # fmt: skip
     parser.add_argument("--timeout", type=float, default=300, help="seconds for one run")
     parser.add_argument("--budget", type=float, help="seconds after which no run is started")
     parser.add_argument("--cfg-options", nargs="+", metavar="KEY=VALUE", help="override the config")

@@ -98,6 +98,8 @@ class LoaderClock(Hook):
 class StepTimer(Hook):
     """After everything else: waits for the device and notes the time; ends the run.
 
+    Writes ``timing begins`` and ``timing ended``, so that other jobs can be stopped in between.
+
     Args:
         loader: Notes when batches came.
         warmup: Steps that are not counted.
@@ -130,6 +132,7 @@ class StepTimer(Hook):
         self.loads: list[torch.Tensor] = []
         self.syncs: Counter[str] = Counter()
         self.done = 0
+        self.timing = False
         self.last = 0.0
 
     def watch(self, module, args, decision) -> None:
@@ -139,6 +142,12 @@ class StepTimer(Hook):
 
     def before_train(self, runner) -> None:
         self.last = time.perf_counter()
+
+    def say(self, timing: bool) -> None:
+        """Write which of the two begins, if that is new."""
+        if timing != self.timing and is_main_process():
+            print("timing begins" if timing else "timing ended", flush=True)
+        self.timing = timing
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if torch.cuda.is_available():
@@ -152,10 +161,13 @@ class StepTimer(Hook):
             self.seconds.append(now - self.last)
             self.waits.append(max(self.loader.came - self.last, 0.0))
         self.done += 1
+        if self.done == self.warmup:
+            self.say(True)
         after = self.done - self.warmup - self.steps
         if after == 0 and is_model_wrapper(runner.model):
             runner.model._set_ddp_runtime_logging_sample_rate(1)
         if after == PROBES + self.profiled:
+            self.say(False)
             if self.profiling is not None:
                 self.profile = self.profiling.stop(self.profiled)
             raise _Finished
@@ -285,6 +297,7 @@ def measure(spec: dict[str, Any], launcher: str) -> dict[str, Any]:
     except _Finished:
         pass
     finally:
+        timer.say(False)
         stop_workers(runner)
     return figures()
 
@@ -299,6 +312,7 @@ def _compiled(runner: CODRunner) -> dict[str, Any]:
     return dict(
         compiling=hooks[0].figures,
         not_compiled=[part.name for part in parts if part.failed],
+        calls_uncompiled={part.name: part.unknown for part in parts if part.unknown},
         cache={
             name: counts[group][name]
             for group, names in (

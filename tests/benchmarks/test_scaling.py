@@ -23,7 +23,7 @@ from benchmarks.scaling import (
     overrides,
     reference_of,
 )
-from benchmarks.step_timing import image_size, measure, noting_waits
+from benchmarks.step_timing import SyntheticBatches, image_size, measure, noting_waits
 from codmoe.engine.config import load_config
 
 THREE_EXPERTS = dict(init_from=None, model=dict(experts=dict(zoomnet=None)))
@@ -66,6 +66,9 @@ def test_the_tool_measures_one_and_two_processes(tmp_path):
     assert two["ddp"]["bytes_per_step"] == 4 * two["parameters_trained"]
     options = two["ddp"]["options"]
     assert not options["gradient_as_bucket_view"] and not options["find_unused_parameters"]
+    for log in tmp_path.glob("work/*/output.log"):
+        said = [line for line in log.read_text().splitlines() if line.startswith("timing")]
+        assert said == ["timing begins", "timing ended"], "by one of the processes"
     assert "efficiency" in done.stdout and "no_find_unused+no_bucket_view" in done.stdout
     (kept,) = tmp_path.glob("scaling.2*.json")
     assert kept.read_text() == "somebody's"
@@ -99,6 +102,22 @@ def test_the_configs_own_loader_is_waited_for(tmp_path):
     # Without worker processes the images are made in these waits.
     assert sum(figures["waits"][0]) > 0.01 * sum(figures["seconds"][0])
     assert not list((tmp_path / "work").glob("*.pth")) and not (tmp_path / "weights").exists()
+
+
+def test_a_run_that_fails_while_it_is_timed_says_that_it_ended(tmp_path, monkeypatch, capsys):
+    spec = dict(config=str(write_config(tmp_path, 1, ONE_EXPERT)), options={}, data="synthetic")
+    batch = SyntheticBatches.__getitem__
+
+    def fail_later(self, index):
+        if index == 2:
+            raise RuntimeError("out of memory")
+        return batch(self, index)
+
+    monkeypatch.setattr(SyntheticBatches, "__getitem__", fail_later)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        measure(dict(spec, steps=3, warmup=1, size=64, work_dir=str(tmp_path / "work")), "none")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("timing")]
+    assert said == ["timing begins", "timing ended"]
 
 
 def test_what_is_asked_for_wrongly_is_told_before_anything_runs(tmp_path):
