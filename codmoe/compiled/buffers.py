@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from math import comb
@@ -88,6 +88,7 @@ class Buffers:
         self.decision: RoutingDecision | None = None
         self.mixed: dict[tuple[int, bool], Tensor] = {}
         self.forced: dict[int, RoutingDecision] = {}
+        self.forced_to: dict[int, tuple[str, ...]] = {}
         self.pieces: dict[tuple, Work] = {}
         # One image does not fill a GPU: its experts are one piece, side by side.
         routes = comb(len(self.names), parts.top_k)
@@ -164,8 +165,17 @@ class Buffers:
         return self.decision
 
     def _force(self, names: Sequence[str]) -> RoutingDecision:
-        made, k = self._decided().forced(names), len(names)
-        self.forced[k] = _kept(self.forced.get(k), made)
+        """The decision with these experts; written where the last one of as many had others, so
+        that the route costs what it costs as a router's choice.
+        """
+        decided, k = self._decided(), len(names)
+        if self.forced_to.get(k) != tuple(names):
+            made = _kept(self.forced.get(k), decided.forced(names))
+            # The router writes these two anew.
+            self.forced[k] = replace(
+                made, logits=decided.logits, probabilities=decided.probabilities
+            )
+            self.forced_to[k] = tuple(names)
         return self.forced[k]
 
     def _launch(self, chosen: Mapping[int, list[int] | None]) -> None:

@@ -144,6 +144,26 @@ def test_every_route_gives_the_eager_result(model, preparer):
     assert difference(prepared(images), eager(model, images)[0]) < TOLERANCE, "the router's own"
 
 
+def test_a_forced_route_is_written_once_and_tells_each_batchs_evidence(model, preparer):
+    prepared, calls = CompiledMoE(model, **SMALL), []
+    first, second = torch.randn(2, 1, 3, 64, 64)
+    one, other = NAMES[:2], NAMES[2:]
+    expected = [prepared.mixture(images)[1].probabilities for images in (first, second)]
+    buffers = next(iter(prepared.buffers.values()))
+    for images, route, probabilities in (
+        (first, one, expected[0]),
+        (second, one, expected[1]),
+        (second, other, expected[1]),
+        (first, one, expected[0]),
+    ):
+        decision = prepared.mixture(images, names=route)[1]
+        assert torch.equal(decision.probabilities, probabilities)
+        assert [NAMES[i] for i in decision.indices[0].tolist()] == list(route)
+        calls.append(buffers.forced[2])
+    assert calls[0] is calls[1] and calls[1] is not calls[2]
+    assert calls[0].indices is calls[3].indices, "a graph reads it there"
+
+
 @pytest.mark.parametrize("own", [{}, dict(pranet=1, ujsc=1), dict(sinet=2, zoomnet=2)])
 def test_experts_of_other_image_scales_and_shared_ones(preparer, own):
     """As the model itself computes them, also where two experts read the same scale, and where some
