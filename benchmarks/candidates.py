@@ -4,7 +4,7 @@ beside the prepared model's."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -13,8 +13,18 @@ import torch.nn.functional as F
 from timm.models.pvt_v2 import Attention, MlpWithDepthwiseConv
 from torch import Tensor, nn
 
+from codmoe.compiled.buffers import Buffers, _kept
+from codmoe.compiled.graphs import run_beside
+from codmoe.compiled.prepared import CompiledMoE
 from codmoe.models.experts.ujsc import DilatedSum, PositionAttention
-from codmoe.models.routers.evidence import EdgeBranch, TextureBranch, luminance, resize_to
+from codmoe.models.routers.evidence import (
+    EdgeBranch,
+    EvidenceRouter,
+    TextureBranch,
+    luminance,
+    resize_to,
+)
+from codmoe.structures import RoutingDecision
 
 Form = Callable[[nn.Module], nn.Module | None]
 tries_tiles = False
@@ -226,6 +236,72 @@ TF32 = "tf32"
 """Products of float32 matrices in TF32."""
 OPEN = "open"
 """Transformer layers operation by operation, which Inductor can fuse, not as torch's one."""
+
+
+BESIDE = "beside"
+"""The router's branches beside each other, those that only read the image beside the backbone."""
+
+
+class Evidence(nn.Module):
+    """One branch of the router, called as the router does."""
+
+    def __init__(self, branch: nn.Module, half: torch.dtype | None):
+        super().__init__()
+        self.branch, self.half = branch, half
+
+    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
+        """Images in float32 and the four maps → (N, width)."""
+        return self.branch(images, [level.float() for level in pyramid], self.half)
+
+
+class Choice(nn.Module):
+    """What the router makes of its branches' features."""
+
+    def __init__(self, router: EvidenceRouter):
+        super().__init__()
+        self.router = router
+
+    def forward(self, features: Sequence[Tensor]) -> RoutingDecision:
+        """Each (N, width), in order → the decision."""
+        norms = self.router.norms
+        evidence = {
+            name: norms[name](x[..., None, None]).flatten(1)
+            for name, x in zip(norms, features, strict=True)
+        }
+        return self.router.choose(self.router._fused(evidence))
+
+
+def put_beside(prepared: CompiledMoE) -> None:
+    """Have a prepared model of an :class:`EvidenceRouter` do backbone and router in one piece."""
+    router = cast(EvidenceRouter, prepared.copies.modules["router"])
+    compiled = prepared.prepare.compiled
+    branches = {
+        name: compiled(f"router.{name}", Evidence(branch, router.convolution_dtype))
+        for name, branch in router.branches.items()
+    }
+    choice = compiled("router.choice", Choice(router))
+    blind = [name for name in branches if name in ("edge", "frequency")]
+    seeing = [name for name in branches if name not in blind]
+
+    def work(buffers: Buffers) -> None:
+        found: dict[str, Tensor] = {}
+        spare = prepared.prepare.streams
+
+        def run(name: str, pyramid: list[Tensor]) -> None:
+            found[name] = branches[name](buffers.images, pyramid)
+
+        first = [partial(run, name, []) for name in blind]
+        run_beside([buffers._backbone, *first], spare("begin", len(first)))
+        then = [partial(run, name, buffers.pyramid) for name in seeing]
+        run_beside(then, spare("router", len(then) - 1))
+        made = choice([found[name] for name in branches])
+        buffers.decision = _kept(buffers.decision, made)
+
+    def start(self: Buffers, images: Tensor) -> None:
+        self.images[: len(images)].copy_(images)
+        self._piece("backbone + router", partial(work, self))
+
+    Buffers.start = start  # type: ignore[method-assign]  # the process does nothing else
 
 
 def improve(module: nn.Module, names: Sequence[str]) -> nn.Module:

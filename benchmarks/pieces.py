@@ -27,7 +27,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import codmoe.compiled.copies as copies_module
 from benchmarks import candidates
-from benchmarks.candidates import FORMS, OPEN, TF32, improve, options_of
+from benchmarks.candidates import (
+    BESIDE,
+    FORMS,
+    OPEN,
+    TF32,
+    Evidence,
+    improve,
+    options_of,
+    put_beside,
+)
 from benchmarks.parity import Limits, _quiet, pictures
 from benchmarks.step_profile import read_trace
 from codmoe.compiled.buffers import laid_out
@@ -59,6 +68,7 @@ def processes(large: int) -> dict[str, list[Task]]:
     return {
         "whole": every("whole"),
         "whole, candidates": every("whole", [ALL]),
+        "whole, beside": every("whole", [f"{ALL}+{BESIDE}"], [1, large]),
         "backbone": every("backbone", BACKBONE, [large]),
         "base": every("router combiner sinet pranet"),
         "base of scales": every("zoomnet ujsc"),
@@ -76,18 +86,6 @@ def processes(large: int) -> dict[str, list[Task]]:
         + every("router zoomnet", ("", "descent"), [large])
         + every("backbone", ("autotune",), [large]),
     }
-
-
-class Evidence(nn.Module):
-    """One branch of the router, called as the router does."""
-
-    def __init__(self, branch: nn.Module, half: torch.dtype | None):
-        super().__init__()
-        self.branch, self.half = branch, half
-
-    def forward(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
-        """Images in float32 and the four maps → (N, width)."""
-        return self.branch(images, [level.float() for level in pyramid], self.half)
 
 
 class Bench:
@@ -146,6 +144,8 @@ class Bench:
             )  # fmt: skip
         finally:
             copies_module.frozen_copy = usual
+        if BESIDE in names:
+            put_beside(prepared)
         captures, prepared.prepare.captures = prepared.prepare.captures, False
         images = pictures(batch, self.size, self.device)
         for route in self._routes():

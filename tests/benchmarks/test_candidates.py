@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.candidates import FORMS, improve, options_of
+from benchmarks.candidates import FORMS, improve, options_of, put_beside
+from codmoe.compiled.buffers import Buffers
 from codmoe.compiled.copies import PartCopies
+from codmoe.compiled.prepared import CompiledMoE
 from codmoe.registry import MODELS
 
 MODEL = dict(
@@ -65,6 +67,22 @@ def test_a_candidate_changes_a_part_and_not_what_it_computes(copies, name):
 
 def _kinds(module):
     return [type(m).__name__ for m in module.modules()]
+
+
+def test_a_router_beside_the_backbone_chooses_the_same(monkeypatch):
+    monkeypatch.setattr(Buffers, "start", Buffers.start)  # to be put back
+    torch.manual_seed(0)
+    model = MODELS.build(MODEL).eval()
+    nn.init.normal_(model.router.fuse[-1].weight)
+    images = torch.randn(3, 3, 64, 64)
+    expected, decision, _ = CompiledMoE(model).mixture(images)
+    beside = CompiledMoE(model)
+    put_beside(beside)
+    for _ in range(2):
+        got, chosen, _ = beside.mixture(images)
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(chosen.logits, decision.logits)
+    assert "backbone + router" in beside.pieces[0].name
 
 
 def test_options_of_the_compiler_are_those_of_torch():
