@@ -10,7 +10,11 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.models.pvt_v2 import Attention, MlpWithDepthwiseConv
+from timm.models.pvt_v2 import (
+    Attention,
+    MlpWithDepthwiseConv,
+    PyramidVisionTransformerStage,
+)
 from torch import Tensor, nn
 
 from codmoe.compiled.buffers import Buffers, _kept
@@ -181,6 +185,31 @@ def _patches(module: nn.Module) -> nn.Module | None:
     return None
 
 
+def _views(module: nn.Module) -> nn.Module | None:
+    """timm ends a stage with a copy in the contiguous format, which the next convolution undoes."""
+    if isinstance(module, PyramidVisionTransformerStage):
+        module.forward = partial(_stage, module)
+    return None
+
+
+def _stage(stage: PyramidVisionTransformerStage, x: Tensor) -> Tensor:
+    x = x if stage.downsample is None else stage.downsample(x)
+    height, width = size = list(x.shape[1:3])
+    x = x.flatten(1, 2)
+    for block in stage.blocks:
+        x = block(x, size)
+    return stage.norm(x).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def _halves(module: nn.Module) -> nn.Module | None:
+    """Weights of the router's convolutions in their precision, not cast at each call."""
+    if isinstance(module, EvidenceRouter) and module.convolution_dtype is not None:
+        for child in module.modules():
+            if isinstance(child, (nn.Conv2d, PaddedConv)):
+                child.to(module.convolution_dtype)
+    return None
+
+
 def _padded(module: nn.Module) -> nn.Module | None:
     if isinstance(module, TextureBranch):
         for conv_module, outputs in ((module.image, True), (module.fine, False)):
@@ -221,8 +250,10 @@ FORMS: dict[str, Form] = dict(
     tiled=_tiled_mlp,
     shifted=_shifted_mlp,
     patches=_patches,
+    views=_views,
     padded=_padded,
     edges=_edges,
+    halves=_halves,
     heads=_heads,
     attention=_four_dimensions,
 )
@@ -306,17 +337,28 @@ def put_beside(prepared: CompiledMoE) -> None:
 
 def improve(module: nn.Module, names: Sequence[str]) -> nn.Module:
     """Replaces what these of :data:`FORMS` replace, in place; other names are left to others."""
-    for name in names:
-        form = FORMS.get(name)
-        if form is None:
-            continue
-        for parent in list(module.modules()):
-            for key, child in list(parent.named_children()):
-                made = form(child)
-                if made is not None:
-                    setattr(parent, key, made)
-        form(module)
+    with torch.inference_mode(False), torch.no_grad():
+        for form in [FORMS[name] for name in names if name in FORMS]:
+            for parent in list(module.modules()):
+                for key, child in list(parent.named_children()):
+                    made = form(child)
+                    if made is not None:
+                        setattr(parent, key, made)
+            form(module)
     return module
+
+
+def tiles_work(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel of ``tiled`` runs here, and is right."""
+    generator = torch.Generator().manual_seed(0)
+    x, taps = (torch.randn(*s, generator=generator) for s in ((2, 9 * 20, 64), (9, 64)))
+    values = [value.to(device, dtype) for value in (x, taps, taps[0])]
+    try:
+        apart = tiled(*values, 9, 20).float() - shifted(*values, 9, 20).float()
+    except Exception as error:
+        print(f"tiled: {type(error).__name__}: {error}", flush=True)
+        return False
+    return apart.abs().max().item() < 0.1
 
 
 @cache

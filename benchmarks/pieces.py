@@ -25,7 +25,7 @@ from torch.profiler import profile
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-import codmoe.compiled.copies as copies_module
+import codmoe  # noqa: F401  # torchvision's operators are declared before timm asks for them
 from benchmarks import candidates
 from benchmarks.candidates import (
     BESIDE,
@@ -36,6 +36,7 @@ from benchmarks.candidates import (
     improve,
     options_of,
     put_beside,
+    tiles_work,
 )
 from benchmarks.parity import Limits, _quiet, pictures
 from benchmarks.step_profile import read_trace
@@ -45,7 +46,7 @@ from codmoe.compiled.graphs import Preparer, Work, _many_shapes
 from codmoe.compiled.prepared import CompiledMoE
 from codmoe.engine.config import parse_options
 from codmoe.evaluation.timing import side_by_side, synchronise, warmed
-from codmoe.files import save_json
+from codmoe.files import save_json, save_text
 from codmoe.inference.zoo import create_model
 from codmoe.models.layers import resize_to
 
@@ -53,9 +54,9 @@ Task = tuple[str, int, str]
 """A piece, images, and candidates joined by ``+``; none is what the prepared model does."""
 Row = dict[str, Any]
 
-ALL = "tiled+patches+padded+edges+tf32+heads+attention"
-BACKBONE = ("", "tiled", "shifted", "patches", "tiled+patches")
-ROUTER = "padded+edges+tf32"
+ALL = "tiled+patches+views+padded+edges+halves+tf32+heads+attention"
+BACKBONE = ("", "tiled", "shifted", "patches", "views", "tiled+patches+views")
+ROUTER = "padded+edges+halves+tf32"
 
 
 def processes(large: int) -> dict[str, list[Task]]:
@@ -72,7 +73,7 @@ def processes(large: int) -> dict[str, list[Task]]:
         "backbone": every("backbone", BACKBONE, [large]),
         "base": every("router combiner sinet pranet"),
         "base of scales": every("zoomnet ujsc"),
-        "scales": every("backbone@1.5 backbone@0.5", ("", "tiled+patches")),
+        "scales": every("backbone@1.5 backbone@0.5", ("", "tiled+patches+views")),
         "router": every("texture edge context frequency") + every("router", ("", ROUTER)),
         "router, candidates": every("texture", ("", "padded"), [large])
         + every("edge", ("", "padded", "edges", "padded+edges"), [large])
@@ -134,8 +135,14 @@ class Bench:
             torch.cuda.empty_cache()
 
     def _prepare_whole(self, task: Task, names: tuple[str, ...]) -> None:
-        usual = copies_module.frozen_copy
-        copies_module.frozen_copy = lambda *args, **kwargs: improve(usual(*args, **kwargs), names)
+        if "tiled" in names and not tiles_work(self.device, self.dtype):
+            names = tuple("shifted" if name == "tiled" else name for name in names)
+        usual = PartCopies._copy
+
+        def copied(self: PartCopies, name: str, part: nn.Module) -> nn.Module:
+            return improve(usual(self, name, part), names)
+
+        PartCopies._copy = copied  # type: ignore[method-assign]
         batch = task[1]
         try:
             prepared = CompiledMoE(
@@ -143,7 +150,7 @@ class Bench:
                 batches=(batch,), groups=(batch,),
             )  # fmt: skip
         finally:
-            copies_module.frozen_copy = usual
+            PartCopies._copy = usual  # type: ignore[method-assign]
         if BESIDE in names:
             put_beside(prepared)
         captures, prepared.prepare.captures = prepared.prepare.captures, False
@@ -151,7 +158,10 @@ class Bench:
         for route in self._routes():
             prepared(images, names=route)
         prepared.prepare.captures = captures
-        self.whole[task], self.rows[task] = prepared, dict(reason=prepared.report)
+        self.whole[task], self.rows[task] = (
+            prepared,
+            dict(candidates="+".join(names), reason=prepared.report),
+        )
 
     def capture(self) -> Iterator[Row]:
         """Captures what was compiled: algorithms of convolutions are tried out, for which the
@@ -445,6 +455,8 @@ def run(settings: dict[str, Any], large: int, only: Sequence[str], json_file: st
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "3")
     started, context = time.monotonic(), mp.get_context("spawn")
     results: Row = dict(settings=settings, torch=torch.__version__, time=[], profile=[])
+    if json_file is not None:
+        save_json(json_file, results)  # a file that is already there is kept
     children: dict[Connection, tuple[str, Any]] = {}
     for title, tasks in processes(large).items():
         if only and title not in only:
@@ -479,7 +491,7 @@ def run(settings: dict[str, Any], large: int, only: Sequence[str], json_file: st
                     if what == "time":
                         say(told(row), started)
                     if json_file is not None:
-                        save_json(json_file, results)
+                        save_text(json_file, json.dumps(results, indent=1) + "\n", keep=False)
             say(f"{'timing' if what == 'time' else 'profiling'} ended: {title}", started)
     for pipe in ready:
         pipe.send("end")
