@@ -120,7 +120,7 @@ class Bench:
         names = tuple(variant.split("+")) if variant else ()
         title = f"{piece}, {batch} images, {variant or 'as it is'}"
         with (
-            self.limits.part(title, 150),
+            self.limits.part(title, self.limits.left),
             torch.inference_mode(),
             using(names),
             _many_shapes(True),
@@ -412,7 +412,10 @@ def bound(row: Row) -> Row:
     return dict(ops_ms=ops, bytes_ms=moved, bound_ms=least, ratio=row["ms"] / max(least, 1e-9))
 
 
-def _process(pipe: Connection, title: str, tasks: Sequence[Task], settings: dict) -> None:
+def _process(
+    pipe: Connection, title: str, place: int, tasks: Sequence[Task], settings: dict
+) -> None:
+    os.nice(place)  # the first ones tell most
     if settings["logs"] is not None:
         log = os.open(
             f"{settings['logs']}.{title.replace(', ', '_')}.log", os.O_WRONLY | os.O_CREAT
@@ -452,17 +455,17 @@ def run(settings: dict[str, Any], large: int, only: Sequence[str], json_file: st
         json_file: Where rows go.
     """
     os.environ.setdefault("TEARDOWN_CUPTI", "0")
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "3")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
     started, context = time.monotonic(), mp.get_context("spawn")
     results: Row = dict(settings=settings, torch=torch.__version__, time=[], profile=[])
     if json_file is not None:
         save_json(json_file, results)  # a file that is already there is kept
     children: dict[Connection, tuple[str, Any]] = {}
-    for title, tasks in processes(large).items():
+    for place, (title, tasks) in enumerate(processes(large).items()):
         if only and title not in only:
             continue
         ours, theirs = context.Pipe()
-        child = context.Process(target=_process, args=(theirs, title, tasks, settings))
+        child = context.Process(target=_process, args=(theirs, title, place, tasks, settings))
         child.start()
         theirs.close()
         children[ours] = (title, child)
