@@ -151,6 +151,7 @@ class Recorder(Preparer):
 
     def __init__(self, device: torch.device):
         super().__init__(device, "eager")
+        self.eager = False  # what is noted will be compiled
         self.calls: dict[Key, tuple[str, Callable, tuple]] = {}
 
     def compiled(self, name: str, function: Callable) -> Callable:

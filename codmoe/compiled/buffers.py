@@ -180,6 +180,9 @@ class Buffers:
 
     def _launch(self, chosen: Mapping[int, list[int] | None]) -> None:
         """Run each expert on its rows; None stands for the whole batch, in order."""
+        if self.prepare.eager:
+            self._launch_as_it_is(chosen)
+            return
         padded = {}
         for expert, rows in chosen.items():
             fitting = [group for group in self.groups if rows is not None and group >= len(rows)]
@@ -203,6 +206,23 @@ class Buffers:
         for expert, group in padded.items():
             name = self.names[expert]
             self._piece(name, partial(self._expert, expert, group), group)
+
+    def _launch_as_it_is(self, chosen: Mapping[int, list[int] | None]) -> None:
+        """Without padding. A scale that several of the experts read is made once."""
+        parts, every = self.parts, list(range(self.batch))
+        rows: dict[str, Tensor | None] = {
+            self.names[expert]: None
+            if taken in (None, every)
+            else torch.tensor(taken, device=self.images.device)
+            for expert, taken in chosen.items()
+        }
+        bank = PyramidBank(self.images, parts.passes, self.begun or None, self.pyramid)
+        bank.share(parts.scales, rows)
+        for name, index in rows.items():
+            images = self.images if index is None else self.images[index]
+            pyramids = [bank.get(scale, index, parts.own[name]) for scale in parts.scales[name]]
+            pyramids = [[parts.cast(level) for level in pyramid] for pyramid in pyramids]
+            self._predict(name, images, pyramids, slice(0, self.batch) if index is None else index)
 
     def _side_by_side(self, route: Sequence[int]) -> None:
         works = [partial(self._expert, expert, self.batch) for expert in route]
@@ -230,8 +250,14 @@ class Buffers:
         run_beside(further, streams)
         if 1.0 in pyramids:
             fill(1.0)
-        output = parts.experts[name](parts.cast(images), list(pyramids.values()))
-        self.maps[expert][target] = resize_to(output.logits.float(), self.size)[:, 0]
+        self._predict(name, images, list(pyramids.values()), target)
+
+    def _predict(
+        self, name: str, images: Tensor, pyramids: list[list[Tensor]], target: Tensor | slice
+    ) -> None:
+        output = self.parts.experts[name](self.parts.cast(images), pyramids)
+        full = resize_to(output.logits.float(), self.size)[:, 0]
+        self.maps[self.names.index(name)][target] = full
 
     def _combine(self, decision: RoutingDecision, key: tuple[int, bool]) -> None:
         mixed = self.parts.combine(self.maps[decision.indices, self.every_row], decision)

@@ -61,6 +61,9 @@ class PartCopies:
     def parts(self, prepare: Preparer, overlap: bool) -> Parts:
         """What :class:`Buffers` call, compiled if ``prepare`` compiles."""
         model, combiner = self.model, cast(Combiner, self.modules["combiner"])
+        if prepare.eager and self.device.type == "cpu":
+            for module in self.modules.values():
+                pack_linear(module)
         compiled = {name: prepare.compiled(name, part) for name, part in self.modules.items()}
         dtype, memory_format = DTYPES[self.dtype], FORMATS[self.memory_format]
         backbone = cast(Backbone, self.modules["backbone"])
@@ -231,6 +234,34 @@ def frozen_copy(
                     setattr(parent, name, form())
         copy = copy.to(device=device, dtype=dtype)
         return copy.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch declares less
+
+
+class PackedLinear(nn.Linear):
+    """By oneDNN, in whose layout it also keeps its weights: float32 takes half the time that it
+    takes through torch, which leaves it to MKL (two cores of an EPYC).
+    """
+
+    packed: Tensor
+    packed_version = -1
+
+    def forward(self, input: Tensor) -> Tensor:
+        """See :class:`nn.Linear`."""
+        if self.packed_version != self.weight._version:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+            self.packed_version = self.weight._version
+        return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
+
+
+def pack_linear(module: nn.Module) -> None:
+    """Make the linear layers of a copy on the CPU :class:`PackedLinear`, in place."""
+    if not torch.backends.mkldnn.is_available():
+        return
+    dtypes = [torch.float32]
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # by this processor
+        dtypes.append(torch.bfloat16)
+    for layer in module.modules():
+        if type(layer) is nn.Linear and layer.weight.dtype in dtypes:
+            layer.__class__ = PackedLinear
 
 
 def tensors_of(*modules: nn.Module) -> list[Tensor]:

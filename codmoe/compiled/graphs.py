@@ -169,6 +169,8 @@ class Preparer:
         find: Callable[[str, tuple], Callable | None] | None = None,
     ):
         self.device, self.backend, self.find = device, backend, find
+        self.eager = backend == "eager"
+        """Whether all runs as it is, on any shapes and by any operator."""
         self._compiled_here: set[str] = set()
         self.captures = backend != "eager" and device.type == "cuda"
         self.pieces: list[Piece] = []

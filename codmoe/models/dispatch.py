@@ -89,16 +89,18 @@ class PyramidBank:
         # for each row of the batch, its place among these. Everybody reads scale 1.
         self._joint: dict[float, tuple[Tensor | None, Tensor | None]] = {1.0: (None, None)}
 
-    def share(self, experts: Mapping[str, Expert], rows: Mapping[str, Tensor | None]) -> None:
+    def share(
+        self, scales: Mapping[str, Sequence[float]], rows: Mapping[str, Tensor | None]
+    ) -> None:
         """Have a scale that several of the chosen experts read made once, for all their images.
 
         Args:
-            experts: All experts by name.
+            scales: Scales that each expert reads.
             rows: As of :func:`run_experts`.
         """
         readers: dict[float, list[Tensor | None]] = {}
         for name, index in rows.items():
-            for scale in set(experts[name].input_scales) - {1.0}:
+            for scale in set(scales[name]) - {1.0}:
                 readers.setdefault(scale, []).append(index)
         for scale, indices in readers.items():
             if len(indices) < 2:

@@ -380,7 +380,7 @@ class ModelLevelMoE(BaseModel, HubModel):
             rows = dict.fromkeys(decision.everywhere)
         else:
             rows = routed_rows(decision, self.expert_names)
-        bank.share(self.expert_parts, rows)
+        bank.share({name: e.input_scales for name, e in self.expert_parts.items()}, rows)
         with torch.no_grad() if no_expert_grad else nullcontext():
             if targets is None or not self.expert_training.weight > 0:
                 return decision, run_experts(self.expert_parts, bank, rows), {}

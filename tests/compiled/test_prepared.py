@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from codmoe.compiled import prepared as prepared_module
-from codmoe.compiled.copies import fold_batch_norm
+from codmoe.compiled.copies import PackedLinear, fold_batch_norm
 from codmoe.compiled.prepared import CompiledMoE
 from codmoe.models.combiners import ProbabilityCombiner
 from codmoe.models.routers import FixedRouter
@@ -189,6 +189,24 @@ def test_experts_of_other_image_scales_and_shared_ones(preparer, own):
         assert difference(prepared(images), expected) < TOLERANCE
 
 
+def test_a_scale_that_several_chosen_experts_read_is_made_once():
+    experts = {
+        name: dict(MODEL["experts"][name], input_scale=1.5) for name in ("pranet", "sinet", "ujsc")
+    }
+    model = build(experts=experts, top_k=2)
+    model.router = ByBrightness(
+        in_channels=model.backbone.channels, expert_names=model.expert_names, top_k=2
+    )
+    model.router.score = lambda images, _: torch.tensor([[1.0, 1, 0], [0, 1, 1]])[: len(images)]
+    prepared, sizes = CompiledMoE(model, **SMALL), []
+    prepared.copies.modules["backbone"].register_forward_pre_hook(
+        lambda _, args: sizes.append(tuple(args[0].shape))
+    )
+    images = torch.randn(2, 3, 64, 64)
+    assert difference(prepared(images), eager(model, images)[0]) < TOLERANCE
+    assert sizes == [(2, 3, 64, 64), (2, 3, 96, 96)]
+
+
 def test_a_combiner_that_learns(preparer):
     kept = dict(type="LogitCombiner", learn_temperature=True, temperature=1.5, offset=0.2)
     model = build(combiner=kept)
@@ -222,11 +240,13 @@ def test_a_prepared_model_follows_the_weights_and_refuses_other_parts(model, pre
     prepared = CompiledMoE(model, **SMALL)
     before = prepared(images)
     with torch.no_grad():
-        for parameter in model.experts.parameters():
+        for parameter in (*model.backbone.parameters(), *model.experts.parameters()):
             parameter.mul_(0.9)
     expected = eager(model, images)[0]
     assert difference(before, expected) > 10 * TOLERANCE
     assert difference(prepared(images), expected) < TOLERANCE
+    packed = any(isinstance(m, PackedLinear) for m in prepared.copies.modules["backbone"].modules())
+    assert packed == (preparer == "eager"), "no graph would see that they are packed again"
     model.router = deepcopy(model.router)
     if preparer == "recorded":
         with pytest.raises(ValueError, match="replaced"):

@@ -48,12 +48,10 @@ def write(
     keep_compiled()
     groups = [2**i for i in range(max(batches).bit_length()) if 2**i < max(batches)]
     settings: dict[str, Any] = dict(batches=list(batches), groups=groups or [1])
-    prepared = CompiledMoE(model, dtype=dtype, backend="eager", **settings)
+    prepared = CompiledMoE(model, dtype=dtype, backend="inductor", **settings)
     if prepared.unusable:
         raise ValueError(f"this model is not prepared for speed: {prepared.unusable}")
-    # Uncompiled it would pad nothing; what is compiled is padded to these.
-    prepared.batches, prepared.groups = sorted(set(batches)), settings["groups"]
-    recorder = artefact.Recorder(prepared.device)
+    prepared.prepare = recorder = artefact.Recorder(prepared.device)
     prepared.parts = prepared.copies.parts(recorder, overlap=True)
     prepared.warm_up(size=size)
     pieces = []
