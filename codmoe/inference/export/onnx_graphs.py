@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ PYRAMID, SCALES, COMBINER = "backbone_router.onnx", "backbone_scales.onnx", "com
 LEVELS = ("f1", "f2", "f3", "f4")
 MAPS = ("probability", "logits")
 ROUTING = ("weights", "indices", "routing")
+WASTE = 0.1
+"""Passes of the backbone that an image may take in vain, on average, for one graph instead of two
+that both hold the backbone's weights."""
 
 
 class Graph(nn.Module):
@@ -86,21 +90,23 @@ class WholeGraph(Graph):
 
 
 class PyramidGraph(Graph):
-    """Images → routing and pyramid."""
+    """Images → routing, and their pyramids at scale 1 and others that nearly every choice reads."""
 
-    outputs = ROUTING + LEVELS
     backbone: Backbone
     router: Router
 
-    def __init__(self, model: ModelLevelMoE):
+    def __init__(self, model: ModelLevelMoE, scales: Sequence[float]):
         super().__init__(model, backbone=model.backbone, router=model.router)
+        self.scales = (1.0, *scales)
+        self.outputs = ROUTING + tuple(n for scale in self.scales for n in level_names(scale))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 (N, 3, H, W) → weights, indices (N, k), routing (N, E), four maps."""
+        """uint8 (N, 3, H, W) → weights, indices (N, k), routing (N, E), four maps a scale."""
         images = self.normalised(images)
-        pyramid = self.backbone(images)
-        decision = self.router(images, pyramid)
-        return decision.weights, decision.indices, decision.probabilities, *pyramid
+        bank = PyramidBank(images, Passes.of(self.backbone))
+        decision = self.router(images, bank.get(1.0, None))
+        levels = (level for scale in self.scales for level in bank.get(scale, None))
+        return decision.weights, decision.indices, decision.probabilities, *levels
 
 
 class ScalesGraph(Graph):
@@ -198,12 +204,13 @@ def write_sparse(model: ModelLevelMoE, size: tuple[int, int], folder: Path) -> d
         with torch.no_grad():
             return graph(*values.values())
 
-    graph: Graph = PyramidGraph(model)
-    known.update(zip(graph.outputs, write("pyramid", PYRAMID, graph, images), strict=True))
     experts = model.expert_parts.values()
     scales = sorted({s for expert in experts for s in expert.input_scales} - {1.0})
-    if scales:
-        graph = ScalesGraph(model, scales)
+    waste = {scale: _waste(model, scale) for scale in scales}
+    graph: Graph = PyramidGraph(model, [s for s in scales if waste[s] <= WASTE])
+    known.update(zip(graph.outputs, write("pyramid", PYRAMID, graph, images), strict=True))
+    if max(waste.values(), default=0.0) > WASTE:
+        graph = ScalesGraph(model, [s for s in scales if waste[s] > WASTE])
         known.update(zip(graph.outputs, write("scales", SCALES, graph, images), strict=True))
     for name in model.expert_names:
         graph = ExpertGraph(model, name, size)
@@ -214,6 +221,15 @@ def write_sparse(model: ModelLevelMoE, size: tuple[int, int], folder: Path) -> d
     values = dict(maps=maps, weights=known["weights"], indices=known["indices"])
     write("combiner", COMBINER, graph, values)
     return dict(files=files)
+
+
+def _waste(model: ModelLevelMoE, scale: float) -> float:
+    """Cost of a pass at this scale, in passes at scale 1, times the share of choices in which no
+    expert reads it.
+    """
+    others = sum(scale not in expert.input_scales for expert in model.expert_parts.values())
+    k = model.router.top_k
+    return scale**2 * comb(others, k) / comb(len(model.experts), k)
 
 
 def require_onnx() -> None:

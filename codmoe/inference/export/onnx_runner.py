@@ -95,28 +95,22 @@ class OnnxRunner:
         known = dict(self.run_graph("pyramid", dict(images=images)), images=images)
         routing = {name: known[name] for name in ("weights", "indices", "routing")}
         chosen = routing["indices"]
-        slots: dict[str, np.ndarray] = {}
-        used = []
-        for index, name in enumerate(self.expert_names):
-            rows, places = np.nonzero(chosen == index)
-            if not len(rows):
-                continue
-            used.append(name)
-            for key, value in self._expert(f"expert_{name}", known, rows).items():
-                # (M, 1, H, W) → where the router chose it.
-                empty = (*chosen.shape, *self.size)
-                slots.setdefault(key, np.zeros(empty, np.float32))[rows, places] = value[:, 0]
-        self.used = tuple(used)
-        slots["maps"] = slots.pop("logits")
-        return {**self.run_graph("combiner", {**slots, **routing}), **routing}
-
-    def _expert(
-        self, key: str, known: Mapping[str, np.ndarray], rows: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        values = {name: value[rows] for name, value in known.items()}
-        if any(name not in values for name in self.manifest["files"][key]["inputs"]):
-            values.update(self.run_graph("scales", values))
-        return self.run_graph(key, values)
+        inputs = {n: self.manifest["files"][f"expert_{n}"]["inputs"] for n in self.expert_names}
+        places = {name: np.nonzero(chosen == i) for i, name in enumerate(self.expert_names)}
+        places = {name: (rows, slots) for name, (rows, slots) in places.items() if len(rows)}
+        # Further scales are made once, for the images of all experts that read any.
+        far = [rows for name, (rows, _) in places.items() if not known.keys() >= set(inputs[name])]
+        union = np.unique(np.concatenate(far)) if far else np.arange(0)
+        further = self.run_graph("scales", dict(images=images[union])) if far else {}
+        maps = np.zeros((*chosen.shape, *self.size), np.float32)
+        for name, (rows, slots) in places.items():
+            values = {level: known[level][rows] for level in inputs[name] if level in known}
+            own = np.searchsorted(union, rows)
+            values |= {level: further[level][own] for level in inputs[name] if level not in known}
+            # (M, 1, H, W) → where the router chose it.
+            maps[rows, slots] = self.run_graph(f"expert_{name}", values)["logits"][:, 0]
+        self.used = tuple(places)
+        return {**self.run_graph("combiner", dict(maps=maps, **routing)), **routing}
 
     def run_graph(self, key: str, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One graph by its key in the manifest: named tensors → its outputs by name."""
@@ -137,8 +131,8 @@ class OnnxRunner:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if self.sparse:
-            # Threads that wait for the next operator of one graph would hold up the next graph.
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            # Threads that wait for more of one graph would hold up the next graph.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         return onnxruntime.InferenceSession(content, options, providers=list(providers))

@@ -103,6 +103,25 @@ def test_a_sparse_bundle_runs_the_chosen_experts_alone(model, sparse):
         runner(batch.numpy())
 
 
+def test_further_scales_are_made_once_for_all_experts_that_read_them(model, sparse):
+    runner, other, asked = OnnxRunner(sparse[0]), OnnxRunner(sparse[0]), []
+    files = runner.manifest["files"]
+    assert files["scales"]["outputs"] == [f"f{level}_x1.5" for level in (1, 2, 3, 4)]
+    assert "f1_x0.5" in files["pyramid"]["outputs"], "two of three choices read it, and it is cheap"
+    files["expert_pranet"]["inputs"].append("f4_x1.5")
+
+    def run(key, values):
+        asked.append((key, values))
+        return other.run_graph(key, values)
+
+    runner.run_graph = run
+    batch, pranet = images(16, seed=21).numpy(), model.expert_names.index("pranet")
+    chosen = (runner(batch)["indices"] == pranet).any(1)
+    assert 0 < chosen.sum() < 16 and [key for key, _ in asked].count("scales") == 1
+    expected = other.run_graph("scales", dict(images=batch[chosen]))["f4_x1.5"]
+    assert np.allclose(dict(asked)["expert_pranet"]["f4_x1.5"], expected, atol=1e-4)
+
+
 def test_a_bundle_needs_neither_torch_nor_codmoe(model, sparse, tmp_path):
     batch = images(2, seed=23)
     np.save(tmp_path / "images.npy", batch.numpy())
