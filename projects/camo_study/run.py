@@ -26,6 +26,10 @@ BEFORE = dict(
     own_stage3=("own_router",),
     apart_router=tuple(f"apart_{name}" for name in EXPERTS),
     apart_fpn_duts=("duts_fpn",),
+    joint_duts=("duts_joint",),
+    router_duts=("joint_duts",),
+    stage3_duts=("router_duts",),
+    plain_840_duts=("duts_plain",),
 )
 """The rows whose weights a row starts from."""
 NAMES = dict(joint="experts_joint", joint_one_scale="experts_one_scale", stage3="ensemble")
@@ -37,10 +41,11 @@ def weights(row: str, seed: int) -> Path:
 
 
 def folds_of(row: str) -> list[str]:
-    """The copies by folds that a row waits for; those of ``apart_router`` are in the project."""
+    """The copies by folds that a row waits for; others read those that are in the project."""
     own = "own_" if row.startswith("own_") else ""
-    waits = row in BEFORE and not row.startswith("apart")
-    return [f"{own}fold0", f"{own}fold1"] if waits else []
+    return (
+        [f"{own}fold0", f"{own}fold1"] if row.removeprefix("own_") in ("router", "stage3") else []
+    )
 
 
 def jobs_of(row: str, seed: int, args: argparse.Namespace) -> list[Job]:
