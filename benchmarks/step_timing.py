@@ -140,6 +140,10 @@ class StepTimer(Hook):
         if self.warmup <= self.done < self.warmup + self.steps and module.training:
             self.loads.append(decision.indices[:, : decision.top_k].detach())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: with the router, which has its hook, it goes to a process that compiles."""
+        return {}
+
     def before_train(self, runner) -> None:
         self.last = time.perf_counter()
 

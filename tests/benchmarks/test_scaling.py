@@ -1,7 +1,9 @@
 """What the scaling benchmark starts, measures and leaves behind."""
 
+import copy
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from miniature import ONE_EXPERT, ROOT, write_config
 
 from benchmarks import scaling
@@ -23,7 +26,14 @@ from benchmarks.scaling import (
     overrides,
     reference_of,
 )
-from benchmarks.step_timing import SyntheticBatches, image_size, measure, noting_waits
+from benchmarks.step_timing import (
+    LoaderClock,
+    StepTimer,
+    SyntheticBatches,
+    image_size,
+    measure,
+    noting_waits,
+)
 from codmoe.engine.config import load_config
 
 THREE_EXPERTS = dict(init_from=None, model=dict(experts=dict(zoomnet=None)))
@@ -169,6 +179,13 @@ def test_waits_for_the_device_are_counted_by_the_line_that_waits():
         warnings.warn("something else", stacklevel=1)
     ((where, count),) = counts.items()
     assert count == 3 and re.fullmatch(r"tests/benchmarks/test_scaling\.py:\d+", where)
+
+
+def test_what_watches_the_router_goes_with_it_to_a_process_that_compiles_it():
+    timer = StepTimer(LoaderClock(), 1, 1, keep=lambda: None)
+    router = torch.nn.Linear(1, 1)
+    router.register_forward_hook(timer.watch)
+    pickle.loads(pickle.dumps(copy.deepcopy(router)))
 
 
 def test_size_of_synthetic_images():
