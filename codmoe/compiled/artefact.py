@@ -31,6 +31,11 @@ CONFIG = {
     "always_keep_tensor_constants": True,  # or short biases would be written into the code
 }
 """Settings of AOTInductor."""
+NOT_ON_GPU = (
+    "torch 2.11's loader of such code has ended the process on a GPU; compile='inductor' needs no "
+    "artefact, and torch's cache keeps what it compiles for the next start"
+)
+"""Why there is no artefact for a GPU."""
 Key = tuple[Any, ...]
 
 
@@ -245,6 +250,8 @@ class Artefact:
             self.entries = {entry["key"]: entry for entry in self.manifest["pieces"]}
 
     def _refusal(self) -> str:
+        if self.copies.device.type == "cuda":  # nobody's process is to end by a speed-up
+            return f"artefact {self.folder} is not loaded on a GPU: {NOT_ON_GPU}"
         again = "make it again with codmoe export --format compiled; compiling meanwhile"
         try:
             own = (_notes() / self.digest).is_file()

@@ -172,6 +172,12 @@ def test_another_precision_or_model_is_refused(folder, model):
     assert "is for model another" in CompiledMoE(build(experts=wider), artefact=folder).reason
 
 
+def test_on_a_gpu_none_is_loaded(folder, model):
+    copies = PartCopies(model, "fp32", "channels_last")
+    copies.device = torch.device("cuda", 0)
+    assert "is not loaded on a GPU: torch 2.11's loader" in Artefact(folder, copies).refused
+
+
 def test_a_size_that_is_not_in_it_is_compiled_and_the_piece_says_so(folder, model):
     prepared = CompiledMoE(model, artefact=folder)
     large = torch.randn(1, 3, 96, 96)
@@ -230,7 +236,8 @@ def test_an_artefact_and_another_backend_exclude_each_other(folder, model):
     [
         (dict(format="safetensors", batches=(1,)), "batches is of format='compiled' alone"),
         (dict(format="compiled", batches=(0,)), r"batches=\[0\]: give numbers of images"),
-        (dict(format="compiled", device="cuda:99"), "device 'cuda:99' is not to be had here"),
+        (dict(format="compiled", device="xpu"), "device 'xpu' is not to be had here"),
+        (dict(format="compiled", device="cuda:0"), "is for device='cpu': torch 2.11's loader"),
     ],
 )
 def test_wrong_options_of_the_export_are_told(tmp_path, model, options, words):
