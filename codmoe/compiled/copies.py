@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from codmoe.compiled.buffers import Parts, laid_out
+from codmoe.compiled.forms import FORMS
 from codmoe.compiled.graphs import Preparer
 from codmoe.compiled.speed import FORMATS
 from codmoe.messages import suggest
@@ -30,18 +31,23 @@ DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 class PartCopies:
     """Copies of all parts, batch norm folded; backbone and experts in ``dtype``, router and
-    combiner in float32, but for the router's convolutions.
+    combiner in float32, but for the router's convolutions. In 16 bits on a GPU the router's other
+    products are taken in TF32, whose factors have 10 bits of mantissa, bf16's 7.
 
     Args:
         model: The model; it is left as it is.
         dtype: Name of a precision, or ``"auto"``; see :class:`CompiledMoE`.
         memory_format: Name of a layout.
+        fused: Whether modules take :data:`FORMS`, for code that is compiled on a GPU.
 
     Raises:
         ValueError: A name is unknown.
     """
 
-    def __init__(self, model: ModelLevelMoE, dtype: str, memory_format: str):
+    def __init__(
+        self, model: ModelLevelMoE, dtype: str, memory_format: str, *, fused: bool = False
+    ):
+        self.fused = fused
         self.model, self.device = model, next(model.parameters()).device
         gpu = self.device.type == "cuda"
         if dtype == "auto":
@@ -80,7 +86,7 @@ class PartCopies:
 
         return Parts(
             passes=Passes.of(backbone, model.own_blocks, run),
-            router=compiled["router"],
+            router=self.in_tf32(compiled["router"]),
             experts={name: compiled[f"experts.{name}"] for name in model.experts},
             own={name: self._expert(name).backbone for name in model.experts},
             scales={name: e.input_scales for name, e in model.expert_parts.items()},
@@ -149,14 +155,33 @@ class PartCopies:
     def _expert(self, name: str) -> Expert:
         return cast(Expert, self.modules[f"experts.{name}"])
 
+    def in_tf32(self, router: Callable[..., Any]) -> Callable[..., Any]:
+        """``router``, whose products are taken in TF32 where these are copies in 16 bits."""
+        if self.device.type != "cuda" or DTYPES[self.dtype] == torch.float32:
+            return router
+
+        def call(*args: Any) -> Any:
+            # torch has one switch for all; what is captured keeps its kernels.
+            matmul = torch.backends.cuda.matmul
+            before, matmul.allow_tf32 = matmul.allow_tf32, True
+            try:
+                return router(*args)
+            finally:
+                matmul.allow_tf32 = before
+
+        return call
+
     def _copy(self, name: str, part: nn.Module) -> nn.Module:
         exact = name in ("router", "combiner")
         form: dict[str, Any] = dict(device=self.device, memory_format=FORMATS[self.memory_format])
         copy = frozen_copy(part, dtype=torch.float32 if exact else DTYPES[self.dtype], **form)
-        if DTYPES[self.dtype] != torch.float32:
-            for router in copy.modules():  # a grown one holds others
-                if isinstance(router, Router):
-                    router.convolution_dtype = DTYPES[self.dtype]
+        with torch.inference_mode(False), torch.no_grad():
+            if DTYPES[self.dtype] != torch.float32:
+                for router in list(copy.modules()):  # a grown one holds others
+                    if isinstance(router, Router):
+                        router.convolve_in(DTYPES[self.dtype])
+            for change in FORMS if self.fused else ():
+                change(copy)
         return copy
 
 

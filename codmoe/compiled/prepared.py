@@ -41,11 +41,13 @@ class CompiledMoE:
 
     Backbone and experts hold their weights in ``dtype``, router and combiner in float32, but for
     the router's convolutions, which are computed in ``dtype``; batch norm is folded into
-    convolutions. Weights are copies: they follow the model's when these are written
-    (load_state_dict, an optimiser's step; not what is written through ``.data``: then call
-    :meth:`refresh`). ``"eager"`` follows other changes, too: where parts, submodules, attributes or
-    ``top_k`` were replaced the model is copied anew, and one whose modules have hooks runs as it
-    is. Threads wait for each other; use one CUDA stream.
+    convolutions. With 16 bits on a GPU the router's other products are taken in TF32: on PVT-v2-B2
+    that moved its results by at most 0.003 of their standard deviation, where another order of
+    operations in bf16 moves the backbone's by 0.06. Weights are copies: they follow the model's
+    when these are written (load_state_dict, an optimiser's step; not what is written through
+    ``.data``: then call :meth:`refresh`). ``"eager"`` follows other changes, too: where parts,
+    submodules, attributes or ``top_k`` were replaced the model is copied anew, and one whose
+    modules have hooks runs as it is. Threads wait for each other; use one CUDA stream.
 
     Args:
         model: The model; it is left as it is.
@@ -100,9 +102,10 @@ class CompiledMoE:
             raise ValueError(f"batches={batches}, groups={groups}: give sizes of 1 or more")
         self.model, self.max_sizes = model, max_sizes
         self.lock = threading.RLock()
-        self.copies = PartCopies(model, dtype, memory_format)
-        self.device = self.copies.device
+        self.device = next(model.parameters()).device
         self.backend, self.reason = settle_backend(backend, self.device)
+        fused = self.backend == "inductor" and self.device.type == "cuda"
+        self.copies = PartCopies(model, dtype, memory_format, fused=fused)
         self.artefact: Artefact | None = None
         find = None
         if artefact is not None:

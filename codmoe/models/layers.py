@@ -58,6 +58,39 @@ def conv_bn(
     )
 
 
+class PaddedConv(nn.Module):
+    """A convolution with channels of zeros up to the next multiple of 8, which tensor cores take
+    without a copy; for evaluation.
+
+    Args:
+        conv: The convolution, ungrouped.
+        outputs: Whether outputs are padded, too: whoever reads them has weights of zero for these.
+    """
+
+    def __init__(self, conv: nn.Conv2d, *, outputs: bool):
+        super().__init__()
+        out, inner = conv.weight.shape[:2]
+        more = -out % 8 if outputs else 0
+        self.weight = nn.Parameter(F.pad(conv.weight, (0, 0, 0, 0, 0, -inner % 8, 0, more)), False)
+        bias = conv.weight.new_zeros(out) if conv.bias is None else conv.bias
+        self.bias = nn.Parameter(F.pad(bias, (0, more)), False)
+        self.stride, self.padding = conv.stride, conv.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w), with channels of zeros or without → (N, C', h', w')."""
+        more = self.weight.shape[1] - x.shape[1]
+        x = F.pad(x, (0, 0, 0, 0, 0, more)) if more else x
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
+def pad_channels(module: ConvModule, *, outputs: bool) -> None:
+    """Make the convolution of a module a :class:`PaddedConv`, in place; outputs are padded only
+    where its batch norm is folded away.
+    """
+    folded = not module.with_norm or isinstance(module.norm, nn.Identity)
+    module.conv = PaddedConv(module.conv, outputs=outputs and folded)
+
+
 def resize_to(x: Tensor, reference: Tensor | Sequence[int]) -> Tensor:
     """Bilinear resize of (N, C, h, w) to the spatial size of ``reference``; a no-op if it fits."""
     size = tuple(reference.shape[-2:]) if isinstance(reference, Tensor) else tuple(reference)

@@ -4,25 +4,25 @@ import pytest
 from miniature import TWO_EXPERTS, call, write_config
 
 from benchmarks.pieces import bound, processes
+from codmoe.compiled import forms
 
 
-def test_pieces_are_timed_against_their_bound_beside_candidates(tmp_path, monkeypatch, capsys):
+def test_pieces_are_timed_against_their_bound(tmp_path, monkeypatch, capsys):
     config, out = write_config(tmp_path, 3, TWO_EXPERTS), tmp_path / "pieces.json"
     options = ["--size", 64, "--large", 2, "--repeats", 1, "--device", "cpu", "--backend", "eager"]
     options += ["--dtype", "fp32", "--json", out, "--model-options", "top_k=1"]
-    options += ["--only", "router, candidates", "whole"]
+    options += ["--only", "router 2", "whole 2", "--try", "sum_depthwise"]
     call(monkeypatch, "benchmarks.pieces", config, *options)
-    result, text = json.loads(out.read_text()), capsys.readouterr().out
-    assert text.count("timing begins") == text.count("timing ended") == 2
-    timed = {(r["piece"], r["batch"], r["variant"]): r for r in result["time"] if "ms" in r}
-    base = timed["texture", 2, ""]
-    assert base["gflop"] > 0 and base["mb"] > 0 and base["ratio"] > 0
-    assert timed["texture", 2, "padded"]["apart"] < 1e-3
-    whole = [r for r in result["time"] if r["piece"] == "whole"]
-    assert {r["route"] for r in whole if r["batch"] == 2} >= {"pranet", "sinet", ""}
-    assert all(r["top"] for r in result["profile"]) and not any(
-        "error" in r for r in result["time"]
-    )
+    rows, text = json.loads(out.read_text())["rows"], capsys.readouterr().out
+    assert text.count("timing begins") == text.count("timing ended") == 3
+    assert not any("error" in row for row in rows)
+    timed = {row["piece"]: row for row in rows if "ms" in row}
+    assert list(timed) == ["router", "texture", "edge", "context", "frequency"]
+    assert all(row["gflop"] > 0 and row["mb"] > 0 and row["ratio"] > 0 for row in timed.values())
+    assert {row["piece"] for row in rows if row.get("top")} == set(timed)
+    whole = [row for row in rows if row["process"] == "whole 2 sum_depthwise"]
+    assert {row["route"] for row in whole if "route" in row} >= {"pranet", "sinet"}
+    assert "backbone" in whole[-1]["pieces"]
 
 
 def test_a_bound_is_the_longer_of_operations_and_bytes():
@@ -32,7 +32,7 @@ def test_a_bound_is_the_longer_of_operations_and_bytes():
     assert bound({**row, "mb": 800.0})["bound_ms"] == pytest.approx(4.0)
 
 
-def test_every_process_times_what_the_prepared_model_does_beside_candidates():
-    for tasks in processes(16).values():
-        bases = {task[:2] for task in tasks if not task[2]}
-        assert all(piece == "whole" or (piece, batch) in bases for piece, batch, _ in tasks)
+def test_the_whole_comes_first():
+    works = processes(16, ["merge_heads"])
+    assert list(works)[:3] == ["whole 16", "whole 1", "whole 16 merge_heads"]
+    assert all(form in ("", *vars(forms)) for _, _, form in works.values())

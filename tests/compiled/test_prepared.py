@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from codmoe.compiled import prepared as prepared_module
-from codmoe.compiled.copies import PackedLinear, fold_batch_norm
+from codmoe.compiled.copies import PackedLinear, PartCopies, fold_batch_norm
+from codmoe.compiled.forms import OneChannel
 from codmoe.compiled.prepared import CompiledMoE
 from codmoe.models.combiners import ProbabilityCombiner
 from codmoe.models.routers import FixedRouter
@@ -117,6 +118,48 @@ def test_a_grown_mixture_gives_the_eager_result():
     assert difference(logits, expected) < TOLERANCE
     half = CompiledMoE(model, dtype="bf16", **SMALL).copies.modules["router"]
     assert half.old.convolution_dtype == half.evidence.convolution_dtype == torch.bfloat16
+
+
+def test_forms_for_a_compiler_compute_the_same_and_follow_the_model():
+    """As they do where code is compiled on a GPU."""
+    changed = build()
+    copies = PartCopies(changed, "fp32", "channels_last", fused=True)
+    merged = [m for part in copies.modules.values() for m in part.modules()]
+    assert sum(type(m) is OneChannel for m in merged) >= 2
+    images = torch.randn(2, 3, 64, 64)
+    for _ in range(2):
+        with torch.no_grad():
+            pyramid = changed.backbone(images)
+            for name in ("sinet", "ujsc"):
+                expected = changed.experts[name](images, [pyramid]).logits
+                found = copies.modules[f"experts.{name}"](images, [pyramid]).logits
+                assert (found - expected).abs().max() < 1e-4 * expected.std()
+            for parameter in changed.parameters():
+                parameter.mul_(0.9)
+        copies.refresh()
+
+
+def test_a_router_in_16_bits_follows_the_model():
+    model, images = build(), torch.randn(2, 3, 64, 64)
+    prepared = CompiledMoE(model, dtype="bf16", **SMALL)
+    prepared(images)
+    with torch.no_grad():
+        torch.nn.init.normal_(model.router.fuse[-1].weight)
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    fresh = CompiledMoE(model, dtype="bf16", **SMALL)
+    assert torch.equal(prepared.mixture(images)[1].logits, fresh.mixture(images)[1].logits)
+
+
+def test_tf32_is_switched_on_for_the_router_alone(model):
+    copies, switch = PartCopies(model, "bf16", "channels_last"), torch.backends.cuda.matmul
+    assert copies.in_tf32(abs) is abs, "a CPU has none"
+    copies.device = torch.device("cuda")
+    before = switch.allow_tf32
+    assert copies.in_tf32(lambda: switch.allow_tf32)()
+    assert switch.allow_tf32 == before
+    copies.dtype = "fp32"
+    assert copies.in_tf32(abs) is abs
 
 
 def test_threads_do_not_write_into_each_others_buffers(model):

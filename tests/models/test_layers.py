@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from codmoe.models.layers import BatchNorm, PartialDecoder, ReceptiveFieldBlock, conv_bn, resize_to
+from codmoe.models.layers import (
+    BatchNorm,
+    PartialDecoder,
+    ReceptiveFieldBlock,
+    conv_bn,
+    pad_channels,
+    resize_to,
+)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, (1, 7), (7, 1)])
@@ -71,3 +78,21 @@ def test_batch_norm_is_torchs_but_for_the_count_of_batches():
     for name, value in ours.state_dict().items():
         if name != "num_batches_tracked":
             torch.testing.assert_close(value, theirs.state_dict()[name])
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_padded_channels_hold_zeros_and_change_nothing(folded):
+    first, second = (conv_bn(*sizes, 3, stride=2).eval() for sizes in ((2, 5), (5, 4)))
+    if folded:
+        for module in (first, second):
+            module.conv = torch.nn.utils.fuse_conv_bn_eval(module.conv, module.norm)
+            setattr(module, module.norm_name, torch.nn.Identity())
+    x = torch.randn(2, 2, 17, 12)
+    with torch.no_grad():
+        expected = second(first(x))
+        pad_channels(first, outputs=True)
+        pad_channels(second, outputs=False)
+        between = first(x)
+        torch.testing.assert_close(second(between), expected)
+    assert between.shape[1] == (8 if folded else 5), "a batch norm knows its channels"
+    assert first.conv.weight.shape[1] == second.conv.weight.shape[1] == 8

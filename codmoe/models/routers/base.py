@@ -29,8 +29,8 @@ class Router(nn.Module, ABC):
     noise: float = 0.0
     noise_end: float = 0.8
     convolution_dtype: torch.dtype | None = None
-    """16-bit type of its convolutions where autocast is off, None for that of everything else; the
-    prepared model sets it in its copy."""
+    """16-bit type of its convolutions where autocast is off, None for that of everything else; see
+    :meth:`convolve_in`."""
     reads_pyramid: bool = True
     """Whether :meth:`score` looks at the pyramid: one that nobody reads is not made."""
     train_top_k: int | None = None
@@ -50,6 +50,10 @@ class Router(nn.Module, ABC):
         self.in_channels = tuple(in_channels)
         self.expert_names = tuple(expert_names)
         self.top_k = top_k
+
+    def convolve_in(self, dtype: torch.dtype) -> None:
+        """Have this, a copy for evaluation, do its convolutions in a 16-bit type."""
+        self.convolution_dtype = dtype
 
     @abstractmethod
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:

@@ -8,10 +8,11 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from codmoe.messages import suggest
-from codmoe.models.layers import BatchNorm, conv_bn, resize_to
+from codmoe.models.layers import BatchNorm, PaddedConv, conv_bn, pad_channels, resize_to
 from codmoe.models.routers.base import Router
 from codmoe.registry import MODELS
 
@@ -79,6 +80,11 @@ class TextureBranch(nn.Module):
             x = self.mix(self.coarse(self._beside(f2, resize_to(x, f2))))
         return self.out(mean_and_deviation(x).to(self.out.weight.dtype))
 
+    def pad(self) -> None:
+        """Pad channels where the width leaves no multiple of 8; see :class:`PaddedConv`."""
+        pad_channels(self.image, outputs=True)
+        pad_channels(self.fine, outputs=False)
+
     @staticmethod
     def _beside(level: Tensor, x: Tensor) -> Tensor:
         return torch.cat([level.to(x.dtype), local_deviation(level).to(x.dtype), x], dim=1)
@@ -123,6 +129,11 @@ class EdgeBranch(nn.Module):
         with convolving(images, half):
             x = self.layers(responses)
         return self.out(mean_and_deviation(x).to(self.out.weight.dtype))
+
+    def pad(self) -> None:
+        """As :meth:`TextureBranch.pad`."""
+        for layer in self.layers:
+            pad_channels(cast(ConvModule, layer), outputs=layer is not self.layers[-1])
 
 
 class ContextBranch(nn.Module):
@@ -339,6 +350,16 @@ class EvidenceRouter(Router):
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         """See :class:`Router`."""
         return self._fused(self.evidence(images, pyramid))
+
+    def convolve_in(self, dtype: torch.dtype) -> None:
+        """See :class:`Router`; weights are cast once, and channels padded for tensor cores."""
+        super().convolve_in(dtype)
+        for branch in self.branches.values():
+            if isinstance(branch, (TextureBranch, EdgeBranch)):
+                branch.pad()
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, PaddedConv)):
+                module.to(dtype)
 
     def without(self, images: Tensor, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
         """Logits (N, E) with one branch after the other switched off, by its name.

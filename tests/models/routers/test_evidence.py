@@ -2,6 +2,8 @@ import pytest
 import torch
 from router_tester import CHANNELS, NAMES, RouterTester, example
 
+from codmoe.compiled.copies import frozen_copy
+from codmoe.models.layers import PaddedConv
 from codmoe.models.routers.evidence import (
     BRANCHES,
     EdgeBranch,
@@ -28,6 +30,20 @@ class TestEvidenceRouter(RouterTester):
         default = type(router)(in_channels=(64, 128, 320, 512), expert_names=NAMES, top_k=2)
         for r in (router, default):
             assert 7.2e6 <= sum(p.numel() for p in r.parameters()) <= 8.8e6
+
+    def test_convolving_in_another_type_changes_no_score(self):
+        router = self.woken(width=20)  # whose channels are no multiples of 8
+        images, pyramid = example()
+        with torch.no_grad():
+            frozen = frozen_copy(router, dtype=torch.float32, device=images.device)
+            expected = frozen.score(images, pyramid)
+            frozen.convolve_in(torch.float32)
+            frozen.convolution_dtype = None  # no autocast to float32
+            found = frozen.score(images, pyramid)
+        sigma = expected.std()
+        torch.testing.assert_close(found / sigma, expected / sigma, rtol=0, atol=1e-4)
+        shapes = [m.weight.shape[1] for m in frozen.modules() if isinstance(m, PaddedConv)]
+        assert len(shapes) == 5 and not any(channels % 8 for channels in shapes)
 
     def test_every_expert_starts_with_the_same_chance(self):
         d = self.make().eval()(*example())
