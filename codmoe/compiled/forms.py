@@ -111,5 +111,21 @@ def sum_depthwise(module: nn.Module) -> None:
                 setattr(parent, name, SummedMlp(child))
 
 
+class ShortGELU(nn.Module):
+    """:func:`gelu` in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return gelu(x.float()).to(x.dtype)
+
+
+def shorten_gelu(module: nn.Module) -> None:
+    """Make GELUs :class:`ShortGELU`, in a copy."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.GELU and child.approximate == "none":
+                setattr(parent, name, ShortGELU())
+
+
 FORMS: list[Callable[[nn.Module], None]] = [merge_heads]
 """What is done with copies of which compiled code is made for a GPU."""

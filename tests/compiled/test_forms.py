@@ -2,7 +2,14 @@ import pytest
 import torch
 from timm.models.pvt_v2 import MlpWithDepthwiseConv
 
-from codmoe.compiled.forms import OneChannel, SummedMlp, gelu, merge_heads, sum_depthwise
+from codmoe.compiled.forms import (
+    OneChannel,
+    SummedMlp,
+    gelu,
+    merge_heads,
+    shorten_gelu,
+    sum_depthwise,
+)
 from codmoe.models.experts.sinet import GroupReversalBlock
 from codmoe.models.experts.ujsc import DilatedSum
 
@@ -58,3 +65,13 @@ def test_linear_attentions_block_has_another_activation_and_stays():
     whole = torch.nn.Sequential(MlpWithDepthwiseConv(6, 24, extra_relu=True))
     sum_depthwise(whole)
     assert type(whole[0]) is MlpWithDepthwiseConv
+
+
+def test_gelus_are_shortened_where_they_are_exact_ones():
+    exact, other = torch.nn.Sequential(torch.nn.GELU()), torch.nn.Sequential(torch.nn.GELU("tanh"))
+    x = torch.randn(100)
+    for whole in (exact, other):
+        expected = whole(x)
+        shorten_gelu(whole)
+        torch.testing.assert_close(whole(x), expected, rtol=0, atol=4e-6)
+    assert type(other[0]) is torch.nn.GELU and type(exact[0]) is not torch.nn.GELU
