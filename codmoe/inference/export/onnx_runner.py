@@ -130,9 +130,8 @@ class OnnxRunner:
             raise ValueError(f"{path} is not the file that was exported; export again")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        if self.sparse:
-            # Threads that wait for more of one graph would hold up the next graph.
-            options.add_session_config_entry("session.force_spinning_stop", "1")
+        # Threads that wait for more of one graph would hold up whatever runs next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         return onnxruntime.InferenceSession(content, options, providers=list(providers))
