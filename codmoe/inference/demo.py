@@ -27,7 +27,6 @@ from codmoe.datasets.synthetic.camouflage import SyntheticCamouflage
 from codmoe.inference.inferencer import Inferencer, to_input
 from codmoe.inference.prediction import Prediction
 from codmoe.models.dispatch import PyramidBank, padded_to
-from codmoe.models.routers.evidence import EvidenceRouter
 from codmoe.visualization.overlays import overlay
 
 SHOWN = 1024
@@ -115,11 +114,11 @@ def explain(infer: Inferencer, path: str | Path) -> Explanation:
     choice = _choice(names, routing["probabilities"], routing["indices"])
     weights = dict(zip(choice.chosen, routing["weights"].tolist(), strict=True))
     without: dict[str, Choice] = {}
-    if isinstance(model.router, EvidenceRouter):
+    if less_evidence := getattr(model.router, "without", None):
         inputs = model.data_preprocessor(dict(inputs=[to_input(image, infer.size)]))["inputs"]
         padded = padded_to(inputs, model.backbone.size_divisor)
         pyramid = PyramidBank(padded, model.passes()).get(1.0, None)
-        for name, logits in model.router.without(padded, pyramid).items():
+        for name, logits in less_evidence(padded, pyramid).items():
             less = model.router.choose(logits)
             without[name] = _choice(names, less.probabilities[0], less.indices[0])
     prediction = Prediction(

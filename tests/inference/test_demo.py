@@ -52,6 +52,15 @@ def test_an_explanation_is_what_the_model_says(infer, photo):
     assert len(different) == 4 and tuple(found.choice.probabilities.values()) not in different
 
 
+def test_of_a_grown_mixture_evidence_is_switched_off_too(photo, tmp_path):
+    config = write_config(tmp_path, 3, dict(model=dict(newcomers=["ujsc"])))
+    found = demo.explain(Inferencer(build(config), image_size=64, device="cpu"), photo)
+    assert list(found.without) == ["texture", "edge", "context", "frequency"]
+    assert {tuple(c.probabilities) for c in found.without.values()} == {
+        tuple(found.choice.probabilities)
+    }
+
+
 def test_a_photo_stands_upright_and_a_large_one_is_shown_smaller(tmp_path):
     pixels = np.zeros((30, 20, 3), np.uint8)
     pixels[:5] = 255

@@ -12,8 +12,7 @@ from codmoe.models.routers.base import Router
 from codmoe.models.routers.evidence import EvidenceRouter
 
 BELOW = 10.0
-"""How far the logit of an expert that a mixture grows by begins below those of the others: with
-``newcomers`` below their logsumexp, else below the lowest bias."""
+"""How far the newcomer's logit begins below the logsumexp of the others."""
 
 
 class GrownRouter(Router):
@@ -47,6 +46,16 @@ class GrownRouter(Router):
 
     def score(self, images: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
         """See :class:`Router`."""
-        old = self.old.score(images, pyramid).float()
-        new = old.logsumexp(dim=1, keepdim=True) + self.evidence.score(images, pyramid)
+        return self._joined(self.old.score(images, pyramid), self.evidence.score(images, pyramid))
+
+    def without(self, images: Tensor, pyramid: Sequence[Tensor]) -> dict[str, Tensor]:
+        """See :meth:`EvidenceRouter.without`; both read without the branch, if both have it."""
+        new, whole = self.evidence.without(images, pyramid), self.old.score(images, pyramid)
+        old_without = getattr(self.old, "without", None)
+        less: dict[str, Tensor] = old_without(images, pyramid) if old_without else {}
+        return {name: self._joined(less.get(name, whole), odds) for name, odds in new.items()}
+
+    def _joined(self, old: Tensor, odds: Tensor) -> Tensor:
+        old = old.float()
+        new = old.logsumexp(dim=1, keepdim=True) + odds
         return torch.cat([old[:, : self._place], new, old[:, self._place :]], dim=1)

@@ -37,6 +37,26 @@ def test_old_logits_stay_and_the_newcomer_stands_against_them_all():
     assert (after.indices[:, 0] == 1).all()
 
 
+def test_a_branch_is_switched_off_in_both_parts():
+    router = TestGrownRouter().make().eval()
+    for part in (router.old, router.evidence):
+        torch.nn.init.normal_(part.fuse[-1].weight, std=0.1)
+        for norm in part.norms.values():
+            torch.nn.init.normal_(norm.bias)
+    images, pyramid = example()
+    less, before = router.without(images, pyramid), router.old.without(images, pyramid)
+    assert list(less) == ["texture", "edge", "context", "frequency"]
+    odds = router.evidence.without(images, pyramid)
+    for name, logits in less.items():
+        assert torch.equal(logits[:, [0, 2, 3]], before[name])
+        expected = before[name].logsumexp(1) + odds[name][:, 0]
+        assert torch.equal(logits[:, 1], expected)
+    old = StaticRouter(in_channels=CHANNELS, expert_names=router.old.expert_names, top_k=2)
+    router = TestGrownRouter().make(old=old).eval()
+    for logits in router.without(images, pyramid).values():
+        assert torch.equal(logits[:, [0, 2, 3]], old.score(images, pyramid))
+
+
 def test_noise_is_that_of_the_old_router():
     router = TestGrownRouter().make()
     assert router.noise_at(0.0) == 1.0 and router.noise_at(1.0) == 0.0
