@@ -34,7 +34,6 @@ from codmoe.files import save_json
 from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS, skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
-from codmoe.models.routers.grown import BELOW, GrownRouter
 from codmoe.registry import MODELS, fits, value_faults
 from codmoe.shipped import is_shipped, shipped_weights
 
@@ -58,7 +57,7 @@ class Sources:
         backbone: Files of the backbone; several are averaged. Empty if it is not loaded.
         experts: File of each expert's head; empty with ``file``, or if the heads start anew.
         command: What makes the files, named in errors.
-        grow: Whether the model has experts that ``file`` has not: see :func:`grown`.
+        grow: Whether the model has an expert that ``file`` has not: see :func:`grown`.
     """
 
     file: Path | None = None
@@ -152,6 +151,8 @@ def init_faults(cfg: Mapping[str, Any]) -> list[str]:
         faults.append("init_from: parts belongs to file; with backbone and experts leave it out")
     if init.get("grow") and (several or init.get("parts")):
         faults.append("init_from: grow=True takes one whole mixture; give file= without parts=")
+    if init.get("grow") and not (cfg.get("model") or {}).get("newcomers"):
+        faults.append("init_from: grow=True needs model.newcomers=('NAME',), the new expert last")
     backbone, experts = init.get("backbone"), init.get("experts")
     if isinstance(backbone, Mapping):
         files = backbone.get("average") or ()
@@ -226,7 +227,7 @@ def load_sources(model: ModelLevelMoE, sources: Sources) -> list[str]:
         state, new = grown(model, read_weights(sources.file), f"checkpoint {sources.file}")
         keys = load_state(model, state, None, f"checkpoint {sources.file}", hint)
         begin_as_backbone(model, new)
-        return [f"loaded {len(keys)} tensors from {sources.file}, with room for {', '.join(new)}"]
+        return [f"loaded {len(keys)} tensors from {sources.file}, with room for {new}"]
     if sources.file is not None:
         keys = load_parts(model, sources.file, sources.parts, sources.command)
         return [f"loaded {len(keys)} tensors from {sources.file}"]
@@ -257,25 +258,22 @@ def load_sources(model: ModelLevelMoE, sources: Sources) -> list[str]:
 
 def grown(
     model: nn.Module, state: Mapping[str, Tensor], source: str
-) -> tuple[dict[str, Tensor], list[str]]:
-    """A trained mixture's weights with those of the experts that the model has beyond it.
+) -> tuple[dict[str, Tensor], str]:
+    """A trained mixture's weights with those of the expert that the model has beyond it.
 
-    New experts are as the model was built. With ``newcomers`` the smaller mixture's router is what
-    the larger one's holds, as it is. Without, of what the router has for each expert, the weights
-    and the bias of its last layer, a known one keeps its row, by its name; a new one begins with no
-    weight and a bias ``BELOW`` under the lowest, so that it is hardly chosen before it has learnt.
+    The new expert, and the evidence for it, are as the model was built; the smaller mixture's
+    router is what the larger one's holds, as it is.
 
     Args:
-        model: The larger mixture.
+        model: The larger mixture, the new expert the last of its ``newcomers``.
         state: Weights of the smaller one.
         source: Where they are from, for errors.
 
     Returns:
-        The weights, and the names of the new experts.
+        The weights, and the name of the new expert.
 
     Raises:
-        ValueError: There is no new expert, an old one is missing from the model, or the routers
-            differ in more than the number of experts.
+        ValueError: The model lacks an old expert, or has not just its last newcomer beyond these.
     """
     names = [name for name, _ in model.get_submodule("experts").named_children()]
     held = sorted({k.split(".")[1] for k in state if k.startswith("experts.")})
@@ -287,50 +285,25 @@ def grown(
             f"init_from.grow: {source} has experts {', '.join(held) or '(none)'}, and this model "
             f"{what}; keep these and add one, model=dict(experts=dict(NAME=dict(type=...)))"
         )
-    fresh = model.state_dict()
-    full = dict(state)
-    full |= {k: v for k, v in fresh.items() if k.startswith(tuple(f"experts.{n}." for n in new))}
-    router = model.get_submodule("router")
-    if isinstance(router, GrownRouter):
-        if new != [router.newcomer]:
-            raise ValueError(
-                f"init_from.grow: beyond {source} this model has {', '.join(new)}, but the last of "
-                f"model.newcomers is {router.newcomer}; grow by one expert at a time, and name it "
-                "last"
-            )
-        full = {
-            k.replace("router.", "router.old.", 1) if k.startswith("router.") else k: v
-            for k, v in full.items()
-        }
-        return full | {k: v for k, v in fresh.items() if k.startswith("router.evidence.")}, new
-    scored = {k: v for k, v in fresh.items() if k.startswith("router.") and k in state}
-    scored = {k: v for k, v in scored.items() if v.shape != state[k].shape}
-    fit = all(
-        v.shape[:1] == (len(names),) and state[k].shape == (len(held), *v.shape[1:])
-        for k, v in scored.items()
-    )
-    if not fit or not any(v.ndim == 1 for v in scored.values()):
+    newcomer = getattr(model.get_submodule("router"), "newcomer", None)
+    if new != [newcomer]:
         raise ValueError(
-            f"init_from.grow: {source} has no learnt router of {len(held)} experts that is like "
-            "this model's; start from what stage 2 or 3 leaves, and keep model.router as it was, "
-            f"or set model.newcomers=({new[-1]!r},), after those that it has"
+            f"init_from.grow: beyond {source} this model has {', '.join(new)}, and its newcomers "
+            f"end with {newcomer}; grow by one expert at a time, the last of model.newcomers"
         )
-    for key in scored:
-        old = state[key]
-        rows = old.new_zeros(len(names), *old.shape[1:])
-        if old.ndim == 1:
-            rows += old.min() - BELOW
-        rows[[names.index(name) for name in held]] = old
-        full[key] = rows
-    return full, new
+    full = {
+        k.replace("router.", "router.old.", 1) if k.startswith("router.") else k: v
+        for k, v in state.items()
+    }
+    made = (f"experts.{newcomer}.", "router.evidence.")
+    return full | {k: v for k, v in model.state_dict().items() if k.startswith(made)}, new[0]
 
 
-def begin_as_backbone(model: ModelLevelMoE, names: Iterable[str]) -> None:
-    """Give the own blocks of some experts the weights that the backbone's have."""
-    for name in names:
-        own = model.expert_parts[name].backbone
-        if own is not None:
-            own.load_state_dict(model.backbone.ending(model.own_blocks).state_dict())
+def begin_as_backbone(model: ModelLevelMoE, name: str) -> None:
+    """Give the own blocks of an expert, if it has any, the weights that the backbone's have."""
+    own = model.expert_parts[name].backbone
+    if own is not None:
+        own.load_state_dict(model.backbone.ending(model.own_blocks).state_dict())
 
 
 def average_weights(paths: Sequence[Path], part: str = "backbone") -> dict[str, Tensor]:

@@ -30,23 +30,23 @@ from codmoe.files import new_folder, save_json
 from codmoe.models.build import skip_pretrained
 from codmoe.registry import MODELS
 from projects.camo_study.pack import packed
-from projects.growing_mixture.tables import GROWN, print_tables
+from projects.growing_mixture.tables import print_tables
 from projects.jobs import Job, run_jobs, seconds_of
 from projects.small_ensemble.run import PART, in_parts, joined, prepare_body
 
 CONFIGS = Path(__file__).parent / "configs"
 ROWS = (
-    *("base_experts", "base_router", "grown", "grown_held", "everything"),
+    *("base_experts", "base_router", "grown", "everything"),
     *("polyp", "camo", "duts", "specialists", "alone"),
 )
 """In the order in which they begin: the longest chain first."""
 BEFORE = dict(
     base_router=("base_experts",),
-    **dict.fromkeys(GROWN, ("base_router",)),
+    grown=("base_router",),
     specialists=("camo", "duts", "polyp"),
 )
 """The rows whose weights a row starts from."""
-TESTED = ("base_router", *GROWN, "everything", "specialists", "alone")
+TESTED = ("base_router", "grown", "everything", "specialists", "alone")
 METRICS = ("IoU", "mDice", "MAE")
 SIDE, QUALITY, POLYPS = 352, 80, 1000
 """Longer side in pixels and JPEG quality of an image; training images of polyps."""
@@ -174,9 +174,9 @@ class Study:
         told = json.loads(self.test(row).read_text())
         result = packed(told, METRICS)
         result["config"] = os.path.relpath(self.config(row))
-        made_of = [*BEFORE.get(row, ()), row] if row not in GROWN else [row]
+        made_of = [*BEFORE.get(row, ()), row] if row != "grown" else [row]
         result["training"] = {one: self.training(one) for one in made_of}
-        if row in GROWN:
+        if row == "grown":
             result["kept"] = kept(self.weights("base_router"), self.weights(row))
             result["with_newcomer"] = {
                 dataset: {stem: int(weights["polyp"] > 0) for stem, weights in images.items()}
@@ -220,15 +220,13 @@ class Study:
 
 def kept(before: Path, after: Path) -> dict[str, Any]:
     """How many tensors a grown mixture began with, buffers among them, and how many of these differ
-    in any bit; those of the router count where it is held.
+    in any bit.
     """
-    old, new = read_weights(before), read_weights(after)
-    held = any(key.startswith("router.old.") for key in new)
-    parts = ("backbone", "experts", *(["router"] if held else []))
-    keys = [key for key in old if key.startswith(tuple(f"{part}." for part in parts))]
-    now = {key.replace("router.old.", "router.", 1): value for key, value in new.items()}
-    differ = [key for key in keys if key not in now or not torch.equal(old[key], now[key])]
-    return dict(tensors=len(keys), differ=len(differ), parts=parts)
+    parts = ("backbone", "experts", "router")
+    old = {k: v for k, v in read_weights(before).items() if k.split(".")[0] in parts}
+    new = {k.replace("router.old.", "router.", 1): v for k, v in read_weights(after).items()}
+    differ = [key for key in old if key not in new or not torch.equal(old[key], new[key])]
+    return dict(tensors=len(old), differ=len(differ), parts=parts)
 
 
 def main() -> None:

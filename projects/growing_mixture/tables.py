@@ -16,10 +16,6 @@ DOMAINS = dict(CAMO=("CAMO",), DUTS=("DUTS",), polyps=("Kvasir", "CVC-ClinicDB")
 SPECIALISTS = dict(CAMO="camo", DUTS="duts", polyps="polyp")
 OLD_GOAL, NEW_GOAL = 0.3, 1.0
 """Points that an old domain may lose in IoU, and the new one in mDice."""
-GROWN = dict(grown="after", grown_held="after, routing held")
-"""Rows of grown mixtures, and what tables call them."""
-NEAR = 0.01
-"""Points within which two values of an image, which are kept to .001, may be the same."""
 
 Source = tuple[dict[str, Any], str]
 """A result and the name of one of its sources."""
@@ -54,81 +50,53 @@ def figures(source: Source, columns: Sequence[tuple[str, str]]) -> list[str]:
 
 def growth(results: dict[str, dict[str, Any]]) -> list[TextTable]:
     """Before and after a mixture grew, and a model of the new domain alone."""
-    before, alone = results["base_router"], results["alone"]
-    grown = {label: results[row] for row, label in GROWN.items() if row in results}
+    before, after, alone = (results[row] for row in ("base_router", "grown", "alone"))
+    mixture, expert = (after, "mixture"), (after, "polyp")
     columns = [(d, "IoU") for d in DOMAINS] + [("polyps", "mDice")]
-    rows = [["four experts, before", *figures((before, "mixture"), columns), *cost_of(before)]]
-    for label, after in grown.items():
-        rows.append([f"five experts, {label}", *figures((after, "mixture"), columns)])
-        rows[-1] += cost_of(after)
-        rows.append([f"its new expert, {label}", *figures((after, "polyp"), columns), "", ""])
-    rows.append(["a model of polyps alone", *figures((alone, "mixture"), columns), *cost_of(alone)])
-    heads = ["", *(f"{d} {m}" for d, m in columns), "minutes", "M trained"]
-    notes = [
-        f"{label}: {r['kept']['differ']} of {r['kept']['tensors']} tensors of the old "
-        f"{', '.join(r['kept'].get('parts', ('backbone', 'experts')))} differ"
-        for label, r in grown.items()
+    rows = [
+        ["four experts, before", *figures((before, "mixture"), columns), *cost_of(before)],
+        ["five experts, after", *figures(mixture, columns), *cost_of(after)],
+        ["its new expert, after", *figures(expert, columns), "", ""],
+        ["a model of polyps alone", *figures((alone, "mixture"), columns), *cost_of(alone)],
     ]
+    heads = ["", *(f"{d} {m}" for d, m in columns), "minutes", "M trained"]
+    kept = after["kept"]
+    parts = ", ".join(kept["parts"])
+    notes = [f"after: {kept['differ']} of {kept['tensors']} tensors of the old {parts} differ"]
     first = TextTable(heads, rows, title="A mixture grown by an expert for polyps", notes=notes)
     rows = []
-    for label, after in grown.items():
-        mixture, expert = (after, "mixture"), (after, "polyp")
-        for told, one, other, domain, metric, goal in (
-            ("before", mixture, (before, "mixture"), "CAMO", "IoU", OLD_GOAL),
-            ("before", mixture, (before, "mixture"), "DUTS", "IoU", OLD_GOAL),
-            ("before", mixture, (before, "mixture"), "polyps", "IoU", None),
-            ("polyps alone", mixture, (alone, "mixture"), "polyps", "mDice", NEW_GOAL),
-            ("polyps alone", expert, (alone, "mixture"), "polyps", "mDice", NEW_GOAL),
-        ):
-            found = difference(one, other, domain, metric)
-            met = "yes" if goal is not None and found.difference >= -goal else "no"
-            who = label if one is mixture else f"new expert, {label}"
-            cells = [f"{who} − {told}", f"{domain} {metric}", *interval(found)]
-            rows.append([*cells, "" if goal is None else f"≥ −{goal}: {met}"])
+    for told, one, other, domain, metric, goal in (
+        ("before", mixture, (before, "mixture"), "CAMO", "IoU", OLD_GOAL),
+        ("before", mixture, (before, "mixture"), "DUTS", "IoU", OLD_GOAL),
+        ("before", mixture, (before, "mixture"), "polyps", "IoU", None),
+        ("polyps alone", mixture, (alone, "mixture"), "polyps", "mDice", NEW_GOAL),
+        ("polyps alone", expert, (alone, "mixture"), "polyps", "mDice", NEW_GOAL),
+    ):
+        found = difference(one, other, domain, metric)
+        met = "yes" if goal is not None and found.difference >= -goal else "no"
+        who = "after" if one is mixture else "new expert, after"
+        cells = [f"{who} − {told}", f"{domain} {metric}", *interval(found)]
+        rows.append([*cells, "" if goal is None else f"≥ −{goal}: {met}"])
     second = TextTable(["", "of", "points", "95 % over images", "goal"], rows, words=(0, 1))
-    return [first, second, origins(before, grown)]
+    return [first, second, origins(before, after)]
 
 
-def origins(before: dict[str, Any], grown: dict[str, dict[str, Any]]) -> TextTable:
+def origins(before: dict[str, Any], after: dict[str, Any]) -> TextTable:
     """How much of a change on old domains is of images that the new expert takes part in."""
     rows = []
-    for label, after in grown.items():
-        for domain in ("CAMO", "DUTS"):
-            sources = ((before, "mixture"), (after, "mixture"), (after, "polyp"))
-            was, now, newcomer = (values(source, domain, "IoU") for source in sources)
-            there, count = newcomer_in(after, domain), len(now)
-            means = [
-                f"{np.mean(each[there]):.1f}" if there.any() else "–"
-                for each in (was, now, newcomer)
-            ]
-            parts = [f"{(now - was)[which].sum() / count:+.2f}" for which in (there, ~there)]
-            rows.append([f"{label} − before", domain, f"{there.sum()} of {count}", *means, *parts])
+    for domain in ("CAMO", "DUTS"):
+        sources = ((before, "mixture"), (after, "mixture"), (after, "polyp"))
+        was, now, newcomer = (values(source, domain, "IoU") for source in sources)
+        told = [after["with_newcomer"][dataset] for dataset in DOMAINS[domain]]
+        there = np.array([one[stem] for one in told for stem in sorted(one)], bool)
+        means = [
+            f"{np.mean(each[there]):.1f}" if there.any() else "–" for each in (was, now, newcomer)
+        ]
+        parts = [f"{(now - was)[which].sum() / len(now):+.2f}" for which in (there, ~there)]
+        rows.append(["after − before", domain, f"{there.sum()} of {len(now)}", *means, *parts])
     heads = ["", "of", "images with the new expert", "IoU there before", "after"]
     heads += ["of the new expert", "points from these", "from the others"]
     return TextTable(heads, rows, words=(0, 1))
-
-
-def newcomer_in(result: dict[str, Any], domain: str) -> np.ndarray:
-    """Images that the new expert takes part in, (n,) of bool.
-
-    Where a result does not say, these are the images where the mixture's MAE is outside the range
-    of the old experts' (the MAE of mixed probabilities is the mix of their MAEs, nearly, as it is
-    of normalised maps: no mixture of old ones gets there), or is the new expert's, IoU too. A few
-    are missed.
-    """
-    if "with_newcomer" in result:
-        told = [result["with_newcomer"][dataset] for dataset in DOMAINS[domain]]
-        return np.array([one[stem] for one in told for stem in sorted(one)], bool)
-    mae = values((result, "mixture"), domain, "MAE")
-    sources = result["table"][DOMAINS[domain][0]]
-    old = [name for name in sources if name not in ("mixture", "uniform", "oracle", "polyp")]
-    known = np.stack([values((result, name), domain, "MAE") for name in old])
-    new = values((result, "polyp"), domain, "MAE")
-    above = (mae > known.max(0) + NEAR) & (new > known.max(0))
-    below = (mae < known.min(0) - NEAR) & (new < known.min(0))
-    mixed, alone = (values((result, name), domain, "IoU") for name in ("mixture", "polyp"))
-    same = (np.abs(mae - new) < 5 * NEAR) & (np.abs(mixed - alone) < 5 * NEAR)
-    return above | below | same
 
 
 def interval(found: Interval) -> list[str]:
@@ -173,9 +141,9 @@ def specialists(results: dict[str, dict[str, Any]]) -> list[TextTable]:
 def print_tables(folder: Path) -> None:
     """Print the tables whose results lie in a folder, and write them to ``tables.md`` in it."""
     results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    tables, grown = [], results.keys() & GROWN
+    tables = []
     for make, needed in (
-        (growth, {"base_router", "alone", *(grown or ["grown"])}),
+        (growth, {"base_router", "grown", "alone"}),
         (specialists, {"specialists", "everything"}),
     ):
         if missing := sorted(needed - results.keys()):

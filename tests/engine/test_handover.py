@@ -394,49 +394,7 @@ def small_mixture(tmp_path):
     return model, path
 
 
-def test_a_grown_mixture_begins_as_it_was_and_its_old_experts_stay(small_mixture):
-    old, path = small_mixture
-    parts = ("backbone", *(f"experts.{name}" for name in old.expert_names))
-    # In alphabetical order the new expert comes between the old ones: rows go by name.
-    new = mixture_of(
-        "sinet",
-        "pranet",
-        "zoomnet",
-        "ujsc",
-        frozen=parts,
-        mixture_loss=dict(type="StructureLoss"),
-        expert_loss_weight=1.0,
-        train_dispatch="dense",
-        train_top_k="all",
-    )
-    (line,) = load_sources(new, Sources(file=path, grow=True))
-    assert "with room for ujsc" in line
-    images = torch.randn(6, 3, 64, 64)
-    with torch.no_grad():
-        (logits, was, _), (grown, now, _) = old.mixture(images), new.mixture(images)
-    chosen = [[d.expert_names[i] for i in row] for d in (was, now) for row in d.indices.tolist()]
-    assert chosen[:6] == chosen[6:]
-    torch.testing.assert_close(grown, logits)
-
-    before = {k: v.clone() for k, v in new.state_dict().items()}
-    new.train()
-    optimizer = torch.optim.AdamW([p for p in new.parameters() if p.requires_grad], lr=1e-2)
-    targets = (torch.rand(6, 1, 64, 64) > 0.5).float()
-    for _ in range(3):
-        optimizer.zero_grad()
-        new.parse_losses(new(images, targets=targets, mode="loss"))[0].backward()
-        optimizer.step()
-    changed = {k for k, v in new.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed and all(k.startswith(("experts.ujsc.", "router.")) for k in changed)
-    assert {"router.fuse.2.weight", "router.fuse.2.bias"} <= changed
-    new.eval()
-    with torch.no_grad():
-        first, then = old.mixture(images, dense=True)[2], new.mixture(images, dense=True)[2]
-    for name in old.expert_names:
-        assert torch.equal(first[name].logits, then[name].logits)
-
-
-def test_growing_by_newcomers_leaves_alone_what_the_mixture_knows(small_mixture, tmp_path):
+def test_growing_leaves_alone_what_the_mixture_knows(small_mixture, tmp_path):
     old, path = small_mixture
     for name, buffer in old.named_buffers():
         if name.endswith(("running_mean", "running_var")):
@@ -457,7 +415,8 @@ def test_growing_by_newcomers_leaves_alone_what_the_mixture_knows(small_mixture,
             train_dispatch="dense",
             train_top_k="all",
         )
-        load_sources(new, Sources(file=path, grow=True))
+        (line,) = load_sources(new, Sources(file=path, grow=True))
+        assert f"with room for {newcomer}" in line
         began = {k: v.clone() for k, v in new.state_dict().items()}
         assert_same_without(newcomer, old, new, images, chosen=0)
 
@@ -508,41 +467,31 @@ def test_own_blocks_of_a_new_expert_begin_as_the_backbones(small_mixture):
     experts["fpn"] = dict(type="FPNExpert", channels=8, own_blocks=2)
     with torch.random.fork_rng():
         torch.manual_seed(1)  # another backbone than that of the file
-        new = mixture_of(experts=experts)
+        new = mixture_of(experts=experts, newcomers=("fpn",))
     load_sources(new, Sources(file=path, grow=True))
     own, theirs = new.experts["fpn"].backbone, old.backbone.ending(2)
     for key, value in theirs.state_dict().items():
         assert torch.equal(own.state_dict()[key], value)
 
 
-def test_any_learnt_router_grows(tmp_path):
-    static = dict(type="StaticRouter")
-    old = mixture_of("sinet", "zoomnet", router=static, top_k=2)
-    with torch.no_grad():
-        old.router.static_logits.copy_(torch.tensor([0.5, -1.0]))
+@pytest.mark.parametrize("router", ["StaticRouter", "UniformRouter"])
+def test_any_router_grows(router, tmp_path):
+    router = dict(type=router)
+    old = mixture_of("sinet", "zoomnet", router=router)
     torch.save(old.state_dict(), tmp_path / "a.pth")
-    new = mixture_of("sinet", "ujsc", "zoomnet", router=static, top_k=2)
+    new = mixture_of("sinet", "ujsc", "zoomnet", router=router, newcomers=("ujsc",))
     load_sources(new, Sources(file=tmp_path / "a.pth", grow=True))
-    assert new.router.static_logits.tolist() == [0.5, -11.0, -1.0]
-    blind = mixture_of("sinet", "zoomnet", router=dict(type="UniformRouter"))
-    torch.save(blind.state_dict(), tmp_path / "b.pth")
-    for router in (dict(type="UniformRouter"), dict(type="EvidenceRouter", width=16)):
-        new = mixture_of("sinet", "ujsc", "zoomnet", router=router)
-        with pytest.raises(ValueError, match=r"b.pth has no learnt router of 2 experts"):
-            load_sources(new, Sources(file=tmp_path / "b.pth", grow=True))
+    assert_same_without("ujsc", old, new, torch.randn(2, 3, 64, 64), chosen=0)
 
 
-@pytest.mark.parametrize("newcomers", [[], ["fpn"]])
-def test_a_grown_mixture_trains_by_command_and_goes_on_where_it_stopped(
-    newcomers, tmp_path, monkeypatch
-):
+def test_a_grown_mixture_trains_by_command_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     two = dict(model=dict(experts=dict(ujsc=None, zoomnet=None)))
-    knows = dict(model=dict(router=dict(fallback=2.0 if newcomers else 0.0)))
+    knows = dict(model=dict(router=dict(fallback=2.0)))
     old = build(write_config(tmp_path, 3, two, knows, dict(init_from=None)))
     torch.nn.init.normal_(old.router.fuse[-1].weight)
-    if newcomers:  # what it knows is held, too, and the hook that would learn it does nothing
-        old.router.familiarity.edge.fill_(0.5)
-        knows["default_hooks"] = dict(familiarity=dict(type="FamiliarityHook"))
+    # What it knows is held, too, and the hook that would learn it does nothing.
+    old.router.familiarity.edge.fill_(0.5)
+    knows["default_hooks"] = dict(familiarity=dict(type="FamiliarityHook"))
     for name, buffer in old.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.uniform_(0.5, 1.5)
@@ -560,7 +509,7 @@ def test_a_grown_mixture_trains_by_command_and_goes_on_where_it_stopped(
         model=dict(
             experts=dict(fpn=fpn, ujsc=None, zoomnet=None),
             frozen=["backbone", "experts.pranet", "experts.sinet"],
-            newcomers=newcomers,
+            newcomers=["fpn"],
         ),
         train_dataloader=dict(
             dataset=dict(
@@ -580,17 +529,13 @@ def test_a_grown_mixture_trains_by_command_and_goes_on_where_it_stopped(
     assert "with room for fpn" in log_of(work) and "in epoch 2 after 2 steps" in log_of(work)
 
     after = read_weights(work / "epoch_2.pth")
-    kept = read_weights(before)
-    if newcomers:
-        kept = {k.replace("router.", "router.old."): v for k, v in kept.items()}
-    else:
-        kept = {k: v for k, v in kept.items() if not k.startswith("router.")}
+    kept = {k.replace("router.", "router.old."): v for k, v in read_weights(before).items()}
     assert any("running_mean" in key for key in kept) and any("backbone" in key for key in kept)
     for key, value in kept.items():
         assert torch.equal(after[key], value), key
     earlier = read_weights(work / "epoch_1.pth")
     moved = {k.split(".")[1] for k in after if not torch.equal(after[k], earlier[k])}
-    assert {"fpn", "evidence" if newcomers else "fuse"} <= moved
+    assert {"fpn", "evidence"} <= moved
     assert not {"pranet", "sinet", "old"} & moved
     whole = tmp_path / "whole"
     assert not run_command(monkeypatch, "train", config, "--work-dir", whole)
@@ -608,7 +553,10 @@ def test_a_mixture_that_cannot_grow_says_why(small_mixture):
     with pytest.raises(ValueError, match="does not fit this model"):
         load_sources(mixture_of("sinet", "pranet", "zoomnet", "ujsc"), Sources(file=path))
     four = ("sinet", "pranet", "zoomnet", "ujsc")
-    with pytest.raises(ValueError, match=r"this model has ujsc, but the last of model.newcomers"):
-        load_sources(mixture_of(*four, newcomers=("zoomnet",)), grow)
-    (fault,) = init_faults(dict(init_from=dict(file="a.pth", parts=["backbone"], grow=True)))
-    assert "one whole mixture" in fault
+    for newcomers, last in (("zoomnet",), "zoomnet"), ((), None):
+        with pytest.raises(ValueError, match=rf"this model has ujsc, .* end with {last}; grow by"):
+            load_sources(mixture_of(*four, newcomers=newcomers), grow)
+    config = dict(init_from=dict(file="a.pth", parts=["backbone"], grow=True))
+    faults = init_faults(config)
+    assert "one whole mixture" in faults[0] and "needs model.newcomers=('NAME',)" in faults[1]
+    assert len(init_faults(config | dict(model=dict(newcomers=("ujsc",))))) == 1

@@ -256,7 +256,7 @@ class FamiliarityHook(Hook):
     """Has a router with a ``fallback`` know the images of each validation, before its weights are
     kept; see :class:`Familiarity`.
 
-    Of a mixture that grew by ``newcomers`` it does nothing: what its router knows is held.
+    Of a mixture that grew it does nothing: what its router knows is held.
     """
 
     # Before BestWeightsHook.

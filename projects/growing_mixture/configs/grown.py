@@ -1,4 +1,5 @@
-# The mixture with a fifth expert, for polyps: it and the router learn, nothing else.
+# The mixture with a fifth expert, for polyps: it and its chance against the others learn, nothing
+# else.
 _base_ = ["./base_router.py"]
 init_from = dict(
     _delete_=True,
@@ -9,9 +10,10 @@ init_from = dict(
 model = dict(
     # Its last ten blocks, its adapter, begin as those of the trained backbone.
     experts=dict(polyp={{_base_.newcomer}}),
+    newcomers=("polyp",),
     frozen=("backbone", "experts.pranet", "experts.sinet", "experts.ujsc", "experts.zoomnet"),
     expert_loss_weight=1.0,
-    # Three of four images are polyps: equal shares are not wanted.
+    # Half of the images are polyps: equal shares are not wanted.
     routing_losses=dict(balance=None),
     checkpoint_backbone=None,
 )

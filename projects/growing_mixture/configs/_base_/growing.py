@@ -47,11 +47,9 @@ fifths = dict(experts=0.30, experts_rest=0.45, router=0.15, val=0.10)
 training = dict(
     old_experts=images(old, ("experts",), train_pipeline),
     old_router=images(old, ("router",), train_pipeline),
-    # The router sees old images that the old experts have not learnt from.
-    grown={**images(old, ("router",), train_pipeline), **images(new, whole, train_pipeline)},
     # Which old expert is the better one is settled, so that images which these have learnt from
     # serve: they tell old from new.
-    grown_held={
+    grown={
         **images(old, whole, train_pipeline, fractions=fifths),
         **images(new, whole, train_pipeline),
     },
