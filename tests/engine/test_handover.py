@@ -23,6 +23,7 @@ from mmengine.config import Config
 from torch.multiprocessing import ProcessRaisedException
 from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave, leave_separate, toy_config
 
+from codmoe import create_model
 from codmoe.engine import handover
 from codmoe.engine.checkpoints import read_weights, save_half, save_weights
 from codmoe.engine.config import load_config
@@ -72,9 +73,11 @@ def test_the_average_is_exact(tmp_path):
         average_weights([paths[0], paths[2]])
 
 
-def test_what_ships_is_found_from_any_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["small/finetune", "quickstart/stage1"])
+def test_what_ships_is_found_from_any_folder_and_fits(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    handover.require_files(read_sources(load_config("small/finetune")))
+    (line,) = load_sources(create_model(name), read_sources(load_config(name)))
+    assert "small_ensemble.safetensors" in line
 
 
 def test_buffers_travel_with_their_part(tmp_path, separate):

@@ -279,7 +279,9 @@ class Familiarity(nn.Module):
         return torch.where(self.edge > 0, (-self.sharpness * excess).exp(), 1.0)
 
     def learn(self, evidence: Tensor) -> None:
-        """Takes images for known, (M, F) with M of 2 or more."""
+        """Takes images for known, (M, F); of one image nothing is learnt."""
+        if len(evidence) < 2:  # it deviates from nothing
+            return
         self.mean.copy_(evidence.mean(0))
         self.deviation.copy_(evidence.std(0).clamp(min=1e-3))
         self.edge.copy_(self.distance(evidence).quantile(self.quantile))

@@ -14,7 +14,10 @@ small_backbone = dict(
 # whole image is ZoomNet's largest scale here, so that its three cost 0.8 further passes, not 2.5.
 small_experts = dict(
     sinet=dict(channels=32, output_stride=4),
-    pranet=dict(channels=32, deep_channels=64, shallow_channels=64, output_stride=4),
+    # With the norms that the weights in the package have.
+    pranet=dict(
+        channels=32, deep_channels=64, shallow_channels=64, output_stride=4, residual_norm=True
+    ),
     zoomnet=dict(channels=32, input_scales=(0.5, 0.75, 1.0)),
     ujsc=dict(channels=32, input_scale=0.75),
 )

@@ -210,6 +210,8 @@ def test_far_from_known_images_weights_become_equal():
     familiarity.kept = []
     before = router(images, pyramid)
     assert familiarity.edge == 0 and before.weights.std(1).min() > 1e-4  # nothing is known yet
+    familiarity.learn(familiarity.kept[0][:1])
+    assert familiarity.edge == 0  # of one image nothing is learnt
     familiarity.learn(torch.cat(familiarity.kept))
     near = router(images, pyramid)
     same = familiarity(familiarity.kept[0]) == 1
