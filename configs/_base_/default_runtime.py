@@ -15,9 +15,9 @@ memory_format = "channels_last"
 # timm's layer norms in half precision under autocast, where they otherwise are float32.
 fast_norm = False
 
-# Parts of the model that are compiled for training, each on its own; further keys: router,
-# combiner, losses, mode (torch.compile's). The first start takes minutes, later ones read torch's
-# cache on disk (TORCHINDUCTOR_CACHE_DIR).
+# Parts of the model that are compiled for training, each on its own, for train_graphs to capture;
+# alone they gain little. Further keys: router, combiner, losses, mode (torch.compile's). The first
+# start takes minutes, later ones read torch's cache on disk (TORCHINDUCTOR_CACHE_DIR).
 compile = dict(backbone=False, experts=False)
 
 # Parts that train as CUDA graphs: for GPUs that wait for their host. The first step then takes
