@@ -52,9 +52,11 @@ PIECES = (
 def processes(large: int, tried: Sequence[str]) -> dict[str, tuple[list[str], int, str]]:
     """Pieces, images and a further form of each process, the most telling first."""
     found: dict[str, tuple[list[str], int, str]] = {}
-    for form in ("", *tried):
+    for batch in (large, 1):
+        found[f"whole {batch}"] = (["whole"], batch, "")
+    for form in tried:
         for batch in (large, 1):
-            found[f"whole {batch}{form and ' ' + form}"] = (["whole"], batch, form)
+            found[f"{form} {batch}"] = (PIECES[0].split(), batch, form)
     for batch in (large, 1):
         for names in PIECES:
             found[f"{names.split()[0]} {batch}"] = (names.split(), batch, "")
@@ -88,6 +90,8 @@ class Bench:
         self.images = pictures(batch, self.size, self.device)
         last = torch.channels_last
         self.cast = partial(laid_out, dtype=self.dtype, memory_format=last)
+        self.captures = self.prepared.prepare.captures
+        self.routes: list[tuple[str, ...]] = []
         self.works: dict[str, tuple[Preparer, Work]] = {}
         self.rows: dict[str, Row] = {}
 
@@ -98,13 +102,14 @@ class Bench:
         started = time.monotonic()
         with torch.inference_mode(), _many_shapes(True):
             if piece == "whole":
-                captures, self.prepared.prepare.captures = self.prepared.prepare.captures, False
+                self.prepared.prepare.captures = False
                 for route in self._routes():
                     self.prepared(self.images, names=route)
-                self.prepared.prepare.captures = captures
+                    self.routes.append(route)  # the next may take too long
+                    self.rows[piece] = dict(prepare_s=time.monotonic() - started)
             else:
                 self._prepare_piece(piece)
-        self.rows.setdefault(piece, {})["prepare_s"] = time.monotonic() - started
+        self.rows[piece]["prepare_s"] = time.monotonic() - started
         if self.device.type == "cuda":  # others need it, too
             torch.cuda.empty_cache()
 
@@ -198,6 +203,7 @@ class Bench:
                 yield dict(piece=piece, batch=self.batch, top=self._kernels(run))
 
     def _time_whole(self) -> Iterator[Row]:
+        self.prepared.prepare.captures = self.captures
         for buffers in self.prepared.buffers.values():
             for key, work in buffers.pieces.items():
                 buffers.pieces[key] = self.prepared.prepare(" ".join(map(str, key)), work)
@@ -207,7 +213,7 @@ class Bench:
             "+".join(route): warmed(
                 partial(self.prepared, self.images, names=route), self.device, 3
             )
-            for route in self._routes()
+            for route in self.routes
         }
         repeats = self.settings["repeats"]
         for route, sample in side_by_side(calls, self.device, repeats=repeats).items():
