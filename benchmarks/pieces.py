@@ -12,7 +12,7 @@ import multiprocessing as mp
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import codmoe  # noqa: F401  # torchvision's operators are declared before timm asks for them
 from benchmarks.parity import Limits, _quiet, pictures
 from benchmarks.step_profile import read_trace
-from codmoe.compiled import forms
 from codmoe.compiled.buffers import laid_out, tensors_of_decision
 from codmoe.compiled.copies import DTYPES
 from codmoe.compiled.graphs import Preparer, Work, _many_shapes
@@ -49,17 +48,12 @@ PIECES = (
 """What one process compiles after the other; ``@`` is an image scale."""
 
 
-def processes(large: int, tried: Sequence[str]) -> dict[str, tuple[list[str], int, str]]:
-    """Pieces, images and a further form of each process, the most telling first."""
-    found: dict[str, tuple[list[str], int, str]] = {}
-    for batch in (large, 1):
-        found[f"whole {batch}"] = (["whole"], batch, "")
-    for form in tried:
-        for batch in (large, 1):
-            found[f"{form} {batch}"] = (PIECES[0].split(), batch, form)
+def processes(large: int) -> dict[str, tuple[list[str], int]]:
+    """Pieces and images of each process, the most telling first."""
+    found = {f"whole {batch}": (["whole"], batch) for batch in (large, 1)}
     for batch in (large, 1):
         for names in PIECES:
-            found[f"{names.split()[0]} {batch}"] = (names.split(), batch, "")
+            found[f"{names.split()[0]} {batch}"] = (names.split(), batch)
     return found
 
 
@@ -69,14 +63,11 @@ class Bench:
     Args:
         settings: Of the command line.
         batch: Images.
-        form: Name of a function of :mod:`codmoe.compiled.forms` that copies take, too; or none.
     """
 
-    def __init__(self, settings: dict[str, Any], batch: int, form: str):
+    def __init__(self, settings: dict[str, Any], batch: int):
         self.settings, self.batch = settings, batch
         self.device, self.size = torch.device(settings["device"]), settings["size"]
-        if form:
-            forms.FORMS.append(getattr(forms, form))
         torch.manual_seed(0)
         model = create_model(settings["config"], **settings["options"]).to(self.device)
         if hasattr(model.router, "fuse"):
@@ -276,11 +267,11 @@ def _process(pipe: Connection, title: str, place: int, work: tuple, settings: di
         log = os.open(name, os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)
-    pieces, batch, form = work
+    pieces, batch = work
     limits, bench = Limits(settings["prepare"]), None
     limits.end()  # the parent ends it
     with limits.part(f"model for {title}", limits.left):
-        bench = Bench(settings, batch, form)
+        bench = Bench(settings, batch)
     for piece in pieces if bench is not None else ():
         with limits.part(f"{piece}, {batch} images", limits.left):
             bench.prepare(piece)
@@ -299,7 +290,7 @@ def _process(pipe: Connection, title: str, place: int, work: tuple, settings: di
 
 def run(
     settings: dict[str, Any],
-    works: dict[str, tuple[list[str], int, str]],
+    works: dict[str, tuple[list[str], int]],
     json_file: str | None,
 ) -> Row:
     """Runs processes; rows are saved as they come.
@@ -387,14 +378,13 @@ def main() -> None:
     add("--repeats", type=int, default=20, help="calls that count (20)")
     add("--prepare", type=float, default=180, help="seconds for compiling (180)")
     add("--only", nargs="+", default=[""], help="processes whose name begins so, as 'whole'")
-    add("--try", dest="tried", nargs="+", default=[], help="further forms, in processes apart")
     add("--json", dest="json_file", help="rows, saved as they come; logs go beside it")
     add("--model-options", dest="options", nargs="+", metavar="KEY=VALUE", help="top_k=1")
     settings = vars(parser.parse_args())
     settings["options"] = parse_options(settings["options"]) or {}
     settings["logs"] = settings["json_file"] and str(Path(settings["json_file"]).with_suffix(""))
     only, json_file = tuple(settings.pop("only")), settings.pop("json_file")
-    known = processes(settings.pop("large"), settings.pop("tried"))
+    known = processes(settings.pop("large"))
     works = {title: work for title, work in known.items() if title.startswith(only)}
     if not works:
         parser.error(f"--only {' '.join(only)}: no process begins so; there are {', '.join(known)}")

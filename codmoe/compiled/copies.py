@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from codmoe.compiled.buffers import Parts, laid_out
-from codmoe.compiled.forms import FORMS
+from codmoe.compiled.forms import merge_heads
 from codmoe.compiled.graphs import Preparer
 from codmoe.compiled.speed import FORMATS
 from codmoe.messages import suggest
@@ -38,7 +38,7 @@ class PartCopies:
         model: The model; it is left as it is.
         dtype: Name of a precision, or ``"auto"``; see :class:`CompiledMoE`.
         memory_format: Name of a layout.
-        fused: Whether modules take :data:`FORMS`, for code that is compiled on a GPU.
+        fused: Whether :func:`merge_heads` is applied, for code that is compiled on a GPU.
 
     Raises:
         ValueError: A name is unknown.
@@ -180,8 +180,8 @@ class PartCopies:
                 for router in list(copy.modules()):  # a grown one holds others
                     if isinstance(router, Router):
                         router.convolve_in(DTYPES[self.dtype])
-            for change in FORMS if self.fused else ():
-                change(copy)
+            if self.fused:
+                merge_heads(copy)
         return copy
 
 

@@ -1,15 +1,7 @@
 import pytest
 import torch
-from timm.models.pvt_v2 import MlpWithDepthwiseConv
 
-from codmoe.compiled.forms import (
-    OneChannel,
-    SummedMlp,
-    gelu,
-    merge_heads,
-    shorten_gelu,
-    sum_depthwise,
-)
+from codmoe.compiled.forms import OneChannel, merge_heads
 from codmoe.models.experts.sinet import GroupReversalBlock
 from codmoe.models.experts.ujsc import DilatedSum
 
@@ -42,36 +34,3 @@ def test_the_scores_of_sinets_blocks_are_merged():
         assert type(block.score) is OneChannel
         for found, wanted in zip(block(x, guide), expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_a_depthwise_convolution_is_a_sum_of_shifted_maps():
-    whole, tokens = torch.nn.Sequential(MlpWithDepthwiseConv(6, 24)), torch.randn(2, 5 * 7, 6)
-    torch.nn.init.normal_(whole[0].dwconv.weight)
-    with torch.no_grad():
-        expected = whole[0](tokens, (5, 7))
-        sum_depthwise(whole)
-        assert type(whole[0]) is SummedMlp
-        found = whole[0](tokens, (5, 7))
-    assert (found - expected).abs().max() < 1e-4 * expected.std()
-
-
-def test_its_gelu_is_gelu():
-    x = torch.cat([torch.linspace(-12, 12, 200_001), torch.tensor([-1e30, -100.0, 100.0, 1e30])])
-    apart = (gelu(x) - torch.nn.functional.gelu(x)).abs()
-    assert apart.max() < 4e-6
-
-
-def test_linear_attentions_block_has_another_activation_and_stays():
-    whole = torch.nn.Sequential(MlpWithDepthwiseConv(6, 24, extra_relu=True))
-    sum_depthwise(whole)
-    assert type(whole[0]) is MlpWithDepthwiseConv
-
-
-def test_gelus_are_shortened_where_they_are_exact_ones():
-    exact, other = torch.nn.Sequential(torch.nn.GELU()), torch.nn.Sequential(torch.nn.GELU("tanh"))
-    x = torch.randn(100)
-    for whole in (exact, other):
-        expected = whole(x)
-        shorten_gelu(whole)
-        torch.testing.assert_close(whole(x), expected, rtol=0, atol=4e-6)
-    assert type(other[0]) is torch.nn.GELU and type(exact[0]) is not torch.nn.GELU

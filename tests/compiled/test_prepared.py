@@ -120,7 +120,7 @@ def test_a_grown_mixture_gives_the_eager_result():
     assert half.old.convolution_dtype == half.evidence.convolution_dtype == torch.bfloat16
 
 
-def test_forms_for_a_compiler_compute_the_same_and_follow_the_model():
+def test_merged_heads_compute_the_same_and_follow_the_model():
     """As they do where code is compiled on a GPU."""
     changed = build()
     copies = PartCopies(changed, "fp32", "channels_last", fused=True)
