@@ -1,7 +1,6 @@
 # Five experts that are trained apart, each with all but the first two of twelve blocks of its own:
-# the embeddings and these two are held, so that the trained parts fit together unchanged. With two
-# blocks held a plain head loses nothing (held_2). FPN has the backbone's blocks, which the router
-# reads, too. Widths and scales are those of mixture.py.
+# the embeddings and these two are held, so that the trained parts fit together unchanged. FPN has
+# the backbone's blocks, which the router reads, too. Widths and scales are those of mixture.py.
 apart_blocks = 10
 apart_experts = dict(
     _delete_=True,
