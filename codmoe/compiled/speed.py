@@ -174,6 +174,7 @@ class InTraining:
     def __call__(self, *args, **kwargs):
         if not self.module.training or self.failed:
             return self.plain(*args, **kwargs)
+        args, kwargs = mapped((args, kwargs), _of_plain_strides)
         if self.watch is not None:
             return self.watch(self, args, kwargs)
         if self.known is not None and look_of(args, kwargs) not in self.known:
@@ -216,6 +217,14 @@ class _Scored:
             return self.router._call_impl(*args, **kwargs)
         finally:
             del vars(self.router)["score"]
+
+
+def _of_plain_strides(tensor: Tensor) -> Tensor:
+    """The tensor, with the stride of a side of one pixel or channel as in contiguous ones: a map
+    has another there in either memory format, by chance, and code for it is the same.
+    """
+    plain = tensor.view(tensor.shape) if 1 in tensor.shape else tensor
+    return tensor if plain.stride() == tensor.stride() else plain
 
 
 def look_of(*values: Any) -> tuple:

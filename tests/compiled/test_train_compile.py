@@ -16,7 +16,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from codmoe.compiled import speed, train_compile
-from codmoe.compiled.speed import compile_parts, compiled_parts
+from codmoe.compiled.speed import InTraining, compile_parts, compiled_parts, look_of
 from codmoe.compiled.train_compile import compile_beforehand, pieces_of
 from codmoe.engine.config import load_config
 
@@ -216,6 +216,23 @@ def test_what_was_compiled_before_is_not_again(ensemble, eager, cache, children,
     assert compile_beforehand(parts, pieces)["compiled"] == 0 and len(children) == 4
     shutil.rmtree(cache)
     assert compile_beforehand(parts, pieces)["compiled"] == 4
+
+
+def test_maps_of_one_channel_are_of_either_memory_format(eager):
+    """Captured experts give other strides than those that the piece was made by."""
+    part = InTraining(nn.Conv2d(1, 1, 1), "part", None)
+    maps = torch.randn(4, 1, 8, 8, requires_grad=True)
+    other = maps.as_strided(maps.shape, (64, 1, 8, 1))
+    pieces = pieces_of(dict(part=part), lambda: part(other), batch=4)
+    part.known = {piece.look for piece in pieces}
+    for each in (maps, other):
+        part(each).sum().backward()
+    assert len(eager) == 2 and not part.unknown
+    # With several channels the strides tell the formats apart.
+    part.known = {look_of((torch.randn(4, 2, 8, 8),), {})}
+    part.plain = lambda images: images
+    part(torch.randn(4, 2, 8, 8).to(memory_format=torch.channels_last))
+    assert part.unknown == 1
 
 
 def test_a_part_whose_process_fails_runs_uncompiled(ensemble, eager, cache, children, said):
