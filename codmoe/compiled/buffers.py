@@ -130,7 +130,9 @@ class Buffers:
         return self.mixed[key][:count], _first(decision, count)
 
     def prepare_groups(self, count: int) -> None:
-        """Prepare every expert for groups of up to ``count`` images."""
+        """Prepare every expert for groups of up to ``count`` images; as it is, nothing needs to."""
+        if self.prepare.eager:
+            return
         if self.joined:
             for route in combinations(range(len(self.names)), self.parts.top_k):
                 self._launch(dict.fromkeys(route))

@@ -267,13 +267,15 @@ class PackedLinear(nn.Linear):
     """
 
     packed: Tensor
-    packed_version = -1
+    packed_of: tuple[int, int] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """See :class:`nn.Linear`."""
-        if self.packed_version != self.weight._version:
+        # Moving or replacing the weight starts no version of its own.
+        weight = (self.weight.data_ptr(), self.weight._version)
+        if self.packed_of != weight:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-            self.packed_version = self.weight._version
+            self.packed_of = weight
         return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
 
 

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from codmoe.compiled import prepared as prepared_module
-from codmoe.compiled.copies import PackedLinear, PartCopies, fold_batch_norm
+from codmoe.compiled.buffers import Buffers
+from codmoe.compiled.copies import PackedLinear, PartCopies, fold_batch_norm, pack_linear
 from codmoe.compiled.forms import OneChannel
 from codmoe.compiled.prepared import CompiledMoE
 from codmoe.models.combiners import ProbabilityCombiner
@@ -294,6 +295,38 @@ def test_a_prepared_model_follows_the_weights_and_refuses_other_parts(model, pre
     if preparer == "recorded":
         with pytest.raises(ValueError, match="replaced"):
             prepared(images)
+
+
+def test_a_packed_layer_follows_a_weight_that_is_written_replaced_or_moved():
+    layer = torch.nn.Linear(8, 4).requires_grad_(False)
+    pack_linear(layer)
+    if not isinstance(layer, PackedLinear):
+        pytest.skip("torch without oneDNN")
+    x = torch.randn(3, 8)
+
+    def right():
+        return torch.allclose(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+    assert right()
+    layer.weight.copy_(torch.randn(4, 8))
+    assert right()
+    layer.weight = torch.nn.Parameter(torch.randn(4, 8), requires_grad=False)
+    layer.weight.mul_(2)  # as often as the one before was
+    assert right()
+    layer.weight.data = torch.randn(4, 8)
+    assert right()
+
+
+def test_warming_up_what_runs_as_it_is_runs_each_batch_once(model, monkeypatch):
+    launched, launch = [], Buffers._launch_as_it_is
+
+    def noted(self, chosen):
+        launched.append(self.batch)
+        launch(self, chosen)
+
+    monkeypatch.setattr(Buffers, "_launch_as_it_is", noted)
+    CompiledMoE(model).warm_up([1, 3], 64)
+    assert launched == [1, 3], "there are no groups to prepare"
 
 
 def negate(model):
