@@ -9,7 +9,7 @@ init_from = dict(file="small")  # the weights in the package
 model = dict(
     backbone={{_base_.small_backbone}},
     experts={{_base_.small_experts}},
-    router=dict(width=64, fallback=4.0),
+    router=dict(width=64, fallback=1e-6),  # as validation chose, next to none
     top_k=3,  # as validation chose for the weights in the package
     expert_execution="together",
     checkpoint_backbone=None,
@@ -32,4 +32,4 @@ train_dataloader = dict(
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(datasets=dict(COD10K=dict(pipeline=test_pipeline))))
 train_cfg = dict(max_epochs=20)
-default_hooks = dict(best=dict(name="finetuned"), familiarity=dict(type="FamiliarityHook"))
+default_hooks = dict(best=dict(name="finetuned"))
