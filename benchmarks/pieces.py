@@ -264,7 +264,7 @@ def _process(pipe: Connection, title: str, place: int, work: tuple, settings: di
     os.nice(place)  # the first ones tell most
     if settings["logs"] is not None:
         name = f"{settings['logs']}.{title.replace(' ', '_')}.log"
-        log = os.open(name, os.O_WRONLY | os.O_CREAT)
+        log = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
     pieces, batch = work
@@ -283,6 +283,9 @@ def _process(pipe: Connection, title: str, place: int, work: tuple, settings: di
             raise RuntimeError("no model; its log says why")
         for row in bench.time():
             pipe.send(dict(process=title, **row))
+        for piece in [piece for piece in pieces if piece not in bench.rows]:
+            error = f"{piece}, {batch} images: not compiled in time or at all; its log says more"
+            pipe.send(dict(process=title, error=error))
     except Exception as error:
         pipe.send(dict(process=title, error=f"{type(error).__name__}: {error}"[:300]))
     pipe.send(None)

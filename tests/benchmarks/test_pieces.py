@@ -3,7 +3,7 @@ import json
 import pytest
 from miniature import TWO_EXPERTS, call, write_config
 
-from benchmarks.pieces import bound, processes
+from benchmarks.pieces import bound, processes, run
 
 
 def test_pieces_are_timed_against_their_bound(tmp_path, monkeypatch, capsys):
@@ -35,3 +35,12 @@ def test_a_bound_is_the_longer_of_operations_and_bytes():
 
 def test_the_whole_comes_first():
     assert list(processes(16))[:3] == ["whole 16", "whole 1", "backbone 16"]
+
+
+def test_a_piece_that_cannot_be_compiled_is_said(tmp_path, capfd):
+    settings = dict(config=str(write_config(tmp_path, 3, TWO_EXPERTS)), size=64, dtype="fp32")
+    settings |= dict(device="cpu", backend="eager", repeats=1, prepare=60, options={}, logs=None)
+    rows = run(settings, {"odd 2": (["nobody", "combiner"], 2)}, None)["rows"]
+    assert [row["piece"] for row in rows if "ms" in row] == ["combiner"]
+    (error,) = (row["error"] for row in rows if "error" in row)
+    assert error.startswith("nobody, 2 images: ") and error in capfd.readouterr().out

@@ -70,7 +70,7 @@ def export(
             every second image settles; the others are compared. Give images of your own kind.
         batches: Of ``"compiled"`` alone: numbers of images at a time; 1 by default.
         dtype: Likewise: precision, as of :class:`CompiledMoE`.
-        device: Likewise: where it is to run; the first GPU if there is one, which is refused.
+        device: Likewise: where it is to run, the CPU; a GPU is refused.
 
     Returns:
         Largest differences of the comparison by name (see :func:`compare`), or with ``int8`` how
@@ -98,7 +98,7 @@ def export(
     batch = _batch(images, (height, width), count) if check or int8 else None
     with new_folder(Path(out).expanduser().resolve()) as folder:
         if format == "compiled":
-            where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            where = device or "cpu"
             if where.startswith("cuda"):
                 raise ValueError(f"format='compiled' is for device='cpu': {NOT_ON_GPU}")
             check_device(where)

@@ -1,6 +1,6 @@
 # Stage 2 on experts that were trained apart. Their truth is that of the copies of joint.py's, which
 # have the same decoders and scales.
-_base_ = ["./router.py", "./_base_/apart.py"]
+_base_ = ["./router.py"]
 init_from = dict(
     _delete_=True,
     backbone="apart_fpn_best.pth",
@@ -10,13 +10,5 @@ init_from = dict(
     command="python projects/camo_study/run.py --rows apart_fpn apart_pranet apart_sinet "
     "apart_ujsc apart_zoomnet",
 )
-model = dict(
-    experts={{_base_.apart_experts}},
-    router_truth=dict(
-        files=(
-            "projects/camo_study/results/fold0.json",
-            "projects/camo_study/results/fold1.json",
-        ),
-    ),
-)
+model = dict(experts={{_base_.mixture_apart}}, router_truth={{_base_.kept_truth}})
 default_hooks = dict(best=dict(name="apart_router"))

@@ -1,8 +1,8 @@
 # One of five experts that are trained apart, on a backbone that is held.
-_base_ = ["./_base_/plain.py", "./_base_/apart.py"]
+_base_ = ["./_base_/apart.py"]
 model = dict(
     frozen=("backbone",),
-    experts=dict(_delete_=True, ujsc={{_base_.apart_experts.ujsc}}),
+    experts=dict(_delete_=True, ujsc={{_base_.mixture_apart.ujsc}}),
 )
 train_cfg = {{_base_.apart_schedule}}
 default_hooks = dict(best=dict(name="apart_ujsc"))

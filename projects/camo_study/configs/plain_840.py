@@ -1,6 +1,6 @@
-# A plain head of about the operations of two of the five experts of apart.py, as long as these.
-_base_ = ["./_base_/plain.py", "./_base_/apart.py"]
-train_cfg = {{_base_.apart_schedule}}
+# A plain head of about the operations of two experts of the mixture.
+_base_ = ["./_base_/plain.py"]
+train_cfg = dict(max_epochs=40, val_interval=20)
 default_hooks = dict(best=dict(name="plain_840"))
 train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipelines.px840}}))
 val_dataloader = dict(dataset=dict(pipeline={{_base_.test_pipelines.px840}}))

@@ -4,12 +4,5 @@ init_from = dict(
     file="joint_duts_best.pth",
     command="python projects/camo_study/run.py --rows joint_duts",
 )
-model = dict(
-    router_truth=dict(
-        files=(
-            "projects/camo_study/results/fold0.json",
-            "projects/camo_study/results/fold1.json",
-        ),
-    ),
-)
+model = dict(router_truth={{_base_.kept_truth}})
 default_hooks = dict(best=dict(name="router_duts"))

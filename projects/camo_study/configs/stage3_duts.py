@@ -4,13 +4,6 @@ init_from = dict(
     file="router_duts_best.pth",
     command="python projects/camo_study/run.py --rows router_duts",
 )
-model = dict(
-    router_truth=dict(
-        files=(
-            "projects/camo_study/results/fold0.json",
-            "projects/camo_study/results/fold1.json",
-        ),
-    ),
-)
+model = dict(router_truth={{_base_.kept_truth}})
 train_cfg = dict(max_epochs=8, val_interval=4)
 default_hooks = dict(best=dict(name="stage3_duts"))

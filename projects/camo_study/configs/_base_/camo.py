@@ -63,6 +63,10 @@ test_dataloader = dict(
     ),
 )
 
+# For pretraining: 1,000 images of salient objects of at most 352 px, as projects/growing_mixture
+# prepares them.
+duts = dict(data_root="data/growing/duts", name="DUTS")
+
 dinov2_small = dict(
     _delete_=True,
     type="ViTPyramid",

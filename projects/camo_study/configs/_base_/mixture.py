@@ -16,3 +16,20 @@ mixture = dict(
 )
 # In stage 3 ZoomNet's uncertainty loss goes on where stage 1 ended.
 mixture_later = dict(mixture, zoomnet=dict(mixture["zoomnet"], ual_start=1.0))
+# Trained apart, each with all but the first two of twelve blocks of its own: the embeddings and
+# these two are held, so that the trained parts fit together unchanged. FPN has the backbone's
+# blocks, which the router reads, too.
+mixture_apart = {
+    "_delete_": True,
+    **{
+        name: expert if name == "fpn" else dict(expert, own_blocks=10)
+        for name, expert in mixture.items()
+    },
+}
+# What copies of joint.py's experts by folds said of these, for routers of experts like them.
+kept_truth = dict(
+    files=(
+        "projects/camo_study/results/fold0.json",
+        "projects/camo_study/results/fold1.json",
+    ),
+)
