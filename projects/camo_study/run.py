@@ -42,10 +42,7 @@ def weights(row: str, seed: int) -> Path:
 
 def folds_of(row: str) -> list[str]:
     """The copies by folds that a row waits for; others read those that are in the project."""
-    own = "own_" if row.startswith("own_") else ""
-    return (
-        [f"{own}fold0", f"{own}fold1"] if row.removeprefix("own_") in ("router", "stage3") else []
-    )
+    return ["fold0", "fold1"] if row in ("router", "stage3") else []
 
 
 def jobs_of(row: str, seed: int, args: argparse.Namespace) -> list[Job]:

@@ -7,7 +7,7 @@ init_from = dict(
 model = dict(
     backbone={{_base_.own_backbone}},
     experts={{_base_.own_experts}},
-    router_truth=dict(files=("results/own_fold0.json", "results/own_fold1.json")),
+    router_truth={{_base_.kept_truth}},
 )
 train_cfg = dict(val_interval=16)
 default_hooks = dict(best=dict(name="own_router"))
