@@ -13,6 +13,7 @@ from timm.layers import fast_norm
 from torch import Tensor, nn
 
 from codmoe.compiled.graphs import keep_compiled
+from codmoe.compiled.whole import Whole
 from codmoe.messages import suggest
 from codmoe.models.experts.ujsc import ConfidenceEstimator
 from codmoe.models.losses.segmentation import WeightedBCEAndIoU
@@ -170,6 +171,8 @@ class InTraining:
         self.plain = getattr(module, method)
         self.compiled = torch.compile(self.plain, dynamic=False, mode=mode)
         self.failed = False
+        self.whole: dict[tuple, Whole] = {}
+        """What needs no tracing, by the looks of its inputs."""
 
     def __call__(self, *args, **kwargs):
         if not self.module.training or self.failed:
@@ -177,9 +180,18 @@ class InTraining:
         args, kwargs = mapped((args, kwargs), _of_plain_strides)
         if self.watch is not None:
             return self.watch(self, args, kwargs)
-        if self.known is not None and look_of(args, kwargs) not in self.known:
-            self.unknown += 1
-            return self.plain(*args, **kwargs)
+        if self.known is not None:
+            look = look_of(args, kwargs)
+            if look not in self.known:
+                self.unknown += 1
+                return self.plain(*args, **kwargs)
+            whole = self.whole.get(look)
+            if whole is not None:
+                if whole.fits(args, kwargs):
+                    return whole(*args, **kwargs)
+                del self.whole[look]
+                reason = whole.misfit(args, kwargs)
+                print_log(f"{self.name} is traced again: {reason}", logger="current")
         try:
             with torch._dynamo.config.patch(SETTINGS):
                 return self.compiled(*args, **kwargs)

@@ -2,7 +2,8 @@
 
 One step is looked at: it runs uncompiled and keeps no activations. Each call of a part is a piece,
 whose forward and backward pass a process compiles into torch's cache on disk
-(``TORCHINDUCTOR_CACHE_DIR``). The training reads it there, as later runs and other ranks do.
+(``TORCHINDUCTOR_CACHE_DIR``). The training reads it there, as later runs and other ranks do: whole,
+without tracing its code again, where torch can keep it so.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 import codmoe
-from codmoe.compiled.speed import SETTINGS, InTraining, look_of, mapped
+from codmoe.compiled.graphs import reason_of
+from codmoe.compiled.speed import GRAPHING_MODES, SETTINGS, InTraining, look_of, mapped
+from codmoe.compiled.whole import NotLoaded, compile_whole, load_whole
 from codmoe.files import save_text
 from codmoe.interruption import COMMAND, PARENT, follow_parent, interruption
 from codmoe.machine import available_cores, available_memory
@@ -41,6 +44,8 @@ GROWS = 20.0
 """Seconds in which a process takes its memory."""
 DEVICE_BYTES = 2**30
 """Memory of a GPU that a process takes before it computes anything."""
+KEPT = 2
+"""Form of what is kept of a piece."""
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -93,11 +98,16 @@ class Piece:
         weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
         return self.saved + 2 * weights + DEVICE_BYTES
 
+    def autocasting(self) -> torch.autocast:
+        """Mixed precision, as in training."""
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, self.autocast, enabled=self.autocast is not None)
+
     def fingerprint(self) -> str:
         """The same in every process that compiles the same piece to the same code."""
         modules = list(self.module.named_modules())
         told = [
-            (torch.__version__, codmoe.__version__, _device_name(self.device)),
+            (KEPT, torch.__version__, codmoe.__version__, _device_name(self.device)),
             (self.name, self.method, self.mode, str(self.look), str(self.settings)),
             [(n, m.training, type(m).__qualname__, _plain_attributes(m)) for n, m in modules],
             [(n, _kind(t)) for n, t in self.module.named_parameters()],
@@ -249,15 +259,16 @@ def compile_beforehand(
         ranks: Processes of this run on this host, each of which may call this at the same time.
 
     Returns:
-        ``pieces``, ``compiled`` (here), ``processes``, ``seconds`` and ``not_kept``, pieces of
-        which torch's cache keeps kernels alone.
+        ``pieces``, ``compiled`` (here), ``processes``, ``seconds`` (with those of loading),
+        ``loaded``, pieces that are not traced again, and ``not_kept``, those of which torch's cache
+        keeps kernels alone.
     """
     try:
         return _compile_beforehand(parts, pieces, ranks)
     except OSError as error:  # a cache folder of somebody else's, a full disk
         for part in parts.values():
             part.give_up(error)
-        return dict(pieces=len(pieces), compiled=0, processes=0, seconds=0.0, not_kept=[])
+        return dict(pieces=len(pieces), compiled=0, processes=0, seconds=0.0, loaded=0, not_kept=[])
 
 
 def _compile_beforehand(
@@ -268,6 +279,8 @@ def _compile_beforehand(
     marks = [folder / piece.fingerprint() for piece in pieces]
     device = pieces[0].device.replace(":", "_") if pieces else ""
     with _alone(folder / f"{device}.lock"):
+        for piece, mark in zip(pieces, marks, strict=True):
+            _load(parts[piece.name], piece, mark)
         wanted = [i for i, mark in enumerate(marks) if not _done(mark)]
         most = max(min(len(wanted), available_cores() // ranks), 1)
         if wanted:
@@ -281,6 +294,9 @@ def _compile_beforehand(
             parts[piece.name].give_up(NotCompiled(said["error"]))
     for name, part in parts.items():
         part.known = {piece.look for piece in pieces if piece.name == name}
+    for i in wanted:
+        _load(parts[pieces[i].name], pieces[i], marks[i])
+    loaded = sum(piece.look in parts[piece.name].whole for piece in pieces)
     seconds = time.monotonic() - started
     not_kept = [
         piece.label for piece, said in zip(pieces, told, strict=True) if said.get("bypassed")
@@ -290,7 +306,7 @@ def _compile_beforehand(
         wanted = [i for i in wanted if "error" not in told[i]]
         _log(
             f"{len(pieces)} pieces to train with: {len(wanted)} compiled now in {seconds:.0f} s, "
-            f"{earlier} before, in {folder.parent}"
+            f"{earlier} before, in {folder.parent}; {loaded} need no tracing"
         )
     for label in not_kept:
         _log(f"{label}: torch's cache keeps its kernels alone, and it is traced at each start")
@@ -299,8 +315,27 @@ def _compile_beforehand(
         compiled=len(wanted),
         processes=most if wanted else 0,
         seconds=seconds,
+        loaded=loaded,
         not_kept=not_kept,
     )
+
+
+def _load(part: InTraining, piece: Piece, mark: Path) -> None:
+    """Has the part run a piece as it was kept whole; what does not fit is not kept any longer."""
+    part.whole.pop(piece.look, None)
+    try:
+        with piece.autocasting():
+            part.whole[piece.look] = load_whole(part.plain, _whole_of(mark))
+    except FileNotFoundError:
+        pass
+    except NotLoaded as error:
+        _log(f"{piece.label} is compiled anew: {error}")
+        for file in (mark, _whole_of(mark)):
+            file.unlink(missing_ok=True)
+
+
+def _whole_of(mark: Path) -> Path:
+    return mark.with_suffix(".whole")
 
 
 def _alone(path: Path) -> AcquireReturnProxy:
@@ -326,8 +361,10 @@ _BEGAN = time.time()
 def _done(mark: Path) -> bool:
     """Whether a piece was compiled; or has failed since this process began, on another rank."""
     try:
-        failed = "error" in json.loads(mark.read_text())
-        return not failed or mark.stat().st_mtime > _BEGAN
+        said = json.loads(mark.read_text())
+        if said.get("traced") == "" and not _whole_of(mark).is_file():
+            return False
+        return "error" not in said or mark.stat().st_mtime > _BEGAN
     except (OSError, ValueError):
         return False
 
@@ -434,7 +471,8 @@ def compile_piece(piece: Piece) -> dict[str, Any]:
     run.
 
     Returns:
-        ``seconds``; ``bypassed``, how often torch's cache did not keep what was compiled.
+        ``seconds``; ``traced``, why it is not kept whole; ``bypassed``, how often torch's cache did
+        not keep what was compiled.
     """
     from torch._dynamo.utils import counters
 
@@ -442,22 +480,34 @@ def compile_piece(piece: Piece) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _settle(piece.settings)
+    whole = _whole_of(_marks() / piece.fingerprint())
     module = piece.module._apply(lambda t: torch.zeros_like(t, device=device))
     part = InTraining(module, piece.name, piece.mode, piece.method)
     args, kwargs = mapped(
         piece.inputs,
         lambda t: torch.zeros_like(t, device=device).requires_grad_(t.requires_grad),
     )
-    autocast = torch.autocast(device.type, piece.autocast, enabled=piece.autocast is not None)
-    with autocast, torch._dynamo.config.patch(SETTINGS):
-        output = part.compiled(*args, **kwargs)
+    run, traced = part.compiled, ""
+    with piece.autocasting(), torch._dynamo.config.patch(SETTINGS):
+        if piece.mode not in GRAPHING_MODES:
+            try:
+                compile_whole(part.plain, args, kwargs, piece.mode).save(whole)
+                kept = load_whole(part.plain, whole)
+                if not kept.fits(args, kwargs):
+                    raise NotLoaded(kept.misfit(args, kwargs))
+                run = kept
+            except Exception as error:  # a break in the graph, say; training then traces it
+                traced = reason_of(error)
+                whole.unlink(missing_ok=True)
+        output = run(*args, **kwargs)
     results = [x for x in _tensors(output) if x.requires_grad]
     learning = [x for x in (*_tensors((args, kwargs)), *module.parameters()) if x.requires_grad]
     if results and learning:
         gradients = [torch.zeros_like(x) for x in results]
         torch.autograd.grad(results, learning, gradients, allow_unused=True)
     bypassed = counters["aot_autograd"]["autograd_cache_bypass"]
-    return dict(seconds=round(time.monotonic() - started, 1), bypassed=bypassed)
+    seconds = round(time.monotonic() - started, 1)
+    return dict(seconds=seconds, traced=traced, bypassed=bypassed)
 
 
 def _log(text: str) -> None:

@@ -79,11 +79,15 @@ def eager(monkeypatch):
 class Small(nn.Module):
     """A part that compiles in seconds."""
 
+    broken = False
+
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(8, 8)
 
     def forward(self, maps):
+        if self.broken:
+            torch._dynamo.graph_break()
         return [torch.tanh(self.layer(maps[0])).sum(1, keepdim=True)]
 
 
@@ -298,39 +302,61 @@ def test_processes_are_bounded_by_cores_memory_and_the_device(monkeypatch):
 
 
 HITS = """
-import copy, json
+import copy, json, sys
 import torch
 from test_train_compile import Body, compile_beforehand, compile_parts, compiled_parts, counters
 from test_train_compile import pieces_of
 
 torch.manual_seed(0)
 model = Body().train()
+model.backbone.broken = "broken" in sys.argv
 other = copy.deepcopy(model)
 compile_parts(model, dict(backbone=True))
 parts = compiled_parts(model)
 x = torch.randn(4, 8)
 figures = compile_beforehand(parts, pieces_of(parts, lambda: model.backbone([x])))
-assert figures["compiled"] == 1 and not figures["not_kept"], figures
+assert not figures["not_kept"], figures
 for one in (model, other):
     one.backbone([x])[0].square().sum().backward()
 gradients = [[p.grad for p in each.parameters()] for each in (model, other)]
 torch.testing.assert_close(*gradients)
 assert not parts["backbone"].failed
-print(json.dumps(counters["aot_autograd"]))
+if figures["loaded"]:
+    model.backbone.layer.weight.requires_grad_(False)
+    assert parts["backbone"].whole
+    compiled = parts["backbone"].compiled
+    parts["backbone"].compiled = parts["backbone"].plain
+    model.backbone([x])
+    assert not parts["backbone"].whole  # it asked its guards
+print(json.dumps(dict(figures, frames=counters["frames"]["total"])))
 """
 
 
 def test_the_training_reads_what_another_process_has_compiled(cache):
-    """The whole way, of a part that compiles in seconds: gradients, and hits of torch's cache. In a
-    process of its own: the cache tells settings apart that tests before this one leave.
+    """The whole way, of a part that compiles in seconds: gradients, and that no code is traced. In
+    processes of their own: the cache tells settings apart that tests before this one leave.
     """
     if shutil.which("g++") is None:
         pytest.skip("torch compiles for a CPU with g++")
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    done = subprocess.run([sys.executable, "-c", HITS], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["autograd_cache_hit"] == 1 and not found.get("autograd_cache_miss")
+
+    def start(*broken):
+        command = [sys.executable, "-c", HITS, *broken]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        return done.stdout, [found[key] for key in ("compiled", "loaded", "frames")]
+
+    assert start()[1] == [1, 1, 0]
+    assert start()[1] == [0, 1, 0]  # a second training
+    (whole,) = (cache / "codmoe").glob("*.whole")
+    content = whole.read_bytes()
+    whole.write_bytes(content[: len(content) // 2])
+    text, found = start()
+    assert found == [1, 1, 0] and "is compiled anew" in text
+    # What is more than one graph is traced by each, and read from torch's cache.
+    assert start("broken")[1][:2] == [1, 0]
+    assert start("broken")[1][:2] == [0, 0]
 
 
 def test_a_process_says_why_it_failed(cache, said, monkeypatch):

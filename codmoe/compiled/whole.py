@@ -1,0 +1,99 @@
+"""Compiled functions kept whole, with what torch's cache does not keep: who loads one traces
+nothing.
+
+They lie in torch's cache folder, which is the user's, and are read by pickle as torch reads its
+own. What each was made for is checked when it is loaded and, by dynamo's guards, at each call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+
+
+class NotLoaded(RuntimeError):
+    """What was kept does not fit, or is damaged."""
+
+
+class Whole:
+    """A method of a module, compiled for inputs of one look.
+
+    Args:
+        function: What torch compiled ahead of time or loaded.
+        module: The module; any that looks the same.
+    """
+
+    def __init__(self, function: Any, module: Any):
+        self.function, self.module = function, module
+
+    def fits(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+        """Whether the module and these inputs still are as it was compiled for."""
+        return self.function.guard_check(self.module, *args, **kwargs)
+
+    def misfit(self, args: tuple, kwargs: Mapping[str, Any]) -> str:
+        """The guard that failed."""
+        found = self.function.prepare_f_locals(self.module, *args, **kwargs)
+        parts = self.function._artifacts.guard_manager.check_verbose(found).verbose_code_parts
+        return " ".join(str(part) for part in parts)[:200]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function.fn(self.module, *args, **kwargs)  # guards were asked
+
+    def save(self, path: Path) -> None:
+        """Keep it in a file of torch's cache folder."""
+        # Never seen half written; torch 2.11 would write in place.
+        with tempfile.TemporaryDirectory(dir=path.parent) as private:
+            file = Path(private) / path.name
+            self.function.save_compiled_function(str(file))
+            os.replace(file, path)
+
+
+def compile_whole(
+    method: MethodType, args: tuple, kwargs: dict[str, Any], mode: str | None
+) -> Whole:
+    """Compile a method of a module ahead of time for the state it and this thread are in.
+
+    Raises:
+        Exception: Whatever torch says of one that is more than a single graph.
+    """
+    with torch._dynamo.config.patch(enable_aot_compile=True):
+        fast: Any = torch.compile(method, dynamic=False, fullgraph=True, mode=mode)
+        return Whole(fast.aot_compile((args, kwargs)), method.__self__)
+
+
+def load_whole(method: MethodType, path: Path) -> Whole:
+    """What :meth:`Whole.save` kept of the same method of such a module. Call it under the same
+    autocast and grad mode as the method.
+
+    Raises:
+        FileNotFoundError: Nothing was kept.
+        NotLoaded: It does not fit, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            function: Any = torch.compiler.load_compiled_function(
+                file, f_globals=method.__func__.__globals__
+            )
+        inlined = {(one.module, one.content) for one in function.source_info().inlined_sources}
+        changed = sorted(name for name, content in inlined if _source(name) != content)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of pickle, of what is no longer there
+        raise NotLoaded(f"{type(error).__name__}: {error}".splitlines()[0][:200]) from error
+    if changed:
+        raise NotLoaded(f"{changed[0]} has changed")
+    return Whole(function, method.__self__)
+
+
+@functools.cache
+def _source(module: str) -> str:
+    return inspect.getsource(importlib.import_module(module))
