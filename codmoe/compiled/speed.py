@@ -13,7 +13,7 @@ from timm.layers import fast_norm
 from torch import Tensor, nn
 
 from codmoe.compiled.graphs import keep_compiled
-from codmoe.compiled.whole import Whole
+from codmoe.compiled.whole import Whole, no_autocast_cache
 from codmoe.messages import suggest
 from codmoe.models.experts.ujsc import ConfidenceEstimator
 from codmoe.models.losses.segmentation import WeightedBCEAndIoU
@@ -177,7 +177,7 @@ class InTraining:
     def __call__(self, *args, **kwargs):
         if not self.module.training or self.failed:
             return self.plain(*args, **kwargs)
-        args, kwargs = mapped((args, kwargs), _of_plain_strides)
+        args, kwargs = mapped((args, kwargs), _settled)
         if self.watch is not None:
             return self.watch(self, args, kwargs)
         if self.known is not None:
@@ -187,13 +187,14 @@ class InTraining:
                 return self.plain(*args, **kwargs)
             whole = self.whole.get(look)
             if whole is not None:
-                if whole.fits(args, kwargs):
-                    return whole(*args, **kwargs)
+                with no_autocast_cache():
+                    if whole.fits(args, kwargs):
+                        return whole(*args, **kwargs)
+                    reason = whole.misfit(args, kwargs)
                 del self.whole[look]
-                reason = whole.misfit(args, kwargs)
                 print_log(f"{self.name} is traced again: {reason}", logger="current")
         try:
-            with torch._dynamo.config.patch(SETTINGS):
+            with torch._dynamo.config.patch(SETTINGS), no_autocast_cache():
                 return self.compiled(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
             self.give_up(error)
@@ -231,12 +232,16 @@ class _Scored:
             del vars(self.router)["score"]
 
 
-def _of_plain_strides(tensor: Tensor) -> Tensor:
-    """The tensor, with the stride of a side of one pixel or channel as in contiguous ones: a map
-    has another there in either memory format, by chance, and code for it is the same.
+def _settled(tensor: Tensor) -> Tensor:
+    """The tensor as it looks behind eager experts and behind compiled ones, for which code is the
+    same: with the stride of a side of one pixel or channel as in contiguous ones, as a map has
+    another there in either memory format, by chance; and maps of one channel in float32, as eager
+    code resizes them under autocast, and compiled code does not.
     """
     plain = tensor.view(tensor.shape) if 1 in tensor.shape else tensor
-    return tensor if plain.stride() == tensor.stride() else plain
+    tensor = tensor if plain.stride() == tensor.stride() else plain
+    a_map = tensor.dim() == 4 and tensor.shape[1] == 1 and tensor.is_floating_point()
+    return tensor.float() if a_map else tensor
 
 
 def look_of(*values: Any) -> tuple:

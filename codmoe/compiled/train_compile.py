@@ -99,9 +99,9 @@ class Piece:
         return self.saved + 2 * weights + DEVICE_BYTES
 
     def autocasting(self) -> torch.autocast:
-        """Mixed precision, as in training."""
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, self.autocast, enabled=self.autocast is not None)
+        """Mixed precision as in training, for calls within :func:`no_autocast_cache`."""
+        kind, enabled = torch.device(self.device).type, self.autocast is not None
+        return torch.autocast(kind, self.autocast, enabled=enabled, cache_enabled=False)
 
     def fingerprint(self) -> str:
         """The same in every process that compiles the same piece to the same code."""

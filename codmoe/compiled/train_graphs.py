@@ -6,7 +6,8 @@ import gc
 import logging
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -52,6 +53,20 @@ def graph_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str
     return names
 
 
+@contextmanager
+def without_graphs(model: nn.Module) -> Iterator[None]:
+    """Parts that :func:`graph_parts` was given run as before it, and none is captured."""
+    calls = [module._compiled_call_impl for module in model.modules()]
+    parts = [call for call in calls if isinstance(call, _GraphedPart)]
+    for part in parts:
+        part.aside = True
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.aside = False
+
+
 def _computed_again(model: nn.Module, part: str) -> str | None:
     """The setting by which a part is computed again in the backward pass."""
     if part == "backbone" and getattr(model, "checkpoint_backbone", None) is not None:
@@ -77,12 +92,11 @@ class _GraphedPart:
         self.graphs: dict[tuple, _Graph] = {}
         self.given: list[Sequence[Tensor]] = []
         self.state: bytes | None = None
-        self.capturing = self.failed = self.full = False
+        self.aside = self.failed = self.full = False
 
     def __call__(self, *args, **kwargs):
         plain = self.compiled or self.module._call_impl
-        watched = self.compiled is not None and self.compiled.watch is not None
-        if watched or self.capturing or self.failed or not self.module.training:
+        if self.aside or self.failed or not self.module.training:
             return plain(*args, **kwargs)
         leaves, spec = tree_flatten((args, kwargs))
         if not (torch.is_grad_enabled() and leaves and all(map(_on_gpu, leaves))):
@@ -137,7 +151,7 @@ class _GraphedPart:
     def _captured(self, leaves: list[Tensor], spec: TreeSpec) -> _Graph | None:
         started = time.perf_counter()
         buffers = [(b, b.clone()) for b in self.module.buffers()]
-        self.capturing = True
+        self.aside = True
         try:
             graph = _Graph(self.module, leaves, spec)
             self._warm_up(graph)
@@ -149,7 +163,7 @@ class _GraphedPart:
             self._give_up(error)
             graph = None
         finally:
-            self.capturing = False
+            self.aside = False
         if graph is None:
             gc.collect()  # before its stream is given out again
         torch.cuda.synchronize()

@@ -12,7 +12,8 @@ import importlib
 import inspect
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -22,6 +23,19 @@ import torch
 
 class NotLoaded(RuntimeError):
     """What was kept does not fit, or is damaged."""
+
+
+@contextmanager
+def no_autocast_cache() -> Iterator[None]:
+    """Autocast keeps no casts, which compiled code does not read. Guards ask whether it does: CUDA
+    graphs are captured without, a training step runs with it.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 class Whole:
@@ -72,7 +86,8 @@ def compile_whole(
 
 def load_whole(method: MethodType, path: Path) -> Whole:
     """What :meth:`Whole.save` kept of the same method of such a module. Call it under the same
-    autocast and grad mode as the method.
+    autocast and grad mode as the method, and within :func:`no_autocast_cache` if it was compiled
+    so.
 
     Raises:
         FileNotFoundError: Nothing was kept.

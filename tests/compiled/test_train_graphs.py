@@ -16,7 +16,7 @@ from benchmarks.scaling import overrides
 from codmoe.compiled import graphs as all_graphs
 from codmoe.compiled import speed, train_graphs
 from codmoe.compiled.speed import compile_parts
-from codmoe.compiled.train_graphs import graph_parts
+from codmoe.compiled.train_graphs import graph_parts, without_graphs
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
 
@@ -127,6 +127,17 @@ def test_names_and_copies_know_nothing_of_it(make, graphs):
     backward(eager)
     torch.testing.assert_close(backward(copied), backward(eager))
     assert (graphs.captures, graphs.replays) == (2, 2)
+
+
+def test_a_step_that_is_looked_at_captures_nothing(make, graphs, said):
+    """Its backward pass does not exist, so that a capture would fail for good."""
+    eager, graphed = pair(make(1, TWO_EXPERTS))
+    with without_graphs(graphed):
+        backward(graphed)
+    assert not graphs.captures and not said
+    backward(eager), backward(eager), backward(graphed)
+    same(eager, graphed)
+    assert graphs.captures == 3
 
 
 def test_graph_parts_names_what_it_took(make):

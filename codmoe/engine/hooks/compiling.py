@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 
 from codmoe.compiled.speed import GRAPHING_MODES, compiled_parts
 from codmoe.compiled.train_compile import compile_beforehand, pieces_of
+from codmoe.compiled.train_graphs import without_graphs
 from codmoe.engine.ddp import bare_model
 from codmoe.models.moe import ModelLevelMoE
 
@@ -53,7 +54,7 @@ class CompileHook(Hook):
 
 def forward_alone(model: ModelLevelMoE, data_batch: dict, optim_wrapper) -> None:
     """The forward pass of a training step, of which nothing is left: no random number is drawn, no
-    statistics are moved.
+    statistics are moved, no graph is captured.
     """
     cuda = next(model.parameters()).is_cuda
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -64,7 +65,7 @@ def forward_alone(model: ModelLevelMoE, data_batch: dict, optim_wrapper) -> None
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else []):
             data = model.data_preprocessor(data_batch, True)
-            with optim_wrapper.optim_context(model):
+            with optim_wrapper.optim_context(model), without_graphs(model):
                 model._run_forward(data, mode="loss")
     finally:
         training.execution = execution
