@@ -99,6 +99,23 @@ def resize_to(x: Tensor, reference: Tensor | Sequence[int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+def resize_map(x: Tensor, size: Sequence[int]) -> Tensor:
+    """:func:`resize_to` of maps of one channel, (N, 1, h, w) → (N, 1, *size), in float32.
+
+    As products with a matrix for each side, so that the backward pass is products, too. That of a
+    bilinear resize adds up pixel by pixel: from 56 to 448 both take three times as long on a CPU.
+    """
+    size = tuple(size)
+    if tuple(x.shape[-2:]) == size:
+        return x.float()
+    with torch.autocast(x.device.type, enabled=False):
+        rows, columns = (
+            F.interpolate(torch.eye(own, device=x.device)[None], size=new, mode="linear")[0]
+            for own, new in zip(x.shape[-2:], size, strict=True)
+        )
+        return rows.T @ x.float() @ columns
+
+
 class ReceptiveFieldBlock(nn.Module):
     """Four parallel branches of growing receptive field (Liu et al., RFBNet, ECCV 2018), as used by
     PraNet and SINet: 1×1; then 1×k, k×1 and a 3×3 of dilation k for k = 3, 5, 7; with a residual.

@@ -17,17 +17,19 @@ DROPPED = ("attributes", "breakdown", "routing_weights", "engine", "seconds")
 def packed(result: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
     """The result without curves, with per-image values of some measures to five digits.
 
-    Sources that were scored by IoU alone, dozens of them, come under ``means``, without images.
+    Means of several maps that were scored by IoU alone, dozens of them, come under ``means``,
+    without images.
     """
     if "images" in result:
         return _row(result, metrics)
     table: dict[str, dict] = {}
     means: dict[str, float] = {}
     for dataset, sources in result["table"].items():
-        table[dataset] = {s: _row(row, metrics) for s, row in sources.items() if "Sm" in row}
-        means |= {s: round(row["IoU"], 5) for s, row in sources.items() if "Sm" not in row}
-    kept = {k: v for k, v in result.items() if k not in DROPPED} | dict(table=table)
-    return kept | dict(means=means) if means else kept
+        kept = {s for s, row in sources.items() if "Sm" in row or "+" not in s}
+        table[dataset] = {s: _row(sources[s], metrics) for s in sources if s in kept}
+        means |= {s: round(row["IoU"], 5) for s, row in sources.items() if s not in kept}
+    packed = {k: v for k, v in result.items() if k not in DROPPED} | dict(table=table)
+    return packed | dict(means=means) if means else packed
 
 
 def _row(row: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from codmoe.models.layers import (
     ReceptiveFieldBlock,
     conv_bn,
     pad_channels,
+    resize_map,
     resize_to,
 )
 
@@ -36,6 +37,18 @@ def test_batch_norm_is_torchs_own_otherwise():
     reference = torch.nn.BatchNorm2d(6)
     torch.testing.assert_close(layer(x), reference(layer.conv(x)))
     torch.testing.assert_close(layer.bn.running_var, reference.running_var)
+
+
+@pytest.mark.parametrize("size", [(56, 56), (7, 9), (3, 12), (5, 8)])
+def test_maps_are_resized_as_images_are(size):
+    maps = torch.randn(3, 1, 5, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):  # stays in float32
+        own, expected = resize_map(maps, size), resize_to(maps, size)
+    torch.testing.assert_close(own, expected)
+    weights = torch.randn_like(own)
+    gradients = [torch.autograd.grad(x, maps, weights)[0] for x in (own, expected)]
+    torch.testing.assert_close(*gradients)
+    assert resize_map(maps.bfloat16(), size).dtype == torch.float32
 
 
 def test_resize_to_tensor_or_size():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from codmoe.models.layers import resize_to
+from codmoe.models.layers import resize_map, resize_to
 from codmoe.registry import MODELS
 
 
@@ -65,7 +65,7 @@ class WeightedBCEAndIoU(nn.Module):
         """
         target = target.float()
         # Sums over 200,704 pixels overflow half precision.
-        logits = torch.cat([resize_to(logits, target).float() for logits in maps], dim=1)
+        logits = torch.cat([resize_map(logits, target.shape[-2:]) for logits in maps], dim=1)
         bce = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
         bce = (weight * bce).sum((2, 3)) / weight.sum((2, 3))
         weighted = logits.sigmoid() * weight
