@@ -3,6 +3,7 @@
 import copy
 import gc
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.scaling import overrides
 from codmoe.compiled import graphs as all_graphs
 from codmoe.compiled import speed, train_graphs
-from codmoe.compiled.speed import compile_parts
+from codmoe.compiled.speed import compile_parts, compiled_parts
+from codmoe.compiled.train_compile import compile_beforehand, pieces_of
 from codmoe.compiled.train_graphs import graph_parts, without_graphs
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import train
@@ -497,10 +499,16 @@ def test_on_a_gpu(make, precision):
 def test_on_a_gpu_compiled_code_is_captured(make, said, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     torch._dynamo.reset()
-    eager = make(1, ONE_EXPERT, SHORT).float().cuda()
+    together = dict(model=dict(expert_execution="together"))
+    eager = make(1, ONE_EXPERT, SHORT, together).float().cuda()
     exact, both = copy.deepcopy(eager), copy.deepcopy(eager)
     compile_parts(both, BOTH)
     graph_parts(both, BOTH)
+    parts, images = compiled_parts(both), torch.randn(2, 3, 128, 128).cuda()
+    looked = partial(both, images, targets=images[:, :1], mode="loss")
+    with torch.autocast("cuda", torch.bfloat16), without_graphs(both):
+        compile_beforehand(parts, pieces_of(parts, looked))
+    both.load_state_dict(exact.state_dict())  # statistics have moved
     for seed in range(3):
         backward(exact, seed, 128)
         with torch.autocast("cuda", torch.bfloat16):
@@ -510,5 +518,7 @@ def test_on_a_gpu_compiled_code_is_captured(make, said, tmp_path, monkeypatch):
         assert (ours - right).norm() < 1.5 * (theirs - right).norm() + 1e-3 * right.norm()
         buffers = [dict(m.named_buffers()) for m in (eager, both)]
         torch.testing.assert_close(*buffers, rtol=1e-2, atol=1e-3)
-    # Nothing else was said: neither that a part runs uncompiled nor that it cannot be captured.
+    # Nothing else was said: neither that a part runs uncompiled or is traced again, nor that it
+    # cannot be captured.
+    assert all(part.whole for part in parts.values())
     assert len(said) == 2 and all("captured in" in line for line in said)
