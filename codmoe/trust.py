@@ -8,8 +8,10 @@ beside them. ``docs/security.md`` says what is trusted and what is not.
 from __future__ import annotations
 
 import ast
+import os
 import pickle
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -139,23 +141,36 @@ def _types(node: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _types(value, f"{path}[{i}]")
 
 
-def import_custom(config: Mapping[str, Any], source: str, *, trust_code: bool = False) -> None:
-    """Imports what a received config lists in ``custom_imports``, if that is allowed.
+def import_custom(
+    config: Mapping[str, Any],
+    source: str,
+    *,
+    trust_code: bool = False,
+    beside: str | Path = ".",
+) -> None:
+    """Imports what a config lists in ``custom_imports``, if that is allowed.
 
-    Modules that are imported already are passed over: they run no code.
+    Modules that are imported already are passed over: they run no code. Others are also looked for
+    in the current folder, which the command ``codmoe`` has not on its path.
 
     Args:
         config: The config, plain values.
         source: Where it is from, for errors.
         trust_code: Whether the caller trusts the owner of the file.
+        beside: A further folder to look in, the last.
 
     Raises:
-        ValueError: Modules would be imported, and ``trust_code`` is not set; or they are not found.
+        ValueError: Modules would be imported, and ``trust_code`` is not set; or they are not found,
+            or fail.
     """
     custom = config.get("custom_imports") or {}
     wanted = (custom.get("imports") or ()) if isinstance(custom, Mapping) else custom
-    if not isinstance(wanted, (str, list, tuple)):
-        raise ValueError(f"{source}: custom_imports={custom!r} is no list of module names")
+    keys = set(custom) if isinstance(custom, Mapping) else set()
+    if not isinstance(wanted, (str, list, tuple)) or keys - {"imports", "allow_failed_imports"}:
+        raise ValueError(
+            f"{source}: custom_imports={custom!r} is no list of module names, nor "
+            "dict(imports=[...])"
+        )
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     new = [name for name in names if not isinstance(name, str) or name not in sys.modules]
     if not new:
@@ -165,13 +180,32 @@ def import_custom(config: Mapping[str, Any], source: str, *, trust_code: bool = 
             f"{source} asks to import {listed(new, show=repr)}, which runs code; give "
             "trust_code=True (--trust-code) if you trust its owner, or import it yourself first"
         )
-    from importlib import import_module
-
+    places = [os.getcwd(), os.path.abspath(beside)]
+    sys.path += [place for place in dict.fromkeys(places) if place not in sys.path]
     for name in new:
         try:
             import_module(str(name))
-        except ImportError as error:
-            raise ValueError(f"{source}: custom_imports {name!r}: {error}") from error
+        except Exception as error:
+            if isinstance(error, ImportError) and keys and custom.get("allow_failed_imports"):
+                warnings.warn(f"{name} failed to import and is ignored", stacklevel=2)
+                continue
+            told = f"{source}: custom_imports {name!r}: {_importing_fault(str(name), error)}"
+            raise ValueError(told) from error
+
+
+def _importing_fault(name: str, error: Exception) -> str:
+    """Why a module cannot be imported, and in which line of a file."""
+    if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+        return (
+            f"{error}; it is looked for where Python's packages are, in PYTHONPATH, in the current "
+            "folder and beside the config"
+        )
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = (last.filename, last.lineno)
+    if isinstance(error, SyntaxError):
+        place = (error.filename or "", error.lineno)
+        error = SyntaxError(error.msg)
+    return f"{place[0]}:{place[1]}: {type(error).__name__}: {error}".partition("\n")[0]
 
 
 def read_pickle(path: str | Path) -> Any:

@@ -6,7 +6,8 @@ import difflib
 import inspect
 import math
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,8 @@ from codmoe.models.backbones.base import Backbone
 from codmoe.models.experts.base import Expert
 from codmoe.models.routers.base import Router
 from codmoe.registry import accepted_arguments, argument_faults, value_faults
-from codmoe.shipped import find_config
+from codmoe.shipped import config_root, find_config
+from codmoe.trust import import_custom
 
 # What mmengine's Runner takes, and what it looks up in the config by itself.
 RUNNER_KEYS = (
@@ -112,6 +114,20 @@ def require_sections(cfg: Mapping[str, Any], *keys: str) -> None:
         )
 
 
+def _base_path(
+    base: str, file: str, elsewhere: Callable[[str, str], tuple[str, str | None]]
+) -> tuple[str, str | None]:
+    """mmengine's, for ``_base_``; ``codmoe::experts/joint.py`` is a config that ships."""
+    if base.startswith(SHIPPED_BASE):
+        return str(config_root() / base.removeprefix(SHIPPED_BASE)), None
+    return elsewhere(base, file)
+
+
+SHIPPED_BASE = "codmoe::"
+# mmengine knows a list of packages, and where they keep configs, by heart.
+Config._get_cfg_path = staticmethod(partial(_base_path, elsewhere=Config._get_cfg_path))
+
+
 def _read(path: Path) -> Config:
     """The config of a file, with its bases.
 
@@ -119,9 +135,11 @@ def _read(path: Path) -> Config:
         ValueError: It cannot be read; the message names the file, of all its bases, and the line.
     """
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:
         raise ValueError(_reading_fault(path, error)) from error
+    import_custom(cfg, str(path), trust_code=True, beside=path.parent)
+    return cfg
 
 
 def _reading_fault(path: Path, error: Exception) -> str:
@@ -130,7 +148,10 @@ def _reading_fault(path: Path, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return f"{path}: its _base_ files lead back to each other"
     if isinstance(error, FileNotFoundError) and files and not Path(files[-1]).exists():
-        return f"{files[-2] if files[1:] else path}: its _base_ {files[-1]} does not exist"
+        return (
+            f"{files[-2] if files[1:] else path}: its _base_ {files[-1]} does not exist; "
+            f"one that ships is named '{SHIPPED_BASE}experts/joint.py'"
+        )
     file = str(files[-1] if files else path)
     if isinstance(error, SyntaxError):
         try:

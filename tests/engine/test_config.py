@@ -1,5 +1,9 @@
 """Configs are checked whole."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import wrong_configs
 
@@ -8,7 +12,7 @@ from codmoe.engine.config import (
     parse_options,
     require_sections,
 )
-from codmoe.shipped import find_config
+from codmoe.shipped import config_root, find_config
 
 
 def write(folder, text, base="ensemble/stage3"):
@@ -212,6 +216,52 @@ def test_a_config_that_cannot_be_read_is_one_sentence(tmp_path, text, words):
     with pytest.raises(ValueError, match=words) as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_own_modules_lie_beside_the_config_or_in_the_current_folder(tmp_path, beside):
+    """Of the command, which has neither on its path; not the checkout's root, where tests run."""
+    (tmp_path / "configs").mkdir()
+    name = f"own_expert_{beside}"
+    module = (tmp_path / "configs" if beside else tmp_path) / f"{name}.py"
+    module.write_text("from codmoe.registry import MODELS\nMODELS.register_module('Own')(dict)\n")
+    text = f"custom_imports = dict(imports=['{name}'], allow_failed_imports=False)"
+    path = write(tmp_path / "configs", text)
+    code = (
+        "import sys; sys.path.remove(''); from codmoe.engine.config import load_config;"
+        f"load_config('{path}'); from codmoe.registry import MODELS; assert 'Own' in MODELS"
+    )
+    env = dict(os.environ, PYTHONPATH=str(config_root().parent))
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, timeout=100)
+
+
+def test_own_modules_that_fail_are_told_with_file_and_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, text, words in (
+        ("fails_a", "x = 1\nundefined", r"fails_a\.py:2: NameError: name 'undefined'"),
+        ("fails_b", "x = 1\ny = (", r"fails_b\.py:2: SyntaxError: '\(' was never closed$"),
+        ("fails_c", "import no_such", r"fails_c\.py:1: ModuleNotFoundError: .*'no_such'$"),
+        ("absent_d.part", None, r"No module named 'absent_d'; it is looked for .* current folder"),
+    ):
+        if text is not None:
+            (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(ValueError, match=rf"mine\.py: custom_imports '{name}': .*{words}"):
+            load_config(write(tmp_path, f"custom_imports = dict(imports='{name}')"))
+    with pytest.warns(UserWarning, match="absent_e failed to import and is ignored"):
+        text = "custom_imports = dict(imports=['absent_e'], allow_failed_imports=True)"
+        load_config(write(tmp_path, text))
+    with pytest.raises(ValueError, match=r"is no list of module names, nor dict\(imports="):
+        load_config(write(tmp_path, "custom_imports = dict(import_=['absent_e'])"))
+
+
+def test_a_config_of_another_folder_inherits_one_that_ships(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("_base_ = ['codmoe::small/finetune.py']\nmodel = dict(top_k=1)\n")
+    mine, base = load_config(path), load_config("small/finetune")
+    assert mine.model == dict(base.model, top_k=1) and mine.train_cfg == base.train_cfg
+    path.write_text("_base_ = 'codmoe::small/finetun.py'\n")
+    with pytest.raises(ValueError, match=r"finetun\.py does not exist; .* 'codmoe::experts/joint"):
+        load_config(path)
 
 
 def test_files_that_are_no_config(tmp_path):
