@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 import zlib
 from collections import deque
@@ -51,6 +52,8 @@ THREADS = max(4, min(16, available_cores()))
 
 class Inferencer:
     """Predicts masks of images and videos, with the preprocessing of the datasets.
+
+    Threads may share one, as those of a server do: the model takes one batch after the other.
 
     Args:
         model: A model (set to evaluation mode here), or the name or path of its config. None takes
@@ -134,6 +137,7 @@ class Inferencer:
             self.model = copy.copy(self.model)
             self.model.run_state = replace(self.model.run_state)
             self.views = AugmentedMoE(self.model, self.size, flip=flip, scales=scales)
+        self._lock = threading.Lock()  # what a call asks of the model is noted in the model
         self.input_size = self.views.input_size if self.views else self.size
         # What decides how outputs look: a run that was interrupted goes on with the same alone.
         views = self.views and dict(flip=flip, scales=list(scales))
@@ -273,12 +277,13 @@ class Inferencer:
             inputs=[image for image, _ in loaded],
             data_samples=[CODDataSample(metainfo=dict(ori_shape=shape)) for _, shape in loaded],
         )
-        before = self.model.evaluate_all_experts
-        self.model.evaluate_all_experts = experts
-        try:
-            samples = self.model(**self.model.data_preprocessor(data), mode="predict")
-        finally:
-            self.model.evaluate_all_experts = before
+        with self._lock:
+            before = self.model.evaluate_all_experts
+            self.model.evaluate_all_experts = experts
+            try:
+                samples = self.model(**self.model.data_preprocessor(data), mode="predict")
+            finally:
+                self.model.evaluate_all_experts = before
         for sample, map_ in zip(samples, _to_host([s.pred_prob for s in samples]), strict=True):
             sample.pred_prob = map_
             if experts:

@@ -1,4 +1,5 @@
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -99,6 +100,21 @@ def test_faulty_inputs(inferencer, folder, tmp_path):
         inferencer(folder / "b.png", out_dir=folder)
     with pytest.raises(ValueError, match="two inputs would both be 'b'"):
         inferencer([folder / "b.png"] * 2, out_dir=tmp_path / "out")
+
+
+def test_threads_share_one(inferencer, folder):
+    paths = [folder / name for name in ("a.jpg", "b.png", "ü.png")]
+    alone = [inferencer(path)[0] for path in paths]
+
+    def ask(number):
+        (found,) = inferencer(paths[number % 3], experts=number % 2 == 0)
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(ask, range(24))):
+            np.testing.assert_allclose(found.probability, alone[number % 3].probability, atol=5e-3)
+            assert bool(found.expert_maps) == (number % 2 == 0)
+            assert found.weights == pytest.approx(alone[number % 3].weights, abs=1e-3)
 
 
 def test_a_stream_predicts_as_it_goes(inferencer, folder, tmp_path):
