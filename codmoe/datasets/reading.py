@@ -282,13 +282,18 @@ def read_image(path: str) -> np.ndarray:
     """
     pixels = decode(path)
     if pixels.dtype == np.uint16:
-        pixels = cv2.convertScaleAbs(pixels, alpha=1 / 257 if pixels.max() > 255 else 1)
+        pixels = in_eight_bits(pixels)
     if pixels.dtype != np.uint8:
         raise UnreadableFile(f"{path} holds {pixels.dtype} values; expected 8 or 16 bits a channel")
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     alpha = pixels.shape[2] == 4
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB if alpha else cv2.COLOR_BGR2RGB)
+
+
+def in_eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """uint16 as uint8: scaled, or as they are if no value is above 255."""
+    return cv2.convertScaleAbs(pixels, alpha=1 / 257 if pixels.max() > 255 else 1)
 
 
 def read_mask(path: str) -> Mask:

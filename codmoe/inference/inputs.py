@@ -17,7 +17,13 @@ import numpy as np
 from PIL import Image
 
 from codmoe.datasets.layouts import IMAGE_EXTENSIONS, LITTER
-from codmoe.datasets.reading import UnreadableFile, is_complete, read_image, too_large
+from codmoe.datasets.reading import (
+    UnreadableFile,
+    in_eight_bits,
+    is_complete,
+    read_image,
+    too_large,
+)
 from codmoe.interruption import interruption
 from codmoe.machine import available_memory
 from codmoe.messages import listed, note, printable
@@ -227,12 +233,22 @@ def _item(given: Any, index: int) -> Item:
             raise FileNotFoundError(f"{path} is no file or folder; give one that is there")
         return Item(Video(path) if path.suffix.lower() in VIDEOS else path, path.stem)
     if isinstance(given, Image.Image):
-        given = np.asarray(given.convert("RGB"))
+        given = _of_pil(given)
     if not isinstance(given, np.ndarray):
         raise ValueError(f"inputs holds a {type(given).__name__}; give paths, arrays or PIL images")
     if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3 or not given.size:
         raise ValueError(f"an array {given.shape} of {given.dtype} is not (H, W, 3) uint8 RGB")
     return Item(np.ascontiguousarray(given), f"{index:04d}")
+
+
+def _of_pil(image: Image.Image) -> np.ndarray:
+    """RGB as the file would be read: Pillow cuts off what is above 255."""
+    if image.mode[0] not in "IF":
+        return np.asarray(image.convert("RGB"))
+    values = np.asarray(image)
+    if values.dtype.kind == "f" or (values.size and not 0 <= values.min() <= values.max() < 65536):
+        raise ValueError(f"a PIL image of mode {image.mode!r} holds no values of 8 or 16 bits")
+    return cv2.cvtColor(in_eight_bits(values.astype(np.uint16)), cv2.COLOR_GRAY2RGB)
 
 
 def check_readable(items: Sequence[Item]) -> None:

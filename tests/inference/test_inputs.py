@@ -37,6 +37,21 @@ def test_outputs_among_the_inputs_are_no_inputs(folder):
         collect(folder, out_dir=out / "..")
 
 
+def test_pil_images_of_16_bits_are_what_their_file_is(tmp_path):
+    greys = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1360
+    for mode, values in (("I;16", greys), ("I;16", greys // 400), ("I", greys.astype(np.int32))):
+        picture = Image.fromarray(values)
+        assert picture.mode == mode
+        picture.save(tmp_path / "grey.png")
+        for given in (picture, Image.open(tmp_path / "grey.png")):
+            (file,), (item,) = collect(tmp_path / "grey.png"), collect(given)
+            np.testing.assert_array_equal(item.read(), file.read())
+            assert np.unique(item.read()).size > 2
+    for values in (greys.astype(np.float32), greys.astype(np.int32) * 2):
+        with pytest.raises(ValueError, match=r"mode '[FI]' holds no values of 8 or 16 bits"):
+            collect(Image.fromarray(values))
+
+
 def test_files_arrays_and_cameras_have_names(folder):
     array = np.zeros((4, 5, 3), np.uint8)
     found = collect([folder / "b.png", array, "camera:1"])
