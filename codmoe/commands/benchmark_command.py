@@ -6,7 +6,7 @@ codmoe benchmark ensemble/stage3 --precisions fp32 bf16 \\
 
 import argparse
 
-from codmoe.commands.options import CONFIG, QUIET, checkpoint, option, pair, whole
+from codmoe.commands.options import CONFIG, QUIET, option, pair, weights, whole
 
 
 class Moved(argparse.Action):
@@ -39,7 +39,7 @@ SHARED = (
     option("--repeats", type=int, default=30, help="calls that count (30)"),
     option("--warmup", type=int, default=5, help="calls before them (5)"),
     option("--device", help="cuda, cuda:1, cpu; the first GPU if there is one"),
-    option("--checkpoint", type=checkpoint, help="weights; the router chooses blindly without"),
+    option("--checkpoint", type=weights, help="weights; the router chooses blindly without"),
     option("--json", dest="json_file", help="also write the figures to this file"),
     option(
         "--cfg-options",

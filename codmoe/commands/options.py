@@ -12,7 +12,7 @@ from typing import Any
 
 from codmoe.interruption import COMMAND
 from codmoe.messages import command_line, nearest
-from codmoe.shipped import config_root, find_config, is_shipped
+from codmoe.shipped import config_root, find_config, is_shipped, shipped_weights
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -79,6 +79,14 @@ def there(sentence: str) -> Callable[[str], str]:
 
 
 checkpoint = there("checkpoint {} does not exist")
+
+
+def weights(text: str) -> str:
+    """As :func:`checkpoint`, or the name of a model that ships trained."""
+    shipped = is_shipped(text) and not Path(text).exists()
+    return str(shipped_weights(text)) if shipped else checkpoint(text)
+
+
 images = there("{} is no file or folder; give one that is there")
 
 
@@ -176,7 +184,7 @@ VIEWS = (
 )
 WEIGHTS = option(
     "--checkpoint",
-    type=checkpoint,
+    type=weights,
     help="weights, e.g. ensemble_best.pth; by default those that ship",
 )
 WORK_DIR = option(

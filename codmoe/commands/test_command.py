@@ -14,9 +14,9 @@ from codmoe.commands.options import (
     QUIET,
     VIEWS,
     WORK_DIR,
-    checkpoint,
     on_gpus,
     option,
+    weights,
 )
 
 
@@ -26,7 +26,11 @@ def _gone(text: str) -> None:
 
 OPTIONS = (
     CONFIG,
-    option("checkpoint", type=checkpoint, help="weights, e.g. checkpoints_moe/ensemble_best.pth"),
+    option(
+        "checkpoint",
+        type=weights,
+        help="weights, e.g. checkpoints_moe/ensemble_best.pth, or small, which ships",
+    ),
     option("--experts", action="store_true", help="also each expert, uniform and oracle"),
     option("--json", help="result file; WORK_DIR/test.json by default, .md beside it"),
     option("--out", help="new folder for prediction maps, 8-bit PNG, original size"),
@@ -38,6 +42,11 @@ OPTIONS = (
     COMPILE,
     WORK_DIR,
     *DATA,
+    option(
+        "--held-out",
+        action="store_true",
+        help="of these data what a training on them holds out, whatever the weights",
+    ),
     CFG_OPTIONS,
     *LAUNCHER,
     QUIET,
@@ -55,7 +64,9 @@ def run(args) -> None:
     options = parse_options(args.cfg_options)
     cfg = load_config(args.config, options)
     data = (args.data_root, args.images, args.masks)
-    set_data(cfg, *data, checkpoint=args.checkpoint, options=options)
+    if args.held_out and not any(data):
+        raise ValueError("--held-out is of --images and --masks, or of --data-root; give them")
+    set_data(cfg, *data, checkpoint=None if args.held_out else args.checkpoint, options=options)
     if args.flip or args.scales:
         cfg.tta = dict(flip=args.flip, scales=args.scales or [1.0])
     prepare(cfg, launcher=args.launcher, work_dir=args.work_dir)

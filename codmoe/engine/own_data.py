@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from codmoe.datasets.layouts import Folders, recognise, require_folder, resolve_root
 from codmoe.engine.checkpoints import meta_of
-from codmoe.messages import note
+from codmoe.messages import listed, note
 from codmoe.registry import DATASETS
 from codmoe.trust import read_literals
 
@@ -156,7 +156,8 @@ def _replace(
     loaders = {part: cfg.get(f"{part}_dataloader") for part in PARTS}
     pipelines = {part: _pipeline(loader, loaders) for part, loader in loaders.items() if loader}
     fractions = FRACTIONS if test else WITH_TEST
-    held_out = not checkpoint or _was_trained_on(checkpoint, [folders for *_, folders in train])
+    seen = _trained_on(checkpoint) if checkpoint else None
+    held_out = seen is None or any(folders.image.resolve() in seen for *_, folders in train)
     uses = dict(train=_uses(cfg), val=("val",), test=("test",))
     for part, loader in loaders.items():
         if not loader:
@@ -188,6 +189,9 @@ def _replace(
             _fit_batch(loader)
         where = ", ".join(str(folders.image) for *_, folders in sets)
         share = f" ({'+'.join(split['use'])} of {dict(fractions)})" if split else ""
+        if seen and part == "test" and sets is train and not split:
+            others = listed(sorted(map(str, seen)), shown=2)
+            share = f", all; the weights were trained on {others} (--held-out if they are the same)"
         note(f"{part}: images of {where}{share}")
 
 
@@ -225,16 +229,15 @@ def _uses(cfg: Config) -> tuple[str, ...]:
     return ("experts",)
 
 
-def _was_trained_on(checkpoint: str, folders: list[Folders]) -> bool:
-    """Whether the weights' own config trains on images of one of these folders."""
+def _trained_on(checkpoint: str) -> set[Path] | None:
+    """Folders of images that the weights' own config trains on; None of weights that are absent."""
     if not Path(checkpoint).is_file():
-        return True  # which is told where it is loaded
+        return None  # which is told where they are loaded
     text = meta_of(checkpoint).get("config")
     stored = read_literals(text, f"checkpoint {checkpoint}") if isinstance(text, str) else {}
     loader = stored.get("train_dataloader") or {}
-    seen = {
+    return {
         (Path(d["data_root"]) / d["image_dir"]).resolve()
         for d in _dicts(loader.get("dataset"))
         if d.get("data_root") and d.get("image_dir")
     }
-    return any(f.image.resolve() in seen for f in folders)

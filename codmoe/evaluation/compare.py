@@ -330,8 +330,8 @@ def _check_images(dataset: str, methods: Sequence[Method]) -> None:
         if faults:
             raise ValueError(
                 f"{methods[0].name!r} and {other.name!r} were not scored on the same images of "
-                f"{dataset}: {'; '.join(faults)}. Score both on one set; numbers over different "
-                "images do not compare."
+                f"{dataset}: {'; '.join(faults)}. Score both on one set (codmoe test --held-out "
+                "leaves out what was trained on); numbers over different images do not compare."
             )
 
 

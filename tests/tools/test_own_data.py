@@ -67,7 +67,7 @@ def test_any_shipped_config_takes_them(tmp_path, config, monkeypatch):
     assert "configs/" not in command or command.endswith(f"--images '{images}' --masks '{masks}'")
 
 
-def test_doctor_training_and_test_in_miniature(tmp_path, monkeypatch):
+def test_doctor_training_and_test_in_miniature(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     images, masks = odd_folder(tmp_path)
     data = ["--images", images, "--masks", masks]
@@ -83,6 +83,18 @@ def test_doctor_training_and_test_in_miniature(tmp_path, monkeypatch):
         assert call(monkeypatch, "test", "quickstart/stage1", weights, *given, *files) is None
         table = json.loads((folder / "r.json").read_text())["table"]
         assert table[folder.name]["mixture"]["n"] == count
+    assert f"trained on {images} (--held-out if they are the same)" in capsys.readouterr().err
+    # Those that ship, and images in another place than they were trained in, on the same part.
+    for name, config in (("small", "small/finetune"), (weights, "quickstart/stage1")):
+        file = tmp_path / f"{config[:5]}.json"
+        more = ["--held-out", "--json", file, "--cfg-options", *QUICK]
+        more += [f"model.experts.{n}=None" for n in DROPPED if name != "small"]
+        assert call(monkeypatch, "test", config, name, *given, *more) is None
+        table = json.loads(file.read_text())["table"]
+        assert table["others"]["mixture"]["n"] == 3
+    assert "trained on" not in capsys.readouterr().err
+    said = call(monkeypatch, "test", "small/finetune", "small", "--held-out")
+    assert said.startswith("error: --held-out is of --images and --masks")
 
 
 def test_stages_hand_them_on(tmp_path, monkeypatch):
