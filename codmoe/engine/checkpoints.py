@@ -307,10 +307,15 @@ def load_state(
     }
     misfit = compare(wanted, given, source)
     if misfit.faults:
-        raise ValueError(
-            f"{source} does not fit this model: {misfit}. Were backbone, experts and widths the "
-            f"same in the config that made it?{hint}"
-        )
+        new = known - {k.split(".")[1] for k in given if k.startswith("experts.")}
+        remedy = "Were backbone, experts and widths the same in the config that made it?"
+        if new and any(k.startswith("experts.") for k in wanted):
+            remedy = (
+                f"It has no {listed(sorted(new))}: a training may begin with its backbone alone, "
+                "init_from=dict(_delete_=True, file=..., parts=('backbone',)), or add one expert "
+                "to the mixture, grow=True (docs/experts.md)"
+            )
+        raise ValueError(f"{source} does not fit this model: {misfit}. {remedy}{hint}")
     model.load_state_dict(given, strict=False)
     return list(given)
 

@@ -279,14 +279,17 @@ class CODRunner(Runner):
         if isinstance(sampler, DrawSampler):
             sampler.reseed(self.seed)
         if not isinstance(loop, EpochBasedTrainLoop):
+            self._tell_schedule(fresh)
             return
         steps = loop.epoch * len(loop.dataloader)
         if loop.iter == steps:
+            self._tell_schedule(fresh)
             self.logger.info(f"going on after epoch {loop.epoch}")
             return
         done = loop.iter - steps
         as_before = self.message_hub.get_info(EPOCH_STEPS) == len(loop.dataloader) >= done > 0
         if as_before and isinstance(sampler, DrawSampler):
+            self._tell_schedule(fresh)
             self.logger.info(f"going on in epoch {loop.epoch + 1} after {done} steps")
             sampler.start_at(done * loop.dataloader.batch_size)
             return
@@ -304,6 +307,18 @@ class CODRunner(Runner):
                 scheduler._global_step = steps
                 scheduler.last_step = max(min(steps, scheduler.end - 1) - scheduler.begin, -1)
                 scheduler._last_value = rates
+
+    def _tell_schedule(self, fresh: list[dict[str, Any]]) -> None:
+        """Warn of a length of training that is not the one for which the schedules were made."""
+        pairs = zip(self._schedules(), fresh, strict=False)
+        ends = [(held["end"], new["end"]) for held, new in pairs if held["end"] != new["end"]]
+        if ends:
+            was, now = max(ends)
+            self.logger.warning(
+                f"the learning rate's schedule was made to end at step {was} and does, though this "
+                f"config's would at {now}; for another length begin a new run, from these weights "
+                "with init_from=None load_from=FILE"
+            )
 
     def _schedules(self) -> list[dict[str, Any]]:
         """States of the schedules as they stand."""

@@ -109,6 +109,17 @@ def test_a_run_goes_on_with_the_decays_that_it_began_with(tmp_path):
     ]
 
 
+def test_another_length_of_a_run_that_goes_on_is_told(tmp_path):
+    """The schedule lies in the checkpoint: further epochs have the rate at which it ended."""
+    said = "schedule was made to end at step"
+    for epochs, ends in ((2, None), (2, None), (3, "4 and does, though this config's would at 6")):
+        config = write_config(tmp_path, 1, ONE_EXPERT, epochs=epochs)
+        runner = train(prepared(config, tmp_path / "work", resume="auto"))
+        assert runner.iter == 2 * epochs
+        log = log_of(tmp_path / "work")
+        assert f"{said} {ends}" in log if ends else said not in log
+
+
 def test_a_warm_up_of_one_step_is_left_out(tmp_path):
     """As of few images: the rate would stay at a hundredth of what was set."""
     off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
