@@ -33,6 +33,7 @@ from codmoe.engine.hooks.resuming import EPOCH_STEPS, ResumableHook
 from codmoe.engine.optim import lay_out_state
 from codmoe.engine.terminal import settle_terminal
 from codmoe.interruption import holding_back, obey_parent_alone
+from codmoe.machine import available_cores
 from codmoe.registry import DATASETS, building
 from codmoe.trust import read_pickle, require_weights
 
@@ -122,19 +123,16 @@ class CODRunner(Runner):
 
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
-        """mmengine's; of no worker it asks nothing that only workers can do, and no worker ends
-        before the process that is asked to.
+        """mmengine's; with no more workers than cores, asks of no worker nothing that only workers
+        can do, and no worker ends before the process that is asked to.
         """
         if not isinstance(dataloader, dict):
             return dataloader
-        if not dataloader.get("num_workers"):
-            workers = (
-                "persistent_workers",
-                "prefetch_factor",
-                "multiprocessing_context",
-                "timeout",
-            )
-            dataloader = {k: v for k, v in dataloader.items() if k not in workers}
+        workers = min(dataloader.get("num_workers") or 0, available_cores())
+        dataloader = dict(dataloader, num_workers=workers)
+        if not workers:
+            theirs = "persistent_workers prefetch_factor multiprocessing_context timeout".split()
+            dataloader = {k: v for k, v in dataloader.items() if k not in theirs}
         loader = Runner.build_dataloader(dataloader, *args, **kwargs)
         loader.worker_init_fn = functools.partial(_start_worker, loader.worker_init_fn)
         loader.__class__ = _Loader  # mmengine takes no class of ours
@@ -316,8 +314,8 @@ class CODRunner(Runner):
             was, now = max(ends)
             self.logger.warning(
                 f"the learning rate's schedule was made to end at step {was} and does, though this "
-                f"config's would at {now}; for another length begin a new run, from these weights "
-                "with init_from=None load_from=FILE"
+                f"config's would at {now}; for another length begin a new run from these weights, "
+                "init_from=dict(_delete_=True, file=FILE)"
             )
 
     def _schedules(self) -> list[dict[str, Any]]:

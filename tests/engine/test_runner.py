@@ -83,6 +83,16 @@ def test_a_training_logs_what_it_logs_with_mmengines_hub(tmp_path, monkeypatch):
     assert ours == theirs and len(ours) == 2 and "grad_norm" in ours[0]
 
 
+def test_no_more_workers_than_cores(monkeypatch):
+    """torch warns of more, twice a run; configs are made for larger machines."""
+    sampler = dict(type="DefaultSampler", shuffle=False)
+    for cores, asked, workers in ((2, 8, 2), (2, 1, 1), (1, 0, 0)):
+        monkeypatch.setattr("codmoe.engine.runner.available_cores", lambda cores=cores: cores)
+        data = dict(dataset=[0, 1], sampler=sampler, batch_size=1, num_workers=asked)
+        assert CODRunner.build_dataloader(data).num_workers == workers
+        assert data["num_workers"] == asked
+
+
 def test_runs_of_one_second_are_two(tmp_path, monkeypatch):
     """They had one hub: the second began at the first one's end, and deleted its checkpoints."""
     config = write_config(tmp_path, 1, ONE_EXPERT)
