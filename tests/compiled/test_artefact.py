@@ -62,12 +62,17 @@ def quick():
         Program.made[content] = program
         Path(package_path).write_bytes(content)
 
+    def compile_nothing(function, **_):
+        if isinstance(function, torch.nn.Module):
+            function._is_torch_compile = True  # as torch's does
+        return function
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch._inductor, "aoti_compile_and_package", write)
         patch.setattr(
             torch._inductor, "aoti_load_package", lambda path, **_: Program(Path(path).read_bytes())
         )
-        patch.setattr(torch, "compile", lambda function, **_: function)
+        patch.setattr(torch, "compile", compile_nothing)
         yield patch
 
 

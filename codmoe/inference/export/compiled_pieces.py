@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from codmoe.compiled import artefact
+from codmoe.compiled.copies import PartCopies
 from codmoe.compiled.graphs import keep_compiled
 from codmoe.compiled.prepared import CompiledMoE
 from codmoe.inference.export.onnx_graphs import outputs_of
@@ -70,7 +71,9 @@ def write(
         print(f"{number} of {len(recorder.calls)}: {name}, {shape}, {seconds:.0f} s", flush=True)
     if not pieces:
         raise ValueError("no part of this model can be compiled")
-    made = artefact.circumstances(prepared.copies)
+    # Of other copies, as those are that it is loaded for: torch.compile marks what it has compiled.
+    copies = PartCopies(model, prepared.copies.dtype, prepared.copies.memory_format)
+    made = artefact.circumstances(copies)
     content = dict(format=artefact.FORMAT, made=made, size=list(size), pieces=pieces, **settings)
     text = json.dumps(content, indent=2) + "\n"
     (folder / artefact.MANIFEST).write_text(text, encoding="utf-8")
