@@ -47,6 +47,8 @@ def find_config(name: str | Path) -> Path:
     shipped = config_root() / f"{stem}.py"
     if shipped.is_file() and "_base_" not in Path(stem).parts:
         return shipped
+    if is_shipped(stem):
+        raise FileNotFoundError(f"{stem!r} names weights; their config is {SHIPPED[stem]!r}")
     if stem.startswith("study/"):  # shipped before 0.2
         raise FileNotFoundError(
             f"config {str(name)!r} was removed with the study and its data set; results are in "

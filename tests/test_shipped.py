@@ -26,6 +26,8 @@ def test_unknown_names_are_answered(tmp_path, monkeypatch):
         find_config("experts/sinnet")
     with pytest.raises(FileNotFoundError, match=r"valid names: .*quickstart/stage1"):
         find_config("xyz")
+    with pytest.raises(FileNotFoundError, match=r"'small' names weights; .* 'small/finetune'"):
+        find_config("small")
     with pytest.raises(FileNotFoundError):
         find_config("_base_/default_runtime")  # a piece, not a config
     assert not any(name.startswith("_base_") for name in list_configs())
