@@ -489,6 +489,22 @@ def read_pair(
     return image, mask
 
 
+def orientation_of(image: str | Path | None) -> int:
+    """The EXIF orientation of an image file; 1, as stored, where there is none."""
+    with suppress(Exception), Image.open(str(image)) as source:
+        return source.getexif().get(ExifTags.Base.Orientation, 1)
+    return 1
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, …) as viewers show them by an EXIF orientation."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels[::-1] if orientation in (3, 4, 7, 8) else pixels)
+
+
 def write_map(
     path: Path, values: np.ndarray, image: str | Path | None = None, *, keep: bool = True
 ) -> None:
@@ -504,9 +520,8 @@ def write_map(
         keep: See :func:`replacing`.
     """
     exif = Image.Exif()
-    with suppress(Exception), Image.open(str(image)) as source:
-        if (turned := source.getexif().get(ExifTags.Base.Orientation, 1)) != 1:
-            exif[ExifTags.Base.Orientation] = turned
+    if (turned := orientation_of(image)) != 1:
+        exif[ExifTags.Base.Orientation] = turned
     options: dict[str, Any] = dict(compress_level=3) if path.suffix == ".png" else dict(quality=95)
     with replacing(path, keep=keep) as temporary:
         Image.fromarray(values.astype(np.uint8, copy=False)).save(temporary, exif=exif, **options)

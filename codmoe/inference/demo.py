@@ -18,11 +18,11 @@ import cv2
 import gradio as gr
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from starlette.middleware import Middleware
 from torch import Tensor
 
-from codmoe.datasets.reading import read_image
+from codmoe.datasets.reading import orientation_of, read_image, upright
 from codmoe.datasets.synthetic.camouflage import SyntheticCamouflage
 from codmoe.inference.inferencer import Inferencer, to_input
 from codmoe.inference.prediction import Prediction
@@ -105,7 +105,7 @@ def explain(infer: Inferencer, path: str | Path) -> Explanation:
     """
     path, started, model = Path(path), time.monotonic(), infer.model
     try:
-        image = upright(path)
+        image = upright(read_image(str(path)), orientation_of(path))
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
     (sample,) = infer.maps([image], experts=True)
@@ -132,14 +132,6 @@ def explain(infer: Inferencer, path: str | Path) -> Explanation:
         image=image,
     )
     return Explanation(prediction, choice, without, time.monotonic() - started)
-
-
-def upright(path: Path) -> np.ndarray:
-    """An image file as RGB, turned as its EXIF orientation says, (H, W, 3) uint8."""
-    image = Image.fromarray(read_image(str(path)))
-    with Image.open(path) as source:
-        image.info["exif"] = source.getexif().tobytes()
-    return np.asarray(ImageOps.exif_transpose(image))
 
 
 def reduced(image: np.ndarray) -> np.ndarray:

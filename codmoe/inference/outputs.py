@@ -10,25 +10,28 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from codmoe.datasets.reading import write_map
+from codmoe.datasets.reading import orientation_of, upright, write_map
 from codmoe.files import holding, replacing, save_text, sweep
 from codmoe.inference.inputs import Item, Video, check_readable
 from codmoe.inference.prediction import Prediction
 from codmoe.messages import listed, suggest
 
+SHEET = "side-by-side"
+"""What has words on it, and so is made of upright pictures: a viewer is not to turn it."""
 PICTURES: dict[str, tuple[str, Callable[[Prediction], np.ndarray]]] = {
     "mask": (".png", lambda p: p.mask * 255),
     "probability": (".png", lambda p: (p.probability * 255).round().astype(np.uint8)),
     "overlay": (".jpg", lambda p: p.overlay()),
     "outline": (".jpg", lambda p: p.outline()),
     "cutout": (".png", lambda p: p.cutout()),
-    "side-by-side": (".jpg", lambda p: p.side_by_side()),
+    SHEET: (".jpg", lambda p: p.side_by_side()),
 }
 """Suffix of each kind of output, and what makes it."""
 GREY = ("mask", "probability")
@@ -296,8 +299,9 @@ class Outputs:
     def write(self, item: Item, prediction: Prediction) -> None:
         """Writes the pictures of an image."""
         for kind in self.kinds:
-            values = PICTURES[kind][1](prediction)
-            write_map(self.path(item, kind), values, prediction.path, keep=False)
+            values = PICTURES[kind][1](prediction if kind != SHEET else _upright(prediction))
+            tagged = prediction.path if kind != SHEET else None
+            write_map(self.path(item, kind), values, tagged, keep=False)
 
     @contextmanager
     def film(self, item: Item) -> Iterator[Callable[[Prediction, float], None]]:
@@ -391,6 +395,19 @@ class Outputs:
                 file.write("" if lines or not number else ",\n")
                 file.write(json.dumps(row) + "\n" * lines)
             file.write("" if lines else "\n]\n")
+
+
+def _upright(found: Prediction) -> Prediction:
+    """A file's prediction, and its picture, as viewers show the file."""
+    orientation = orientation_of(found.path)
+    if orientation == 1:
+        return found
+    return replace(
+        found,
+        probability=upright(found.probability, orientation),
+        expert_maps={k: upright(v, orientation) for k, v in found.expert_maps.items()},
+        image=upright(found.picture(), orientation),
+    )
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,15 +61,15 @@ class Prediction:
 
     def overlay(self, alpha: float = 0.45) -> np.ndarray:
         """The image with the object tinted and outlined, RGB (H0, W0, 3) uint8."""
-        return overlays.overlay(self._picture(), self.mask, alpha)
+        return overlays.overlay(self.picture(), self.mask, alpha)
 
     def outline(self) -> np.ndarray:
         """The image with a line around the object, RGB (H0, W0, 3) uint8."""
-        return overlays.outline(self._picture(), self.mask)
+        return overlays.outline(self.picture(), self.mask)
 
     def cutout(self) -> np.ndarray:
         """The object on nothing, RGBA (H0, W0, 4) uint8; see :func:`overlays.cutout`."""
-        return overlays.cutout(self._picture(), self.probability, self.threshold)
+        return overlays.cutout(self.picture(), self.probability, self.threshold)
 
     def side_by_side(self) -> np.ndarray:
         """Image, map, overlay, each expert's map and the router's weights, RGB uint8.
@@ -80,7 +80,7 @@ class Prediction:
         if not self.expert_maps:
             raise ValueError("side by side needs the experts' maps: predict with experts=True")
         maps = (self.probability, self.expert_maps, self.weights)
-        return overlays.side_by_side(self._picture(), self.mask, *maps)
+        return overlays.side_by_side(self.picture(), self.mask, *maps)
 
     def row(self) -> dict[str, Any]:
         """What a table says of it."""
@@ -93,7 +93,8 @@ class Prediction:
             weights={name: round(weight, 4) for name, weight in self.weights.items()},
         )
 
-    def _picture(self) -> np.ndarray:
+    def picture(self) -> np.ndarray:
+        """The image as it is stored, RGB (H0, W0, 3) uint8."""
         if self.image is None and self.path is None:
             raise ValueError("this prediction has neither path nor image to draw on")
         return read_image(str(self.path)) if self.image is None else self.image

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from damage import DAMAGES, FORMATS, damaged, encoded, tiff
 from folders import disc
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from codmoe.datasets import UnreadableFile
 from codmoe.datasets.integrity import check_pairs
@@ -17,9 +17,11 @@ from codmoe.datasets.reading import (
     Mask,
     fits,
     has_plausible_header,
+    orientation_of,
     peculiarities,
     read_image,
     read_mask,
+    upright,
 )
 from codmoe.datasets.transforms import LoadCODPair
 
@@ -383,3 +385,17 @@ def test_an_even_area_packs_tightly_and_is_fine(tmp_path, name, options):
     image = Image.new("1" if name.endswith(("png", "tif")) else "RGB", (3000, 3000))
     image.save(tmp_path / name, **options)
     assert read_image(str(tmp_path / name)).shape == (3000, 3000, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_what_viewers_show(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    assert orientation_of(tmp_path / "a.png") == orientation
+    with Image.open(tmp_path / "a.png") as image:
+        shown = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(upright(pixels, orientation), shown)
+    np.testing.assert_array_equal(upright(pixels[..., 0], orientation), shown[..., 0])
+    assert orientation_of(tmp_path / "absent.png") == orientation_of(None) == 1

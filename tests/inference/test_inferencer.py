@@ -283,3 +283,11 @@ def test_a_map_fits_the_photo_in_whatever_turns_it_and_whatever_does_not(
         assert map_.getexif()[0x0112] == orientation
     with Image.open(tmp_path / "out" / "plain.png") as map_:
         assert not map_.getexif()
+    # A sheet with words on it is made of what viewers show.
+    ImageOps.exif_transpose(Image.open(photo)).save(folder / "shown.png")
+    sheets = inferencer([photo, folder / "shown.png"], out_dir=tmp_path / "s", save="side-by-side")
+    made = [Image.open(tmp_path / "s" / f"{name}.jpg") for name in ("turned", "shown")]
+    assert not made[0].getexif() and made[0].size == made[1].size
+    left = [np.asarray(sheet)[36:, 8:80].astype(float) for sheet in made]
+    assert np.abs(left[0] - left[1]).mean() < 4
+    assert sheets[0].probability.shape == turned.probability.shape
