@@ -143,7 +143,8 @@ def _has_whole_chunks(data: bytes | memoryview) -> bool:
 def decode(path: str) -> np.ndarray:
     """Pixels as they are stored: (H, W), or (H, W, 3 or 4) in OpenCV's order of channels.
 
-    The EXIF orientation is ignored, in images as in masks; maps carry it on (:func:`write_map`).
+    The EXIF orientation is ignored, in images as in masks; prediction asks :func:`orientation_of`,
+    and maps carry it on (:func:`write_map`).
 
     Raises:
         UnreadableFile: The file is missing, damaged, of a form that is not read, or holds several
@@ -491,8 +492,9 @@ def read_pair(
 
 def orientation_of(image: str | Path | None) -> int:
     """The EXIF orientation of an image file; 1, as stored, where there is none."""
-    with suppress(Exception), Image.open(str(image)) as source:
-        return source.getexif().get(ExifTags.Base.Orientation, 1)
+    if image is not None:
+        with suppress(Exception), Image.open(str(image)) as source:
+            return source.getexif().get(ExifTags.Base.Orientation, 1)
     return 1
 
 
@@ -503,6 +505,15 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels[::-1] if orientation in (3, 4, 7, 8) else pixels)
+
+
+def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """What :func:`upright` turned, back."""
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels)
 
 
 def write_map(

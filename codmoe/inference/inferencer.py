@@ -30,7 +30,7 @@ from rich.progress import (
 
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
 from codmoe.compiled.speed import set_memory_format
-from codmoe.datasets.reading import UnreadableFile
+from codmoe.datasets.reading import UnreadableFile, as_stored, orientation_of, upright
 from codmoe.engine.checkpoints import meta_of
 from codmoe.engine.config import size_of
 from codmoe.inference.inputs import Item, Picture, Video, collect
@@ -183,7 +183,8 @@ class Inferencer:
                 folder's files those that are no images are skipped, and counted on standard error.
             out_dir: Folder for outputs, ``<stem>.png`` (arrays: ``0000.png``, …), in the
                 sub-folders of the inputs, at the original resolution. They fit the pixels as stored
-                and carry the image's EXIF orientation. A video becomes a video.
+                and carry the image's EXIF orientation, by which the network sees it upright. A
+                video becomes a video.
             save: What to write, of ``"mask"`` (0 and 255), ``"probability"`` (round(255·p)),
                 ``"overlay"``, ``"outline"``, ``"cutout"`` and ``"side-by-side"``; several get a
                 sub-folder each. Default: probability, or with ``threshold`` the mask.
@@ -310,8 +311,10 @@ class Inferencer:
         return sample
 
 
-_Read = tuple[np.ndarray | None, torch.Tensor | None, tuple[int, ...]]
-"""The image where it is needed later, the network's input unless tiles are, and (H0, W0)."""
+_Read = tuple[np.ndarray | None, torch.Tensor | None, tuple[int, ...], int]
+"""The image as stored where it is needed later, the network's input unless tiles are, (H0, W0) of
+the image upright, and its EXIF orientation.
+"""
 
 
 @dataclass
@@ -386,11 +389,12 @@ class _Making:
                 self._left_out(item, error)
 
     def _load(self, item: Item) -> _Read:
-        image = item.read()
+        image, orientation = item.read(), orientation_of(item.path)
         tensor, keep = None, self.draws or isinstance(item.source, np.ndarray)
-        if not needs_tiles(image.shape, self.inferencer.tile):
-            tensor = to_input(image, self.inferencer.input_size)
-        return image if keep or tensor is None else None, tensor, image.shape[:2]
+        seen = upright(image, orientation)
+        if not needs_tiles(seen.shape, self.inferencer.tile):
+            tensor = to_input(seen, self.inferencer.input_size)
+        return image if keep or tensor is None else None, tensor, seen.shape[:2], orientation
 
     def _left_out(self, item: Item, error: UnreadableFile) -> None:
         if not self.skip:
@@ -404,25 +408,26 @@ class _Making:
                 read.append((unit, unit.read.result()))
             except UnreadableFile as error:
                 self._left_out(unit.item, error)
-        small = [(tensor, shape) for _, (_, tensor, shape) in read if tensor is not None]
+        small = [(tensor, shape) for _, (_, tensor, shape, _) in read if tensor is not None]
         inferencer = self.inferencer
         samples: Iterator[CODDataSample] = iter(
             inferencer._predicted(small, self.experts) if small else ()
         )
-        for unit, (image, tensor, _) in read:
+        for unit, (image, tensor, _, orientation) in read:
             if tensor is not None or image is None:
                 sample = next(samples)
             else:
-                sample = inferencer.tiled(image, experts=self.experts)
+                sample = inferencer.tiled(upright(image, orientation), experts=self.experts)
+            maps = sample.expert_probs if self.experts else {}
             yield (
                 unit,
                 Prediction(
-                    sample.pred_prob.numpy(),
+                    as_stored(sample.pred_prob.numpy(), orientation),
                     _weights(sample.routing) if self.weights else {},
                     unit.item.path,
                     self.threshold,
                     unit.frame,
-                    {k: v.numpy() for k, v in sample.expert_probs.items()} if self.experts else {},
+                    {k: as_stored(v.numpy(), orientation) for k, v in maps.items()},
                     image if self.draws or not isinstance(unit.item.source, Path) else None,
                 ),
             )

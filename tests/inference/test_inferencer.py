@@ -10,6 +10,7 @@ from mmcv.transforms import Resize
 from PIL import Image, ImageOps
 from rich.console import Console
 
+from codmoe.datasets.reading import upright
 from codmoe.datasets.transforms import LoadCODPair, PackCODInputs
 from codmoe.engine.checkpoints import store_threshold
 from codmoe.engine.config import size_of
@@ -265,18 +266,27 @@ def test_inputs_are_looked_at_before_weights(folder, tmp_path, monkeypatch, word
     assert told in str(call(monkeypatch, "predict", *arguments))
 
 
-@pytest.mark.parametrize("orientation", [3, 6])
-def test_a_map_fits_the_photo_in_whatever_turns_it_and_whatever_does_not(
-    inferencer, folder, tmp_path, orientation
+@pytest.mark.parametrize("orientation", [3, 5, 6, 8])
+@pytest.mark.parametrize("tile", [None, 24])
+def test_the_network_sees_a_photo_upright_and_its_map_fits_it_as_stored(
+    inferencer, folder, tmp_path, monkeypatch, orientation, tile
 ):
-    """Pixels are taken as stored, as in training and test; the map carries the photo's tag."""
-    photo, exif = folder / "turned.jpg", Image.Exif()
+    """So viewers, which turn both, and programs, which turn neither, find that it fits."""
+    photo, exif = folder / "turned.png", Image.Exif()
     with Image.open(folder / "b.png") as image:
         exif[0x0112] = orientation
-        image.save(photo, exif=exif, quality=95)
-        image.save(folder / "plain.jpg", quality=95)
-    turned, plain = inferencer([photo, folder / "plain.jpg"], out_dir=tmp_path / "out")
-    np.testing.assert_allclose(turned.probability, plain.probability, atol=1e-5)
+        image.save(photo, exif=exif)
+        image.save(folder / "plain.png")
+    with Image.open(photo) as image:
+        ImageOps.exif_transpose(image).save(folder / "shown.png")
+    monkeypatch.setattr(inferencer, "tile", tile)
+    files = [photo, folder / "shown.png", folder / "plain.png"]
+    turned, shown, _ = inferencer(files, out_dir=tmp_path / "out", experts=True)
+    for own, expected in (
+        (turned.probability, shown.probability),
+        *((turned.expert_maps[name], map_) for name, map_ in shown.expert_maps.items()),
+    ):
+        np.testing.assert_allclose(upright(own, orientation), expected, atol=1e-5)
     with Image.open(tmp_path / "out" / "turned.png") as map_, Image.open(photo) as image:
         assert map_.size == image.size
         assert ImageOps.exif_transpose(map_).size == ImageOps.exif_transpose(image).size
@@ -284,7 +294,6 @@ def test_a_map_fits_the_photo_in_whatever_turns_it_and_whatever_does_not(
     with Image.open(tmp_path / "out" / "plain.png") as map_:
         assert not map_.getexif()
     # A sheet with words on it is made of what viewers show.
-    ImageOps.exif_transpose(Image.open(photo)).save(folder / "shown.png")
     sheets = inferencer([photo, folder / "shown.png"], out_dir=tmp_path / "s", save="side-by-side")
     made = [Image.open(tmp_path / "s" / f"{name}.jpg") for name in ("turned", "shown")]
     assert not made[0].getexif() and made[0].size == made[1].size
