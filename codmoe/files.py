@@ -40,14 +40,18 @@ def user_cache() -> Path:
     root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     folder = root / "codmoe"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_own(folder, "name another folder in XDG_CACHE_HOME")
+    return folder
+
+
+def check_own(folder: Path, remedy: str) -> None:
+    """Raises:
+    PermissionError: A folder belongs to somebody else, or others may write there.
+    """
     if hasattr(os, "getuid"):
         state = folder.stat()
         if state.st_uid != os.getuid() or state.st_mode & 0o022:
-            raise PermissionError(
-                f"{folder} is not this user's alone; chmod 700 it, or name another folder in "
-                "XDG_CACHE_HOME"
-            )
-    return folder
+            raise PermissionError(f"{folder} is not this user's alone; chmod 700 it, or {remedy}")
 
 
 def keep_old(path: str | os.PathLike) -> Path | None:

@@ -160,6 +160,7 @@ class Preparer:
         device: Where the work is done.
         backend: ``"eager"``, ``"cudagraph"`` or ``"inductor"`` (on a GPU captured as well).
         find: A part's name and arguments → what was compiled for them before, or None.
+        keep: A part's name, the part and arguments → it compiled for them and kept, or None.
     """
 
     def __init__(
@@ -167,8 +168,9 @@ class Preparer:
         device: torch.device,
         backend: str,
         find: Callable[[str, tuple], Callable | None] | None = None,
+        keep: Callable[[str, Callable, tuple], Callable | None] | None = None,
     ):
-        self.device, self.backend, self.find = device, backend, find
+        self.device, self.backend, self.find, self.keep = device, backend, find, keep
         self.eager = backend == "eager"
         """Whether all runs as it is, on any shapes and by any operator."""
         self._compiled_here: set[str] = set()
@@ -210,6 +212,7 @@ class Preparer:
             found = self.find and self.find(name, args)
             if found is None:
                 self._compiled_here.add(name)
+                found = self.keep and self.keep(name, function, args)
             try:
                 return (found or fast)(*args)
             except Exception as error:

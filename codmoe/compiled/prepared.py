@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codmoe.compiled.artefact import Artefact, read_manifest
+from codmoe.compiled.artefact import Artefact, KeptParts, read_manifest
 from codmoe.compiled.buffers import (
     Buffers,
     decision_of,
@@ -114,7 +114,8 @@ class CompiledMoE:
             if self.artefact.refused:
                 self.reason = self.artefact.refused
                 note(self.reason)
-        self.prepare = Preparer(self.device, self.backend, find)
+        keep = KeptParts(self.copies).find if self.backend == "inductor" else None
+        self.prepare = Preparer(self.device, self.backend, find, keep)
         if self.prepare.backend == "eager":  # padding takes as long as images
             batches = groups = range(1, max(batches) + 1)
         self.batches, self.groups = sorted(set(batches)), sorted(set(groups))

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import codmoe
 from codmoe.compiled.graphs import reason_of
 from codmoe.compiled.speed import GRAPHING_MODES, SETTINGS, InTraining, look_of, mapped
-from codmoe.compiled.whole import NotLoaded, compile_whole, load_whole
+from codmoe.compiled.whole import NotLoaded, compile_whole, kept_whole, load_whole
 from codmoe.files import save_text
 from codmoe.interruption import COMMAND, PARENT, follow_parent, interruption
 from codmoe.machine import available_cores, available_memory
@@ -275,7 +275,7 @@ def _compile_beforehand(
     parts: Mapping[str, InTraining], pieces: Sequence[Piece], ranks: int
 ) -> dict[str, Any]:
     started = time.monotonic()
-    folder = _marks()
+    folder = kept_whole()
     marks = [folder / piece.fingerprint() for piece in pieces]
     device = pieces[0].device.replace(":", "_") if pieces else ""
     with _alone(folder / f"{device}.lock"):
@@ -345,14 +345,6 @@ def _alone(path: Path) -> AcquireReturnProxy:
         return lock.acquire(timeout=2)
     _log("another training compiles for this device; this one waits for it, minutes")
     return lock.acquire()
-
-
-def _marks() -> Path:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    folder = Path(cache_dir()) / "codmoe"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 _BEGAN = time.time()
@@ -480,7 +472,7 @@ def compile_piece(piece: Piece) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     _settle(piece.settings)
-    whole = _whole_of(_marks() / piece.fingerprint())
+    whole = _whole_of(kept_whole() / piece.fingerprint())
     module = piece.module._apply(lambda t: torch.zeros_like(t, device=device))
     part = InTraining(module, piece.name, piece.mode, piece.method)
     args, kwargs = mapped(

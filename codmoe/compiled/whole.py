@@ -21,6 +21,15 @@ from typing import Any
 import torch
 
 
+def kept_whole() -> Path:
+    """The folder of what is kept, in torch's cache; made if it is not there."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    folder = Path(cache_dir()) / "codmoe"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
 class NotLoaded(RuntimeError):
     """What was kept does not fit, or is damaged."""
 
