@@ -130,16 +130,16 @@ def test_a_mean_of_maps_is_scored_as_one():
 def test_packed_results_keep_what_intervals_need():
     image = dict(IoU=0.123456789, Sm=0.5, meanEm=0.4)
     row = dict(IoU=0.5, Sm=0.5, images=dict(x=image), curves=[1, 2])
+    single = dict(IoU=0.25, images=dict(x=dict(IoU=0.25)))
     result = dict(
         checkpoint="a.pth",
         attributes={},
-        table=dict(CAMO=dict(mixture=row, m=dict(IoU=0.25, images=dict(x=dict(IoU=0.25))))),
+        table=dict(CAMO={"mixture": row, "a/m": single, "a/m+b/m": single}),
     )
     kept = pack.packed(result, pack.METRICS)
-    assert kept["table"]["CAMO"] == dict(
-        mixture=dict(IoU=0.5, Sm=0.5, images=dict(x=dict(IoU=0.12346, Sm=0.5)))
-    )
-    assert kept["means"] == dict(m=0.25) and "attributes" not in kept
+    mixture = dict(IoU=0.5, Sm=0.5, images=dict(x=dict(IoU=0.12346, Sm=0.5)))
+    assert kept["table"]["CAMO"] == {"mixture": mixture, "a/m": single}
+    assert kept["means"] == {"a/m+b/m": 0.25} and "attributes" not in kept
 
 
 def test_the_results_hold_no_more_than_numbers_of_all_test_images():
