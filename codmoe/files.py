@@ -45,8 +45,10 @@ def user_cache() -> Path:
 
 
 def check_own(folder: Path, remedy: str) -> None:
-    """Raises:
-    PermissionError: A folder belongs to somebody else, or others may write there.
+    """Refuse a folder whose files somebody else may have written.
+
+    Raises:
+        PermissionError: It belongs to somebody else, or others may write there.
     """
     if hasattr(os, "getuid"):
         state = folder.stat()

@@ -20,13 +20,20 @@ from typing import Any
 
 import torch
 
+from codmoe.files import check_own
+
 
 def kept_whole() -> Path:
-    """The folder of what is kept, in torch's cache; made if it is not there."""
+    """The folder of what is kept, in torch's cache; made if it is not there.
+
+    Raises:
+        PermissionError: Others may write there: no pickle of theirs is read.
+    """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     folder = Path(cache_dir()) / "codmoe"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_own(folder, "name another one in TORCHINDUCTOR_CACHE_DIR")
     return folder
 
 

@@ -272,22 +272,24 @@ class CODRunner(Runner):
                 "run ends, as when it began; in new runs they do not"
             )
         lay_out_state(self.optim_wrapper.optimizer)
+        self._go_on(fresh)
+        self._tell_schedule(fresh)
+
+    def _go_on(self, fresh: list[dict[str, Any]]) -> None:
+        """Go on where the checkpoint stands; by this run's schedules, if it has other batches."""
         loop = self.train_loop
         sampler = loop.dataloader.sampler
         if isinstance(sampler, DrawSampler):
             sampler.reseed(self.seed)
         if not isinstance(loop, EpochBasedTrainLoop):
-            self._tell_schedule(fresh)
             return
         steps = loop.epoch * len(loop.dataloader)
         if loop.iter == steps:
-            self._tell_schedule(fresh)
             self.logger.info(f"going on after epoch {loop.epoch}")
             return
         done = loop.iter - steps
         as_before = self.message_hub.get_info(EPOCH_STEPS) == len(loop.dataloader) >= done > 0
         if as_before and isinstance(sampler, DrawSampler):
-            self._tell_schedule(fresh)
             self.logger.info(f"going on in epoch {loop.epoch + 1} after {done} steps")
             sampler.start_at(done * loop.dataloader.batch_size)
             return

@@ -183,6 +183,12 @@ def test_what_cannot_be_copied_or_kept_runs_uncompiled_and_says_why(cache, said,
     (cache / "codmoe").write_text("a file, as if of somebody else")
     assert compile_beforehand(parts, pieces)["compiled"] == 0 and not children
     assert parts["backbone"].failed and "FileExistsError" in said[-1]
+    (cache / "codmoe").unlink()
+    (cache / "codmoe").mkdir()
+    (cache / "codmoe").chmod(0o777)
+    parts["backbone"].failed = False
+    assert compile_beforehand(parts, pieces)["compiled"] == 0 and not children
+    assert parts["backbone"].failed and "chmod 700 it" in said[-1]
     assert model.backbone([maps])[0].requires_grad
 
 
