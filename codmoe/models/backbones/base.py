@@ -87,8 +87,9 @@ def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs
     Args:
         name: timm model name, optionally with a tag.
         pretrained: Whether to fetch timm's own weights from the hub.
-        checkpoint: Local file with weights in timm's key names (.safetensors or .pth), any
-            precision; takes the place of the download.
+        checkpoint: Local file with weights (.safetensors or .pth) in timm's key names, or in those
+            of the original project where timm knows them (``pvt_v2_b2.pth``), any precision; takes
+            the place of the download.
         **kwargs: Passed on to timm.
 
     Raises:
@@ -116,7 +117,7 @@ def create_timm(name: str, *, pretrained: bool, checkpoint: str | None, **kwargs
             raise
         raise FileNotFoundError(
             f"the pretrained weights of {name!r} are neither in the hub cache nor reachable; give "
-            "backbone.checkpoint='FILE.safetensors' (timm key names) or backbone.pretrained=False"
+            "backbone.checkpoint='FILE' (timm's key names, or PVT's) or backbone.pretrained=False"
         ) from error
     if checkpoint is not None:
         _check_loaded(model, name, str(path), state)
@@ -149,20 +150,36 @@ def _check_loaded(model: nn.Module, name: str, path: str, state: Mapping[str, Te
     # timm loads non-strictly once the classifier is dropped; `features_only` flattens dots, or puts
     # the whole model under `model`.
     require_weights(state, f"backbone.checkpoint={path!r}")
-    known = {key.replace(".", "_") for key in state}
-    own = (key for key, _ in model.named_parameters())
-    wanted = {key.removeprefix("model.").replace(".", "_") for key in own}
-    missing = sorted(wanted - known)
+    stored = {key.replace(".", "_"): value for key, value in state.items()}
+    own = model.named_parameters()
+    wanted = {key.removeprefix("model.").replace(".", "_"): value for key, value in own}
+    lacking = {key: value for key, value in wanted.items() if key not in stored}
+    others = [value for key, value in stored.items() if key not in wanted]
+    missing = sorted(set(lacking) - _renamed(lacking, others))
     if not missing:
         return
     fault = (
         f"{len(missing)} of {len(wanted)} parameters are not in it, e.g. {', '.join(missing[:3])}"
     )
-    # Weights in another project's names are renamed by timm itself, hence "half" and not "any".
+    # What timm reshapes as it loads is not found either, hence "half" and not "any".
     if len(missing) > len(wanted) / 2:
         raise ValueError(f"backbone.checkpoint={path!r} does not fit {name!r}: {fault}")
     warnings.warn(
-        f"backbone.checkpoint={path!r}: {fault}; they stay random unless timm knows them by other "
-        "names",
+        f"backbone.checkpoint={path!r}: {fault}; they stay random unless timm has reshaped "
+        "others into them",
         stacklevel=2,
     )
+
+
+def _renamed(parameters: Mapping[str, Tensor], stored: list[Tensor]) -> set[str]:
+    """Parameters that hold one of the stored tensors each, as where timm renames those of original
+    projects, such as ``pvt_v2_b2.pth``, while it loads.
+    """
+    held = {}
+    for key, parameter in parameters.items():
+        for i, value in enumerate(stored):
+            if value.shape == parameter.shape and torch.equal(value.to(parameter), parameter):
+                held[key] = stored.pop(i)
+                break
+    # Norms and biases of any two fresh models are ones and zeros.
+    return set(held) if any(value.ndim > 1 for value in held.values()) else set()

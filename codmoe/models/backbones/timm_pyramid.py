@@ -19,7 +19,8 @@ class TimmPyramid(Backbone):
     Args:
         name: timm model name, e.g. ``"pvt_v2_b2"``, ``"convnext_tiny"``, ``"resnet50"``.
         pretrained: Whether to fetch timm's weights from the hub.
-        checkpoint: Local weights file in timm's key names instead of the download.
+        checkpoint: Local weights file instead of the download, in timm's key names or those of the
+            original project, as ``pvt_v2_b2.pth`` of PVT has them.
         timm_args: Further arguments of ``timm.create_model``, e.g. ``dict(drop_path_rate=0.1)``.
 
     Raises:

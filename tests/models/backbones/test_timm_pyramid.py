@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import timm
 import torch
@@ -69,6 +71,30 @@ def test_a_half_precision_checkpoint_is_loaded_in_full_precision(tmp_path):
     weight = backbone.body.patch_embed.proj.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, source.patch_embed.proj.weight.float())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_checkpoint_in_the_names_of_pvts_authors_is_loaded(tmp_path):
+    """What the COD papers' repositories point to: pvt_v2_b2.pth."""
+    source = timm.create_model("pvt_v2_b0")
+    state = {}
+    for key, value in source.state_dict().items():
+        key = re.sub("^patch_embed", "patch_embed1", key).replace("dwconv", "dwconv.dwconv")
+        for part, theirs in (("downsample", "patch_embed"), ("blocks", "block"), ("norm", "norm")):
+            pattern = rf"^stages\.(\d)\.{part}\b"
+            key = re.sub(pattern, lambda m, name=theirs: f"{name}{int(m[1]) + 1}", key)
+        state[key] = value
+    assert "block1.0.mlp.dwconv.dwconv.weight" in state and "stages.0.norm.weight" not in state
+    torch.save(state, tmp_path / "pvt_v2_b0.pth")
+    body = TimmPyramid(name="pvt_v2_b0", checkpoint=str(tmp_path / "pvt_v2_b0.pth")).body
+    assert torch.equal(body.patch_embed.proj.weight, source.patch_embed.proj.weight)
+    last = body.stages_3.blocks[1].mlp.dwconv.weight
+    assert torch.equal(last, source.stages[3].blocks[1].mlp.dwconv.weight)
+    for key in [key for i, key in enumerate(state) if not i % 3]:
+        del state[key]
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.warns(UserWarning, match=r"part.*\d+ of \d+ parameters are not in it"):
+        TimmPyramid(name="pvt_v2_b0", checkpoint=str(tmp_path / "part.pth"))
 
 
 def of_timm(name):
