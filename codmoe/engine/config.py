@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import math
@@ -41,6 +42,9 @@ Section = tuple[str, Mapping[str, Any], MMRegistry]
 """Dotted key of a section of the config, the section, and where its ``type`` is registered."""
 DEFAULT_SIZE = 448
 
+INSTEAD = dict(data_root="--data-root", max_epochs="train_cfg.max_epochs", seed="randomness.seed")
+"""What does what a variable, which is used up when its file is read, would not."""
+
 OWN_KEYS = (
     "amp assembly checkpoint_dir compile config_file fast_norm init_from max_unreadable "
     "memory_format threshold train_graphs tta"
@@ -70,7 +74,7 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
         if any(_undumpable(key, cfg[key])):  # a variable, which has been used up
             cfg.pop(key)
     cfg.config_file = str(path)
-    faults = config_faults(cfg) + _idle_options(options or {})
+    faults = config_faults(cfg) + _idle_options(options or {}) + _idle_variables(path)
     if faults:
         listed = "\n".join(f"  - {fault}" for fault in faults)
         raise ValueError(f"{path} has {len(faults)} fault(s):\n{listed}")
@@ -176,12 +180,31 @@ def _drop_delete_marks(section: Any) -> None:
 def _idle_options(options: Mapping[str, Any]) -> list[str]:
     """Overrides that would do nothing: a variable of a config is used up when the file is read."""
     known = [*RUNNER_KEYS, *OWN_KEYS]
-    hints = dict(data_root="--data-root", max_epochs="train_cfg.max_epochs", seed="randomness.seed")
     return [
         f"--cfg-options {key}: has no effect; "
-        + (f"use {hints[key]}" if key in hints else suggest(key.split(".")[0], known))
+        + (f"use {INSTEAD[key]}" if key in INSTEAD else suggest(key.split(".")[0], known))
         for key in options
         if key.split(".")[0] not in known
+    ]
+
+
+def _idle_variables(path: Path) -> list[str]:
+    """Variables of the bases that a file sets anew and does not read: the bases have used them."""
+    if path.suffix != ".py":
+        return []
+    names = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Name)]
+    read = {node.id for node in names if not isinstance(node.ctx, ast.Store)}
+    known = {*RUNNER_KEYS, *OWN_KEYS, "_base_", *read}
+    idle = dict.fromkeys(node.id for node in names if node.id not in known)
+    if not idle:
+        return []
+    bases = [Config._get_cfg_path(base, str(path))[0] for base in Config._get_base_files(str(path))]
+    used = {key for base in bases for key in Config.fromfile(base, import_custom_modules=False)}
+    return [
+        f"{name}: has no effect, as the _base_ has used its own; "
+        + (f"use {INSTEAD[name]}" if name in INSTEAD else "set the keys that hold it instead")
+        for name in idle
+        if name in used
     ]
 
 

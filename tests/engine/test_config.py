@@ -159,6 +159,20 @@ def test_an_override_without_effect_is_told(option, hint):
         load_config("ensemble/stage3", {option: 3})
 
 
+def test_a_variable_of_a_base_that_is_set_in_vain_is_told(tmp_path):
+    """The base has used it: the pipelines would keep 448 px, and the data sets their folder."""
+    path = tmp_path / "mine.py"
+    path.write_text("_base_ = ['codmoe::experts/joint.py']\nsize = (64, 64)\ndata_root = '/mine'\n")
+    with pytest.raises(ValueError, match=r"2 fault.*\n.* size: .* no effect(.*\n)*.*--data-root"):
+        load_config(path)
+    path.write_text(
+        "_base_ = ['codmoe::experts/joint.py']\nsize = 64\n"
+        "pipeline = [dict(type='LoadCODPair'), dict(type='Resize', scale=size)]\n"
+        "val_dataloader = dict(dataset=dict(pipeline=pipeline))\n"
+    )
+    assert load_config(path).val_dataloader.dataset.pipeline[1].scale == 64
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

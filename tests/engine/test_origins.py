@@ -32,7 +32,7 @@ def test_stage_3():
 
 OWN = """
 _base_ = ["base.py"]
-size = 1
+own_size = 1
 model = dict(
     top_k=2,                                     # as in the base: it is this file that says so
     experts=dict(_delete_=True, ujsc=dict(type="UJSCExpert")),
