@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import platform
 import re
@@ -20,18 +19,8 @@ from torch import Tensor, nn
 from codmoe import __version__
 from codmoe.compiled.buffers import decision_of, tensors_of_decision
 from codmoe.compiled.copies import PartCopies
-from codmoe.compiled.graphs import Preparer, reason_of
-from codmoe.compiled.speed import look_of
-from codmoe.compiled.whole import (
-    NotLoaded,
-    Whole,
-    compile_whole,
-    kept_whole,
-    load_whole,
-    no_autocast_cache,
-)
+from codmoe.compiled.graphs import Preparer
 from codmoe.files import user_cache
-from codmoe.messages import note
 from codmoe.structures import ExpertOutput, RoutingDecision
 
 MANIFEST = "manifest.json"
@@ -160,56 +149,6 @@ def _like(example: Any, tensors: list[Tensor]) -> Any:
 def key_of(name: str, arguments: tuple) -> Key:
     """What tells a piece from others: the part, and the looks of what it reads."""
     return (name, *map(_looks, _flat(arguments)))
-
-
-class KeptParts:
-    """Parts of a model compiled whole, which torch's cache folder keeps for the next start.
-
-    Args:
-        copies: The parts.
-    """
-
-    def __init__(self, copies: PartCopies):
-        from torch._inductor import config as inductor  # late: takes time
-
-        self.made_for = (sorted(circumstances(copies).items()), inductor.get_hash())
-        self.wholes: dict[tuple, Whole | None] = {}
-
-    @no_autocast_cache()
-    def find(self, name: str, function: Callable, arguments: tuple) -> Whole | None:
-        """A part for such arguments, loaded or compiled and kept; None, once with a note why, if it
-        cannot be kept or does not fit any longer.
-        """
-        key = (name, look_of(*arguments), torch.get_num_threads())
-        try:
-            if key not in self.wholes:
-                self.wholes[key] = None
-                self.wholes[key] = self._whole(name, function, arguments, key)
-            whole = self.wholes[key]
-            if whole is not None and not whole.fits(arguments, {}):
-                self.wholes[key] = None
-                raise NotLoaded(whole.misfit(arguments, {}))
-        except Exception as error:  # more than one graph, a folder of somebody else's, a full disk
-            note(f"{name} is compiled as if nothing were kept: {reason_of(error)}")
-        return self.wholes[key]
-
-    def _whole(self, name: str, function: Any, arguments: tuple, key: tuple) -> Whole:
-        method = function if inspect.ismethod(function) else function._call_impl
-        digest = hashlib.sha256(repr((self.made_for, key)).encode()).hexdigest()
-        path = kept_whole() / f"{digest[:32]}.whole"
-        try:
-            whole = load_whole(method, path)
-            if whole.fits(arguments, {}):
-                whole(*arguments)  # what it reads besides may be gone
-                return whole
-            raise NotLoaded(whole.misfit(arguments, {}))
-        except FileNotFoundError:
-            pass
-        except Exception as error:
-            note(f"{name} is compiled anew: {reason_of(error)}")
-        whole = compile_whole(method, arguments, {}, None)
-        whole.save(path)
-        return whole
 
 
 class Recorder(Preparer):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codmoe.compiled.artefact import Artefact, KeptParts, read_manifest
+from codmoe.compiled.artefact import Artefact, read_manifest
 from codmoe.compiled.buffers import (
     Buffers,
     decision_of,
@@ -20,6 +20,7 @@ from codmoe.compiled.buffers import (
 )
 from codmoe.compiled.copies import DTYPES, PartCopies
 from codmoe.compiled.graphs import Piece, Preparer, reason_of, settle_backend
+from codmoe.compiled.kept_parts import KeptParts
 from codmoe.messages import note, suggest
 from codmoe.models.dispatch import padded_to
 from codmoe.models.moe import ModelLevelMoE

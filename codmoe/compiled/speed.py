@@ -188,9 +188,8 @@ class InTraining:
             whole = self.whole.get(look)
             if whole is not None:
                 with no_autocast_cache():
-                    if whole.fits(args, kwargs):
+                    if not (reason := whole.misfit(args, kwargs)):
                         return whole(*args, **kwargs)
-                    reason = whole.misfit(args, kwargs)
                 del self.whole[look]
                 print_log(f"{self.name} is traced again: {reason}", logger="current")
         try:

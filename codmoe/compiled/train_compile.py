@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import codmoe
 from codmoe.compiled.graphs import reason_of
 from codmoe.compiled.speed import GRAPHING_MODES, SETTINGS, InTraining, look_of, mapped
-from codmoe.compiled.whole import NotLoaded, compile_whole, kept_whole, load_whole
+from codmoe.compiled.whole import NotLoaded, kept_whole, load_whole, make_whole
 from codmoe.files import save_text
 from codmoe.interruption import COMMAND, PARENT, follow_parent, interruption
 from codmoe.machine import available_cores, available_memory
@@ -321,7 +321,7 @@ def _compile_beforehand(
 
 
 def _load(part: InTraining, piece: Piece, mark: Path) -> None:
-    """Has the part run a piece as it was kept whole; what does not fit is not kept any longer."""
+    """Has the part run a piece as it was kept whole."""
     part.whole.pop(piece.look, None)
     try:
         with piece.autocasting():
@@ -330,8 +330,6 @@ def _load(part: InTraining, piece: Piece, mark: Path) -> None:
         pass
     except NotLoaded as error:
         _log(f"{piece.label} is compiled anew: {error}")
-        for file in (mark, _whole_of(mark)):
-            file.unlink(missing_ok=True)
 
 
 def _whole_of(mark: Path) -> Path:
@@ -483,11 +481,7 @@ def compile_piece(piece: Piece) -> dict[str, Any]:
     with piece.autocasting(), torch._dynamo.config.patch(SETTINGS):
         if piece.mode not in GRAPHING_MODES:
             try:
-                compile_whole(part.plain, args, kwargs, piece.mode).save(whole)
-                kept = load_whole(part.plain, whole)
-                if not kept.fits(args, kwargs):
-                    raise NotLoaded(kept.misfit(args, kwargs))
-                run = kept
+                run = make_whole(part.plain, whole, (args, kwargs), piece.mode)
             except Exception as error:  # a break in the graph, say; training then traces it
                 traced = reason_of(error)
                 whole.unlink(missing_ok=True)

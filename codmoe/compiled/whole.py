@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from codmoe.compiled.graphs import reason_of
 from codmoe.files import check_own
 
 
@@ -65,15 +66,15 @@ class Whole:
     def __init__(self, function: Any, module: Any):
         self.function, self.module = function, module
 
-    def fits(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
-        """Whether the module and these inputs still are as it was compiled for."""
-        return self.function.guard_check(self.module, *args, **kwargs)
-
     def misfit(self, args: tuple, kwargs: Mapping[str, Any]) -> str:
-        """The guard that failed."""
+        """The guard by which the module or these inputs are not as it was compiled for; empty if
+        they still are.
+        """
+        if self.function.guard_check(self.module, *args, **kwargs):
+            return ""
         found = self.function.prepare_f_locals(self.module, *args, **kwargs)
         parts = self.function._artifacts.guard_manager.check_verbose(found).verbose_code_parts
-        return " ".join(str(part) for part in parts)[:200]
+        return " ".join(map(str, parts))[:200] or "a guard fails"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function.fn(self.module, *args, **kwargs)  # guards were asked
@@ -87,23 +88,28 @@ class Whole:
             os.replace(file, path)
 
 
-def compile_whole(
-    method: MethodType, args: tuple, kwargs: dict[str, Any], mode: str | None
+def make_whole(
+    method: MethodType, path: Path, inputs: tuple[tuple, dict[str, Any]], mode: str | None = None
 ) -> Whole:
-    """Compile a method of a module ahead of time for the state it and this thread are in.
+    """Compile a method of a module ahead of time for the state it and this thread are in, keep it
+    in a file, and load it from there as the next start will.
 
     Raises:
+        NotLoaded: What torch wrote cannot be used.
         Exception: Whatever torch says of one that is more than a single graph.
     """
     with torch._dynamo.config.patch(enable_aot_compile=True):
         fast: Any = torch.compile(method, dynamic=False, fullgraph=True, mode=mode)
-        return Whole(fast.aot_compile((args, kwargs)), method.__self__)
+        Whole(fast.aot_compile(inputs), method.__self__).save(path)
+    return load_whole(method, path, inputs)
 
 
-def load_whole(method: MethodType, path: Path) -> Whole:
-    """What :meth:`Whole.save` kept of the same method of such a module. Call it under the same
-    autocast and grad mode as the method, and within :func:`no_autocast_cache` if it was compiled
-    so.
+def load_whole(
+    method: MethodType, path: Path, inputs: tuple[tuple, dict[str, Any]] | None = None
+) -> Whole:
+    """What :func:`make_whole` kept of the same method of such a module; guards are asked about
+    ``inputs`` if they are given. What does not fit is removed. Call it under the same autocast and
+    grad mode as the method, and within :func:`no_autocast_cache` if it was compiled so.
 
     Raises:
         FileNotFoundError: Nothing was kept.
@@ -116,13 +122,17 @@ def load_whole(method: MethodType, path: Path) -> Whole:
             )
         inlined = {(one.module, one.content) for one in function.source_info().inlined_sources}
         changed = sorted(name for name, content in inlined if _source(name) != content)
+        whole = Whole(function, method.__self__)
+        misfit = whole.misfit(*inputs) if inputs else ""
+        misfit = f"{changed[0]} has changed" if changed else misfit
     except FileNotFoundError:
         raise
     except Exception as error:  # of pickle, of what is no longer there
-        raise NotLoaded(f"{type(error).__name__}: {error}".splitlines()[0][:200]) from error
-    if changed:
-        raise NotLoaded(f"{changed[0]} has changed")
-    return Whole(function, method.__self__)
+        misfit = reason_of(error)
+    if misfit:
+        path.unlink(missing_ok=True)
+        raise NotLoaded(misfit)
+    return whole
 
 
 @functools.cache
