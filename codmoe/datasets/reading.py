@@ -490,11 +490,17 @@ def read_pair(
     return image, mask
 
 
-def orientation_of(image: str | Path | None) -> int:
-    """The EXIF orientation of an image file; 1, as stored, where there is none."""
-    if image is not None:
-        with suppress(Exception), Image.open(str(image)) as source:
-            return source.getexif().get(ExifTags.Base.Orientation, 1)
+def orientation_of(image: str | Path | Image.Image | None) -> int:
+    """The EXIF orientation of an image file or of a PIL image; 1, as stored, where there is none.
+
+    It fits the pixels of a PIL image that is loaded: Pillow turns those of a TIFF when it does.
+    """
+    with suppress(Exception):
+        if isinstance(image, Image.Image):
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+        if image is not None:
+            with Image.open(str(image)) as source:
+                return orientation_of(source)
     return 1
 
 
@@ -516,9 +522,7 @@ def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels)
 
 
-def write_map(
-    path: Path, values: np.ndarray, image: str | Path | None = None, *, keep: bool = True
-) -> None:
+def write_map(path: Path, values: np.ndarray, orientation: int = 1, *, keep: bool = True) -> None:
     """Writes a map of 8 bits, (H, W), or a picture, (H, W, 3 or 4), as PNG or JPEG.
 
     It fits the image as that is stored, and is tagged with the image's EXIF orientation, so that
@@ -527,12 +531,12 @@ def write_map(
     Args:
         path: The suffix tells the format.
         values: 0 to 255.
-        image: Where the orientation is read.
+        orientation: That of the image.
         keep: See :func:`replacing`.
     """
     exif = Image.Exif()
-    if (turned := orientation_of(image)) != 1:
-        exif[ExifTags.Base.Orientation] = turned
+    if orientation != 1:
+        exif[ExifTags.Base.Orientation] = orientation
     options: dict[str, Any] = dict(compress_level=3) if path.suffix == ".png" else dict(quality=95)
     with replacing(path, keep=keep) as temporary:
         Image.fromarray(values.astype(np.uint8, copy=False)).save(temporary, exif=exif, **options)

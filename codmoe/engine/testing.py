@@ -22,7 +22,7 @@ from torch import Tensor
 from codmoe import __version__
 from codmoe.compiled.prepared import attach_prepared
 from codmoe.console import markdown_text
-from codmoe.datasets.reading import write_map
+from codmoe.datasets.reading import orientation_of, write_map
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import dicts_in, require_sections, size_of
 from codmoe.engine.ddp import bare_model
@@ -298,7 +298,7 @@ class SaveMapsHook(Hook):
                 continue
             path = self.directory / sample.dataset / f"{sample.stem}.png"
             values = (sample.pred_prob.cpu().numpy() * 255).round()
-            write_map(path, values, sample.get("img_path"))
+            write_map(path, values, orientation_of(sample.get("img_path")))
 
 
 @HOOKS.register_module()

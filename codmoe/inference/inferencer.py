@@ -30,7 +30,7 @@ from rich.progress import (
 
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
 from codmoe.compiled.speed import set_memory_format
-from codmoe.datasets.reading import UnreadableFile, as_stored, orientation_of, upright
+from codmoe.datasets.reading import UnreadableFile, as_stored, upright
 from codmoe.engine.checkpoints import meta_of
 from codmoe.engine.config import size_of
 from codmoe.inference.inputs import Item, Picture, Video, collect
@@ -183,8 +183,8 @@ class Inferencer:
                 folder's files those that are no images are skipped, and counted on standard error.
             out_dir: Folder for outputs, ``<stem>.png`` (arrays: ``0000.png``, …), in the
                 sub-folders of the inputs, at the original resolution. They fit the pixels as stored
-                and carry the image's EXIF orientation, by which the network sees it upright. A
-                video becomes a video.
+                and carry the EXIF orientation of a file or PIL image, by which the network sees it
+                upright. A video becomes a video.
             save: What to write, of ``"mask"`` (0 and 255), ``"probability"`` (round(255·p)),
                 ``"overlay"``, ``"outline"``, ``"cutout"`` and ``"side-by-side"``; several get a
                 sub-folder each. Default: probability, or with ``threshold`` the mask.
@@ -389,7 +389,7 @@ class _Making:
                 self._left_out(item, error)
 
     def _load(self, item: Item) -> _Read:
-        image, orientation = item.read(), orientation_of(item.path)
+        image, orientation = item.read(), item.orientation
         tensor, keep = None, self.draws or isinstance(item.source, np.ndarray)
         seen = upright(image, orientation)
         if not needs_tiles(seen.shape, self.inferencer.tile):

@@ -21,6 +21,7 @@ from codmoe.datasets.reading import (
     UnreadableFile,
     in_eight_bits,
     is_complete,
+    orientation_of,
     read_image,
     too_large,
 )
@@ -118,16 +119,23 @@ class Item:
     Args:
         source: A file, an RGB array, or a video.
         name: With ``/`` between folders.
+        turned: EXIF orientation of an array, as it was a PIL image.
     """
 
     source: Path | np.ndarray | Video
     name: str
+    turned: int = 1
 
     @property
     def path(self) -> Path | None:
         """The file, if it is one."""
         source = self.source.source if isinstance(self.source, Video) else self.source
         return source if isinstance(source, Path) else None
+
+    @property
+    def orientation(self) -> int:
+        """EXIF orientation: 1 to 8, and 1, as stored, where there is none."""
+        return orientation_of(self.source) if isinstance(self.source, Path) else self.turned
 
     @property
     def size(self) -> int | None:
@@ -232,13 +240,14 @@ def _item(given: Any, index: int) -> Item:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file or folder; give one that is there")
         return Item(Video(path) if path.suffix.lower() in VIDEOS else path, path.stem)
+    turned = 1
     if isinstance(given, Image.Image):
-        given = _of_pil(given)
+        given, turned = _of_pil(given), orientation_of(given)
     if not isinstance(given, np.ndarray):
         raise ValueError(f"inputs holds a {type(given).__name__}; give paths, arrays or PIL images")
     if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3 or not given.size:
         raise ValueError(f"an array {given.shape} of {given.dtype} is not (H, W, 3) uint8 RGB")
-    return Item(np.ascontiguousarray(given), f"{index:04d}")
+    return Item(np.ascontiguousarray(given), f"{index:04d}", turned)
 
 
 def _of_pil(image: Image.Image) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from codmoe.datasets.reading import orientation_of, upright, write_map
+from codmoe.datasets.reading import upright, write_map
 from codmoe.files import holding, replacing, save_text, sweep
 from codmoe.inference.inputs import Item, Video, check_readable
 from codmoe.inference.prediction import Prediction
@@ -298,10 +298,12 @@ class Outputs:
 
     def write(self, item: Item, prediction: Prediction) -> None:
         """Writes the pictures of an image."""
+        turned = item.orientation if self.kinds else 1
         for kind in self.kinds:
-            values = PICTURES[kind][1](prediction if kind != SHEET else _upright(prediction))
-            tagged = prediction.path if kind != SHEET else None
-            write_map(self.path(item, kind), values, tagged, keep=False)
+            shown, tag = prediction, turned
+            if kind == SHEET:  # with words on it, which no viewer is to turn
+                shown, tag = _upright(prediction, turned), 1
+            write_map(self.path(item, kind), PICTURES[kind][1](shown), tag, keep=False)
 
     @contextmanager
     def film(self, item: Item) -> Iterator[Callable[[Prediction, float], None]]:
@@ -397,9 +399,8 @@ class Outputs:
             file.write("" if lines else "\n]\n")
 
 
-def _upright(found: Prediction) -> Prediction:
-    """A file's prediction, and its picture, as viewers show the file."""
-    orientation = orientation_of(found.path)
+def _upright(found: Prediction, orientation: int) -> Prediction:
+    """An image's prediction, and its picture, as viewers show the image."""
     if orientation == 1:
         return found
     return replace(

@@ -300,3 +300,24 @@ def test_the_network_sees_a_photo_upright_and_its_map_fits_it_as_stored(
     left = [np.asarray(sheet)[36:, 8:80].astype(float) for sheet in made]
     assert np.abs(left[0] - left[1]).mean() < 4
     assert sheets[0].probability.shape == turned.probability.shape
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_pil_image_is_turned_as_its_file_is(inferencer, folder, tmp_path, suffix):
+    photo, exif = folder / f"turned.{suffix}", Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(folder / "b.png") as image:
+        image.convert("RGB").save(photo, exif=exif)
+    with Image.open(photo) as image:
+        (own,) = inferencer(image, out_dir=tmp_path / "own", save=("mask", "side-by-side"))
+        size, tag = image.size, image.getexif().get(0x0112)
+    (expected,) = inferencer(photo, out_dir=tmp_path / "file", save=("mask", "side-by-side"))
+    # Pillow turns a TIFF when it loads it, and leaves the others as they are stored.
+    assert tag == (6 if suffix == "png" else None)
+    seen = [upright(own.probability, tag or 1), upright(expected.probability, 6)]
+    np.testing.assert_allclose(*seen, atol=1e-5)
+    with Image.open(tmp_path / "own/mask/0000.png") as map_:
+        assert map_.size == size and map_.getexif().get(0x0112) == tag
+    sheets = [tmp_path / "own/side-by-side/0000.jpg", tmp_path / "file/side-by-side/turned.jpg"]
+    left, right = (np.asarray(Image.open(sheet)).astype(float) for sheet in sheets)
+    assert left.shape == right.shape and np.abs(left[36:] - right[36:]).mean() < 4
