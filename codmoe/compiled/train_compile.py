@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import codmoe
 from codmoe.compiled.graphs import reason_of
 from codmoe.compiled.speed import GRAPHING_MODES, SETTINGS, InTraining, look_of, mapped
-from codmoe.compiled.whole import NotLoaded, kept_whole, load_whole, make_whole
+from codmoe.compiled.whole import NotLoaded, kept_whole, load_whole, make_whole, note_read
 from codmoe.files import save_text
 from codmoe.interruption import COMMAND, PARENT, follow_parent, interruption
 from codmoe.machine import available_cores, available_memory
@@ -289,6 +289,8 @@ def _compile_beforehand(
         for i, said in _side_by_side([pieces[i] for i in wanted], most):
             save_text(marks[wanted[i]], json.dumps(said), keep=False)
     told = [json.loads(mark.read_text()) if mark.is_file() else {} for mark in marks]
+    for mark in marks:
+        note_read(mark)
     for piece, said in zip(pieces, told, strict=True):
         if said.get("error") and not parts[piece.name].failed:
             parts[piece.name].give_up(NotCompiled(said["error"]))

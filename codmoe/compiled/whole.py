@@ -7,13 +7,16 @@ own. What each was made for is checked when it is loaded and, by dynamo's guards
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import os
+import re
+import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -22,6 +25,11 @@ import torch
 
 from codmoe.compiled.graphs import reason_of
 from codmoe.files import check_own
+
+DAYS = 30
+"""For which a file is kept that nobody reads."""
+OURS = re.compile(r"[0-9a-f]{32}(\.whole)?")
+"""Names of files that are kept: compiled functions, and what their processes said."""
 
 
 def kept_whole() -> Path:
@@ -38,11 +46,27 @@ def kept_whole() -> Path:
     return folder
 
 
+def note_read(path: Path) -> None:
+    """Notes that a file of the folder was read, by its time of access: some disks do not."""
+    with contextlib.suppress(OSError):
+        os.utime(path, (time.time(), path.stat().st_mtime))
+
+
+def _remove_old(folder: Path) -> None:
+    """Removes what was neither written nor read for :data:`DAYS`."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            state = path.lstat()
+            old = time.time() - max(state.st_atime, state.st_mtime) > DAYS * 24 * 3600
+            if old and OURS.fullmatch(path.name) and stat.S_ISREG(state.st_mode):
+                path.unlink()
+
+
 class NotLoaded(RuntimeError):
     """What was kept does not fit, or is damaged."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def no_autocast_cache() -> Iterator[None]:
     """Autocast keeps no casts, which compiled code does not read. Guards ask whether it does: CUDA
     graphs are captured without, a training step runs with it.
@@ -86,6 +110,7 @@ class Whole:
             file = Path(private) / path.name
             self.function.save_compiled_function(str(file))
             os.replace(file, path)
+        _remove_old(path.parent)
 
 
 def make_whole(
@@ -132,6 +157,7 @@ def load_whole(
     if misfit:
         path.unlink(missing_ok=True)
         raise NotLoaded(misfit)
+    note_read(path)
     return whole
 
 

@@ -1,5 +1,7 @@
 """What is kept whole is checked as it is written and as it is read."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,21 @@ def test_what_does_not_fit_or_is_damaged_is_kept_no_longer(tmp_path):
     with pytest.raises(NotLoaded, match="ValueError: invalid literal"):
         load_whole(method, path)
     assert not list(tmp_path.iterdir())
+
+
+def test_files_that_nobody_reads_are_removed_when_one_is_written(tmp_path):
+    method, ones = nn.ReLU()._call_impl, ((torch.ones(2),), {})
+    ago, names = time.time() - 31 * 24 * 3600, [f"{i:032x}" for i in range(5)]
+    read, alone, mark, late, new = (tmp_path / f"{name}.whole" for name in names)
+    mark = mark.with_suffix("")
+    others = [tmp_path / name for name in ("cuda_0.lock", "notes.whole", "0" * 32 + ".txt")]
+    for path in (read, alone, mark, late, *others):
+        path.write_text("2")
+        os.utime(path, (ago, ago))
+    os.utime(late, (ago, ago + 2 * 24 * 3600))
+    load_whole(method, read)
+    make_whole(method, new, ones)
+    assert set(tmp_path.iterdir()) == {read, late, new, *others}
 
 
 def test_what_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch):
