@@ -499,12 +499,57 @@ def to_latex(comparison: Comparison) -> str:
         name = f"{{{latex_escape(row['method'])}}}"
         body = bodies.setdefault((row["dataset"], row["n"]), [])
         body.append(" & ".join([name, *cells]) + r" \\")
-    arrows = {key: r"$\downarrow$" if key in LOWER_IS_BETTER else r"$\uparrow$" for key in metrics}
-    heads = " & ".join(["Method", *(f"{latex_escape(key)} {arrows[key]}" for key in metrics)])
     legend = r"\textbf{bold}: best as printed"
     if 2 in comparison.ranks.values():
         legend += r"; \underline{underlined}: second"
-    notes = " ".join(f"{latex_escape(note)}." for note in comparison.notes)
+    return _latex_tables(bodies, metrics, legend, comparison.notes)
+
+
+def differences_to_latex(comparison: Comparison) -> str:
+    """Like :func:`to_latex`, the differences to the baseline with their intervals below them; those
+    that exclude zero are bold. Without any, a comment says why.
+    """
+    found = {(row["dataset"], row["method"], row["metric"]): row for row in comparison.differences}
+    metrics = [k for k in comparison.metrics if any(metric == k for *_, metric in found)]
+    bodies: dict[tuple[str, int], list[str]] = {}
+    sizes = {(row["dataset"], row["method"]): row["n"] for row in comparison.rows}
+    for dataset, method in dict.fromkeys(names[:2] for names in found):
+        n = sizes[dataset, method]
+        cells = [_latex_difference(found.get((dataset, method, key)), n) for key in metrics]
+        above, below = zip((f"{{{latex_escape(method)}}}", ""), *cells, strict=True)
+        body = bodies.setdefault((dataset, n), [])
+        body += [" & ".join(above) + r" \\", " & ".join(below) + r" \\"]
+    legend = (
+        rf"Differences to {{{latex_escape(comparison.baseline)}}}; "
+        r"\textbf{bold}: the interval excludes zero"
+    )
+    if not bodies:
+        return "".join(f"% {latex_escape(n)}\n" for n in ("No differences.", *comparison.caveats))
+    return _latex_tables(bodies, metrics, legend, comparison.caveats)
+
+
+def _latex_difference(row: Mapping[str, Any] | None, n: int) -> tuple[str, str]:
+    """A difference, and its interval; with the number of images, if it is not ``n``."""
+    if row is None:
+        return "-", ""
+    text = f"{row['difference']:+.4f}"
+    text = f"${text}$" if row["verdict"] == "undecided" else rf"$\mathbf{{{text}}}$"
+    if math.isnan(row["low"]):
+        return text, "-"
+    fewer = "" if row["n"] == n else rf"\ n={row['n']}"
+    return text, rf"{{\scriptsize $[{row['low']:+.4f}, {row['high']:+.4f}]{fewer}$}}"
+
+
+def _latex_tables(
+    bodies: Mapping[tuple[str, int], Sequence[str]],
+    metrics: Sequence[str],
+    legend: str,
+    notes: Sequence[str],
+) -> str:
+    """A table for each data set and number of images, of rows that are LaTeX."""
+    arrows = {key: r"$\downarrow$" if key in LOWER_IS_BETTER else r"$\uparrow$" for key in metrics}
+    heads = " & ".join(["Method", *(f"{latex_escape(key)} {arrows[key]}" for key in metrics)])
+    below = " ".join(f"{latex_escape(note)}." for note in notes)
     lines = [r"% \usepackage{booktabs,graphicx}; names beyond Latin and Greek: with XeLaTeX"]
     for (dataset, n), body in bodies.items():
         lines += [
@@ -519,7 +564,7 @@ def to_latex(comparison: Comparison) -> str:
             *body,
             r"\bottomrule",
             r"\end{tabular}}",
-            rf"\par\smallskip\raggedright\footnotesize {notes}",
+            rf"\par\smallskip\raggedright\footnotesize {below}",
             r"\end{table*}",
         ]
     return "\n".join(lines) + "\n"
@@ -543,7 +588,7 @@ def _cell(value: Any) -> Any:
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Writes compare.md, .tex and .csv and differences.md and .csv; old ones keep a dated name."""
+    """Writes compare and differences, each as .md, .tex and .csv; old ones keep a dated name."""
     columns = ["dataset", "method", "source", "file", "n", *comparison.metrics]
     differences = "No differences.\n\n" + "".join(
         f"- {markdown_text(note)}\n" for note in comparison.caveats
@@ -555,6 +600,7 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
         "compare.tex": to_latex(comparison),
         "compare.csv": to_csv(comparison.rows, columns),
         "differences.md": differences,
+        "differences.tex": differences_to_latex(comparison),
         "differences.csv": to_csv(comparison.differences, [*_DIFFERENCE, "verdict"]),
     }
     return [save_text(Path(folder) / name, text) for name, text in texts.items()]

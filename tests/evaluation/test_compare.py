@@ -15,6 +15,7 @@ from codmoe.evaluation.compare import (
     Method,
     compare,
     difference_table,
+    differences_to_latex,
     latex_escape,
     load_methods,
     print_comparison,
@@ -336,6 +337,27 @@ def test_latex(comparison):
     assert body.count("{") == body.count("}") and body.isascii()
 
 
+def test_latex_of_differences(comparison):
+    lines = differences_to_latex(comparison).splitlines()
+    (caption,) = [line for line in lines if line.startswith(r"\caption{CAMO ($n=40$). ")]
+    assert r"Differences to {a\_1}; " in caption
+    i = lines.index(r"{b$|$c} & $\mathbf{+0.2500}$ & $+0.1250$ \\")
+    ends = [r"{\scriptsize $[+0.2000, +0.3000]$}", r"{\scriptsize $[-0.0100, +0.2000]$}"]
+    assert lines[i + 1] == " & ".join(["", *ends]) + r" \\"
+    assert any("no interval for maxFm." in line for line in lines)
+    comparison.differences[1]["n"] = 38  # of the others a value is missing
+    (line,) = [x for x in differences_to_latex(comparison).splitlines() if "n=38" in x]
+    assert line == " & ".join(["", ends[0], ends[1].replace("]", r"]\ n=38")]) + r" \\"
+    comparison.differences[1] |= {"low": NAN, "high": NAN}
+    other = comparison.differences[0] | {"method": "[d] & co"}
+    comparison.differences.append(other)  # which has no MAE
+    text = differences_to_latex(comparison)
+    assert f" & {ends[0]} & - \\\\\n" in text
+    assert r"{[d] \& co} & $\mathbf{+0.2500}$ & - \\" in text and f" & {ends[0]} &  \\\\\n" in text
+    comparison.differences.clear()
+    assert differences_to_latex(comparison) == "% No differences.\n% no interval for maxFm\n"
+
+
 NAMES = (
     "[12] SINet",
     "*ours",
@@ -362,11 +384,11 @@ def standard():
 
 def test_no_row_of_a_latex_table_begins_with_what_a_command_would_take(standard):
     """A line break takes a star or a bracket that follows, and so do the rules of booktabs."""
-    text = to_latex(standard)
-    assert not re.search(r"(\\\\|rule)\s*[\[*]", text)
-    assert text.count("begin{table*}") == 4 and "resizebox" in text
-    for columns in re.findall(r"begin\{tabular\}\{(l.*)\}", text):
-        assert len(columns) == 1 + len(MEASURES)
+    for text in (to_latex(standard), differences_to_latex(standard)):
+        assert not re.search(r"(\\\\|rule)\s*[\[*]", text)
+        assert text.count("begin{table*}") == 4 and "resizebox" in text
+        for columns in re.findall(r"begin\{tabular\}\{(l.*)\}", text):
+            assert len(columns) == 1 + len(MEASURES)
 
 
 @pytest.mark.parametrize("form", ["", "twocolumn"])
@@ -377,6 +399,7 @@ def test_latex_compiles_and_fits_the_page(standard, form, tmp_path):
     (tmp_path / "page.tex").write_text(
         rf"\documentclass[{form}]{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}"
         + to_latex(standard)
+        + differences_to_latex(standard)
         + r"\end{document}"
     )
     options = [] if engine.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
@@ -405,13 +428,14 @@ def test_files_are_whole_and_old_ones_kept(comparison, tmp_path):
         "compare.tex",
         "compare.csv",
         "differences.md",
+        "differences.tex",
         "differences.csv",
     ]
-    assert len(list((tmp_path / "new").iterdir())) == 10
+    assert len(list((tmp_path / "new").iterdir())) == 12
     rows = list(csv.DictReader(io.StringIO(files[2].read_text())))
     assert rows[2]["method"] == "[d] & co" and rows[2]["MAE"] == ""
     assert float(rows[2]["IoU"]) == 1 / 3 and rows[0]["file"] == "a_1.json"
-    rows = list(csv.DictReader(io.StringIO(files[4].read_text())))
+    rows = list(csv.DictReader(io.StringIO(files[5].read_text())))
     assert rows[1]["verdict"] == "undecided" and float(rows[1]["low"]) == -0.01
 
 

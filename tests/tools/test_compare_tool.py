@@ -51,7 +51,8 @@ def test_from_result_files_to_tables_and_curves(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "best (good)" in printed and "Paper & Co" in printed
     files = {file.name for file in out.iterdir()}
-    tables = {"compare.md", "compare.tex", "compare.csv", "differences.md", "differences.csv"}
+    kinds = (".md", ".tex", ".csv")
+    tables = {name + kind for name in ("compare", "differences") for kind in kinds}
     assert files == tables | {"PR.png", "F.png", "E.png"}
 
     assert "[bold]" not in printed and CONVENTIONS["IoU"].split("; ")[0] in printed
@@ -61,6 +62,7 @@ def test_from_result_files_to_tables_and_curves(tmp_path, monkeypatch, capsys):
     # The same numbers in another form differ by nothing.
     assert verdicts["best (bad)", "IoU"] == verdicts["best (bad)", "Sm"] == "undecided"
     assert r"{Paper \& Co} & \underline{" in (out / "compare.tex").read_text()
+    assert r"{best (good)} & $\mathbf{+" in (out / "differences.tex").read_text()
 
     metrics = ("--metrics", "maxFm", "--names", "A", "B", "--plots", "svg")
     assert call(monkeypatch, "analysis/compare", good, bad, *metrics, "--out", out) is None
