@@ -1,8 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from codmoe.models.layers import (
     BatchNorm,
+    Doubled,
     PartialDecoder,
     ReceptiveFieldBlock,
     conv_bn,
@@ -55,6 +59,49 @@ def test_resize_to_tensor_or_size():
     x = torch.randn(1, 2, 4, 4)
     assert resize_to(x, (4, 4)) is x
     assert resize_to(x, torch.zeros(9, 5, 7, 3)).shape == (1, 2, 7, 3)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [(5, 8), (1, 3)])
+def test_doubled_maps_and_their_gradients_are_torchs(size, layout):
+    maps = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    own, expected = Doubled.apply(maps), F.interpolate(maps, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(own, expected)
+    weights = torch.randn_like(own)
+    gradients = [torch.autograd.grad(x, maps, weights)[0] for x in (own, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((2, 3, 5, 4), (10, 8)), ((2, 1, 5, 4), (40, 32)), ((2, 1, 4, 8), (2, 4))]
+)
+def test_compiled_resizes_add_up_nothing_by_index(shape, size):
+    operations = []
+
+    def noted(graph, _):
+        operations.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    def head(maps):
+        return resize_to(1.5 * maps, size)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(head, backend=aot_autograd(fw_compiler=noted), dynamic=False)
+    maps = torch.randn(shape).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(*shape[:2], *size).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        own, expected = compiled(maps), head(maps.detach().float().requires_grad_())
+    assert own.dtype == torch.bfloat16 and own.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(own.float(), expected, atol=0.05, rtol=0.02)
+    (gradient,) = torch.autograd.grad(own, maps, weights)
+    assert operations and not [name for name in operations if "_put" in name or "upsample" in name]
+    reference = maps.detach().float().requires_grad_()
+    torch.testing.assert_close(
+        gradient.float(),
+        torch.autograd.grad(head(reference), reference, weights.float())[0],
+        atol=0.05,
+        rtol=0.02,
+    )
 
 
 def test_receptive_field_grows_with_the_branch():
