@@ -105,9 +105,14 @@ class Piece:
 
     def fingerprint(self) -> str:
         """The same in every process that compiles the same piece to the same code."""
+        from torch._functorch import config as autograd  # late: takes time
+        from torch._inductor import config as inductor
+
         modules = list(self.module.named_modules())
+        # As environment variables set them, too, without the number of compiling threads.
+        compilers = [sorted(one.save_config_portable().items()) for one in (inductor, autograd)]
         told = [
-            (KEPT, torch.__version__, codmoe.__version__, _device_name(self.device)),
+            (KEPT, torch.__version__, codmoe.__version__, _device_name(self.device), compilers),
             (self.name, self.method, self.mode, str(self.look), str(self.settings)),
             [(n, m.training, type(m).__qualname__, _plain_attributes(m)) for n, m in modules],
             [(n, _kind(t)) for n, t in self.module.named_parameters()],

@@ -202,6 +202,10 @@ def test_marks_tell_pieces_apart(ensemble, eager):
 
     first = marks()
     assert len(set(first.values())) == 4 and marks() == first
+    with torch._inductor.config.patch(compile_threads=3):
+        assert marks() == first, "each process that compiles has a number of its own"
+    with torch._inductor.config.patch(coordinate_descent_tuning=True):
+        assert not set(marks().values()) & set(first.values())
     ensemble.experts["sinet"].search.head[1].weight.requires_grad_(False)
     ensemble.experts["ujsc"].adversarial_weight = 0.2
     second = marks()
