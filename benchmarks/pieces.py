@@ -1,4 +1,5 @@
-"""Measures every piece of the prepared model against its bound, and the whole.
+"""Measures every piece of the prepared model against its bound, and the whole, whose results are
+compared with the model's.
 
 Processes compile side by side and then wait; they time one after another, which takes a fraction:
 python -m benchmarks.pieces ensemble/stage3 --json pieces.json
@@ -7,25 +8,31 @@ python -m benchmarks.pieces ensemble/stage3 --json pieces.json
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import multiprocessing as mp
 import os
+import signal
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import profile
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import codmoe  # noqa: F401  # torchvision's operators are declared before timm asks for them
-from benchmarks.parity import Limits, _quiet, pictures
 from benchmarks.step_profile import read_trace
 from codmoe.compiled.buffers import laid_out, tensors_of_decision
 from codmoe.compiled.copies import DTYPES
@@ -36,6 +43,7 @@ from codmoe.evaluation.timing import side_by_side, synchronise, warmed
 from codmoe.files import save_json, save_text
 from codmoe.inference.zoo import create_model
 from codmoe.models.layers import resize_to
+from codmoe.models.moe import ModelLevelMoE
 
 Row = dict[str, Any]
 ROUTER = ("texture", "edge", "context", "frequency")
@@ -70,9 +78,7 @@ class Bench:
         self.device, self.size = torch.device(settings["device"]), settings["size"]
         torch.manual_seed(0)
         model = create_model(settings["config"], **settings["options"]).to(self.device)
-        if hasattr(model.router, "fuse"):
-            nn.init.normal_(cast(Any, model.router).fuse[-1].weight, std=0.3)
-        self.model = model.eval().requires_grad_(False)
+        self.model = as_if_trained(model, self.size).requires_grad_(False)
         self.prepared = CompiledMoE(
             model, dtype=settings["dtype"], backend=settings["backend"],
             batches=(batch,), groups=(batch,),
@@ -208,7 +214,8 @@ class Bench:
         }
         repeats = self.settings["repeats"]
         for route, sample in side_by_side(calls, self.device, repeats=repeats).items():
-            yield head | dict(route=route, **sample.figures(self.batch))
+            apart = differences(self.model, self.prepared, self.images, route.split("+"))
+            yield head | dict(route=route, **sample.figures(self.batch), **apart)
         times = {name: 1e3 * sample.burst for name, sample in self._samples(alone).items()}
         yield head | dict(pieces=times, how=self.prepared.report)
 
@@ -225,6 +232,64 @@ class Bench:
             path = Path(folder) / "trace.json"
             seen.export_chrome_trace(str(path))
             return read_trace(json.loads(path.read_text())["traceEvents"], 3)["top"]
+
+
+def as_if_trained(model: ModelLevelMoE, size: int, *, rounds: int = 4) -> ModelLevelMoE:
+    """Gives a model with random weights the batch statistics and the varied routes of a trained
+    one; without them activations grow to thousands, and no comparison means anything.
+    """
+    device = next(model.parameters()).device
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if hasattr(model.router, "fuse"):
+        nn.init.normal_(model.router.fuse[-1].weight, std=0.3)
+    with torch.no_grad():
+        for seed in range(rounds):
+            for norm in norms:
+                norm.momentum = 1 / (1 + seed)  # the mean over all rounds
+            model.train().mixture(pictures(4, size, device, seed=100 + seed), dense=True)
+    return model.eval()
+
+
+def pictures(batch: int, size: int, device: torch.device, *, seed: int = 0) -> Tensor:
+    """Random smooth images with noise of varied strength on them, (batch, 3, size, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(batch, 3, 8, 8, generator=generator)
+    noise = torch.randn(batch, 3, size, size, generator=generator)
+    strength = torch.rand(batch, 1, 1, 1, generator=generator)
+    smooth = F.interpolate(coarse, (size, size), mode="bicubic")
+    return (smooth + strength * noise).to(device)
+
+
+def differences(
+    model: ModelLevelMoE, prepared: CompiledMoE, images: Tensor, names: Sequence[str]
+) -> Row:
+    """Differences of probabilities between a prepared model and the float32 model on a route:
+    ``max``, ``mean``, and ``mask``, the share of pixels on the other side of 0.5.
+    """
+    with exact_products(), torch.inference_mode():
+        expected = model.on_route(names, run_router=True).mixture(images)[0].sigmoid()
+    got = prepared(images, names=names).sigmoid()
+    apart, other = (got - expected).abs(), (got > 0.5) != (expected > 0.5)
+    return dict(max=apart.max().item(), mean=apart.mean().item(), mask=other.float().mean().item())
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Float32 without TF32."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _quiet(run: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        with torch.inference_mode(), torch.autocast("cuda", enabled=False):
+            run()
+
+    return call
 
 
 def rates(device: torch.device, dtype: torch.dtype) -> Row:
@@ -258,6 +323,55 @@ def bound(row: Row) -> Row:
     moved = row["mb"] / row["copy_gb_s"]
     least = max(ops, moved)
     return dict(ops_ms=ops, bytes_ms=moved, bound_ms=least, ratio=row["ms"] / max(least, 1e-9))
+
+
+class OutOfTime(BaseException):
+    """A part took too long. No error that somebody on the way would answer."""
+
+
+class Limits:
+    """Runs parts of a check one after the other; one that fails or takes too long is reported, and
+    the next begins.
+
+    Args:
+        budget: Seconds for all of them. What has not begun by then is left out; where the process
+            hangs in foreign code it is ended 20 s later.
+    """
+
+    def __init__(self, budget: float):
+        self.started, self.budget = time.monotonic(), budget
+        faulthandler.dump_traceback_later(budget + 20, exit=True, file=sys.__stderr__)
+
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self.budget - (time.monotonic() - self.started)
+
+    @contextmanager
+    def part(self, title: str, limit: float) -> Iterator[None]:
+        """A part; used as ``with limits.part(...)``, around all that it does."""
+        begun = time.monotonic()
+        limit = min(limit, self.left)
+        print(f"\n== {title} (at {begun - self.started:.0f} s, limit {limit:.0f} s)", flush=True)
+
+        def stop(*_: Any) -> None:
+            raise OutOfTime(f"more than {limit:.0f} s")
+
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, max(limit, 0.01))
+        try:
+            yield
+        except (Exception, OutOfTime) as error:  # the next part may still tell something
+            print(f"!! {title}: {type(error).__name__}: {error}", flush=True)
+            traceback.print_exc(limit=-4)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            print(f"-- {time.monotonic() - begun:.1f} s", flush=True)
+
+    def end(self) -> None:
+        """All done: nothing ends the process any more."""
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _process(pipe: Connection, title: str, place: int, work: tuple, settings: dict) -> None:
@@ -364,7 +478,9 @@ def told(row: Row) -> str:
         )
     if "median_ms" in row:
         speed = f"{row['images_per_second']:.0f} images/s"
-        return f"{row['route']:18s} median {row['median_ms']:.2f} ms, {speed}"
+        apart = f"max {row['max']:.1e}, mean {row['mean']:.1e}, mask {row['mask']:.1e}"
+        median = f"median {row['median_ms']:.2f} ms"
+        return f"{row['route']:18s} {median}, {speed}; from float32: {apart}"
     return str(row.get("error") or row.get("pieces") or f"kernels of {row['piece']}")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.parity import as_if_trained, pictures
+from benchmarks.pieces import as_if_trained, pictures
 from benchmarks.step_timing import measure
 from codmoe.compiled.prepared import CompiledMoE
 from codmoe.console import TextTable

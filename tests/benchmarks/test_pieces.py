@@ -1,9 +1,10 @@
 import json
+import time
 
 import pytest
 from miniature import TWO_EXPERTS, call, write_config
 
-from benchmarks.pieces import bound, processes, run
+from benchmarks.pieces import Limits, bound, processes, run
 
 
 def test_pieces_are_timed_against_their_bound(tmp_path, monkeypatch, capsys):
@@ -22,7 +23,9 @@ def test_pieces_are_timed_against_their_bound(tmp_path, monkeypatch, capsys):
     assert all(row["gflop"] > 0 and row["mb"] > 0 and row["ratio"] > 0 for row in timed.values())
     assert {row["piece"] for row in rows if row.get("top")} == {*timed, *bodies}
     whole = [row for row in rows if row["process"] == "whole 2"]
-    assert {row["route"] for row in whole if "route" in row} >= {"pranet", "sinet"}
+    routes = {row["route"]: row for row in whole if "route" in row}
+    assert routes.keys() >= {"pranet", "sinet"}
+    assert all(row["max"] < 1e-4 and row["mask"] < 0.01 for row in routes.values())
     assert "backbone" in whole[-1]["pieces"]
 
 
@@ -44,3 +47,20 @@ def test_a_piece_that_cannot_be_compiled_is_said(tmp_path, capfd):
     assert [row["piece"] for row in rows if "ms" in row] == ["combiner"]
     (error,) = (row["error"] for row in rows if "error" in row)
     assert error.startswith("nobody, 2 images: ") and error in capfd.readouterr().out
+
+
+def test_a_part_that_fails_or_hangs_is_told_and_the_next_begins(capsys):
+    limits, done = Limits(60), []
+    with limits.part("fails", 10):
+        raise RuntimeError("broken")
+    with limits.part("hangs", 0.05):
+        try:
+            time.sleep(5)
+        except Exception:
+            done.append("swallowed")
+    with limits.part("works", 10):
+        done.append("works")
+    limits.end()
+    text = capsys.readouterr().out
+    assert "!! fails: RuntimeError: broken" in text and "!! hangs: OutOfTime" in text
+    assert done == ["works"] and 50 < limits.left < 60
