@@ -196,8 +196,8 @@ def config_of(checkpoint: str | Path, trust_code: bool = False) -> Config:
     cfg = stored_config(checkpoint, trust_code=trust_code)
     if cfg is None:
         raise ValueError(
-            f"checkpoint {checkpoint} does not say which config made it; give name=, one of "
-            + ", ".join(list_models())
+            f"checkpoint {checkpoint} does not say which config made it; give name= (--config), "
+            f"one of {', '.join(list_models())}"
         )
     experts = (cfg.get("model") or {}).get("experts") or {}
     if sum(expert is not None for expert in experts.values()) > 1:
@@ -206,7 +206,7 @@ def config_of(checkpoint: str | Path, trust_code: bool = False) -> Config:
         if not order:
             raise ValueError(
                 f"checkpoint {checkpoint} holds a config, but not the order of its experts, by "
-                "which the router knows them; give name=, or use the stage's *_best.pth"
+                "which the router knows them; give name= (--config), or use the stage's *_best.pth"
             )
         cfg.model.experts = _in_order(cfg.model.experts.to_dict(), order)
     return cfg
@@ -230,8 +230,8 @@ def weights_to_use(model: Any, checkpoint: Any) -> tuple[Any, Any]:
         return model, checkpoint
     if model is not None and not is_shipped(model):
         raise ValueError(
-            f"Inferencer needs checkpoint='FILE.pth' for {str(model)!r} (or a model that has its "
-            f"weights already, or one that ships trained: {', '.join(SHIPPED)})"
+            f"{str(model)!r} has no weights; give checkpoint='FILE.pth' (--checkpoint FILE.pth), a "
+            f"model that has its weights already, or one that ships trained: {', '.join(SHIPPED)}"
         )
     name = model or DEFAULT
     path = shipped_weights(name)

@@ -154,7 +154,7 @@ def test_model_and_size(weights):
     assert inferencer.size == (96, 96) and not model.training
     again = Inferencer(weights.parent / "miniature.py", weights, device="cpu")
     assert again.size == (64, 64)
-    with pytest.raises(ValueError, match="needs checkpoint="):
+    with pytest.raises(ValueError, match=r"has no weights; give checkpoint=.* \(--checkpoint"):
         Inferencer("ensemble/stage3")
     with pytest.raises(ValueError, match="batch_size=0"):
         Inferencer(model, batch_size=0)
