@@ -124,12 +124,15 @@ class CODRunner(Runner):
     @staticmethod
     def build_dataloader(dataloader, *args, **kwargs):
         """mmengine's; with no more workers than cores, asks of no worker nothing that only workers
-        can do, and no worker ends before the process that is asked to.
+        can do, pins no memory where no GPU reads it, and no worker ends before the process that is
+        asked to.
         """
         if not isinstance(dataloader, dict):
             return dataloader
         workers = min(dataloader.get("num_workers") or 0, available_cores())
         dataloader = dict(dataloader, num_workers=workers)
+        if not torch.accelerator.is_available():  # torch warns of it, once a loader
+            dataloader.pop("pin_memory", None)
         if not workers:
             theirs = "persistent_workers prefetch_factor multiprocessing_context timeout".split()
             dataloader = {k: v for k, v in dataloader.items() if k not in theirs}

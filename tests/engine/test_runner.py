@@ -93,6 +93,16 @@ def test_no_more_workers_than_cores(monkeypatch):
         assert data["num_workers"] == asked
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("gpu", [False, True])
+def test_memory_is_pinned_for_gpus_alone(monkeypatch, gpu):
+    """Without one torch warned of it at each loader of the configs that ship."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: gpu)
+    sampler = dict(type="DefaultSampler", shuffle=False)
+    data = dict(dataset=[0, 1], sampler=sampler, batch_size=1, pin_memory=True)
+    assert CODRunner.build_dataloader(data).pin_memory is gpu
+
+
 def test_runs_of_one_second_are_two(tmp_path, monkeypatch):
     """They had one hub: the second began at the first one's end, and deleted its checkpoints."""
     config = write_config(tmp_path, 1, ONE_EXPERT)

@@ -356,9 +356,11 @@ class ExpertsAfterHook(Hook):
         runner.logger.info("\n".join(table(self._before, after)))
         for name, gained in change.get("IoU", {}).items():
             if gained < -self.max_drop:
+                dense = model.train_dispatch == "dense"
                 runner.logger.warning(
                     f"{name} lost {-gained:.4f} IoU in this stage: raise model.expert_loss_weight, "
-                    "lower optim_wrapper.optimizer.lr, or train with train_dispatch='dense'"
+                    "lower optim_wrapper.optimizer.lr"
+                    + ("" if dense else ", or train with model.train_dispatch='dense'")
                 )
 
 

@@ -263,3 +263,14 @@ def test_a_resumed_run_compares_with_the_first_start(tmp_path):
     train(prepared(config, tmp_path / "work", resume=True))  # it has ended: there is no step to do
     assert read(tmp_path / "work")["before"] is None
     assert "is not known" in log_of(tmp_path / "work")
+
+
+@pytest.mark.parametrize("dispatch", ["dense", "sparse"])
+def test_no_advice_that_is_followed_already(tmp_path, dispatch):
+    hook = dict(default_hooks=dict(experts_after=dict(type="ExpertsAfterHook", max_drop=-1.0)))
+    model = dict(model=dict(train_dispatch=dispatch, train_top_k=None, top_k=1))
+    config = write_config(tmp_path, 3, TWO_EXPERTS, model, hook, dict(init_from=None))
+    train(prepared(config, tmp_path / "work"))
+    log = log_of(tmp_path / "work")
+    assert "sinet lost " in log and "lower optim_wrapper.optimizer.lr" in log
+    assert ("model.train_dispatch='dense'" in log) == (dispatch == "sparse")
