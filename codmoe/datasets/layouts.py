@@ -273,6 +273,7 @@ def find_pairs(
         raise ValueError(
             f"images in {image_dir} and masks in {mask_dir} do not pair by stem: "
             + "; ".join(faults)
+            + "; add what is missing, or move the others away (codmoe doctor lists all)"
         )
     return [Pair(stem, images[stem], masks[stem]) for stem in sorted(images)]
 

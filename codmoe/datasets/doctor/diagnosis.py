@@ -169,6 +169,8 @@ def _inspect_all(jobs: Sequence[tuple], workers: int, progress: bool) -> list[tu
 
 
 SHOWN = 3
+OF_A_FOLDER = ("number of images", "no images")
+"""Checks that find one folder, not files, so that a count says nothing."""
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -213,11 +215,13 @@ def _found(finding: Finding, root: str) -> Text:
     more = len(finding.files) - SHOWN
     if more > 0:
         rows.append(f"and {more:,} more")
-    count = f"{len(finding.files):,}"
+    count = f" ({len(finding.files):,})"
     if len(finding.files[0]) > 1:
-        count += " group of" if len(finding.files) == 1 else " groups of"
+        count = f" ({len(finding.files):,} group{'s' * (len(finding.files) > 1)})"
+    if finding.check in OF_A_FOLDER:
+        count = ""
     text = Text.assemble(
-        f"{finding.where}: ", (f"{count} {finding.check}", "bold"), f", {finding.what}"
+        f"{finding.where}: ", (f"{finding.check}{count}", "bold"), f", {finding.what}"
     )
     return text.append("".join(f"\n{row}" for row in rows), "dim")
 

@@ -34,7 +34,7 @@ def test_the_report_names_files_and_remedy(pair, capsys):
         (pair / "masks" / f"{stem}.png").unlink()
     print_report(look(pair))
     text = capsys.readouterr().out
-    for part in ("set: 5 images without mask", "images/00.jpg", "images/02.jpg", "and 2 more"):
+    for part in ("set: images without mask (5)", "images/00.jpg", "images/02.jpg", "and 2 more"):
         assert part in text
     assert "download the masks again" in text and "images/03.jpg" not in text
     assert "1 kind of error, 0 kinds of warning" in text and "Mend the errors" in text

@@ -3,6 +3,8 @@
 import pytest
 from folders import add, common_tree, found, look, separate_downloads
 
+from codmoe.datasets.doctor import print_report
+
 
 def test_names(pair, tmp_path):
     (pair / "masks" / "00.png").rename(pair / "masks" / "00.tmp")
@@ -41,8 +43,10 @@ def test_counts_against_the_protocol(tmp_path, layout):
         assert found(look(tmp_path))["images of neither set"] == [("zebra.jpg",)]
 
 
-def test_too_many_images_are_a_warning(tmp_path):
+def test_too_many_images_are_a_warning(tmp_path, capsys):
     add(tmp_path / "CHAMELEON", "Image", "GT", [f"animal-{i}" for i in range(77)])
     report = look(tmp_path / "CHAMELEON")
     assert found(report, "warning") == {"number of images": [("Image",)]}
     assert "77 where the protocol has 76" in report.findings[0].what
+    print_report(report)
+    assert "CHAMELEON test: number of images, 77 where" in capsys.readouterr().out
