@@ -306,8 +306,8 @@ def begin_as_backbone(model: ModelLevelMoE, name: str) -> None:
         own.load_state_dict(model.backbone.ending(model.own_blocks).state_dict())
 
 
-def average_weights(paths: Sequence[Path], part: str = "backbone") -> dict[str, Tensor]:
-    """The mean of one part's floating-point tensors over several files (Wortsman et al., Model
+def average_weights(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of the backbones' floating-point tensors over several files (Wortsman et al., Model
     soups: averaging weights of multiple fine-tuned models, ICML 2022).
 
     Only runs that began with the same pretrained weights have a mean that is of use. Integer
@@ -315,23 +315,22 @@ def average_weights(paths: Sequence[Path], part: str = "backbone") -> dict[str, 
 
     Args:
         paths: Weights files.
-        part: First component of the keys.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file does not hold the part, or with other keys or shapes than the first.
+        ValueError: A file holds no backbone, or one with other keys or shapes than the first.
     """
     states: list[dict[str, Tensor]] = []
     for path in paths:
-        state = {k: v for k, v in read_weights(path).items() if k.startswith(f"{part}.")}
+        state = {k: v for k, v in read_weights(path).items() if k.startswith("backbone.")}
         if not state:
-            raise ValueError(f"checkpoint {path} holds no {part}, so it cannot be averaged")
+            raise ValueError(f"checkpoint {path} holds no backbone, so it cannot be averaged")
         states.append(state)
         first, mine = ({k: v.shape for k, v in s.items()} for s in (states[0], state))
         other = {key for key, _ in first.items() ^ mine.items()}
         if other:
             raise ValueError(
-                f"the {part}s of {paths[0]} and {path} cannot be averaged: they differ in "
+                f"the backbones of {paths[0]} and {path} cannot be averaged: they differ in "
                 f"{len(other)} keys or shapes, e.g. {min(other)}; average runs of one backbone"
             )
     mean = dict(states[0])

@@ -289,9 +289,9 @@ def uploaded(data: Any, folder: Path) -> Path | None:
     return file if file and file.is_relative_to(folder.resolve()) and file.is_file() else None
 
 
-def examples(folder: Path, side: int = 384) -> list[list[str]]:
+def examples(folder: Path) -> list[list[str]]:
     """One synthetic image of each kind, as files that a page may show."""
-    images = SyntheticCamouflage(length=4, image_size=side, seed=4, part="demo", visibility=0.3)
+    images = SyntheticCamouflage(length=4, image_size=384, seed=4, part="demo", visibility=0.3)
     found = []
     for index in range(len(images)):
         image, _ = images.read_sample(index)

@@ -70,7 +70,6 @@ def save_samples(
     path: str | os.PathLike,
     *,
     columns: int = 6,
-    headings: Sequence[str] | None = None,
     dpi: int = 150,
 ) -> Path:
     """Draws samples and writes them to ``path`` (format by suffix: png, pdf, svg, jpg).
@@ -82,7 +81,6 @@ def save_samples(
         items: What the pipeline makes of samples, at least one.
         path: File to write.
         columns: Samples in a row.
-        headings: Instead of the stems.
         dpi: Pixels per inch of a raster format.
 
     Returns:
@@ -108,8 +106,7 @@ def save_samples(
         ax = figure.add_axes(box)
         ax.imshow(outlined(image, np.zeros(image.shape[:2], np.uint8) if mask is None else mask))
         ax.set_axis_off()
-        text = headings[place] if headings is not None else title
-        ax.set_title(text, size=_FONT, pad=2, loc="left")
+        ax.set_title(title, size=_FONT, pad=2, loc="left")
     path = Path(path)
     check_picture(path)
     with replacing(path) as temporary:
