@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from codmoe.datasets.layouts import Folders, recognise, require_folder, resolve_root
+from codmoe.datasets.layouts import Folders, Part, recognise, require_folder, resolve_root
 from codmoe.engine.checkpoints import meta_of
 from codmoe.messages import listed, note
 from codmoe.registry import DATASETS
@@ -72,8 +72,7 @@ def set_data(
                 dataset["data_root"] = data_root
         else:
             root = require_folder(resolve_root(str(data_root)), "--data-root")
-            parts = [(p.name, p.role, p.folders) for p in recognise(root).parts]
-            _replace(cfg, parts, checkpoint, options)
+            _replace(cfg, recognise(root).parts, checkpoint, options)
     elif data_root:
         raise ValueError("give --data-root, or --images and --masks, not both")
     elif not images or not masks:
@@ -84,7 +83,7 @@ def set_data(
             require_folder(resolve_root(folder), key).resolve()
             for folder, key in ((images, "--images"), (masks, "--masks"))
         )
-        pair = (image.parent.name or image.name, "", Folders(image, mask))
+        pair = Part(image.parent.name or image.name, "", Folders(image, mask), "")
         _replace(cfg, [pair], checkpoint, options)
     init = cfg.get("init_from")
     config = re.search(r"configs/\S+\.py", (init or {}).get("command") or "")
@@ -141,23 +140,23 @@ def _kept(cfg: Config, options: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def _replace(
     cfg: Config,
-    found: list[tuple[str, str, Folders]],
+    found: Sequence[Part],
     checkpoint: str | None,
     options: Iterable[str],
 ) -> None:
-    """Puts the parts (name, role, folders) in the place of the config's data sets."""
+    """Puts the parts in the place of the config's data sets."""
     kept = _kept(cfg, options)
-    train = [part for part in found if part[1] in ("", "train")]
-    val = [part for part in found if part[1] == "val"]
-    test = [part for part in found if part[1] == "test"]
+    train = [each for each in found if each.role in ("", "train")]
+    val = [each for each in found if each.role == "val"]
+    test = [each for each in found if each.role == "test"]
     if not train and not checkpoint:
-        held = ", ".join(str(folders.image) for *_, folders in found)
+        held = ", ".join(str(each.folders.image) for each in found)
         raise ValueError(f"no images to train on: all that was found are test images ({held})")
     loaders = {part: cfg.get(f"{part}_dataloader") for part in PARTS}
     pipelines = {part: _pipeline(loader, loaders) for part, loader in loaders.items() if loader}
     fractions = FRACTIONS if test else WITH_TEST
     seen = _trained_on(checkpoint) if checkpoint else None
-    held_out = seen is None or any(folders.image.resolve() in seen for *_, folders in train)
+    held_out = seen is None or any(each.folders.image.resolve() in seen for each in train)
     uses = dict(train=_uses(cfg), val=("val",), test=("test",))
     for part, loader in loaders.items():
         if not loader:
@@ -168,26 +167,28 @@ def _replace(
         split: dict[str, Any] | None = None
         if sets is train and (part != "test" or held_out):
             split = dict(seed=0, fractions=fractions, use=uses[part])
-        names = [name for name, _, _ in sets]
+        names = [each.name for each in sets]
         loader["dataset"] = dict(
             type="DatasetGroup",
             datasets={
-                name if names.count(name) == 1 else f"{name}-{number}": dict(
+                each.name if names.count(each.name) == 1 else f"{each.name}-{number}": dict(
                     type="CODDataset",
-                    data_root=str(folders.image.parent),
-                    image_dir=folders.image.name,
-                    mask_dir=str(folders.mask.absolute()),
-                    name=name,
+                    data_root=str(each.folders.image.parent),
+                    image_dir=each.folders.image.name,
+                    mask_dir=str(each.folders.mask.absolute()),
+                    name=each.name,
+                    prefix=each.prefix,
+                    shared_masks=each.folders.shared_masks,
                     split=split,
                     pipeline=pipelines[part],
                     **kept[part],
                 )
-                for number, (name, _, folders) in enumerate(sets, 1)
+                for number, each in enumerate(sets, 1)
             },
         )
         if part == "train":
             _fit_batch(loader)
-        where = ", ".join(str(folders.image) for *_, folders in sets)
+        where = ", ".join(dict.fromkeys(str(each.folders.image) for each in sets))
         share = f" ({'+'.join(split['use'])} of {dict(fractions)})" if split else ""
         if seen and part == "test" and sets is train and not split:
             others = listed(sorted(map(str, seen)), shown=2)

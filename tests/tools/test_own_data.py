@@ -5,13 +5,14 @@ import json
 import cv2
 import numpy as np
 import pytest
-from folders import picture
+from folders import LAYOUTS, picture
 from miniature import call
 from PIL import Image
 
 from codmoe.engine.config import load_config
 from codmoe.engine.own_data import data_arguments, set_data
 from codmoe.engine.stages import check_data, plan, train_command
+from codmoe.registry import DATASETS
 from codmoe.shipped import list_configs
 
 QUICK = (
@@ -65,6 +66,23 @@ def test_any_shipped_config_takes_them(tmp_path, config, monkeypatch):
     assert set(used["train"]) <= {"experts", "router"}
     command = (cfg.get("init_from") or {}).get("command") or ""
     assert "configs/" not in command or command.endswith(f"--images '{images}' --masks '{masks}'")
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_benchmarks_take_the_place_of_other_data(tmp_path, layout):
+    """Of folders that several share each has its own images, and camouflaged ones alone."""
+    root = LAYOUTS[layout](tmp_path)
+    cfg = load_config("small/finetune")
+    set_data(cfg, str(root))
+    sets = dict(cfg.train_dataloader.dataset.datasets)
+    assert sorted(sets) == ["CAMO", "COD10K"]
+    stems = {}
+    for name, each in sets.items():
+        data = DATASETS.build({**each, "split": None})
+        stems[name] = [data.get_data_info(i)["stem"] for i in range(len(data))]
+    assert all(stem.startswith("COD10K-CAM-") for stem in stems["COD10K"])
+    assert all(stem.startswith("camourflage_") for stem in stems["CAMO"])
+    assert all(stems.values())
 
 
 def test_doctor_training_and_test_in_miniature(tmp_path, monkeypatch, capsys):
