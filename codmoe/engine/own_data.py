@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmengine.config import Config
 
 from codmoe.datasets.layouts import Folders, Part, recognise, require_folder, resolve_root
 from codmoe.engine.checkpoints import meta_of
+from codmoe.engine.config import dicts_in
 from codmoe.messages import listed, note
 from codmoe.registry import DATASETS
 from codmoe.trust import read_literals
@@ -95,17 +96,10 @@ def set_data(
         init["command"] = shlex.join([*words, *data_arguments(data_root, images, masks)])
 
 
-def _dicts(node: Any) -> Iterator[dict]:
-    if isinstance(node, dict):
-        yield node
-        for value in node.values():
-            yield from _dicts(value)
-
-
 def _data_sets(cfg: Config) -> list[dict]:
     """Configs of all data sets that have a ``data_root``."""
     loaders = [cfg.get(f"{part}_dataloader") or {} for part in PARTS]
-    return [d for loader in loaders for d in _dicts(loader.get("dataset")) if "data_root" in d]
+    return [d for loader in loaders for d in dicts_in(loader.get("dataset")) if "data_root" in d]
 
 
 def _fits(cfg: Config, root: str) -> bool:
@@ -177,10 +171,10 @@ def _replace(
                     image_dir=each.folders.image.name,
                     mask_dir=str(each.folders.mask.absolute()),
                     name=each.name,
-                    prefix=each.prefix,
-                    shared_masks=each.folders.shared_masks,
                     split=split,
                     pipeline=pipelines[part],
+                    **({"prefix": each.prefix} if each.prefix else {}),
+                    **({"shared_masks": True} if each.folders.shared_masks else {}),
                     **kept[part],
                 )
                 for number, each in enumerate(sets, 1)
@@ -206,8 +200,10 @@ def _fit_batch(loader: dict) -> None:
 
 def _pipeline(loader: Mapping, loaders: Mapping[str, Any]) -> list[dict]:
     """A loader's transforms; images of any size become those that training sees."""
-    pipeline = next(list(d["pipeline"]) for d in _dicts(loader["dataset"]) if d.get("pipeline"))
-    trained = next((d["pipeline"] for d in _dicts(loaders["train"]) if d.get("pipeline")), pipeline)
+    pipeline = next(list(d["pipeline"]) for d in dicts_in(loader["dataset"]) if d.get("pipeline"))
+    trained = next(
+        (d["pipeline"] for d in dicts_in(loaders["train"]) if d.get("pipeline")), pipeline
+    )
     sizes = [t.get("size") or t.get("scale") for t in trained if t["type"] in _RESIZING]
     if sizes and not any(t["type"] in _RESIZING for t in pipeline):
         pipeline.insert(1, dict(type="Resize", scale=tuple(sizes[0]), keep_ratio=False))
@@ -221,7 +217,7 @@ def _uses(cfg: Config) -> tuple[str, ...]:
     """The parts of a split that the config's stage trains on."""
     if "router" in ((cfg.get("init_from") or {}).get("parts") or ()):
         return ("experts", "router")  # stage 3
-    for node in _dicts(cfg.train_dataloader.dataset):
+    for node in dicts_in(cfg.train_dataloader.dataset):
         use = node.get("use") or node.get("part")
         if use:
             uses = [use] if isinstance(use, str) else use
@@ -239,6 +235,6 @@ def _trained_on(checkpoint: str) -> set[Path] | None:
     loader = stored.get("train_dataloader") or {}
     return {
         (Path(d["data_root"]) / d["image_dir"]).resolve()
-        for d in _dicts(loader.get("dataset"))
+        for d in dicts_in(loader.get("dataset"))
         if d.get("data_root") and d.get("image_dir")
     }

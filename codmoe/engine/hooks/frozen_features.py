@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
 from codmoe.datasets.views import FixedViews
+from codmoe.engine.config import dicts_in
 from codmoe.engine.ddp import bare_model
 from codmoe.machine import available_memory
 from codmoe.models.frozen_cache import GB, FrozenCache
@@ -162,22 +163,16 @@ def _kind(loader: Mapping[str, Any]) -> str:
 
 def _plain_images(cfg: Config) -> None:
     """Give the training set the validation's pipeline, without the original ground truth."""
-    pipelines = list(_pipelines((cfg.get("val_dataloader") or {}).get("dataset")))
+    nodes = dicts_in((cfg.get("val_dataloader") or {}).get("dataset"))
+    pipelines = [node["pipeline"] for node in nodes if "pipeline" in node]
     if not pipelines:
         raise ValueError(
             "default_hooks.frozen_cache.views=1 takes the images as validation does, but "
             "val_dataloader has no pipeline; give one, or more views"
         )
-    plain = [dict(step) for step in pipelines[0]["pipeline"]]
+    plain = [dict(step) for step in pipelines[0]]
     for step in plain:
         step.pop("keep_original", None)
-    for node in _pipelines(cfg.train_dataloader.dataset):
-        node["pipeline"] = plain
-
-
-def _pipelines(node: Any) -> Iterator[dict]:
-    if isinstance(node, dict):
+    for node in dicts_in(cfg.train_dataloader.dataset):
         if "pipeline" in node:
-            yield node
-        for value in node.values():
-            yield from _pipelines(value)
+            node["pipeline"] = plain
