@@ -68,6 +68,18 @@ def test_any_shipped_config_takes_them(tmp_path, config, monkeypatch):
     assert "configs/" not in command or command.endswith(f"--images '{images}' --masks '{masks}'")
 
 
+def test_a_root_reaches_data_sets_in_a_list(tmp_path):
+    """As mmengine's ConcatDataset takes them."""
+    root = LAYOUTS["separate"](tmp_path) / "COD10K-v3"
+    cfg = load_config("experts/joint")
+    sets = [cfg.train_dataloader.dataset, dict(cfg.train_dataloader.dataset, name="again")]
+    cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=sets)
+    set_data(cfg, str(root))
+    found = cfg.train_dataloader.dataset
+    assert found.type == "ConcatDataset"
+    assert [each.data_root for each in found.datasets] == [str(root)] * 2
+
+
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_benchmarks_take_the_place_of_other_data(tmp_path, layout):
     """Of folders that several share each has its own images, and camouflaged ones alone."""
