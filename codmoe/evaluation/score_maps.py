@@ -16,7 +16,14 @@ from rich.progress import track
 
 from codmoe import __version__
 from codmoe.datasets.integrity import name_peculiar
-from codmoe.datasets.layouts import IMAGE_EXTENSIONS, files_by_stem
+from codmoe.datasets.layouts import (
+    IMAGE_EXTENSIONS,
+    Part,
+    files_by_stem,
+    image_files,
+    recognise,
+    stem_of,
+)
 from codmoe.datasets.reading import Mask, decode, fits, peculiarities, read_mask
 from codmoe.evaluation.cod_metric import image_at
 from codmoe.evaluation.conventions import CONVENTIONS
@@ -48,7 +55,8 @@ class MapPair(NamedTuple):
 
 
 def match_maps(pred: Path, gt: Path) -> list[MapPair]:
-    """Maps and masks of equal stem, sorted by stem; maps without mask are reported and left out.
+    """Maps and masks of equal stem, sorted by stem; maps without mask are reported and left out,
+    and so are masks of a set without any map that lie in one folder with another's.
 
     Raises:
         FileNotFoundError: A folder does not exist.
@@ -64,6 +72,12 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
         print(f"{gt}: {len(others):,} masks {NOT_CAMOUFLAGED}* left out, as the protocol of COD10K")
         masks = {stem: path for stem, path in masks.items() if stem not in others}
         missing = [stem for stem in missing if stem in masks]
+    for part in _sharing(gt) if missing else ():
+        stems = {stem_of(path) for path in image_files(part.folders.image, part.prefix)}
+        if stems.isdisjoint(maps):
+            print(f"{gt}: {len(stems & masks.keys()):,} masks of {part.folders.image} left out")
+            masks = {stem: path for stem, path in masks.items() if stem not in stems}
+            missing = [stem for stem in missing if stem in masks]
     if missing:
         held = f"maps named {listed(sorted(maps), show=repr)}" if maps else "no image files"
         raise ValueError(
@@ -74,6 +88,15 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
     if extra := len(maps.keys() - masks.keys()):
         print(f"{pred}: {extra:,} of {len(maps):,} maps have no mask in {gt} and are left out")
     return [MapPair(stem, maps[stem], masks[stem]) for stem in sorted(masks)]
+
+
+def _sharing(gt: Path) -> list[Part]:
+    """The sets whose masks lie in one folder, as CAMO's release has those of training and test."""
+    try:
+        parts = recognise(gt.absolute().parent).parts
+    except (FileNotFoundError, ValueError):
+        return []
+    return [p for p in parts if p.folders.shared_masks and p.folders.mask.samefile(gt)]
 
 
 def read_map(path: Path) -> np.ndarray:

@@ -4,6 +4,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from folders import CAMO_TEST, separate_downloads
 from miniature import call
 from PIL import Image
 
@@ -62,6 +63,21 @@ def test_measures_by_name_and_the_image_that_one_reads(folders, tmp_path, capsys
     (images / "img1.png").unlink()
     with pytest.raises(ValueError, match="--images: 1 masks have no image: img1"):
         score_folders([maps], [masks], extra=["CCM"], images=[images])
+
+
+def test_masks_of_training_beside_those_of_the_test(tmp_path, capsys):
+    """CAMO's release has them in one folder, GT."""
+    camo = separate_downloads(tmp_path) / "CAMO-V.1.0-CVIU2019"
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    for stem in CAMO_TEST:
+        shutil.copy(camo / "GT" / f"{stem}.png", maps)
+    row = score_maps(maps, camo / "GT")
+    assert sorted(row["images"]) == sorted(CAMO_TEST) and row["IoU"] == 1
+    assert "masks of " in (said := capsys.readouterr().out) and "Images/Train left out" in said
+    (maps / f"{CAMO_TEST[0]}.png").unlink()
+    with pytest.raises(ValueError, match=rf"1 of {len(CAMO_TEST)} masks .* have no map"):
+        score_maps(maps, camo / "GT")
 
 
 def test_several_data_sets_are_a_table(folders, tmp_path):
