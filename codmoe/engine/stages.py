@@ -394,4 +394,6 @@ def _lead(dataset: str, rows: Mapping[str, Any]) -> str:
     for source, told in ((best, f"its best expert {best}"), ("uniform", "their mean")):
         (found,) = paired_intervals(100 * columns["mixture"], 100 * columns[source])
         parts.append(f"{told} {found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f})")
-    return f"{dataset}: IoU of the ensemble less that of {', of '.join(parts)} points"
+    # The table above has the experts of stage 1.
+    said = f"{dataset}: after stage 3, IoU of the ensemble less that of"
+    return f"{said} {', of '.join(parts)} points"
