@@ -53,8 +53,6 @@ class CODDataset(BaseDataset):
         mask_dir: Folder of masks.
         name: Name shown in tables; the name of the folder by default.
         prefix: Keep only files whose names start with it.
-        shared_masks: Whether ``mask_dir`` serves other data sets, too, so that it may hold masks
-            without image.
         exclude: Stems of samples to leave out before any split: known duplicates of test images.
         split: ``dict(seed=0, fractions=dict(experts=.75, router=.15, val=.10), use=("experts",))``;
             seed and fractions default to these. More keys, among them ``file``:
@@ -81,7 +79,6 @@ class CODDataset(BaseDataset):
         mask_dir: str | None = None,
         name: str | None = None,
         prefix: str | None = None,
-        shared_masks: bool = False,
         exclude: Sequence[str] = (),
         split: Mapping[str, Any] | None = None,
         check_files: bool = True,
@@ -97,7 +94,7 @@ class CODDataset(BaseDataset):
         self.root = resolve_root(data_root)
         self.split_dir, self.image_dir, self.mask_dir = split_dir, image_dir, mask_dir
         self.name = name or (self.root / (split_dir or "")).resolve().name
-        self.prefix, self.shared_masks = prefix, shared_masks
+        self.prefix = prefix
         if isinstance(exclude, str):
             raise ValueError(f"exclude={exclude!r} must be a list of stems, e.g. [{exclude!r}]")
         self.exclude = tuple(unicodedata.normalize("NFC", stem) for stem in exclude)
@@ -135,7 +132,7 @@ class CODDataset(BaseDataset):
         base = self.root
         if self.split_dir:
             base = require_folder(base / self.split_dir, "split_dir")
-        return Folders(base / self.image_dir, base / self.mask_dir, self.shared_masks)
+        return Folders(base / self.image_dir, base / self.mask_dir)
 
     def find_pairs(self, folders: Folders) -> list[Pair]:
         """All pairs of the dataset, before any split."""

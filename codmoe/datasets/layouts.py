@@ -251,7 +251,8 @@ def find_pairs(
         image_dir: Folder of images.
         mask_dir: Folder of masks.
         prefix: Leave out files whose names do not start with it.
-        shared_masks: Pass over masks without image instead of refusing them.
+        shared_masks: Pass over masks without image instead of refusing them; those whose images
+            are another set's (:func:`sharing`) are passed over anyway.
 
     Raises:
         FileNotFoundError: A folder does not exist.
@@ -264,8 +265,8 @@ def find_pairs(
         faults.append(
             f"{len(lonely):,} of {len(images):,} images have no mask: {listed(lonely, show=repr)}"
         )
-    lonely = [] if shared_masks else sorted(masks.keys() - images.keys())
-    if lonely:
+    others = masks.keys() - images.keys()
+    if lonely := [] if shared_masks else sorted(without_others(others, Path(mask_dir))):
         faults.append(
             f"{len(lonely):,} of {len(masks):,} masks have no image: {listed(lonely, show=repr)}"
         )
@@ -396,6 +397,25 @@ def recognise(root: str | os.PathLike) -> Tree:
             f"{contents(root)}; known are {KNOWN}; name other folders by image_dir and mask_dir"
         )
     return Tree(root, parts)
+
+
+def sharing(mask_dir: Path) -> list[Part]:
+    """The sets whose masks lie together in one folder, as in CAMO's release those of training and
+    test do; none if the folder is one set's own.
+    """
+    try:
+        parts = recognise(mask_dir.absolute().parent).parts
+    except (FileNotFoundError, ValueError):
+        return []
+    return [p for p in parts if p.folders.shared_masks and p.folders.mask.samefile(mask_dir)]
+
+
+def without_others(stems: Iterable[str], mask_dir: Path) -> set[str]:
+    """Of stems of masks without image those whose images are in no set that shares the folder."""
+    left = set(stems)
+    for part in sharing(mask_dir) if left else ():
+        left -= {stem_of(path) for path in image_files(part.folders.image)}
+    return left
 
 
 def _parts(folder: Path, depth: int) -> Iterator[Part]:

@@ -174,7 +174,6 @@ def _replace(
                     split=split,
                     pipeline=pipelines[part],
                     **({"prefix": each.prefix} if each.prefix else {}),
-                    **({"shared_masks": True} if each.folders.shared_masks else {}),
                     **kept[part],
                 )
                 for number, each in enumerate(sets, 1)

@@ -18,10 +18,9 @@ from codmoe import __version__
 from codmoe.datasets.integrity import name_peculiar
 from codmoe.datasets.layouts import (
     IMAGE_EXTENSIONS,
-    Part,
     files_by_stem,
     image_files,
-    recognise,
+    sharing,
     stem_of,
 )
 from codmoe.datasets.reading import Mask, decode, fits, peculiarities, read_mask
@@ -72,8 +71,8 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
         print(f"{gt}: {len(others):,} masks {NOT_CAMOUFLAGED}* left out, as the protocol of COD10K")
         masks = {stem: path for stem, path in masks.items() if stem not in others}
         missing = [stem for stem in missing if stem in masks]
-    for part in _sharing(gt) if missing else ():
-        stems = {stem_of(path) for path in image_files(part.folders.image, part.prefix)}
+    for part in sharing(gt) if missing else ():
+        stems = {stem_of(path) for path in image_files(part.folders.image)}
         if stems.isdisjoint(maps):
             print(f"{gt}: {len(stems & masks.keys()):,} masks of {part.folders.image} left out")
             masks = {stem: path for stem, path in masks.items() if stem not in stems}
@@ -88,15 +87,6 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
     if extra := len(maps.keys() - masks.keys()):
         print(f"{pred}: {extra:,} of {len(maps):,} maps have no mask in {gt} and are left out")
     return [MapPair(stem, maps[stem], masks[stem]) for stem in sorted(masks)]
-
-
-def _sharing(gt: Path) -> list[Part]:
-    """The sets whose masks lie in one folder, as CAMO's release has those of training and test."""
-    try:
-        parts = recognise(gt.absolute().parent).parts
-    except (FileNotFoundError, ValueError):
-        return []
-    return [p for p in parts if p.folders.shared_masks and p.folders.mask.samefile(gt)]
 
 
 def read_map(path: Path) -> np.ndarray:

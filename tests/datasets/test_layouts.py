@@ -113,6 +113,16 @@ def test_camo_keeps_all_masks_in_one_folder(tmp_path):
     assert [p.stem for p in pairs] == ["camourflage_3"]
 
 
+def test_folders_of_camo_named_by_hand(tmp_path):
+    """Masks of the test images lie beside those of training; a mask of nothing is none of them."""
+    camo = separate_downloads(tmp_path) / "CAMO-V.1.0-CVIU2019"
+    pairs = find_pairs(camo / "Images/Train", camo / "GT")
+    assert [pair.stem for pair in pairs] == sorted(CAMO_TRAIN)
+    write(camo / "GT" / "extra.png")
+    with pytest.raises(ValueError, match=r"1 of \d+ masks have no image: 'extra'"):
+        find_pairs(camo / "Images/Train", camo / "GT")
+
+
 def test_root_expands_and_falls_back_to_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SOMEWHERE", str(tmp_path / "s"))

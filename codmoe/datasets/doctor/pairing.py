@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codmoe.datasets.doctor.checks import Finding
-from codmoe.datasets.layouts import Part, image_files, outsiders, stem_of
+from codmoe.datasets.layouts import Part, image_files, outsiders, stem_of, without_others
 
 _Files = Mapping[str, Sequence[Path]]
 
@@ -84,6 +84,7 @@ def list_part(part: Part, parts: Sequence[Part]) -> Listing:
     advice = _mask_advice(no_mask, no_image)
     say("no mask", (images[s][0] for s in no_mask), folder=part.folders.mask, advice=advice)
     if not part.folders.shared_masks:
+        no_image = sorted(without_others(no_image, part.folders.mask))
         say("no image", (masks[s][0] for s in no_image), folder=part.folders.image)
     # Reported once, by the first of the parts that share the folder.
     first = next(p for p in parts if p.folders.image == part.folders.image)

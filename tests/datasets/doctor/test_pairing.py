@@ -1,7 +1,7 @@
 """Findings about names and numbers of files."""
 
 import pytest
-from folders import add, common_tree, found, look, separate_downloads
+from folders import CAMO_TRAIN, add, common_tree, found, look, separate_downloads, write
 
 from codmoe.datasets.doctor import print_report
 
@@ -41,6 +41,15 @@ def test_counts_against_the_protocol(tmp_path, layout):
     if layout is common_tree:
         add(tmp_path / "TrainDataset", "Imgs", "GT", ["zebra"])
         assert found(look(tmp_path))["images of neither set"] == [("zebra.jpg",)]
+
+
+def test_folders_of_camo_named_by_hand(tmp_path):
+    camo = separate_downloads(tmp_path) / "CAMO-V.1.0-CVIU2019"
+    report = look(camo, image_dir="Images/Train", mask_dir="GT")
+    assert "masks without image" not in found(report) and report.images == len(CAMO_TRAIN)
+    write(camo / "GT" / "extra.png")
+    report = look(camo, image_dir="Images/Train", mask_dir="GT")
+    assert found(report)["masks without image"] == [("extra.png",)]
 
 
 def test_too_many_images_are_a_warning(tmp_path, capsys):
