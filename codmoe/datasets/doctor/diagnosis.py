@@ -115,7 +115,8 @@ def _parts(root: Path, image_dir: str | None, mask_dir: str | None) -> tuple[Par
     image = require_folder(root / image_dir, "--images")
     mask = require_folder(root / mask_dir, "--masks")
     layout = f"{image_dir}+{mask_dir}"
-    return (Part(root.resolve().name, "", Folders(image, mask), layout),)
+    name = image.resolve().parent.name or image.name  # as training names it
+    return (Part(name, "", Folders(image, mask), layout),)
 
 
 def _set(listing: Listing) -> dict:

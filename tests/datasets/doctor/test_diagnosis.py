@@ -23,6 +23,8 @@ def test_folders_of_other_names(pair):
     with pytest.raises(FileNotFoundError, match="no known layout"):
         look(pair)
     assert look(pair, image_dir="images", mask_dir="truth").images == 12
+    elsewhere = look(".", image_dir=str(pair / "images"), mask_dir=str(pair / "truth"))
+    assert [each["name"] for each in elsewhere.sets] == [pair.name]
     with pytest.raises(ValueError, match="both --images and --masks"):
         look(pair, image_dir="images")
     with pytest.raises(FileNotFoundError, match=r"--masks: .*'images', 'truth'"):
