@@ -12,7 +12,7 @@ from torch import nn
 from codmoe.messages import suggest
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.combiners import Combiner
-from codmoe.models.experts.base import Expert
+from codmoe.models.experts.base import Expert, check_contract
 from codmoe.models.router_truth import RouterTruth
 from codmoe.models.routers.base import Router
 from codmoe.models.routers.evidence import EvidenceRouter
@@ -119,6 +119,7 @@ def build_experts(
         if isinstance(cfg, Mapping):
             cfg = {k: v for k, v in cfg.items() if k not in Expert.read_by_model}
         expert = _build(cfg, key, Expert, in_channels=backbone.channels)
+        check_contract(expert)
         expert.learns_from = (sets,) if isinstance(sets, str) else tuple(sets)
         if own:
             try:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codmoe.models.backbones.base import Backbone
-from codmoe.models.experts.base import Expert
+from codmoe.models.experts.base import Expert, checked
 from codmoe.structures import ExpertOutput, RoutingDecision
 
 Pyramid = list[Tensor]
@@ -182,7 +182,7 @@ def run_experts(
     for name, index in rows.items():
         expert = experts[name]
         images = bank.images if index is None else bank.images[index]
-        output = expert(images, bank.pyramids(expert, index))
+        output = checked(expert, expert(images, bank.pyramids(expert, index)))
         output.rows = index
         outputs[name] = output
     return outputs

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from codmoe.models.build import check_choice
 from codmoe.models.dispatch import PyramidBank
-from codmoe.models.experts.base import Expert
+from codmoe.models.experts.base import Expert, checked
 from codmoe.structures import ExpertOutput
 
 EXECUTIONS = ("together", "sequential", "checkpoint")
@@ -101,12 +101,12 @@ class ExpertTraining(nn.Module):
 
         parameters = list(expert.parameters())
         if not any(x.requires_grad for x in [*parameters, *levels]):
-            output = expert(images, pyramids_of(levels))
+            output = checked(expert, expert(images, pyramids_of(levels)))
             output.rows = index
             return output, {}  # nothing would learn from its loss
 
         def run(levels: Sequence[Tensor]) -> tuple[ExpertOutput, dict[str, Tensor]]:
-            output = expert(images, pyramids_of(levels))
+            output = checked(expert, expert(images, pyramids_of(levels)))
             output.rows = index
             # An expert's loss is a mean over its own images; every image of the batch counts alike.
             own, truth = output, target

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from miniature import MINIATURES
 
-from codmoe.models import ModelLevelMoE
+from codmoe.models import Expert, ModelLevelMoE
 from codmoe.models.losses import iou_per_image
 from codmoe.models.moe import routing_monitors
 from codmoe.registry import MODELS
-from codmoe.structures import CODDataSample, RoutingDecision
+from codmoe.structures import CODDataSample, ExpertOutput, RoutingDecision
 
 SHARP = dict(type="ProbabilityCombiner", learn_temperature=True)
 ROUTING_LOSSES = dict(balance=dict(type="LoadBalanceLoss"), z=dict(type="RouterZLoss"))
@@ -329,6 +329,56 @@ def test_experts_set_to_none_are_dropped(make_model):
 def test_mistakes_are_told_by_their_config_key(make_model, settings, message):
     with pytest.raises(ValueError, match=message):
         make_model(**settings)
+
+
+class Own(Expert):
+    """An expert as somebody writes a first one."""
+
+    def __init__(self, *, in_channels, returns=None):
+        super().__init__(in_channels=in_channels)
+        self.head = torch.nn.Conv2d(in_channels[1], 2, 1)
+        self.returns = returns
+
+    def forward(self, images, pyramids):
+        return self.returns(self.head(pyramids[0][1]))
+
+
+@pytest.mark.parametrize(
+    ("returns", "message"),
+    [
+        (lambda x: x, r"Own.forward returned Tensor; return ExpertOutput\(logits"),
+        (lambda x: ExpertOutput([x]), r"Own.forward returned list; return ExpertOutput\(logits"),
+        (lambda x: ExpertOutput(x), r"returned logits \(2, 2, 8, 8\); .*\(M, 1, h, w\)"),
+    ],
+)
+def test_an_expert_that_returns_something_else_is_told(make_model, batch, returns, message):
+    model = make_model(experts=dict(sinet=MINIATURES["sinet"]))
+    model.experts["sinet"] = Own(in_channels=model.backbone.channels, returns=returns)
+    with pytest.raises(ValueError, match=message):
+        model.eval()(batch(2)[0])
+    images, targets = batch(2)
+    with pytest.raises(ValueError, match=message):
+        model.train()(images, targets=targets, mode="loss")
+
+
+class Unset(Own):
+    def __init__(self, *, in_channels):
+        torch.nn.Module.__init__(self)
+
+
+class Older(Own):
+    def forward(self, pyramid):
+        return ExpertOutput(self.head(pyramid[1]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(Unset, r"Unset.__init__ lacks super\(\)"), (Older, r"Older.forward is called with \(images")],
+)
+def test_an_expert_that_misses_the_contract_is_told(make_model, kind, message):
+    name = MODELS.register_module(force=True, module=kind).__name__
+    with pytest.raises(ValueError, match=message):
+        make_model(experts=dict(mine=dict(type=name)))
 
 
 def test_too_many_default_experts_are_told():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -102,6 +103,37 @@ class Expert(nn.Module, ABC):
         names = ["structure", *(f"structure_side{i}" for i in range(len(output.side_logits)))]
         values = self.structure_loss.of_maps([output.logits, *output.side_logits], target)
         return dict(zip(names, values, strict=True))
+
+
+def check_contract(expert: Expert) -> None:
+    """Raises:
+    ValueError: An expert was not set up, or its ``forward`` takes other arguments.
+    """
+    name = type(expert).__name__
+    if not hasattr(expert, "backbone"):
+        raise ValueError(f"{name}.__init__ lacks super().__init__(in_channels=in_channels)")
+    try:
+        inspect.signature(expert.forward).bind(None, None)
+    except TypeError as error:
+        raise ValueError(f"{name}.forward is called with (images, pyramids): {error}") from error
+
+
+def checked(expert: nn.Module, output: Any) -> ExpertOutput:
+    """What an expert returned.
+
+    Raises:
+        ValueError: It is no :class:`ExpertOutput` of maps (M, 1, h, w).
+    """
+    logits = output.logits if isinstance(output, ExpertOutput) else None
+    if isinstance(logits, Tensor) and logits.ndim == 4 and logits.shape[1] == 1:
+        return output
+    told = type(output if logits is None else logits).__name__
+    if isinstance(logits, Tensor):
+        told = f"logits {tuple(logits.shape)}"
+    raise ValueError(
+        f"{type(expert).__name__}.forward returned {told}; return "
+        "ExpertOutput(logits=...), one map for each of M images, (M, 1, h, w)"
+    )
 
 
 def check_output_stride(expert: Expert, value: int) -> None:
