@@ -12,7 +12,7 @@ from torch import nn
 from codmoe.messages import suggest
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.combiners import Combiner
-from codmoe.models.experts.base import Expert, check_contract
+from codmoe.models.experts.base import Expert, check_signature
 from codmoe.models.router_truth import RouterTruth
 from codmoe.models.routers.base import Router
 from codmoe.models.routers.evidence import EvidenceRouter
@@ -28,6 +28,15 @@ DEFAULT_EXPERTS = dict(
 )
 PLAIN_VITS = ("vit_", "deit_", "deit3_", "eva", "flexivit_")
 TAKES_ALL = ("UniformRouter", "FixedRouter", "StaticRouter")
+
+
+SETS = dict(
+    Backbone=("channels", "size_divisor"),
+    Expert=("backbone", "input_scales"),
+    Router=("expert_names", "top_k"),
+    Combiner=("log_temperature",),
+)
+"""What each kind of part has once its constructor has run."""
 
 
 def check_choice(key: str, value: str | None, choices: Sequence[str | None]) -> None:
@@ -55,6 +64,12 @@ def _build(cfg: Any, key: str, contract: Callable[..., Part], **filled_in: Any) 
         raise type(error)(f"{key}: {error}") from error
     if not isinstance(part, kind):
         raise ValueError(f"{key}: type={cfg['type']!r} is no {kind.__name__}")
+    unset = [name for name in SETS.get(kind.__name__, ()) if not hasattr(part, name)]
+    if unset:
+        raise ValueError(
+            f"{key}: {type(part).__name__}.__init__ sets no {', '.join(unset)}; let it call "
+            f"super().__init__(...), and set what {kind.__name__}'s docstring says"
+        )
     return part
 
 
@@ -119,7 +134,7 @@ def build_experts(
         if isinstance(cfg, Mapping):
             cfg = {k: v for k, v in cfg.items() if k not in Expert.read_by_model}
         expert = _build(cfg, key, Expert, in_channels=backbone.channels)
-        check_contract(expert)
+        check_signature(expert)
         expert.learns_from = (sets,) if isinstance(sets, str) else tuple(sets)
         if own:
             try:

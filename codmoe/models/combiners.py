@@ -69,8 +69,18 @@ class Combiner(nn.Module, ABC):
         return self.from_slots(into_slots(outputs, decision, size), decision)
 
     def from_slots(self, maps: Tensor, decision: RoutingDecision) -> Tensor:
-        """Likewise, from maps that lie where the decision chose them; see :meth:`combine`."""
-        return self.calibrated(self.combine(maps, decision))
+        """Likewise, from maps that lie where the decision chose them; see :meth:`combine`.
+
+        Raises:
+            ValueError: :meth:`combine` returned something else than maps (N, 1, H, W).
+        """
+        mixed = self.combine(maps, decision)
+        if mixed.ndim != 4 or mixed.shape[1] != 1:
+            raise ValueError(
+                f"{type(self).__name__}.combine returned {tuple(mixed.shape)}; return one map for "
+                "each image, (N, 1, H, W)"
+            )
+        return self.calibrated(mixed)
 
     def calibrated(self, mixed: Tensor) -> Tensor:
         """Logits of the mixture under the temperatures and the offset."""

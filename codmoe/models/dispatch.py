@@ -54,7 +54,14 @@ class Passes:
 
         def end(begun: list[Tensor]) -> Pyramid:
             if not own_blocks:
-                return run(backbone, backbone, begun[0])
+                pyramid = run(backbone, backbone, begun[0])
+                found = tuple(level.shape[1] for level in pyramid)
+                if found != tuple(backbone.channels):
+                    raise ValueError(
+                        f"{type(backbone).__name__} returned maps of {found} channels; return four "
+                        f"of its channels, {tuple(backbone.channels)}"
+                    )
+                return pyramid
             ending = backbone.ending(own_blocks)
             return run(ending, ending, begun)
 

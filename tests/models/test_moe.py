@@ -6,8 +6,12 @@ import torch.nn.functional as F
 from miniature import MINIATURES
 
 from codmoe.models import Expert, ModelLevelMoE
+from codmoe.models.backbones.base import Backbone
+from codmoe.models.combiners import Combiner
+from codmoe.models.dispatch import Passes
 from codmoe.models.losses import iou_per_image
 from codmoe.models.moe import routing_monitors
+from codmoe.models.routers.base import Router
 from codmoe.registry import MODELS
 from codmoe.structures import CODDataSample, ExpertOutput, RoutingDecision
 
@@ -361,24 +365,63 @@ def test_an_expert_that_returns_something_else_is_told(make_model, batch, return
         model.train()(images, targets=targets, mode="loss")
 
 
-class Unset(Own):
-    def __init__(self, *, in_channels):
-        torch.nn.Module.__init__(self)
-
-
 class Older(Own):
     def forward(self, pyramid):
         return ExpertOutput(self.head(pyramid[1]))
 
 
+class Unset(Own):
+    def __init__(self, *, in_channels):
+        torch.nn.Module.__init__(self)
+
+
+class Unchosen(Router):
+    def __init__(self, *, in_channels, expert_names, top_k):
+        super().__init__(in_channels=in_channels, expert_names=expert_names, top_k=top_k)
+
+    def score(self, images, pyramid):
+        return images.mean((2, 3))
+
+
+class Unscored(Unchosen):
+    def score(self, images, pyramid):
+        return [0.0]
+
+
+class Unmixed(Combiner):
+    def combine(self, maps, decision):
+        return maps
+
+
+class Bare(Backbone):
+    def forward(self, images):
+        return [images] * 3
+
+
+class Short(Bare):
+    channels, size_divisor = (3, 3, 3, 3), 32
+
+
 @pytest.mark.parametrize(
-    ("kind", "message"),
-    [(Unset, r"Unset.__init__ lacks super\(\)"), (Older, r"Older.forward is called with \(images")],
+    ("part", "kind", "message"),
+    [
+        ("experts", Older, r"Older.forward is called with \(images, pyramids\)"),
+        ("experts", Unset, r"experts.mine: Unset.__init__ sets no backbone; .*super\(\)"),
+        ("router", Unchosen, r"Unchosen.score returned \(2, 3\); return logits \(N, 4\)"),
+        ("router", Unscored, r"Unscored.score returned list; return logits \(N, 4\)"),
+        ("combiner", Unmixed, r"Unmixed.combine returned \(2, 2, 64, 64\); return one map"),
+        ("backbone", Bare, r"backbone: Bare.__init__ sets no channels, size_divisor"),
+    ],
 )
-def test_an_expert_that_misses_the_contract_is_told(make_model, kind, message):
-    name = MODELS.register_module(force=True, module=kind).__name__
+def test_an_own_part_that_misses_its_contract_is_told(make_model, batch, part, kind, message):
+    cfg = dict(type=MODELS.register_module(force=True, module=kind).__name__)
     with pytest.raises(ValueError, match=message):
-        make_model(experts=dict(mine=dict(type=name)))
+        make_model(**{part: dict(mine=cfg) if part == "experts" else cfg}).eval()(batch(2)[0])
+
+
+def test_a_backbone_that_lacks_a_level_is_told(batch):
+    with pytest.raises(ValueError, match=r"Short returned maps of \(3, 3, 3\) channels"):
+        Passes.of(Short()).end([batch(2)[0]])
 
 
 def test_too_many_default_experts_are_told():

@@ -105,16 +105,14 @@ class Expert(nn.Module, ABC):
         return dict(zip(names, values, strict=True))
 
 
-def check_contract(expert: Expert) -> None:
+def check_signature(expert: Expert) -> None:
     """Raises:
-    ValueError: An expert was not set up, or its ``forward`` takes other arguments.
+    ValueError: An expert's ``forward`` takes other arguments.
     """
-    name = type(expert).__name__
-    if not hasattr(expert, "backbone"):
-        raise ValueError(f"{name}.__init__ lacks super().__init__(in_channels=in_channels)")
     try:
         inspect.signature(expert.forward).bind(None, None)
     except TypeError as error:
+        name = type(expert).__name__
         raise ValueError(f"{name}.forward is called with (images, pyramids): {error}") from error
 
 

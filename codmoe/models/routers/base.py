@@ -69,8 +69,18 @@ class Router(nn.Module, ABC):
             pyramid: Four maps at strides 4, 8, 16, 32.
             progress: Share of training done; the noise falls linearly with it, to zero at
                 ``noise_end``.
+
+        Raises:
+            ValueError: :meth:`score` returned something else than logits (N, E).
         """
-        return self.choose(self.score(images, pyramid), progress)
+        logits, count = self.score(images, pyramid), len(self.expert_names)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != count:
+            told = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"{type(self).__name__}.score returned {told}; return logits (N, {count}), one "
+                "for each expert"
+            )
+        return self.choose(logits, progress)
 
     def choose(self, logits: Tensor, progress: float = 1.0) -> RoutingDecision:
         """Noisy top-k (Shazeer et al., ICLR 2017): the weights are the softmax over the k chosen
