@@ -31,12 +31,18 @@ CONFIG = {
     "always_keep_tensor_constants": True,  # or short biases would be written into the code
 }
 """Settings of AOTInductor."""
-NOT_ON_GPU = (
-    "torch 2.11's loader of such code has ended the process on a GPU; compile='inductor' needs no "
-    "artefact, and torch's cache keeps what it compiles for the next start"
+NOT_WITH_CUDA = (
+    "torch 2.11's loader of such code has ended the process where torch is built for CUDA; "
+    "compile='inductor' needs no artefact, and torch's cache keeps what it compiles for the next "
+    "start"
 )
-"""Why there is no artefact for a GPU."""
+"""Why there is none for a GPU, nor for a CPU beside such a torch: both were seen to end so."""
 Key = tuple[Any, ...]
+
+
+def built_for_cuda() -> bool:
+    """Whether this torch could use a GPU, be there one or not."""
+    return torch.backends.cuda.is_built()
 
 
 def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
@@ -250,8 +256,8 @@ class Artefact:
             self.entries = {entry["key"]: entry for entry in self.manifest["pieces"]}
 
     def _refusal(self) -> str:
-        if self.copies.device.type == "cuda":  # nobody's process is to end by a speed-up
-            return f"artefact {self.folder} is not loaded on a GPU: {NOT_ON_GPU}"
+        if built_for_cuda():  # nobody's process is to end by a speed-up
+            return f"artefact {self.folder} is not loaded: {NOT_WITH_CUDA}"
         again = "make it again with codmoe export --format compiled; compiling meanwhile"
         try:
             own = (_notes() / self.digest).is_file()

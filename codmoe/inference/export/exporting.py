@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from codmoe import __version__
-from codmoe.compiled.artefact import NOT_ON_GPU
+from codmoe.compiled.artefact import NOT_WITH_CUDA, built_for_cuda
 from codmoe.datasets.synthetic import KINDS, generate
 from codmoe.engine.config import size_of
 from codmoe.files import new_folder
@@ -99,8 +99,11 @@ def export(
     with new_folder(Path(out).expanduser().resolve()) as folder:
         if format == "compiled":
             where = device or "cpu"
-            if where.startswith("cuda"):
-                raise ValueError(f"format='compiled' is for device='cpu': {NOT_ON_GPU}")
+            if built_for_cuda() or where.startswith("cuda"):
+                raise ValueError(
+                    f"format='compiled' is for device='cpu' and a torch without CUDA: "
+                    f"{NOT_WITH_CUDA}"
+                )
             check_device(where)
             model = copy.deepcopy(model).to(where).eval()
             options: dict[str, Any] = dict(batches=batches or (1,), dtype=dtype or "auto")
