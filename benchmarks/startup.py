@@ -52,13 +52,6 @@ def _prepare(spec: Spec) -> dict[str, Any]:
     shared: dict[str, Any] = dict(image_size=size, device=spec["device"], batch_size=1)
     prepared = Inferencer(model, compile=compile, **shared).prepared
     assert prepared is not None
-    if (find := prepared.prepare.find) is not None:  # the log then ends with the piece that failed
-
-        def told(name: str, arguments: tuple) -> Callable | None:
-            print("to run from the artefact:", name, flush=True)
-            return find(name, arguments)
-
-        prepared.prepare.find = told
     begun = time.perf_counter()
     prepared.warm_up([1], size)
     seconds = time.perf_counter() - begun

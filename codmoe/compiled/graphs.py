@@ -103,7 +103,7 @@ class Piece:
 
     Args:
         name: Part, and the sizes it runs at.
-        how: ``"artefact"`` or ``"inductor"``, ``"CUDA graph"``, both, or ``"eager"``.
+        how: ``"inductor"``, ``"CUDA graph"``, both, or ``"eager"``.
         seconds: What the preparation took.
         reason: Why it does not run as it was asked to; empty if it does.
     """
@@ -159,7 +159,6 @@ class Preparer:
     Args:
         device: Where the work is done.
         backend: ``"eager"``, ``"cudagraph"`` or ``"inductor"`` (on a GPU captured as well).
-        find: A part's name and arguments → what was compiled for them before, or None.
         keep: A part's name, the part and arguments → it compiled for them and kept, or None.
     """
 
@@ -167,13 +166,11 @@ class Preparer:
         self,
         device: torch.device,
         backend: str,
-        find: Callable[[str, tuple], Callable | None] | None = None,
         keep: Callable[[str, Callable, tuple], Callable | None] | None = None,
     ):
-        self.device, self.backend, self.find, self.keep = device, backend, find, keep
+        self.device, self.backend, self.keep = device, backend, keep
         self.eager = backend == "eager"
         """Whether all runs as it is, on any shapes and by any operator."""
-        self._compiled_here: set[str] = set()
         self.captures = backend != "eager" and device.type == "cuda"
         self.pieces: list[Piece] = []
         self._reasons: dict[str, str] = {}
@@ -209,10 +206,7 @@ class Preparer:
         def call(*args):
             if name in self._reasons:
                 return function(*args)
-            found = self.find and self.find(name, args)
-            if found is None:
-                self._compiled_here.add(name)
-                found = self.keep and self.keep(name, function, args)
+            found = self.keep and self.keep(name, function, args)
             try:
                 return (found or fast)(*args)
             except Exception as error:
@@ -234,7 +228,6 @@ class Preparer:
             What to call from now on.
         """
         started = time.perf_counter()
-        self._compiled_here.clear()
         with _many_shapes(self.backend == "inductor"):
             work()  # allocates its results, compiles
             run, failure = (work, "")
@@ -247,18 +240,13 @@ class Preparer:
                     self._begin_anew()
         parts = name.split(",")[0].split(" + ")
         failures = [r for p, r in self._reasons.items() if p.removeprefix("experts.") in parts]
-        how = [self._compiler()] if self.backend == "inductor" and not failures else []
-        if self.find and self._compiled_here:
-            failures.append(f"not in the artefact: {', '.join(sorted(self._compiled_here))}")
+        how = ["inductor"] if self.backend == "inductor" and not failures else []
         how += ["CUDA graph"] if run is not work else []
         reason = "; ".join(filter(None, [*failures, failure]))
         seconds = time.perf_counter() - started
         self.pieces = [piece for piece in self.pieces if piece.name != name]
         self.pieces.append(Piece(name, ", ".join(how) or "eager", seconds, reason))
         return run
-
-    def _compiler(self) -> str:
-        return "inductor" if self.find is None or self._compiled_here else "artefact"
 
     def _captured(self, work: Work) -> Work:
         benchmark = torch.backends.cudnn.benchmark

@@ -16,6 +16,7 @@ from codmoe.compiled.speed import look_of
 from codmoe.compiled.whole import (
     NotLoaded,
     Whole,
+    compiler_settings,
     kept_whole,
     load_whole,
     make_whole,
@@ -32,9 +33,7 @@ class KeptParts:
     """
 
     def __init__(self, copies: PartCopies):
-        from torch._inductor import config as inductor  # late: takes time
-
-        self.made_for = (sorted(circumstances(copies).items()), inductor.get_hash())
+        self.made_for = (sorted(circumstances(copies).items()), compiler_settings())
         self.wholes: dict[tuple, Whole | None] = {}
 
     @no_autocast_cache()

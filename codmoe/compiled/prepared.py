@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codmoe.compiled.artefact import Artefact, read_manifest
+from codmoe.compiled.artefact import read_manifest, take_over
 from codmoe.compiled.buffers import (
     Buffers,
     decision_of,
@@ -65,8 +65,8 @@ class CompiledMoE:
             ``"eager"`` takes any, and keeps buffers of the last alone.
         overlap: On a GPU, work that does not depend on each other runs on streams side by side: the
             experts of a single image, and the image scales of one expert.
-        artefact: Folder of ``codmoe export --format compiled``, which holds pieces that were
-            compiled before, in its precision and layout. If it does not fit, or is not this user's,
+        artefact: Folder of ``codmoe export --format compiled``, which holds what was compiled
+            before, in its precision and layout. If it does not fit, or is not this user's,
             :attr:`reason` says why, and pieces are compiled here.
 
     Raises:
@@ -94,7 +94,7 @@ class CompiledMoE:
             dtype = made["made"]["precision"] if dtype == "auto" else dtype
             memory_format = memory_format or made["made"]["layout"]
             if backend not in ("auto", "inductor"):
-                raise ValueError(f"backend={backend!r} runs no artefact; leave one of both out")
+                raise ValueError(f"backend={backend!r} reads no artefact; leave one of both out")
             backend = "inductor"
         batches = BATCHES if batches is None else batches
         groups = GROUPS if groups is None else groups
@@ -107,16 +107,11 @@ class CompiledMoE:
         self.backend, self.reason = settle_backend(backend, self.device)
         fused = self.backend == "inductor" and self.device.type == "cuda"
         self.copies = PartCopies(model, dtype, memory_format, fused=fused)
-        self.artefact: Artefact | None = None
-        find = None
-        if artefact is not None:
-            self.artefact = Artefact(artefact, self.copies)
-            find = None if self.artefact.refused else self.artefact.find
-            if self.artefact.refused:
-                self.reason = self.artefact.refused
-                note(self.reason)
+        if artefact is not None and (refused := take_over(artefact, self.copies)):
+            self.reason = refused
+            note(refused)
         keep = KeptParts(self.copies).find if self.backend == "inductor" else None
-        self.prepare = Preparer(self.device, self.backend, find, keep)
+        self.prepare = Preparer(self.device, self.backend, keep)
         if self.prepare.backend == "eager":  # padding takes as long as images
             batches = groups = range(1, max(batches) + 1)
         self.batches, self.groups = sorted(set(batches)), sorted(set(groups))
@@ -170,8 +165,6 @@ class CompiledMoE:
             f"{self.device}; pieces: {counts or 'none yet'}, prepared in {seconds:.1f} s"
         ]
         lines += filter(None, [self.reason, self.unusable])
-        failures = self.artefact.failures if self.artefact else {}
-        lines += [f"artefact: {name} cannot be loaded: {why}" for name, why in failures.items()]
         return "\n".join(lines + [str(piece) for piece in self.pieces if piece.reason])
 
     def __call__(self, images: Tensor, *, names: Sequence[str] | None = None) -> Tensor:

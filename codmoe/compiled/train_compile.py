@@ -33,7 +33,14 @@ from torch import Tensor, nn
 import codmoe
 from codmoe.compiled.graphs import reason_of
 from codmoe.compiled.speed import GRAPHING_MODES, SETTINGS, InTraining, look_of, mapped
-from codmoe.compiled.whole import NotLoaded, kept_whole, load_whole, make_whole, note_read
+from codmoe.compiled.whole import (
+    NotLoaded,
+    compiler_settings,
+    kept_whole,
+    load_whole,
+    make_whole,
+    note_read,
+)
 from codmoe.files import save_text
 from codmoe.interruption import COMMAND, PARENT, follow_parent, interruption
 from codmoe.machine import available_cores, available_memory
@@ -105,14 +112,10 @@ class Piece:
 
     def fingerprint(self) -> str:
         """The same in every process that compiles the same piece to the same code."""
-        from torch._functorch import config as autograd  # late: takes time
-        from torch._inductor import config as inductor
-
         modules = list(self.module.named_modules())
-        # As environment variables set them, too, without the number of compiling threads.
-        compilers = [sorted(one.save_config_portable().items()) for one in (inductor, autograd)]
         told = [
-            (KEPT, torch.__version__, codmoe.__version__, _device_name(self.device), compilers),
+            (KEPT, torch.__version__, codmoe.__version__, _device_name(self.device)),
+            compiler_settings(),
             (self.name, self.method, self.mode, str(self.look), str(self.settings)),
             [(n, m.training, type(m).__qualname__, _plain_attributes(m)) for n, m in modules],
             [(n, _kind(t)) for n, t in self.module.named_parameters()],

@@ -62,6 +62,16 @@ def _remove_old(folder: Path) -> None:
                 path.unlink()
 
 
+def compiler_settings() -> list[list]:
+    """Of the compiler, as environment variables set them, too, without the number of compiling
+    threads.
+    """
+    from torch._functorch import config as autograd  # late: takes time
+    from torch._inductor import config as inductor
+
+    return [sorted(one.save_config_portable().items()) for one in (inductor, autograd)]
+
+
 class NotLoaded(RuntimeError):
     """What was kept does not fit, or is damaged."""
 

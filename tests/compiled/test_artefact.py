@@ -1,9 +1,12 @@
-"""Compiled pieces are written once, follow the model's weights, and are loaded by their owner alone
-where everything that they were compiled for is the same.
+"""What was compiled is written once, follows the model's weights, and is taken over by its owner
+alone where everything that it was compiled for is the same.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -13,21 +16,14 @@ from miniature import NARROW, SMALL_BODY, call
 
 from codmoe import create_model
 from codmoe.compiled import artefact as artefacts
-from codmoe.compiled.artefact import (
-    Artefact,
-    Recorder,
-    circumstances,
-    fingerprint,
-    write_piece,
-)
+from codmoe.compiled import kept_parts
+from codmoe.compiled.artefact import circumstances, fingerprint, take_over
 from codmoe.compiled.copies import PartCopies
 from codmoe.compiled.prepared import CompiledMoE, attach_prepared
-from codmoe.inference.export import exporting
 from codmoe.inference.export.exporting import export
 from codmoe.models.moe import ModelLevelMoE
 
 BACKBONE = dict(type="TimmPyramid", name="pvt_v2_b0", **SMALL_BODY)
-REAL = vars(torch._inductor).copy()
 AGAIN = "make it again with codmoe export --format compiled; compiling meanwhile"
 
 
@@ -39,35 +35,35 @@ def build(**changes):
     return model
 
 
-class Program:
-    """What AOTInductor's packages do, by the exported program itself."""
+class Part:
+    """A part that was compiled whole, as far as those who call it know."""
 
-    made: dict = {}
+    def __init__(self, method):
+        self.method = method
 
-    def __init__(self, content):
-        self.module, self.values = self.made[content].module(), {}
+    def misfit(self, args, kwargs):
+        return ""
 
-    def get_constant_fqns(self):
-        return [name for name, _ in self.module.named_parameters()] + [
-            name for name, _ in self.module.named_buffers()
-        ]
+    def __call__(self, *args):
+        return self.method(*args)
 
-    def load_constants(self, values, check_full_update, user_managed):
-        assert check_full_update and user_managed
-        self.values = values
 
-    def __call__(self, *tensors):
-        return torch.func.functional_call(self.module, self.values, tensors)
+made = []
+"""Files of the parts that were compiled."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():
-    """Compiles nothing: packages are programs in memory, and torch.compile gives what it got."""
+    """Compiles nothing: what is kept of a part is a file that says so."""
 
-    def write(program, package_path, inductor_configs):
-        content = f"{package_path} {len(Program.made)}".encode()
-        Program.made[content] = program
-        Path(package_path).write_bytes(content)
+    def make(method, path, inputs, mode=None):
+        path.write_text("compiled")
+        made.append(path.name)
+        return Part(method)
+
+    def load(method, path, inputs=None):
+        assert path.read_text() == "compiled"
+        return Part(method)
 
     def compile_nothing(function, **_):
         if isinstance(function, torch.nn.Module):
@@ -75,14 +71,17 @@ def quick():
         return function
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch._inductor, "aoti_compile_and_package", write)
-        patch.setattr(
-            torch._inductor, "aoti_load_package", lambda path, **_: Program(Path(path).read_bytes())
-        )
+        patch.setattr(kept_parts, "make_whole", make)
+        patch.setattr(kept_parts, "load_whole", load)
         patch.setattr(torch, "compile", compile_nothing)
-        for module in (artefacts, exporting):  # on any machine: programs in memory end no process
-            patch.setattr(module, "built_for_cuda", lambda: False)
-        yield patch
+        yield
+
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path, monkeypatch):
+    """torch's cache of a machine that has compiled nothing."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    made.clear()
 
 
 @pytest.fixture(scope="module")
@@ -115,19 +114,14 @@ def agree(prepared, images, names=None):
     return (got.sigmoid() - plain.sigmoid()).abs().max() < 1e-4
 
 
-def hows(prepared):
-    return {piece.how for piece in prepared.pieces}
-
-
 def test_pieces_of_an_artefact_give_what_the_model_gives_and_follow_its_weights(
-    folder, model, images, monkeypatch
+    folder, model, images
 ):
     prepared = CompiledMoE(model, artefact=folder)
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", None)
     assert prepared.batches == [1, 2] and prepared.groups == [1]
     for names in (None, ["pranet"], ["sinet"]):
         assert agree(prepared, images, names) and agree(prepared, images[:1], names)
-    assert hows(prepared) == {"artefact"} and not prepared.reason
+    assert not made and not prepared.reason
     other, before = build(), prepared(images)
     for parameter in other.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -141,40 +135,41 @@ def test_the_command_writes_it_and_the_others_take_it(tmp_path, folder, monkeypa
     options = ["--format", "compiled", "--size", 56, "--batches", 1, "--dtype", "fp32"]
     options += ["--device", "cpu", "--no-check", "--out", out]
     assert call(monkeypatch, "export", "small", *options) is None
-    assert "1 of 9: backbone, 1 × 3 × 56 × 56" in capsys.readouterr().out
+    assert "1: backbone, 1 × 3 × 56 × 56" in capsys.readouterr().out
+    made.clear()
     small = create_model("small", pretrained=True)
     prepared = attach_prepared(small, dict(artefact=str(out)), batch_size=8)
     assert prepared.batches == [1], "those of the artefact, not of the loader"
     prepared(torch.zeros(1, 3, 56, 56))
-    assert hows(prepared) == {"artefact"}
+    assert not made
 
 
-def changed(folder, **made):
+def changed(folder, **given):
     """The manifest as if it had been written elsewhere, by this user."""
     path = folder / "manifest.json"
     content = json.loads(path.read_text())
-    content["made"] |= made
-    path.write_text(json.dumps(content))
-    artefacts.note_own(folder)
+    del content["format"], content["files"]
+    artefacts.write_manifest(folder, **content | dict(made=content["made"] | given))
 
 
 @pytest.mark.parametrize(
-    ("made", "words"),
+    ("given", "words"),
     [
         (dict(torch="2.1.0"), f"is for torch 2.1.0, not {torch.__version__}; {AGAIN}"),
         (dict(device="NVIDIA T4, sm_75, CUDA 12.1"), "is for device NVIDIA T4, sm_75, CUDA 12.1"),
+        (dict(threads=0), f"is for threads 0, not {torch.get_num_threads()}; {AGAIN}"),
         (dict(model="0"), f"is for model another; {AGAIN}"),
     ],
 )
 def test_what_was_made_elsewhere_is_refused_in_a_sentence_and_compiled_here(
-    folder, model, images, made, words, capsys
+    folder, model, images, given, words, capsys
 ):
-    changed(folder, **made)
+    changed(folder, **given)
     prepared = CompiledMoE(model, artefact=folder)
     assert words in prepared.reason and words in prepared.report
     assert words in capsys.readouterr().err
     assert agree(prepared, images)
-    assert hows(prepared) == {"inductor"}
+    assert made
 
 
 def test_another_precision_or_model_is_refused(folder, model):
@@ -186,49 +181,39 @@ def test_another_precision_or_model_is_refused(folder, model):
     assert "is for model another" in CompiledMoE(build(experts=wider), artefact=folder).reason
 
 
-def test_none_is_loaded_where_torch_is_built_for_cuda(folder, model, monkeypatch):
-    monkeypatch.setattr(artefacts, "built_for_cuda", lambda: True)
-    copies = PartCopies(model, "fp32", "channels_last")
-    assert "is not loaded: torch 2.11's loader" in Artefact(folder, copies).refused
-
-
-def test_a_size_that_is_not_in_it_is_compiled_and_the_piece_says_so(folder, model):
+def test_a_size_that_is_not_in_it_is_compiled(folder, model):
     prepared = CompiledMoE(model, artefact=folder)
-    large = torch.randn(1, 3, 96, 96)
-    assert agree(prepared, large)
-    assert hows(prepared) == {"inductor"}
-    assert "not in the artefact: backbone" in prepared.report
+    assert agree(prepared, torch.randn(1, 3, 96, 96))
+    assert made and not prepared.reason
 
 
-@pytest.mark.parametrize("kind", ["of another user", "another manifest", "another package"])
-def test_what_this_user_did_not_write_is_not_loaded(folder, model, images, kind, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *a, **_: loaded.append(a))
+@pytest.mark.parametrize("kind", ["of another user", "another manifest", "another file"])
+def test_what_this_user_did_not_write_is_not_taken(folder, model, images, kind, monkeypatch):
     if kind == "of another user":
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "another's"))
     elif kind == "another manifest":
         path = folder / "manifest.json"
         path.write_text(path.read_text() + " ")
     else:
-        for path in folder.glob("*.pt2"):
-            path.write_bytes(b"evil")
+        for path in folder.rglob("*.whole"):
+            path.write_text("evil")
     prepared = CompiledMoE(model, artefact=folder)
     assert agree(prepared, images)
-    assert not loaded and hows(prepared) == {"inductor"}
-    if kind == "another package":
-        assert ".pt2 is not the file that was written" in prepared.report
+    assert made
+    if kind == "another file":
+        assert ".whole is not the file that was written; make it again" in prepared.reason
     else:
         assert "was not written by this user as it is" in prepared.reason
 
 
-def test_a_package_that_torch_cannot_load_is_compiled_here(folder, model, images, monkeypatch):
-    def broken(*args, **options):
-        raise RuntimeError("no such symbol\nat 0")
-
-    monkeypatch.setattr(torch._inductor, "aoti_load_package", broken)
-    prepared = CompiledMoE(model, artefact=folder)
-    assert agree(prepared, images)
-    assert "artefact: backbone cannot be loaded: RuntimeError: no such symbol" in prepared.report
+def test_files_that_are_there_stay(folder, model, tmp_path):
+    """An artefact adds to what was compiled before."""
+    name = next((folder / "cache").rglob("*.whole")).relative_to(folder / "cache")
+    there = tmp_path / "inductor" / name
+    there.parent.mkdir(parents=True, mode=0o700)
+    there.write_text("own")
+    assert take_over(folder, PartCopies(model, "fp32", "channels_last")) == ""
+    assert there.read_text() == "own" and len(list(there.parent.iterdir())) > 1
 
 
 def test_what_is_no_artefact_is_an_error(tmp_path, model):
@@ -241,7 +226,7 @@ def test_what_is_no_artefact_is_an_error(tmp_path, model):
 
 
 def test_an_artefact_and_another_backend_exclude_each_other(folder, model):
-    with pytest.raises(ValueError, match="backend='cudagraph' runs no artefact"):
+    with pytest.raises(ValueError, match="backend='cudagraph' reads no artefact"):
         CompiledMoE(model, artefact=folder, backend="cudagraph")
 
 
@@ -251,7 +236,6 @@ def test_an_artefact_and_another_backend_exclude_each_other(folder, model):
         (dict(format="safetensors", batches=(1,)), "batches is of format='compiled' alone"),
         (dict(format="compiled", batches=(0,)), r"batches=\[0\]: give numbers of images"),
         (dict(format="compiled", device="xpu"), "device 'xpu' is not to be had here"),
-        (dict(format="compiled", device="cuda:0"), "a torch without CUDA: torch 2.11's loader"),
     ],
 )
 def test_wrong_options_of_the_export_are_told(tmp_path, model, options, words):
@@ -271,32 +255,47 @@ def test_the_fingerprint_tells_code_and_shapes_and_not_weights(model):
     assert circumstances(copies)["device"].startswith("cpu, ")
 
 
-@pytest.mark.skipif(artefacts.built_for_cuda(), reason="torch 2.11's loader ends the process")
-def test_a_piece_is_native_code_that_reads_the_models_own_tensors(tmp_path, monkeypatch, model):
-    """By AOTInductor itself, of the smallest part."""
-    for name in ("aoti_compile_and_package", "aoti_load_package"):
-        monkeypatch.setattr(torch._inductor, name, REAL[name])
-    copies = PartCopies(model, "fp32", "contiguous")
-    recorder = Recorder(copies.device)
-    # Headers that are compiled beforehand pay from the second piece on.
-    monkeypatch.setitem(artefacts.CONFIG, "aot_inductor.precompile_headers", False)
-    layer = torch.nn.Conv2d(3, 4, 1)
-    copies.modules = dict(combiner=layer)
-    images = torch.randn(2, 3, 8, 8)
-    expected = recorder.compiled("combiner", layer)(images)
-    ((key, (_, function, arguments)),) = recorder.calls.items()
-    entry = write_piece(key, function, arguments, tmp_path / "piece.pt2")
-    content = dict(format="compiled", batches=[1], groups=[1], pieces=[entry])
-    content["made"] = circumstances(copies)
-    (tmp_path / "manifest.json").write_text(json.dumps(content))
-    artefacts.note_own(tmp_path)
-    artefact = Artefact(tmp_path, copies)
-    assert not artefact.refused
-    found = artefact.find("combiner", (images,))
-    assert artefact.failures == {}
-    torch.testing.assert_close(found(images), expected)
-    with torch.no_grad():
-        layer.bias.add_(1)
-    torch.testing.assert_close(found(images), expected + 1)
-    assert artefact.find("combiner", (images[:1],)) is None, "of another shape"
-    assert artefact.find("combiner", (images.permute(0, 1, 3, 2),)) is None, "of other strides"
+REAL = """
+import sys
+from pathlib import Path
+import torch
+from test_artefact import build
+from codmoe.compiled import kept_parts
+from codmoe.compiled.artefact import circumstances, recorded, take_over, write_manifest
+from codmoe.compiled.copies import PartCopies
+
+folder, copies = Path(sys.argv[1]), PartCopies(build(), "fp32", "contiguous")
+torch.manual_seed(0)
+part, x = torch.nn.Conv2d(3, 4, 3).eval().requires_grad_(False), torch.randn(1, 3, 8, 8)
+
+def find():
+    with torch.inference_mode():
+        return kept_parts.KeptParts(copies).find("part", part, (x,))(x)
+
+if sys.argv[2] == "write":
+    with recorded(folder):
+        found = find()
+    write_manifest(folder, made=circumstances(copies), batches=[1], groups=[1])
+else:
+    kept_parts.make_whole = None
+    assert take_over(folder, copies) == ""
+    found = find()
+torch.testing.assert_close(found, part(x))
+"""
+
+
+def test_what_was_compiled_in_one_place_is_loaded_in_another(tmp_path):
+    """By torch itself, of one layer: nothing is compiled where it is taken over."""
+    if shutil.which("g++") is None:
+        pytest.skip("torch compiles for a CPU with g++")
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    for does in ("write", "load"):
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / does)
+        command = [sys.executable, "-c", REAL, str(folder), does]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "compiled a" not in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["cache", "manifest.json"]
+    assert not list((tmp_path / "write").rglob("*.*")), "all lies in the artefact"

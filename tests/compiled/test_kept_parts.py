@@ -44,7 +44,7 @@ part, made, make_whole = Part().eval().requires_grad_(False), [], kept_parts.mak
 kept_parts.make_whole = lambda *given: made.append(given) or make_whole(*given)
 device = torch.device("cpu")
 kept = kept_parts.KeptParts(PartCopies(build(), "fp32", "contiguous"))
-fast = Preparer(device, "inductor", None, kept.find).compiled("part", part)
+fast = Preparer(device, "inductor", kept.find).compiled("part", part)
 
 def call(function, count):
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from codmoe import __version__
-from codmoe.compiled.artefact import NOT_WITH_CUDA, built_for_cuda
 from codmoe.datasets.synthetic import KINDS, generate
 from codmoe.engine.config import size_of
 from codmoe.files import new_folder
@@ -60,7 +59,7 @@ def export(
         model: Stays as it is.
         out: Folder; is made, and must not hold anything yet.
         format: ``"onnx"``, ``"onnx-sparse"``, ``"torch-export"``, ``"safetensors"`` or
-            ``"compiled"``, for :class:`CompiledMoE` on this machine's CPU.
+            ``"compiled"``, for :class:`CompiledMoE` on a device as this machine has it.
         size: Side, or height and width, of the images that the graphs take; a multiple of the
             backbone's divisor. Default: what the model's config tests at, or 448. Of no meaning for
             ``"safetensors"``, whose model takes any size, but for the comparison.
@@ -70,7 +69,7 @@ def export(
             every second image settles; the others are compared. Give images of your own kind.
         batches: Of ``"compiled"`` alone: numbers of images at a time; 1 by default.
         dtype: Likewise: precision, as of :class:`CompiledMoE`.
-        device: Likewise: where it is to run, the CPU; a GPU is refused.
+        device: Likewise: where it is to run; the CPU by default.
 
     Returns:
         Largest differences of the comparison by name (see :func:`compare`), or with ``int8`` how
@@ -99,11 +98,6 @@ def export(
     with new_folder(Path(out).expanduser().resolve()) as folder:
         if format == "compiled":
             where = device or "cpu"
-            if built_for_cuda() or where.startswith("cuda"):
-                raise ValueError(
-                    f"format='compiled' is for device='cpu' and a torch without CUDA: "
-                    f"{NOT_WITH_CUDA}"
-                )
             check_device(where)
             model = copy.deepcopy(model).to(where).eval()
             options: dict[str, Any] = dict(batches=batches or (1,), dtype=dtype or "auto")
