@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import inspect
 import os
@@ -89,6 +90,20 @@ def no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Nothing looks for garbage. What is loaded is many small objects that stay; while they come,
+    all those of the process would be gone through again and again, a third of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class Whole:
     """A method of a module, compiled for inputs of one look.
 
@@ -151,7 +166,7 @@ def load_whole(
         NotLoaded: It does not fit, or is damaged.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, _no_collection():
             function: Any = torch.compiler.load_compiled_function(
                 file, f_globals=method.__func__.__globals__
             )

@@ -1,5 +1,6 @@
 """What is kept whole is checked as it is written and as it is read."""
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -83,3 +84,26 @@ def test_what_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(NotLoaded, match="ValueError"):
         make_whole(nn.ReLU()._call_impl, tmp_path / "a.whole", ((torch.ones(2),), {}))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_garbage_is_looked_for_after_loading_as_before_it(tmp_path, monkeypatch, before):
+    method, path, seen = nn.ReLU()._call_impl, tmp_path / "a.whole", []
+
+    def load(file, f_globals):
+        seen.append(gc.isenabled())
+        return Compiled(int(file.read()))
+
+    monkeypatch.setattr(torch.compiler, "load_compiled_function", load)
+    (gc.enable if before else gc.disable)()
+    try:
+        path.write_text("2")
+        load_whole(method, path)
+        assert gc.isenabled() is before
+        path.write_text("no number")
+        with pytest.raises(NotLoaded):
+            load_whole(method, path)
+        assert gc.isenabled() is before
+    finally:
+        gc.enable()
+    assert seen == [False, False]
