@@ -100,9 +100,10 @@ def fingerprint(copies: PartCopies) -> str:
             told.append(f"{key} {_looks(tensor)}")
         digest.update("\n".join(told).encode())
     of_torch = Path(torch.__file__).parent  # its version is compared
-    for file in sorted(files):
-        if of_torch not in file.parents and file.is_file():
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    sources = [file for file in files if of_torch not in file.parents and file.is_file()]
+    # By content: the order of paths depends on where packages lie.
+    for one in sorted(map(_digest, sources)):
+        digest.update(one.encode())
     return digest.hexdigest()
 
 

@@ -122,8 +122,10 @@ class Piece:
             [(n, _kind(t)) for n, t in self.module.named_buffers()],
         ]
         digest = hashlib.sha256(repr(told).encode())
-        for file in sorted(_sources(module for _, module in modules)):
-            digest.update(Path(file).read_bytes())
+        sources = _sources(module for _, module in modules)
+        # By content: the order of paths depends on where packages lie.
+        for content in sorted(Path(file).read_bytes() for file in sources):
+            digest.update(content)
         return digest.hexdigest()[:32]
 
 

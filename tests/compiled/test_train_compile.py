@@ -215,6 +215,19 @@ def test_marks_tell_pieces_apart(ensemble, eager):
     }
 
 
+def test_marks_are_the_same_wherever_packages_lie(ensemble, eager, tmp_path, monkeypatch):
+    compile_parts(ensemble, dict(experts=True))
+    piece = pieces_of(compiled_parts(ensemble), lambda: step(ensemble))[0]
+    marks = set()
+    for number, order in enumerate(("ab", "ba")):
+        files = [tmp_path / f"{number}{name}.py" for name in order]
+        for file, text in zip(files, ("codmoe", "torch"), strict=True):
+            file.write_text(text)
+        monkeypatch.setattr(train_compile, "_sources", lambda _, files=files: set(map(str, files)))
+        marks.add(piece.fingerprint())
+    assert len(marks) == 1
+
+
 def test_what_was_compiled_before_is_not_again(ensemble, eager, cache, children, said):
     compile_parts(ensemble, dict(experts=True))
     parts = compiled_parts(ensemble)
