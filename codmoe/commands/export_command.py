@@ -33,7 +33,7 @@ OPTIONS = (
     ),
     option("--batches", type=whole(), nargs="+", help="of compiled: images at a time; 1"),
     option("--dtype", help="of compiled: bf16, fp16, fp32; by default what suits the device"),
-    option("--device", help="of compiled: cpu, which is the default; a GPU is refused"),
+    option("--device", help="of compiled: cpu, which is the default, or cuda"),
     TRUST_CODE,
     QUIET,
 )

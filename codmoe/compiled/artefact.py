@@ -1,5 +1,7 @@
-"""What compiling a prepared model left in torch's cache, in a folder, which only the user who wrote
-it takes over again.
+"""Artefacts: folders with all that torch compiled for a prepared model.
+
+They are copies of torch's cache, which hold native code and pickles. Only the user who wrote one
+has it copied back into a cache.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from codmoe.files import replacing, user_cache
 MANIFEST, FILES = "manifest.json", "cache"
 FORMAT = "compiled"
 OF_THE_MAKING = (".lock", ".gch", ".tmp")
-"""Ends of names of files that nobody reads who compiles nothing."""
+"""Endings of files that only compiling reads."""
 Key = tuple[Any, ...]
 
 
@@ -46,7 +48,10 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
         content = path.read_bytes()
         manifest = json.loads(content)
         numbers = [*manifest["batches"], *manifest["groups"]]
-        if manifest["format"] == FORMAT and all(type(number) is int for number in numbers):
+        texts = [manifest["made"]["precision"], manifest["made"]["layout"]]
+        texts += [*dict(manifest["files"]), *dict(manifest["files"]).values()]
+        fits = all(type(n) is int for n in numbers) and all(type(t) is str for t in texts)
+        if manifest["format"] == FORMAT and fits:
             return manifest, hashlib.sha256(content).hexdigest()
     except (ValueError, KeyError, TypeError):
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,9 +31,11 @@ class KeptParts:
 
     Args:
         copies: The parts.
+        artefact: Folder of what was put into the cache beforehand. A part that it lacks is told.
     """
 
-    def __init__(self, copies: PartCopies):
+    def __init__(self, copies: PartCopies, artefact: str | Path | None = None):
+        self.artefact = artefact
         self.made_for = (sorted(circumstances(copies).items()), compiler_settings())
         self.wholes: dict[tuple, Whole | None] = {}
 
@@ -62,7 +65,9 @@ class KeptParts:
             whole(*arguments)  # what it reads besides may be gone
             return whole
         except FileNotFoundError:
-            pass
+            if self.artefact is not None:
+                shape = " × ".join(map(str, arguments[0].shape))
+                note(f"{name} for {shape} is not in artefact {self.artefact}: it is compiled now")
         except Exception as error:
             note(f"{name} is compiled anew: {reason_of(error)}")
         return make_whole(method, path, (arguments, {}))

@@ -108,9 +108,9 @@ class CompiledMoE:
         fused = self.backend == "inductor" and self.device.type == "cuda"
         self.copies = PartCopies(model, dtype, memory_format, fused=fused)
         if artefact is not None and (refused := take_over(artefact, self.copies)):
-            self.reason = refused
+            self.reason, artefact = refused, None
             note(refused)
-        keep = KeptParts(self.copies).find if self.backend == "inductor" else None
+        keep = KeptParts(self.copies, artefact).find if self.backend == "inductor" else None
         self.prepare = Preparer(self.device, self.backend, keep)
         if self.prepare.backend == "eager":  # padding takes as long as images
             batches = groups = range(1, max(batches) + 1)

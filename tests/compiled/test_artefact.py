@@ -181,10 +181,14 @@ def test_another_precision_or_model_is_refused(folder, model):
     assert "is for model another" in CompiledMoE(build(experts=wider), artefact=folder).reason
 
 
-def test_a_size_that_is_not_in_it_is_compiled(folder, model):
+def test_a_size_that_is_not_in_it_is_compiled_and_said(folder, model, images, capsys):
     prepared = CompiledMoE(model, artefact=folder)
+    prepared(images)
+    assert "is not in artefact" not in capsys.readouterr().err
     assert agree(prepared, torch.randn(1, 3, 96, 96))
     assert made and not prepared.reason
+    told = f"backbone for 1 × 3 × 96 × 96 is not in artefact {folder}: it is compiled now"
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["of another user", "another manifest", "another file"])
@@ -219,7 +223,10 @@ def test_files_that_are_there_stay(folder, model, tmp_path):
 def test_what_is_no_artefact_is_an_error(tmp_path, model):
     with pytest.raises(FileNotFoundError, match=r"has no manifest.json; make one with codmoe"):
         CompiledMoE(model, artefact=tmp_path)
-    for text in ("{", "[]", '{"format": "onnx", "batches": [1], "groups": [1]}', '{"batches": 1}'):
+    whole = dict(format="compiled", batches=[1], groups=[1], files={})
+    whole["made"] = dict(precision="fp32", layout="contiguous")
+    wrong = [dict(format="onnx"), dict(files=["a"]), dict(files={"a": 1}), dict(made={})]
+    for text in ("{", "[]", *(json.dumps(whole | fault) for fault in wrong)):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match="not that of compiled pieces"):
             CompiledMoE(model, artefact=tmp_path)
