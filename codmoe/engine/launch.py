@@ -279,12 +279,12 @@ def _run(plan: LaunchPlan) -> CODRunner:
     # Not before the Runner stands: only then is it known which process is the main one.
     if is_main_process() and not plan.resume:
         set_aside(work_dir)
-    started = time.time()
+    runner.began = time.time()
     try:
         runner.train()
     finally:
         stop_workers(runner)
-    seconds = time.time() - started
+    seconds = time.time() - runner.began
     if is_main_process():
         told = runner.message_hub.get_info
         save_json(

@@ -55,9 +55,9 @@ def resolve(
     for key in [key for key in cfg if key not in (*RUNNER_KEYS, *OWN_KEYS)]:
         cfg.pop(key)  # a variable, which has been used up
     every, known = [], set()
-    for path, value in _leaves(cfg.to_dict(), ()) if cfg else ():
-        every.append(Setting(_dotted(path), value, _origin(tree, path) or file))
-        known |= {_dotted(path[:end]) for end in range(1, len(path) + 1)}
+    for path, value in leaves(cfg.to_dict(), ()) if cfg else ():
+        every.append(Setting(dotted(path), value, _origin(tree, path) or file))
+        known |= {dotted(path[:end]) for end in range(1, len(path) + 1)}
     for key in keys:
         if key not in known:
             hint = suggest(key, nearest(key, known) or list(cfg))
@@ -78,16 +78,18 @@ def _below(key: str, asked: str) -> bool:
     return f"{key}.".startswith(f"{asked}.")
 
 
-def _dotted(path: tuple) -> str:
+def dotted(path: tuple) -> str:
+    """The keys of :func:`leaves` as ``--cfg-options`` takes them."""
     return ".".join(repr(key) if "." in key else key for key in path)
 
 
-def _leaves(node: Any, path: tuple) -> Iterator[tuple[tuple, Any]]:
+def leaves(node: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """The values of a config and the keys that lead to them; in a list of dicts, the numbers."""
     if not _branches(node):
         yield path, node
         return
     for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-        yield from _leaves(value, (*path, str(key)))
+        yield from leaves(value, (*path, str(key)))
 
 
 def _branches(node: Any) -> bool:

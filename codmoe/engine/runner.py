@@ -8,6 +8,7 @@ import inspect
 import logging
 import platform
 import re
+import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -31,11 +32,19 @@ from codmoe.engine.ddp import idle_parameters
 from codmoe.engine.hooks.compiling import CompileHook
 from codmoe.engine.hooks.resuming import EPOCH_STEPS, ResumableHook
 from codmoe.engine.optim import lay_out_state
+from codmoe.engine.origins import dotted, leaves
 from codmoe.engine.terminal import settle_terminal
 from codmoe.interruption import holding_back, obey_parent_alone
 from codmoe.machine import available_cores
+from codmoe.messages import listed, short
 from codmoe.registry import DATASETS, building
-from codmoe.trust import read_pickle, require_weights
+from codmoe.trust import read_literals, read_pickle, require_weights
+
+FORMS_A_RUN = ("model", "train_dataloader", "val_dataloader", "optim_wrapper", "randomness")
+"""Sections of a config that a run that goes on is expected to share with its beginning."""
+FASTER_ALONE = ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache")
+HELD = ("optim_wrapper.optimizer.", "optim_wrapper.paramwise_cfg.", "param_scheduler.")
+"""Keys whose values lie in a training checkpoint, as those of the optimiser and the schedules."""
 
 
 class CODRunner(Runner):
@@ -57,6 +66,8 @@ class CODRunner(Runner):
 
     def __init__(self, *args, every_expert_runs: bool = False, **kwargs):
         self.every_expert_runs = every_expert_runs
+        self.began = time.time()
+        """When its training began; of a run that goes on, as if it had never been cut off."""
         with building("the config"):
             super().__init__(*args, **kwargs)
         self.register_hook(ResumableHook())
@@ -234,6 +245,8 @@ class CODRunner(Runner):
         if not fit.fitting or (not whole and (strict or self._resume)):
             wrong = "does not fit this model" if fit.fitting else "has nothing of this model"
             raise ValueError(f"{source} {wrong}: {fit}")
+        if self._resume:
+            self._tell_changes((checkpoint.get("meta") or {}).get("cfg"))
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # EMAHook changes the state
         loaded = state()
         model.load_state_dict({key: loaded[key] for key in fit.fitting}, strict=False)
@@ -321,6 +334,39 @@ class CODRunner(Runner):
                 f"the learning rate's schedule was made to end at step {was} and does, though this "
                 f"config's would at {now}; for another length begin a new run from these weights, "
                 "init_from=dict(_delete_=True, file=FILE)"
+            )
+
+    def _tell_changes(self, text: Any) -> None:
+        """Warn of settings that are not those with which the checkpoint was trained.
+
+        Args:
+            text: The config in the checkpoint, as mmengine writes it; of others nothing is told.
+        """
+        try:
+            before = settings_of(read_literals(text, "the checkpoint"))
+        except (TypeError, ValueError):
+            return
+        now = settings_of(self.cfg.to_dict())
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        held = [key for key in changed if key.startswith(HELD) and key != f"{HELD[0]}type"]
+
+        def value(settings: dict[str, Any], key: str) -> str:
+            return short(settings[key]) if key in settings else "absent"
+
+        def told(keys: list[str]) -> str:
+            lines = [f"{key}={value(now, key)}, was {value(before, key)}" for key in keys]
+            return listed(lines, separator="; ")
+
+        if held:
+            self.logger.warning(
+                f"no effect: {told(held)}. Optimiser and schedules go on as the checkpoint holds "
+                "them; for others begin a new run from its weights, "
+                "init_from=dict(_delete_=True, file=FILE)"
+            )
+        if others := [key for key in changed if key not in held]:
+            self.logger.warning(
+                f"from here on other than before: {told(others)}. Figures of before and after do "
+                "not compare"
             )
 
     def _schedules(self) -> list[dict[str, Any]]:
@@ -419,6 +465,16 @@ def install(name: str) -> None:
     # mmengine has no way to choose the class; the dictionary is what its own lookups read.
     if not MessageHub.check_instance_created(name):
         MessageHub._instance_dict[name] = DeferredMessageHub(name)
+
+
+def settings_of(cfg: dict[str, Any]) -> dict[str, Any]:
+    """What forms a run, by dotted keys: not what makes it faster alone."""
+    every = leaves({key: cfg[key] for key in (*FORMS_A_RUN, "param_scheduler") if cfg.get(key)})
+    return {
+        dotted(path): list(value) if isinstance(value, tuple) else value
+        for path, value in every
+        if not set(path) & set(FASTER_ALONE)
+    }
 
 
 class _Loader(DataLoader):

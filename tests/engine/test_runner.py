@@ -140,6 +140,28 @@ def test_another_length_of_a_run_that_goes_on_is_told(tmp_path):
         assert f"{said} {ends}" in log if ends else said not in log
 
 
+def test_settings_that_changed_before_a_run_goes_on_are_told(tmp_path):
+    """The rate lies in the checkpoint: another one was passed over without a word."""
+    began = write_config(tmp_path, 1, ONE_EXPERT, epochs=2)
+    train(prepared(began, tmp_path / "work"))
+    rate = dict(optim_wrapper=dict(optimizer=dict(lr=1.0, weight_decay=0.5)))
+    data = dict(val_dataloader=dict(dataset=dict(seed=7), num_workers=1), test_dataloader=None)
+    for change, told in (
+        ({}, None),
+        (dict(work_dir=str(tmp_path / "elsewhere"), log_level="INFO"), None),
+        (rate, "no effect: optim_wrapper.optimizer.lr=1.0, was 0.001; optim_wrapper.optimizer.we"),
+        (data, "other than before: val_dataloader.dataset.seed=7, was absent. Figures"),
+        (dict(model=dict(expert_loss_weight=0.5)), "before: model.expert_loss_weight=0.5, was 1.0"),
+    ):
+        off = dict(test_cfg=None, test_evaluator=None) if change is data else {}
+        config = write_config(tmp_path, 1, ONE_EXPERT, change, off, epochs=2)
+        already = log_of(tmp_path / "work")
+        runner = train(prepared(config, tmp_path / "work", resume=True))
+        log = log_of(tmp_path / "work").replace(already, "")
+        assert told in log if told else "than before" not in log and "no effect" not in log
+        assert runner.optim_wrapper.param_groups[0]["initial_lr"] < 1
+
+
 def test_a_warm_up_of_one_step_is_left_out(tmp_path):
     """As of few images: the rate would stay at a hundredth of what was set."""
     off = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,7 @@ class ResumableHook(Hook):
             runner.message_hub.update_info(VALIDATED, runner.iter)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint["seconds"] = time.time() - runner.began
         stopping = [
             dict(best_score=float(hook.best_score), wait_count=hook.wait_count)
             for hook in _stopping(runner)
@@ -90,6 +92,7 @@ class ResumableHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
+            runner.began -= checkpoint.get("seconds", 0.0)
             for hook, state in zip(
                 _stopping(runner), checkpoint.get("early_stopping", ()), strict=False
             ):

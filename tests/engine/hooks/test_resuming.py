@@ -1,5 +1,6 @@
 """Runs that were cut off: what they owe is made up, and they end as if nothing had happened."""
 
+import json
 import signal
 
 import pytest
@@ -24,6 +25,7 @@ from codmoe.engine.checkpoints import read_meta, read_weights
 from codmoe.engine.hooks.resuming import ResumableHook
 from codmoe.engine.hooks.training import BestWeightsHook, InterruptionHook
 from codmoe.engine.launch import train
+from codmoe.trust import read_pickle
 
 BEST = "weights/experts_joint_best.pth"
 PLAIN = dict(custom_hooks=[], train_cfg=dict(max_epochs=3))
@@ -330,3 +332,15 @@ def test_two_ranks_stop_together_and_go_on_to_the_same(tmp_path):
         ends.append((read_weights(folder / "work/epoch_2.pth"), read_weights(folder / BEST)))
     for one, other in zip(*ends, strict=True):
         assert_same(one, other, atol=0, rtol=0)
+
+
+def test_the_time_of_a_run_that_was_cut_off_is_that_of_all_its_parts(tmp_path):
+    """Log and report had that of the last part as the cost of the stage."""
+    config, work = write_config(tmp_path, 1, ONE_EXPERT), tmp_path / "work"
+    train(prepared(config, work))
+    checkpoint = read_pickle(work / "epoch_1.pth")
+    assert 0 < checkpoint["seconds"] < 100
+    torch.save({**checkpoint, "seconds": 1000.0}, work / "epoch_1.pth")
+    train(prepared(config, work, resume=True))
+    assert 1000 < json.loads((work / "finished.json").read_text())["seconds"] < 1100
+    assert "1 epoch(s), in 16:4" in log_of(work)
