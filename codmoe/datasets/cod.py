@@ -27,6 +27,7 @@ from codmoe.datasets.layouts import (
     find_folders,
     find_pairs,
     image_files,
+    nested_words,
     recognise,
     require_folder,
     resolve_root,
@@ -146,7 +147,10 @@ class CODDataset(BaseDataset):
         pairs = self._without_excluded(self.find_pairs(folders))
         if not pairs:
             which = f" whose names start with {self.prefix!r}" if self.prefix else ""
-            raise ValueError(f"{self.name}: no images{which} in {folders.image}")
+            nested = nested_words(folders.image, folders.mask)
+            raise ValueError(
+                f"{self.name}: no images{which} in {folders.image}" + (nested and f"; {nested}")
+            )
         if self.split is not None:
             chosen = chosen_indices([pair.stem for pair in pairs], self.split, self.name)
             if not chosen:

@@ -7,6 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +60,7 @@ LAYOUTS = (
     Layout("Img", "GT"),
     Layout("Imgs", "Masks"),
     Layout("Original", "Ground Truth"),  # CVC-ClinicDB as it is released
+    Layout("img_dir", "ann_dir"),  # mmsegmentation's
 )
 # Tried below `data_root` where `split_dir` names no folder there.
 SPLIT_LAYOUTS = (Layout("Images/{split}", "GT", shared_masks=True),)  # CAMO-V.1.0
@@ -212,6 +214,47 @@ def image_files(
     return sorted(found)
 
 
+def nested_files(
+    folder: Path, beside: Path | None = None, extensions: Sequence[str] = IMAGE_EXTENSIONS
+) -> list[Path]:
+    """Image files in folders below ``folder``, which no data set reads; sorted.
+
+    Args:
+        folder: The folder.
+        beside: A folder that may lie in it and is none of its own, as that of the masks.
+        extensions: Suffixes of the files.
+    """
+    found: list[Path] = []
+    for child in _subfolders(folder):
+        if beside is not None and beside.resolve().is_relative_to(child.resolve()):
+            continue
+        for place, folders, names in os.walk(child):
+            folders[:] = [name for name in folders if not LITTER.match(name)]
+            paths = (Path(place, name) for name in names if not LITTER.match(name))
+            found += [path for path in paths if path.suffix.lower() in extensions]
+    return sorted(found)
+
+
+def nested_words(
+    folder: Path, beside: Path | None = None, extensions: Sequence[str] = IMAGE_EXTENSIONS
+) -> str:
+    """What is to be said of :func:`nested_files`; empty if there are none."""
+    nested = nested_files(folder, beside, extensions)
+    if not nested:
+        return ""
+    places = sorted({str(path.parent.relative_to(folder)) for path in nested})
+    return (
+        f"{len(nested):,} image files below {folder} are not read, since they lie in sub-folders "
+        f"({listed(places, shown=3)}): put what is meant into one folder"
+    )
+
+
+@cache
+def warn_once(text: str) -> None:
+    """A warning of the log, once a process: several sets are often made of one folder."""
+    print_log(text, "current", logging.WARNING)
+
+
 def files_by_stem(
     folder: Path,
     key: str,
@@ -270,12 +313,16 @@ def find_pairs(
         faults.append(
             f"{len(lonely):,} of {len(masks):,} masks have no image: {listed(lonely, show=repr)}"
         )
+    folders = (Path(image_dir), Path(mask_dir))
+    nested = [words for words in map(nested_words, folders, reversed(folders)) if words]
     if faults:
         raise ValueError(
             f"images in {image_dir} and masks in {mask_dir} do not pair by stem: "
-            + "; ".join(faults)
+            + "; ".join(faults + nested)
             + "; add what is missing, or move the others away (codmoe doctor lists all)"
         )
+    for words in nested if images else ():  # of a set without images an error tells it
+        warn_once(words)
     return [Pair(stem, images[stem], masks[stem]) for stem in sorted(images)]
 
 
@@ -394,7 +441,8 @@ def recognise(root: str | os.PathLike) -> Tree:
     if not parts:
         raise FileNotFoundError(
             f"data_root: no known layout in {root} nor up to {DEPTH} levels below; "
-            f"{contents(root)}; known are {KNOWN}; name other folders by image_dir and mask_dir"
+            f"{contents(root)}; known are {KNOWN}; name other folders by --images and --masks, "
+            "in a config by image_dir and mask_dir"
         )
     return Tree(root, parts)
 
@@ -419,7 +467,7 @@ def without_others(stems: Iterable[str], mask_dir: Path) -> set[str]:
 
 
 def _parts(folder: Path, depth: int) -> Iterator[Part]:
-    if whole := _cod10k(folder) or _camo(folder) or _single(folder):
+    if whole := _cod10k(folder) or _camo(folder) or _crossed(folder) or _single(folder):
         # What lies beside these belongs to them: Info, GT_Edge, GT_Instance.
         yield from whole
         return
@@ -469,6 +517,20 @@ def _camo(folder: Path) -> list[Part]:
         _part(name, subset.lower(), Folders(image, mask, True), "CAMO-V.1.0")
         for subset in ("Train", "Test")
         if (image := child_folder(folder, f"Images/{subset}"))
+    ]
+
+
+def _crossed(folder: Path) -> list[Part]:
+    """Parts within the two folders, as mmsegmentation lays them out: ``img_dir/train``."""
+    folders = fitting_folders(folder)
+    if folders is None or image_files(folders.image):
+        return []
+    name, _ = _name_and_role(folder)
+    layout = f"{folders.image.name}+{folders.mask.name}, each with train and test"
+    return [
+        _part(name, ROLES[child.name.lower()], Folders(child, mask), layout)
+        for child in _subfolders(folders.image)
+        if child.name.lower() in ROLES and (mask := child_folder(folders.mask, child.name))
     ]
 
 

@@ -20,6 +20,7 @@ from codmoe.datasets.layouts import (
     IMAGE_EXTENSIONS,
     files_by_stem,
     image_files,
+    nested_words,
     sharing,
     stem_of,
 )
@@ -61,10 +62,13 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
         FileNotFoundError: A folder does not exist.
         ValueError: A folder holds no images, or a mask has no map.
     """
-    maps = files_by_stem(pred, "--pred", extensions=(*IMAGE_EXTENSIONS, ".npy"))
+    suffixes = (*IMAGE_EXTENSIONS, ".npy")
+    maps = files_by_stem(pred, "--pred", extensions=suffixes)
     masks = files_by_stem(gt, "--gt")
     if not masks:
         raise ValueError(f"--gt: no image files in {gt}; give the folder of the masks themselves")
+    if unread := nested_words(gt, pred):
+        print(unread)
     missing = sorted(masks.keys() - maps.keys())
     others = [stem for stem in missing if stem.startswith(NOT_CAMOUFLAGED)]
     if others and not any(stem.startswith(NOT_CAMOUFLAGED) for stem in maps):
@@ -78,11 +82,12 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
             masks = {stem: path for stem, path in masks.items() if stem not in stems}
             missing = [stem for stem in missing if stem in masks]
     if missing:
+        unread = nested_words(pred, gt, suffixes)
         held = f"maps named {listed(sorted(maps), show=repr)}" if maps else "no image files"
         raise ValueError(
             f"{len(missing):,} of {len(masks):,} masks in {gt} have no map in {pred}: "
             f"{listed(missing, show=repr)}; maps are matched to masks by stem, every mask needs "
-            f"one, and the folder holds {held}"
+            f"one, and the folder holds {held}" + (unread and f"; {unread}")
         )
     if extra := len(maps.keys() - masks.keys()):
         print(f"{pred}: {extra:,} of {len(maps):,} maps have no mask in {gt} and are left out")

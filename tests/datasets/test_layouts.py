@@ -16,10 +16,12 @@ from folders import (
     write,
 )
 
+from codmoe.datasets.cod import CODDataset
 from codmoe.datasets.layouts import (
     PROTOCOL,
     find_folders,
     find_pairs,
+    nested_files,
     outsiders,
     recognise,
     resolve_root,
@@ -220,6 +222,42 @@ def test_nested_archives_and_folders_of_parts(tmp_path):
     add(tmp_path / "crabs" / "Test", "images", "masks", ["b"])
     add(tmp_path / "more" / "frogs", "Imgs", "GT", ["c"])
     assert labels(tmp_path) == ["COD10K test", "COD10K train", "crabs test", "crabs train", "frogs"]
+
+
+@pytest.mark.parametrize("names", [("img_dir", "ann_dir"), ("images", "masks")])
+def test_parts_within_the_two_folders_as_mmsegmentation_has_them(tmp_path, names):
+    """They were one set without images."""
+    for part, stem in (("train", "a"), ("Val", "b"), ("test", "c")):
+        add(tmp_path / "crabs", *(f"{name}/{part}" for name in names), [stem])
+    (tmp_path / "crabs" / names[0] / "raw").mkdir()
+    tree = recognise(tmp_path)
+    assert [part.label for part in tree.parts] == ["crabs val", "crabs test", "crabs train"]
+    for part in tree.parts:
+        assert len(find_pairs(part.folders.image, part.folders.mask)) == 1
+    # Folders that hold images themselves are a set, whatever lies below.
+    add(tmp_path / "crabs", *names, ["d"])
+    assert labels(tmp_path) == ["crabs"]
+
+
+def test_images_in_sub_folders_are_told(tmp_path, monkeypatch):
+    """They were left out without a word: a training saw 25 of 40 images."""
+    root = add(tmp_path, "Imgs", "GT", ["a"])
+    for folder in ("day/one", "@eaDir"):
+        add(root, f"Imgs/{folder}", f"GT/{folder}", ["b", "c"])
+    told = []
+    monkeypatch.setattr("codmoe.datasets.layouts.print_log", lambda text, *_: told.append(text))
+    for _ in range(2):
+        assert [pair.stem for pair in find_pairs(root / "Imgs", root / "GT")] == ["a"]
+    assert len(told) == 2, "once a folder"
+    assert told[0].startswith(f"2 image files below {root / 'Imgs'} are not read")
+    assert "sub-folders (day/one)" in told[0]
+    # Masks that lie in a folder among the images are none of these.
+    assert {path.parent.name for path in nested_files(root, root / "GT")} == {"Imgs", "one"}
+    (root / "GT" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 1 images have no mask.*2 image files below .*GT"):
+        find_pairs(root / "Imgs", root / "GT")
+    with pytest.raises(ValueError, match=r"no images in .*day; 2 image files below .*\(one\)"):
+        CODDataset(root, image_dir="Imgs/day", mask_dir="GT/day", pipeline=[])
 
 
 def test_what_is_not_there_or_twice(tmp_path):

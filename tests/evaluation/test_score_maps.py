@@ -182,6 +182,19 @@ def test_a_map_without_mask_is_reported(folders, capsys):
     assert "1 of 3 maps have no mask" in capsys.readouterr().out
 
 
+def test_masks_and_maps_in_sub_folders_are_told(folders, capsys):
+    """A data set of which the most lies in sub-folders was scored by the rest, without a word."""
+    maps, masks, _ = folders
+    (masks / "more").mkdir()
+    (masks / "img1.png").rename(masks / "more" / "img1.png")
+    assert score_maps(maps, masks)["n"] == 2
+    assert f"1 image files below {masks} are not read" in capsys.readouterr().out
+    (maps / "predicted").mkdir()
+    (maps / "img0.png").rename(maps / "predicted" / "img0.png")
+    with pytest.raises(ValueError, match=r"'img0'.*; 1 image files below .*\(predicted\)"):
+        score_maps(maps, masks)
+
+
 def test_maps_of_another_size(folders, capsys):
     maps, masks, pairs = folders
     small = cv2.resize((pairs[0][0] * 255).astype(np.uint8), (20, 15))

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from codmoe.datasets.doctor.checks import Finding
-from codmoe.datasets.layouts import Part, image_files, outsiders, stem_of, without_others
+from codmoe.datasets.layouts import (
+    Part,
+    image_files,
+    nested_files,
+    outsiders,
+    stem_of,
+    without_others,
+)
 
 _Files = Mapping[str, Sequence[Path]]
 
@@ -47,8 +54,10 @@ _RULES = {
     "stray": ("warning", "images of neither set",
               "their names start with none of the known prefixes, so they are not used",
               "if they are to be trained on, name the folders by image_dir and mask_dir"),
-    "none": ("error", "no images", "the folder holds none that is used",
-             "unpack the data set again"),
+    "none": ("error", "no images", "the folder holds none that is used", "{advice}"),
+    "nested": ("warning", "{kind} in sub-folders", "only files of {folder} itself are read",
+               "put what is meant into one folder; whole sets each with a folder of images and one "
+               "of masks are found by codmoe doctor ROOT"),
     "few": ("error", "number of images", "{found:,} of the protocol's {expected:,}: numbers would "
             "not compare with published ones", "download the data set again, whole"),
     "many": ("warning", "number of images", "{found:,} where the protocol has {expected:,}: "
@@ -90,8 +99,13 @@ def list_part(part: Part, parts: Sequence[Part]) -> Listing:
     first = next(p for p in parts if p.folders.image == part.folders.image)
     if part is first and part.layout != "COD10K-v3":
         say("stray", (part.folders.image / name for name in outsiders(part, parts)))
+    image, mask = part.folders.image, part.folders.mask
+    nested = dict(images=nested_files(image, mask), masks=nested_files(mask, image))
+    for kind, folder in (("images", image), ("masks", mask)) if part is first else ():
+        say("nested", nested[kind], kind=kind, folder=folder)
     if not listing.images:
-        say("none", [part.folders.image])
+        again = "unpack the data set again"
+        say("none", [image], advice="see what lies in sub-folders" if nested["images"] else again)
     elif part.expected and listing.images != part.expected:
         rule = "few" if listing.images < part.expected else "many"
         say(rule, [part.folders.image], found=listing.images, expected=part.expected)

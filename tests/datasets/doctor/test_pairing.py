@@ -30,6 +30,22 @@ def test_names(pair, tmp_path):
     assert "the masks end in '_segm': rename" in advice["images without mask"]
 
 
+def test_images_in_sub_folders_are_named(pair):
+    """A set of which the most lies in sub-folders was "ready to train on"."""
+    add(pair, "images/lab", "masks/lab", ["x", "y"])
+    report = look(pair)
+    assert found(report) == {
+        "images in sub-folders": [("x.jpg",), ("y.jpg",)],
+        "masks in sub-folders": [("x.png",), ("y.png",)],
+    }
+    nothing = look(pair, image_dir="images", mask_dir="masks/lab")
+    assert "masks in sub-folders" not in found(nothing)
+    for path in pair.glob("*/*.*"):
+        path.unlink()
+    (none,) = [f for f in look(pair).findings if f.check == "no images"]
+    assert none.advice == "see what lies in sub-folders"
+
+
 @pytest.mark.parametrize("layout", [separate_downloads, common_tree])
 def test_counts_against_the_protocol(tmp_path, layout):
     report = look(layout(tmp_path))
