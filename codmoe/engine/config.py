@@ -6,6 +6,7 @@ import ast
 import difflib
 import inspect
 import math
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,7 +23,7 @@ from codmoe import registry
 from codmoe.compiled.speed import speed_faults
 from codmoe.engine.handover import assembly_faults, init_faults
 from codmoe.engine.optim import amp_faults
-from codmoe.messages import short, suggest
+from codmoe.messages import listed, nearest, short, suggest
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.experts.base import Expert
 from codmoe.models.routers.base import Router
@@ -64,20 +65,24 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
     """
     path = find_config(name)
     cfg = _read(path)
+    read = cfg.to_dict()
     try:
         cfg.merge_from_dict(dict(options or {}))
     except (TypeError, KeyError, AttributeError, IndexError) as error:
         told = error.args[0] if error.args else error
         raise ValueError(f"--cfg-options cannot be merged into {path}: {told}") from error
     _drop_delete_marks(cfg._cfg_dict)
+    if cfg.get("custom_imports") != read.get("custom_imports"):
+        import_custom(cfg, "--cfg-options", trust_code=True, beside=path.parent)
     for key in set(cfg) - {*RUNNER_KEYS, *OWN_KEYS}:
         if any(_undumpable(key, cfg[key])):  # a variable, which has been used up
             cfg.pop(key)
     cfg.config_file = str(path)
-    faults = config_faults(cfg) + _idle_options(options or {}) + _idle_variables(path)
+    faults = config_faults(cfg) + _idle_options(options or {}) + _idle_nones(cfg, read)
+    faults += _faults_of_files(path, read)
     if faults:
-        listed = "\n".join(f"  - {fault}" for fault in faults)
-        raise ValueError(f"{path} has {len(faults)} fault(s):\n{listed}")
+        lines = "\n".join(f"  - {fault}" for fault in faults)
+        raise ValueError(f"{path} has {len(faults)} fault(s):\n{lines}")
     return cfg
 
 
@@ -188,24 +193,96 @@ def _idle_options(options: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _idle_variables(path: Path) -> list[str]:
-    """Variables of the bases that a file sets anew and does not read: the bases have used them."""
+def _faults_of_files(path: Path, cfg: Mapping[str, Any], inherited: bool = False) -> list[str]:
+    """What a config file, or one of its bases, sets in vain.
+
+    Args:
+        path: The file.
+        cfg: What is read from it.
+        inherited: Whether another file inherits it, and may read its variables.
+    """
     if path.suffix != ".py":
         return []
+    names = [Config._get_cfg_path(base, str(path))[0] for base in Config._get_base_files(str(path))]
+    bases = {name: Config.fromfile(name, import_custom_modules=False).to_dict() for name in names}
+    faults = _idle_variables(path, cfg, bases, inherited)
+    if bases:
+        faults += _idle_nones(cfg, *bases.values())
+    for name, base in bases.items():
+        below = _faults_of_files(Path(name), base, True)
+        faults += [f"{os.path.normpath(name)}: {fault}" for fault in below]
+    return faults
+
+
+def _idle_variables(
+    path: Path, cfg: Mapping[str, Any], bases: Mapping[str, Mapping[str, Any]], inherited: bool
+) -> list[str]:
+    """Variables that a file sets and does not read: those of its bases, which the bases have used,
+    and those called like a key further down, as ``batch_size``.
+    """
     names = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Name)]
     read = {node.id for node in names if not isinstance(node.ctx, ast.Store)}
     known = {*RUNNER_KEYS, *OWN_KEYS, "_base_", *read}
     idle = dict.fromkeys(node.id for node in names if node.id not in known)
-    if not idle:
-        return []
-    bases = [Config._get_cfg_path(base, str(path))[0] for base in Config._get_base_files(str(path))]
-    used = {key for base in bases for key in Config.fromfile(base, import_custom_modules=False)}
-    return [
-        f"{name}: has no effect, as the _base_ has used its own; "
-        + (f"use {INSTEAD[name]}" if name in INSTEAD else "set the keys that hold it instead")
-        for name in idle
-        if name in used
-    ]
+    faults = []
+    for name in idle:
+        keys = [] if inherited else _keys_called(name, cfg)
+        if any(name in base for base in bases.values()):
+            fault = "has no effect, as the _base_ has used its own; "
+        elif keys:
+            fault = "a variable that nothing reads; "
+        else:
+            continue
+        instead = INSTEAD.get(name)
+        hint = f"set {listed(keys, shown=2)}" if keys else "set the keys that hold it instead"
+        faults.append(f"{name}: {fault}" + (f"use {instead}" if instead else hint))
+    return faults
+
+
+def _keys_called(name: str, cfg: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of the config whose last part is this name, those of training first."""
+    found: list[str] = []
+
+    def look(node: Any, path: str) -> None:
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                if key == name and path:
+                    found.append(f"{path}.{key}")
+                look(value, f"{path}.{key}" if path else str(key))
+
+    look({key: cfg[key] for key in RUNNER_KEYS if key in cfg}, "")
+    return sorted(found, key=lambda key: (not key.startswith(("train", "optim")), key.count(".")))
+
+
+def _idle_nones(cfg: Mapping[str, Any], *before: Mapping[str, Any]) -> list[str]:
+    """Parts that are switched off under a misspelt name, so that the one that is meant stays on.
+
+    Args:
+        cfg: A config.
+        before: What it inherits, or what it was before it was overridden.
+    """
+    faults = []
+    for path, parts in _named_parts(cfg):
+        held = [dict(_named_parts(one)).get(path, {}) for one in before]
+        known = {name for one in held for name in one}
+        for name, part in parts.items():
+            if part is None and name not in known and nearest(name, known):
+                faults.append(f"{path}.{name}=None switches nothing off; {suggest(name, known)}")
+    return faults
+
+
+def _named_parts(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The sections whose entries have names, of which None switches one off."""
+    model = cfg.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    sections = {f"model.{key}": model.get(key) for key in ("experts", "routing_losses")}
+    sections["default_hooks"] = cfg.get("default_hooks")
+    for part in ("train", "val", "test"):
+        key = f"{part}_dataloader"
+        loader = cfg.get(key)
+        for node in dicts_in(loader.get("dataset") if isinstance(loader, Mapping) else None):
+            sections.setdefault(f"{key}.dataset.datasets", node.get("datasets"))
+    yield from ((key, held) for key, held in sections.items() if isinstance(held, Mapping))
 
 
 def config_faults(cfg: Mapping[str, Any]) -> list[str]:

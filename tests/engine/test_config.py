@@ -173,6 +173,66 @@ def test_a_variable_of_a_base_that_is_set_in_vain_is_told(tmp_path):
     assert load_config(path).val_dataloader.dataset.pipeline[1].scale == 64
 
 
+def test_what_is_set_in_vain_in_a_file_that_another_inherits_is_told(tmp_path):
+    base, mine = tmp_path / "base.py", tmp_path / "mine.py"
+    base.write_text("_base_ = ['codmoe::experts/joint.py']\nsize = (64, 64)\nlr = 1e-3\n")
+    mine.write_text(
+        "_base_ = ['./base.py']\noptim_wrapper = dict(optimizer=dict(lr={{_base_.lr}}))"
+    )
+    with pytest.raises(ValueError, match=r"1 fault.*\n.*/base\.py: size: has no effect"):
+        load_config(mine)
+
+
+def test_a_variable_called_like_a_key_is_told(tmp_path):
+    """Training went on at the base's rate and batch size."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "_base_ = ['codmoe::experts/joint.py']\n"
+        "lr, batch_size, max_epochs, width = 1e-4, 4, 9, 8\nnote = 'a trial'\n"
+        "model = dict(experts=dict(sinet=dict(channels=width)))\n"
+    )
+    with pytest.raises(ValueError) as error:
+        load_config(path)
+    assert [line.strip(" -") for line in str(error.value).splitlines()[1:]] == [
+        "lr: a variable that nothing reads; set optim_wrapper.optimizer.lr",
+        "batch_size: a variable that nothing reads; set train_dataloader.batch_size, "
+        "val_dataloader.batch_size and 1 more",
+        "max_epochs: a variable that nothing reads; use train_cfg.max_epochs",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("model = dict(experts=dict(ujcs=None))", "ujsc"),
+        ("model = dict(routing_losses=dict(balence=None, Z=None))", "balance"),
+        ("default_hooks = dict(router_wach=None)", "router_watch"),
+        ("test_dataloader = dict(dataset=dict(datasets=dict(Cod10K=None)))", "COD10K"),
+    ],
+)
+def test_a_misspelt_part_that_is_switched_off_is_told(tmp_path, text, right):
+    """It was passed over, and the part that is meant stayed on."""
+    path = tmp_path / "mine.py"
+    path.write_text(f"_base_ = ['codmoe::router/stage2.py']\n{text}\n")
+    with pytest.raises(ValueError, match=rf"=None switches nothing off; did you mean '{right}'"):
+        load_config(path)
+    key, _, _ = text.replace(" = dict(", ".").replace("=dict(", ".").partition("=None")
+    with pytest.raises(ValueError, match=rf"{key}=None switches nothing off; did you .*'{right}'"):
+        load_config("router/stage2", {key: None})
+    # What is off already, and what is called like nothing there, is off.
+    path.write_text(
+        "_base_ = ['codmoe::router/stage2.py']\n"
+        "model = dict(experts=dict(ujsc=None, other=None))\ndefault_hooks = dict(ema=None)\n"
+    )
+    assert load_config(path, {"model.experts.ujsc": None}).model.experts.ujsc is None
+
+
+def test_custom_imports_of_the_command_line_are_made():
+    """The config in the weights named modules that were never imported, and could not be read."""
+    with pytest.raises(ValueError, match="custom_imports 'no_such_module'"):
+        load_config("experts/joint", {"custom_imports.imports": ["no_such_module"]})
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
