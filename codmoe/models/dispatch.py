@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codmoe.models.backbones.base import Backbone
+from codmoe.models.backbones.base import Backbone, checked_pyramid
 from codmoe.models.experts.base import Expert, checked
 from codmoe.structures import ExpertOutput, RoutingDecision
 
@@ -54,14 +54,7 @@ class Passes:
 
         def end(begun: list[Tensor]) -> Pyramid:
             if not own_blocks:
-                pyramid = run(backbone, backbone, begun[0])
-                found = tuple(level.shape[1] for level in pyramid)
-                if found != tuple(backbone.channels):
-                    raise ValueError(
-                        f"{type(backbone).__name__} returned maps of {found} channels; return four "
-                        f"of its channels, {tuple(backbone.channels)}"
-                    )
-                return pyramid
+                return checked_pyramid(backbone, run(backbone, backbone, begun[0]), begun[0])
             ending = backbone.ending(own_blocks)
             return run(ending, ending, begun)
 

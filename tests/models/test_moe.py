@@ -419,6 +419,23 @@ def test_an_own_part_that_misses_its_contract_is_told(make_model, batch, part, k
         make_model(**{part: dict(mine=cfg) if part == "experts" else cfg}).eval()(batch(2)[0])
 
 
+class Fine(Bare):
+    """Right channels, each map at half the stride it should have."""
+
+    channels, size_divisor = (4, 4, 4, 4), 32
+
+    def forward(self, images):
+        return [F.avg_pool2d(images, s)[:, [0, 0, 1, 2]] for s in (2, 4, 8, 16)]
+
+
+def test_a_backbone_at_other_strides_is_told(make_model, batch):
+    """Decoders resize, and would predict from it all the same."""
+    MODELS.register_module(force=True, module=Fine)
+    said = r"Fine made maps of 32x32, 16x16, 8x8, 4x4 of images of 64x64; return four at strides "
+    with pytest.raises(ValueError, match=said + "4, 8, 16, 32: 16x16, 8x8, 4x4, 2x2"):
+        make_model(backbone=dict(type="Fine")).eval()(batch(1)[0])
+
+
 def test_a_backbone_that_lacks_a_level_is_told(batch):
     with pytest.raises(ValueError, match=r"Short returned maps of \(3, 3, 3\) channels"):
         Passes.of(Short()).end([batch(2)[0]])

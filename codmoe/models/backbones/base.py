@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,33 @@ class Backbone(nn.Module, ABC):
                 f"own_blocks={own_blocks!r}: the last {what} of the backbone that an expert can "
                 f"have of its own are 1 to {most}"
             )
+
+
+def checked_pyramid(backbone: Backbone, pyramid: list[Tensor], images: Tensor) -> list[Tensor]:
+    """What a backbone made of images.
+
+    Raises:
+        ValueError: It is no pyramid of four maps of its channels at strides 4, 8, 16, 32.
+    """
+    name, found = type(backbone).__name__, tuple(level.shape[1] for level in pyramid)
+    if found != tuple(backbone.channels):
+        raise ValueError(
+            f"{name} returned maps of {found} channels; return four of its channels, "
+            f"{tuple(backbone.channels)}"
+        )
+    height, width = images.shape[-2:]
+    sizes = [tuple(level.shape[2:]) for level in pyramid]
+    wanted = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+    if sizes != wanted:
+        raise ValueError(
+            f"{name} made maps of {_sides(sizes)} of images of {height}x{width}; return four at "
+            f"strides 4, 8, 16, 32: {_sides(wanted)}"
+        )
+    return pyramid
+
+
+def _sides(sizes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, size)) for size in sizes)
 
 
 def laid_out_as(images: Tensor, pyramid: list[Tensor]) -> list[Tensor]:
