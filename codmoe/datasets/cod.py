@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +53,8 @@ class CODDataset(BaseDataset):
         mask_dir: Folder of masks.
         name: Name shown in tables; the name of the folder by default.
         prefix: Keep only files whose names start with it.
-        exclude: Stems of samples to leave out before any split: known duplicates of test images.
+        exclude: Stems of samples to leave out before images and masks are paired and split: known
+            duplicates of test images, images without a mask.
         split: ``dict(seed=0, fractions=dict(experts=.75, router=.15, val=.10), use=("experts",))``;
             seed and fractions default to these. More keys, among them ``file``:
             :func:`complete_split`. Not of a test set.
@@ -98,7 +98,7 @@ class CODDataset(BaseDataset):
         self.prefix = prefix
         if isinstance(exclude, str):
             raise ValueError(f"exclude={exclude!r} must be a list of stems, e.g. [{exclude!r}]")
-        self.exclude = tuple(unicodedata.normalize("NFC", stem) for stem in exclude)
+        self.exclude = tuple(exclude)
         self.split = None if split is None else complete_split(split)
         self._refuse_test_set()
         self.check_files = check_files
@@ -136,15 +136,19 @@ class CODDataset(BaseDataset):
         return Folders(base / self.image_dir, base / self.mask_dir)
 
     def find_pairs(self, folders: Folders) -> list[Pair]:
-        """All pairs of the dataset, before any split."""
+        """All pairs of the dataset but those of ``exclude``, before any split."""
         return find_pairs(
-            folders.image, folders.mask, prefix=self.prefix, shared_masks=folders.shared_masks
+            folders.image,
+            folders.mask,
+            prefix=self.prefix,
+            shared_masks=folders.shared_masks,
+            exclude=self.exclude,
         )
 
     def load_data_list(self) -> list[dict]:
         """``dict(img_path, mask_path, stem, dataset)`` of every sample, sorted by stem."""
         folders = self.folders()
-        pairs = self._without_excluded(self.find_pairs(folders))
+        pairs = self.find_pairs(folders)
         if not pairs:
             which = f" whose names start with {self.prefix!r}" if self.prefix else ""
             nested = nested_words(folders.image, folders.mask)
@@ -163,16 +167,6 @@ class CODDataset(BaseDataset):
             dict(img_path=str(p.image), mask_path=str(p.mask), stem=p.stem, dataset=self.name)
             for p in pairs
         ]
-
-    def _without_excluded(self, pairs: list[Pair]) -> list[Pair]:
-        absent = set(self.exclude) - {pair.stem for pair in pairs}
-        if absent:
-            # A misspelt stem would leave the duplicate in.
-            raise ValueError(
-                f"{self.name}: exclude names {listed(sorted(absent), show=repr)}, which the "
-                "data set does not hold; give stems, without suffix"
-            )
-        return [pair for pair in pairs if pair.stem not in self.exclude]
 
     def full_init(self) -> None:
         """Finds the files, checks them, and fills the cache."""
@@ -260,7 +254,8 @@ class COD10K(CODDataset):
         """All pairs; says how many images the filter leaves out."""
         pairs = super().find_pairs(folders)
         if self.camouflaged_only:
-            _say_left_out(f"COD10K {self.subset}", len(pairs), folders, self.prefix)
+            there = len(image_files(folders.image, self.prefix))
+            _say_left_out(f"COD10K {self.subset}", there, folders, self.prefix)
         return pairs
 
 
@@ -333,12 +328,12 @@ class CODBenchmark(CODDataset):
         if self.prefix is None and not every:
             self.prefix = self._found.prefix
         pairs = super().find_pairs(folders)
-        what = f"{self.benchmark} {self.part}"
+        what, there = f"{self.benchmark} {self.part}", len(image_files(folders.image, self.prefix))
         if self._found.layout == "COD10K-v3" and self.camouflaged_only:
-            _say_left_out(what, len(pairs), folders, self.prefix)
-        if self._found.expected not in (None, len(pairs)):
+            _say_left_out(what, there, folders, self.prefix)
+        if self._found.expected not in (None, there):
             print_log(
-                f"{what}: {len(pairs):,} images in {folders.image}, but the protocol has "
+                f"{what}: {there:,} images in {folders.image}, but the protocol has "
                 f"{self._found.expected:,}: numbers will not compare with published ones. "
                 f"codmoe doctor {self.root} looks closer",
                 logger="current",

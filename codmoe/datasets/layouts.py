@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -260,8 +260,10 @@ def files_by_stem(
     key: str,
     prefix: str | None = None,
     extensions: Sequence[str] = IMAGE_EXTENSIONS,
+    exclude: Collection[str] = (),
 ) -> dict[str, Path]:
-    """``{stem: file}`` of the image files in ``folder`` whose names start with ``prefix``.
+    """``{stem: file}`` of the image files in ``folder`` whose names start with ``prefix``, but for
+    the stems of ``exclude``.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -270,6 +272,8 @@ def files_by_stem(
     found: dict[str, Path] = {}
     for path in image_files(require_folder(folder, key), prefix, extensions):
         stem = stem_of(path)
+        if stem in exclude:
+            continue
         if stem in found:
             accents = found[stem].stem != path.stem
             raise ValueError(
@@ -287,6 +291,7 @@ def find_pairs(
     *,
     prefix: str | None = None,
     shared_masks: bool = False,
+    exclude: Sequence[str] = (),
 ) -> list[Pair]:
     """Images and masks of equal stem, sorted by stem.
 
@@ -296,14 +301,23 @@ def find_pairs(
         prefix: Leave out files whose names do not start with it.
         shared_masks: Pass over masks without image instead of refusing them; those whose images
             are another set's (:func:`sharing`) are passed over anyway.
+        exclude: Stems of images that are left out before anything is paired, with their masks.
 
     Raises:
         FileNotFoundError: A folder does not exist.
-        ValueError: An image has no mask, a mask no image, or two files one stem.
+        ValueError: An image has no mask, a mask no image, or two files one stem; or no image
+            has a stem of ``exclude``.
     """
-    images = files_by_stem(Path(image_dir), "image_dir", prefix)
-    masks = files_by_stem(Path(mask_dir), "mask_dir", prefix)
+    out = {unicodedata.normalize("NFC", stem) for stem in exclude}
+    images = files_by_stem(Path(image_dir), "image_dir", prefix, exclude=out)
+    masks = files_by_stem(Path(mask_dir), "mask_dir", prefix, exclude=out)
     faults = []
+    if absent := out and out - {stem_of(path) for path in image_files(Path(image_dir), prefix)}:
+        # A misspelt stem would leave the duplicate in.
+        raise ValueError(
+            f"exclude names {listed(sorted(absent), show=repr)}, which {image_dir} does not hold; "
+            "give stems, without suffix"
+        )
     if lonely := sorted(images.keys() - masks.keys()):
         faults.append(
             f"{len(lonely):,} of {len(images):,} images have no mask: {listed(lonely, show=repr)}"

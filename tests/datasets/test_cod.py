@@ -86,6 +86,13 @@ def test_parts_are_disjoint_and_leave_known_duplicates_out(polyp, exclude):
     assert [len(part) for part in parts] == ([14, 2, 2] if exclude else [15, 3, 2])
 
 
+def test_an_image_without_a_mask_can_be_left_out(polyp):
+    (polyp / "masks" / "7.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 20 images have no mask: '7'"):
+        CODDataset(polyp)
+    assert stems(CODDataset(polyp, exclude=["7"])) == sorted({str(i) for i in range(20)} - {"7"})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -152,6 +159,15 @@ def test_cod10k_keeps_the_camouflaged(cod10k, said):
     assert "20 of 24 images kept, 4 left out" in said[0] and "3 of 7" in said[1]
     assert all("3,040 Train / 2,026 Test" in text for text in said)
     assert len(COD10K(cod10k, camouflaged_only=False)) == 24
+
+
+@pytest.mark.parametrize("kind", ["COD10K", "CODBenchmark"])
+def test_what_is_excluded_still_counts_in_what_the_folder_holds(cod10k, said, kind):
+    options = dict(data_root=cod10k, exclude=[COD10K_TRAIN[0]])
+    if kind == "CODBenchmark":
+        options |= dict(benchmark="COD10K", part="train")
+    assert len(DATASETS.build(dict(type=kind, **options))) == 19
+    assert "20 of 24 images kept, 4 left out whose names do not" in said[0]
 
 
 def test_cod10k_without_masks_for_the_others(cod10k):

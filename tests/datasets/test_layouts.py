@@ -61,6 +61,26 @@ def test_lone_images_and_masks_are_counted_and_five_named(tmp_path):
     assert "'im4'" in text and "'im5'" not in text and "2 more" in text and "'m0'" in text
 
 
+def test_what_is_excluded_is_no_fault(tmp_path):
+    add(tmp_path, "Imgs", "GT", ["a", "b", "caf\u00e9"])
+    write(tmp_path / "Imgs" / "lonely.jpg")
+    write(tmp_path / "Imgs" / "a.png")
+    folders = tmp_path / "Imgs", tmp_path / "GT"
+    (pair,) = find_pairs(*folders, exclude=["lonely", "a", "cafe\u0301"])
+    assert pair.stem == "b"
+    with pytest.raises(ValueError, match="1 of 2 images have no mask: 'lonely'"):
+        find_pairs(*folders, exclude=["a", "caf\u00e9"])
+
+
+def test_what_only_another_set_holds_cannot_be_excluded(tmp_path):
+    """As where both sets have their masks in one folder."""
+    add(tmp_path, "Train", "GT", ["a", "b"])
+    add(tmp_path, "Test", "GT", ["c"])
+    options = dict(shared_masks=True, exclude=["c"])
+    with pytest.raises(ValueError, match=r"exclude names 'c', which .*Train does not hold"):
+        find_pairs(tmp_path / "Train", tmp_path / "GT", **options)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
