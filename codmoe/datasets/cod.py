@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
-from mmengine.logging import print_log
 from torch.utils.data import ConcatDataset, Dataset
 
 from codmoe.datasets.cache import SampleCache
@@ -30,6 +29,7 @@ from codmoe.datasets.layouts import (
     recognise,
     require_folder,
     resolve_root,
+    say_once,
 )
 from codmoe.datasets.reading import UnreadableFile, read_pair
 from codmoe.datasets.splits import chosen_indices, complete_split
@@ -199,10 +199,10 @@ class CODDataset(BaseDataset):
 
 def _say_left_out(what: str, kept: int, folders: Folders, prefix: str | None) -> None:
     total = len(image_files(folders.image))
-    print_log(
+    say_once(
         f"{what}: {kept:,} of {total:,} images kept, {total - kept:,} left out whose names do not "
         f"start with {prefix!r}; the protocol is 3,040 Train / 2,026 Test",
-        logger="current",
+        folders.image,
     )
 
 
@@ -332,12 +332,12 @@ class CODBenchmark(CODDataset):
         if self._found.layout == "COD10K-v3" and self.camouflaged_only:
             _say_left_out(what, there, folders, self.prefix)
         if self._found.expected not in (None, there):
-            print_log(
+            say_once(
                 f"{what}: {there:,} images in {folders.image}, but the protocol has "
                 f"{self._found.expected:,}: numbers will not compare with published ones. "
                 f"codmoe doctor {self.root} looks closer",
-                logger="current",
-                level=logging.WARNING,
+                folders.image,
+                logging.WARNING,
             )
         return pairs
 

@@ -7,13 +7,13 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from codmoe.datasets.layouts import Pair
+from codmoe.datasets.layouts import Pair, say_once
 from codmoe.datasets.reading import (
     PECULIAR,
     TOO_MANY,
@@ -103,17 +103,14 @@ def check_pairs(
             + f"; mend, replace or remove them{_advice(pairs)}"
         )
     masks, found = [pair.mask for pair in pairs], [kinds for _, kinds in looked]
-    name_peculiar(name, masks, found, _warn, _advice(pairs))
+    say = partial(say_once, place=masks[0].parent, level=logging.WARNING)
+    name_peculiar(name, masks, found, say, _advice(pairs))
 
 
 def _advice(pairs: Sequence[Pair]) -> str:
     """What shows all that is wrong with these files."""
     words = ["--images", str(pairs[0].image.parent), "--masks", str(pairs[0].mask.parent)]
     return f" (codmoe doctor {shlex.join(words)} says what is wrong)"
-
-
-def _warn(text: str) -> None:
-    print_log(text, "current", logging.WARNING)
 
 
 def name_peculiar(

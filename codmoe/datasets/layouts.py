@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 
 from codmoe.messages import listed
 
@@ -72,6 +72,19 @@ class Folders(NamedTuple):
     image: Path
     mask: Path
     shared_masks: bool = False
+
+
+_said: set[tuple[str, ...]] = set()
+
+
+def say_once(text: str, place: Path, level: int = logging.INFO) -> None:
+    """Logs something about the files in ``place``, once in a log: a training opens its data sets
+    several times, to check them, to load them, and for each of its parts.
+    """
+    key = (MMLogger.get_current_instance().instance_name, str(place), text)
+    if key not in _said:
+        _said.add(key)
+        print_log(text, "current", level)
 
 
 def expanded(path: str | os.PathLike) -> Path:
@@ -494,7 +507,7 @@ def _parts(folder: Path, depth: int) -> Iterator[Part]:
                 try:
                     yield from _parts(child, depth - 1)
                 except ValueError as error:  # something else that lies beside the data
-                    print_log(f"{child} is left out: {error}", "current", logging.WARNING)
+                    say_once(f"{child} is left out: {error}", child, logging.WARNING)
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -1,5 +1,7 @@
 """Data sets of files: one, COD10K-v3, the COD papers' protocol, a group, one with bad files."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from folders import (
     separate_downloads,
     stems,
 )
+from mmengine.logging import MMLogger
 from torch.utils.data import DataLoader
 
 from codmoe.datasets import (
@@ -149,7 +152,7 @@ def test_a_test_set_is_never_split(tmp_path):
 @pytest.fixture
 def said(monkeypatch):
     lines = []
-    monkeypatch.setattr("codmoe.datasets.cod.print_log", lambda text, **_: lines.append(text))
+    monkeypatch.setattr("codmoe.datasets.layouts.print_log", lambda text, *_: lines.append(text))
     return lines
 
 
@@ -159,6 +162,22 @@ def test_cod10k_keeps_the_camouflaged(cod10k, said):
     assert "20 of 24 images kept, 4 left out" in said[0] and "3 of 7" in said[1]
     assert all("3,040 Train / 2,026 Test" in text for text in said)
     assert len(COD10K(cod10k, camouflaged_only=False)) == 24
+
+
+def test_what_is_left_out_is_said_once_in_each_log(cod10k, said):
+    """Of the parts of a training, each of which is opened to be checked and to be loaded."""
+    for _ in range(2):
+        for use in ("experts", "router", "val"):
+            COD10K(cod10k, split=dict(use=use))
+    assert len(said) == 1
+    COD10K(shutil.copytree(cod10k, cod10k.with_name("other")))
+    assert len(said) == 2
+    MMLogger.get_instance("another", logger_name="mmengine")  # as a Runner's has its own
+    try:
+        COD10K(cod10k)
+    finally:
+        MMLogger._instance_dict.pop("another")
+    assert len(said) == 3 and set(said) == {said[0]}
 
 
 @pytest.mark.parametrize("kind", ["COD10K", "CODBenchmark"])

@@ -49,7 +49,7 @@ def test_other_formats_and_bytes_behind_the_end_are_harmless(tmp_path):
 def checked(root, stems, monkeypatch, **options):
     """What the check logs."""
     said = []
-    monkeypatch.setattr("codmoe.datasets.integrity.print_log", lambda text, *_: said.append(text))
+    monkeypatch.setattr("codmoe.datasets.layouts.print_log", lambda text, *_: said.append(text))
     pairs = [Pair(s, root / "images" / f"{s}.jpg", root / "masks" / f"{s}.png") for s in stems]
     check_pairs(pairs, name="mine", **options)
     return said
@@ -71,6 +71,7 @@ def test_masks_that_may_be_meant_are_named_by_set(tmp_path, monkeypatch):
         "(b.png)",
         "mine: 1 of 6 masks: the object is a few pixels (c.png)",
     ]
+    assert checked(tmp_path, stems, monkeypatch) == []  # said already
     with pytest.raises(ValueError, match=r"mine: 1 of 2 masks: .*inverted.*mend the masks"):
         checked(tmp_path, ["b", "e"], monkeypatch)
     cv2.imwrite(str(tmp_path / "masks" / "b.png"), box * 0)
