@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
@@ -51,7 +54,17 @@ class PerImageMetric(BaseMetric):
     def evaluate(self, size: int) -> dict:
         """Metrics over ``size`` images, gathered from all ranks; see mmengine's BaseMetric."""
         self._size = size
-        return super().evaluate(size)
+        if self.collect_device != "cpu" or get_world_size() == 1:
+            return super().evaluate(size)
+        # In the working directory, as mmengine's own, whose parent `.dist_test` stays there.
+        made = [tempfile.mkdtemp(prefix=".codmoe-metric-", dir=".") if is_main_process() else ""]
+        broadcast_object_list(made)
+        (self.collect_dir,) = made
+        try:
+            return super().evaluate(size)
+        finally:
+            if is_main_process():
+                shutil.rmtree(self.collect_dir, ignore_errors=True)
 
     def check_count(self, results: Sequence[Any]) -> None:
         """Warns if fewer records than images arrived."""

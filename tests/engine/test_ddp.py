@@ -289,6 +289,7 @@ def test_two_processes_count_each_image_once(tmp_path, monkeypatch):
     names = [sorted(p.name for p in (tmp_path / d).rglob("*.png")) for d in ("maps1", "maps2")]
     assert len(names[0]) == 7 and names[0] == names[1]
     assert [p.name for p in tmp_path.glob("grid*")] == ["grid.png"]
+    assert not list(tmp_path.glob(".*"))  # what processes exchange is gone
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

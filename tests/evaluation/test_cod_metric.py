@@ -201,7 +201,7 @@ def _rank(rank, folder):
 
     import torch.distributed as dist
 
-    os.chdir(folder)  # mmengine makes its exchange folder in the working directory
+    os.chdir(folder)  # the exchange folder is made in the working directory
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
@@ -219,6 +219,8 @@ def _rank(rank, folder):
 
 def test_seven_images_on_two_ranks(tmp_path):
     ranks(_rank, str(tmp_path))
+    left = {path.name for path in tmp_path.iterdir()} - {"rendezvous"}
+    assert left == {f"{device}{rank}.pt" for device in ("cpu", "gpu") for rank in range(2)}
     alone = CODMetric(full=True, sources="all")
     expected = run(alone, [sample(i) for i in range(7)])
     for device in ("cpu", "gpu"):
