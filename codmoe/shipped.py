@@ -49,11 +49,6 @@ def find_config(name: str | Path) -> Path:
         return shipped
     if is_shipped(stem):
         raise FileNotFoundError(f"{stem!r} names weights; their config is {SHIPPED[stem]!r}")
-    if stem.startswith("study/"):  # shipped before 0.2
-        raise FileNotFoundError(
-            f"config {str(name)!r} was removed with the study and its data set; results are in "
-            "projects/earlier_studies.md, and experts/joint_polyp_dinov2-s is a stage 1 like its"
-        )
     raise FileNotFoundError(f"config {str(name)!r} does not exist; {suggest(stem, list_configs())}")
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 
-from codmoe import create_model, list_models
+from codmoe import create_model
 from codmoe.engine.config import load_config
 from codmoe.engine.handover import read_sources
-from codmoe.shipped import config_root, list_configs
+from codmoe.shipped import list_configs
 
 SEPARATE = ("pranet", "sinet", "ujsc", "zoomnet")
 MAIN = {
@@ -46,15 +46,6 @@ def test_every_shipped_config_loads_and_builds(name):
     if model not in built:  # many configs are of one model
         create_model(name)
         built.add(model)
-
-
-def test_names_that_are_gone_are_answered_with_where_they_are():
-    page, other = "projects/earlier_studies.md", "experts/joint_polyp_dinov2-s"
-    for name in ("study/mix_router_top2", "configs/study/mix_router_top2.py"):
-        with pytest.raises(FileNotFoundError, match=f"removed with the study.*{page}, and {other}"):
-            load_config(name)
-    assert (config_root().parent / page).is_file() and other in list_models()
-    assert not [name for name in list_models() if "study" in name or "_base_" in name]
 
 
 @pytest.mark.parametrize("name", MAIN)

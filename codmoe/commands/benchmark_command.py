@@ -4,19 +4,8 @@ codmoe benchmark ensemble/stage3 --precisions fp32 bf16 \\
     --executions eager compiled prepared --routes auto all pranet,sinet
 """
 
-import argparse
-
 from codmoe.commands.options import CONFIG, QUIET, option, pair, weights, whole
 
-
-class Moved(argparse.Action):
-    """An option that another program has."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        parser.error(f"{option_string} is an option of: python -m benchmarks.model, in a checkout")
-
-
-MOVED = "--experts --top-k --layouts --no-parts --parts --train --plot".split()
 SHARED = (
     CONFIG,
     option("--batch-sizes", type=int, nargs="+", default=[1, 8], help="images a call (1 8)"),
@@ -51,8 +40,7 @@ SHARED = (
     ),
     QUIET,
 )
-_ELSEWHERE = dict(nargs="*", action=Moved, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-OPTIONS = (*SHARED, option(*MOVED, **_ELSEWHERE))
+OPTIONS = SHARED
 
 
 def call(benchmark, args) -> None:

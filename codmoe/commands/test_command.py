@@ -3,8 +3,6 @@
 codmoe test configs/ensemble/stage3.py checkpoints_moe/ensemble_best.pth
 """
 
-import argparse
-
 from codmoe.commands.options import (
     CFG_OPTIONS,
     COMPILE,
@@ -19,11 +17,6 @@ from codmoe.commands.options import (
     weights,
 )
 
-
-def _gone(text: str) -> None:
-    raise argparse.ArgumentTypeError("give --pictures FOLDER: all images, which the report sorts")
-
-
 OPTIONS = (
     CONFIG,
     option(
@@ -37,7 +30,6 @@ OPTIONS = (
     option("--grid", help="picture file: image, truth, experts, mixture, weights"),
     option("--pictures", help="folder for small pictures of every image, which the report shows"),
     option("--cost", action="store_true", help="also parameters, operations and ms of each source"),
-    option("--extremes", type=_gone, help=argparse.SUPPRESS),
     *VIEWS,
     COMPILE,
     WORK_DIR,

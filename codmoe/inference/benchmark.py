@@ -66,7 +66,7 @@ def benchmark(
         sizes: Sides of the images in pixels.
         routes: ``"auto"`` (the model's own router), ``"all"``, or names as ``"sinet,ujsc"``.
         precisions: Of ``"fp32"``, ``"fp16"``, ``"bf16"``; the last two are autocast.
-        executions: Of :data:`EXECUTIONS`; ``"engine"`` is an older name of ``"prepared"``.
+        executions: Of :data:`EXECUTIONS`.
         repeats: Calls of each that count.
         warmup: Calls before them.
         device: Default: the first GPU if there is one.
@@ -121,15 +121,14 @@ def device_of(name: str | None) -> torch.device:
 
 
 def check(asked: Mapping[str, Any]) -> list[str]:
-    """The executions asked for by their present names, after a look at everything asked for.
+    """The executions asked for, after a look at everything asked for.
 
     Raises:
         ValueError: Something is not known, or out of its range.
     """
-    executions = ["prepared" if name == "engine" else name for name in asked["executions"]]
     for key, names, valid in (
         ("precisions", asked["precisions"], PRECISIONS),
-        ("executions", executions, EXECUTIONS),
+        ("executions", asked["executions"], EXECUTIONS),
     ):
         for name in names:
             if name not in valid:
@@ -139,7 +138,7 @@ def check(asked: Mapping[str, Any]) -> list[str]:
             raise ValueError(f"{key}={list(asked[key])} must be 1 or more")
     if asked["repeats"] < 1 or asked["warmup"] < 0:
         raise ValueError("repeats must be 1 or more, warmup 0 or more")
-    return executions
+    return asked["executions"]
 
 
 def check_routes(routes: Sequence[str], names: Sequence[str]) -> None:

@@ -145,13 +145,6 @@ class Inferencer:
             size=self.size, tile=tile, views=views, compile=compile
         )
 
-    @property
-    def engine(self) -> None:
-        """Raises:
-        AttributeError: Always; it has another name now.
-        """
-        raise AttributeError("Inferencer.engine is now called Inferencer.prepared")
-
     def __call__(self, inputs: Picture | Sequence[Picture], **options: Any) -> list[Prediction]:
         """Predict, and keep everything; :meth:`stream` keeps nothing, and takes the same options.
 

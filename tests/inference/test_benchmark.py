@@ -30,7 +30,7 @@ def test_the_tool_measures_everything_that_is_asked_for(tmp_path, config, monkey
     out = tmp_path / "b.json"
     out.write_text("somebody's")
     options = ["--batch-sizes", 1, 2, "--sizes", 64, "--routes", "auto", "sinet,ujsc"]
-    options += ["--executions", "eager", "cudagraph", "engine", "--repeats", 2, "--warmup", 1]
+    options += ["--executions", "eager", "cudagraph", "prepared", "--repeats", 2, "--warmup", 1]
     options += ["--device", "cpu", "--json", out]
     assert call(monkeypatch, "analysis/benchmark", config, *options) is None
     result = json.loads(out.read_text())
@@ -51,13 +51,6 @@ def test_the_tool_measures_everything_that_is_asked_for(tmp_path, config, monkey
         assert row["images_per_second"] > 0 and row["working_mb"] > 0
     (kept,) = tmp_path.glob("b.2*.json")
     assert kept.read_text() == "somebody's"
-
-
-@pytest.mark.parametrize("option", ["--experts", "--top-k", "--layouts", "--train", "--plot=x.png"])
-def test_an_option_that_moved_names_the_other_command(monkeypatch, option, capsys):
-    assert call(monkeypatch, "analysis/benchmark", "ensemble/stage3", option) == 2
-    said = f"{option.split('=')[0]} is an option of: python -m benchmarks.model"
-    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("route", ["ujsc,zoomnet", "all"])
