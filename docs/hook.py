@@ -133,7 +133,7 @@ def config_reference() -> str:
             key = _code(key).replace(".", ".<wbr>")  # where a line may end
             text.append(f"| {key} | {_code(value)} | {_cell(note)} |")
     package = load()
-    sources = package["engine.handover.Sources"]
+    sources = package["engine.sources.Sources"]
     text += ["", "### `init_from` { #init_from }\n", "What a stage starts from.\n"]
     text.append(_arguments(sources))
     split = package["datasets.splits.complete_split"].docstring.parsed[0].value

@@ -8,7 +8,7 @@ from mmengine.optim import build_optim_wrapper
 
 from codmoe import create_model
 from codmoe.engine.config import load_config
-from codmoe.engine.handover import read_sources
+from codmoe.engine.sources import read_sources
 from codmoe.shipped import list_configs
 
 SEPARATE = ("pranet", "sinet", "ujsc", "zoomnet")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from codmoe import ModelLevelMoE
 from codmoe.engine.config import load_config
-from codmoe.engine.handover import read_sources
+from codmoe.engine.sources import read_sources
 from codmoe.registry import MODELS
 from codmoe.shipped import config_root
 

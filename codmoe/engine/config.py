@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 
 from codmoe import registry
 from codmoe.compiled.speed import speed_faults
-from codmoe.engine.handover import assembly_faults, init_faults
+from codmoe.engine.handover import assembly_faults
 from codmoe.engine.optim import amp_faults
+from codmoe.engine.sources import init_faults
 from codmoe.messages import listed, nearest, short, suggest
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.experts.base import Expert

@@ -21,16 +21,12 @@ from codmoe.engine.checkpoints import newest_checkpoint
 from codmoe.engine.closing import closing_block
 from codmoe.engine.config import require_sections
 from codmoe.engine.ddp import every_expert_runs, init_cpu_process_group
-from codmoe.engine.handover import (
-    Sources,
-    hand_over,
-    read_sources,
-    require_files,
-)
+from codmoe.engine.handover import hand_over
 from codmoe.engine.hooks.frozen_features import settle_frozen_cache
 from codmoe.engine.hooks.training import InterruptionHook
 from codmoe.engine.optim import settle_amp, settle_fused
 from codmoe.engine.runner import CODRunner
+from codmoe.engine.sources import Sources, read_sources, require_files
 from codmoe.files import LOCK, explained, holding, save_json, sweep
 from codmoe.interruption import going_on, interruption
 from codmoe.models.build import skip_pretrained

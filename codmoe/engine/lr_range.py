@@ -20,8 +20,8 @@ from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 
 from codmoe.engine.ddp import bare_model
-from codmoe.engine.handover import load_sources
 from codmoe.engine.launch import build_runner, settle, stop_workers
+from codmoe.engine.sources import load_sources
 from codmoe.files import save_json
 from codmoe.visualization.curves import save_lr_range
 

@@ -22,11 +22,11 @@ from mmengine.config import Config
 
 from codmoe.engine.checkpoints import read_meta
 from codmoe.engine.config import load_config, parse_options, require_sections
-from codmoe.engine.handover import read_sources
 from codmoe.engine.hooks.progress import CHAIN, Chain
 from codmoe.engine.launch import set_aside
 from codmoe.engine.own_data import data_arguments, set_data
 from codmoe.engine.runner import uncached
+from codmoe.engine.sources import read_sources
 from codmoe.engine.training_options import TrainingOptions
 from codmoe.evaluation.intervals import paired_intervals
 from codmoe.evaluation.tables import result_rows, result_table

@@ -1,7 +1,8 @@
-"""Trainings that end in the middle."""
+"""Trainings that end in the middle, and heads of several."""
 
 import pytest
 from miniature import Interrupt
+from toy_parts import leave_separate
 
 from codmoe.engine.hooks.training import TrainingProgressHook
 
@@ -25,3 +26,9 @@ def interrupt(monkeypatch):
         monkeypatch.setattr(TrainingProgressHook, "before_train_iter", before)
 
     return at
+
+
+@pytest.fixture
+def separate(tmp_path):
+    """Files of experts that were each trained alone, by name."""
+    return leave_separate(tmp_path)
