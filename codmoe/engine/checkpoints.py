@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -296,7 +296,8 @@ def load_state(
         hint: End of the error's sentence.
 
     Raises:
-        ValueError: A key of these parts is missing, left over, or of another shape.
+        ValueError: A key of these parts is missing, left over, or of another shape; or the router
+            chooses among other experts.
     """
     wanted = _of_parts(model.state_dict(), parts)
     given = _of_parts(state, parts)
@@ -305,19 +306,29 @@ def load_state(
     given = {
         k: v for k, v in given.items() if k.split(".")[0] != "experts" or k.split(".")[1] in known
     }
-    misfit = compare(wanted, given, source)
+    misfit, held = compare(wanted, given, source), _experts(state)
     if misfit.faults:
-        new = known - {k.split(".")[1] for k in given if k.startswith("experts.")}
+        new = _experts(wanted) - _experts(given)
         remedy = "Were backbone, experts and widths the same in the config that made it?"
-        if new and any(k.startswith("experts.") for k in wanted):
+        if new:
+            others = ("backbone", *(f"experts.{name}" for name in sorted(known & held)))
             remedy = (
-                f"It has no {listed(sorted(new))}: a training may begin with its backbone alone, "
-                "init_from=dict(_delete_=True, file=..., parts=('backbone',)), or add one expert "
-                "to the mixture, grow=True (docs/experts.md)"
+                f"It has no {listed(sorted(new))}: a training begins that anew with init_from.parts"
+                f"={others}, or adds one expert to the whole mixture with grow=True "
+                "(docs/experts.md)"
             )
         raise ValueError(f"{source} does not fit this model: {misfit}. {remedy}{hint}")
+    if held and held != known and any(k.startswith("router.") for k in given):
+        raise ValueError(
+            f"the router of {source} chooses among {listed(sorted(held))}, and this model has "
+            f"{listed(sorted(known))}; leave 'router' out of init_from.parts, and train one anew"
+        )
     model.load_state_dict(given, strict=False)
     return list(given)
+
+
+def _experts(keys: Iterable[str]) -> set[str]:
+    return {key.split(".")[1] for key in keys if key.startswith("experts.")}
 
 
 def _of_parts(state: Mapping[str, Tensor], parts: Sequence[str] | None) -> dict[str, Tensor]:

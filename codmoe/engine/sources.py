@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from codmoe.engine.checkpoints import load_parts, load_state, read_weights
 from codmoe.messages import suggest
+from codmoe.models.build import check_parts
 from codmoe.models.moe import ModelLevelMoE
 from codmoe.registry import fits, value_faults
 from codmoe.shipped import is_shipped, shipped_weights
@@ -29,9 +30,11 @@ class Sources:
 
     Args:
         file: One file for all ``parts``, or None.
-        parts: Parts that are loaded from ``file``; None for all.
+        parts: Parts that are loaded from ``file``, such as ``"experts"`` or ``"experts.sinet"``;
+            others begin anew. None for all.
         backbone: Files of the backbone; several are averaged. Empty if it is not loaded.
-        experts: File of each expert's head; empty with ``file``, or if the heads start anew.
+        experts: File of each expert's head, None for one that begins anew; empty with ``file``, or
+            if all begin anew.
         command: What makes the files, named in errors.
         grow: Whether the model has an expert that ``file`` has not: see :func:`grown`.
     """
@@ -39,15 +42,15 @@ class Sources:
     file: Path | None = None
     parts: tuple[str, ...] | None = None
     backbone: tuple[Path, ...] = ()
-    experts: Mapping[str, Path] = field(default_factory=dict)
+    experts: Mapping[str, Path | None] = field(default_factory=dict)
     command: str | None = None
     grow: bool = False
 
     @property
     def paths(self) -> list[Path]:
         """Every file once."""
-        single = [] if self.file is None else [self.file]
-        return list(dict.fromkeys([*single, *self.backbone, *self.experts.values()]))
+        named = [self.file, *self.backbone, *self.experts.values()]
+        return list(dict.fromkeys(path for path in named if path is not None))
 
     @property
     def policy(self) -> str:
@@ -59,9 +62,12 @@ class Sources:
     def expert_files(self, names: Iterable[str]) -> dict[str, Path]:
         """The file of each of these experts whose head is loaded."""
         if self.file is None:
-            return {name: self.experts[name] for name in names if name in self.experts}
-        loaded = self.parts is None or "experts" in self.parts
-        return dict.fromkeys(names, self.file) if loaded else {}
+            files = {name: self.experts.get(name) for name in names}
+            return {name: file for name, file in files.items() if file is not None}
+        parts = ("experts",) if self.parts is None else self.parts
+        return {
+            name: self.file for name in names if "experts" in parts or f"experts.{name}" in parts
+        }
 
     def backbone_files(self) -> tuple[Path, ...]:
         """The file of the backbone, all of them for a soup, none if it is not loaded."""
@@ -92,7 +98,7 @@ def read_sources(cfg: Config) -> Sources | None:
         file=_path(cfg, init["file"]) if init.get("file") else None,
         parts=None if parts is None else tuple(parts),
         backbone=tuple(_path(cfg, file) for file in files),
-        experts={name: _path(cfg, file) for name, file in experts.items() if file is not None},
+        experts={name: file and _path(cfg, file) for name, file in experts.items()},
         command=init.get("command"),
         grow=bool(init.get("grow")),
     )
@@ -147,7 +153,7 @@ def init_faults(cfg: Mapping[str, Any]) -> list[str]:
         needed = [name for name, expert in named.items() if expert is not None]
         files = dict.fromkeys(experts, str | None)
         faults += value_faults(experts, files, "init_from.experts")
-        faults += _without_file(needed, [n for n, file in experts.items() if file is not None])
+        faults += _without_file(needed, list(experts))
     return faults
 
 
@@ -157,7 +163,8 @@ def _without_file(needed: Iterable[str], given: Sequence[str]) -> list[str]:
         return []
     return [
         f"init_from.experts names no file for {', '.join(missing)}; it has {', '.join(given)}: add "
-        f"{missing[0]}='expert_{missing[0]}_best.pth', or model.experts.{missing[0]}=None"
+        f"{missing[0]}='expert_{missing[0]}_best.pth', {missing[0]}=None to begin it anew, or "
+        f"model.experts.{missing[0]}=None"
     ]
 
 
@@ -191,8 +198,9 @@ def load_sources(model: ModelLevelMoE, sources: Sources) -> list[str]:
         begin_as_backbone(model, new)
         return [f"loaded {len(keys)} tensors from {sources.file}, with room for {new}"]
     if sources.file is not None:
+        check_parts(model, sources.parts or (), "init_from.parts")
         keys = load_parts(model, sources.file, sources.parts, sources.command)
-        return [f"loaded {len(keys)} tensors from {sources.file}"]
+        return [f"loaded {len(keys)} tensors from {sources.file}", *_begin_anew(model, sources)]
     lines = []
     if sources.backbone:
         listed = ", ".join(map(str, sources.backbone))
@@ -215,7 +223,17 @@ def load_sources(model: ModelLevelMoE, sources: Sources) -> list[str]:
                 )
             keys = load_state(model, state, (f"experts.{name}",), f"checkpoint {path}", hint)
             lines.append(f"loaded {len(keys)} tensors of expert {name} from {path}")
-    return lines
+    return [*lines, *_begin_anew(model, sources)]
+
+
+def _begin_anew(model: ModelLevelMoE, sources: Sources) -> list[str]:
+    """Settle how the experts begin whose heads are not loaded; gives a line if there are such."""
+    loaded = sources.expert_files(model.expert_names)
+    anew = [name for name in model.expert_names if name not in loaded]
+    if sources.backbone_files():
+        for name in anew:
+            begin_as_backbone(model, name)
+    return [f"begins anew: {', '.join(anew)}"] if anew else []
 
 
 def grown(

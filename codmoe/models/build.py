@@ -307,9 +307,17 @@ def freeze(model: nn.Module, frozen: Sequence[str]) -> None:
     Raises:
         ValueError: There is no such part.
     """
-    parts = [name for name, _ in model.named_modules() if name.count(".") < 2 and name]
+    check_parts(model, frozen, "frozen")
     for name in frozen:
-        if name not in parts:
-            raise ValueError(f"frozen={list(frozen)}: no part {name!r}; {suggest(name, parts)}")
         model.get_submodule(name).requires_grad_(False)
     model.train(model.training)
+
+
+def check_parts(model: nn.Module, named: Sequence[str], key: str) -> None:
+    """Raises:
+    ValueError: The config key ``key`` names something that is no part of the model.
+    """
+    parts = [name for name, _ in model.named_modules() if name.count(".") < 2 and name]
+    for name in named:
+        if name not in parts:
+            raise ValueError(f"{key}={list(named)}: no part {name!r}; {suggest(name, parts)}")

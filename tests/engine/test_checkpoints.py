@@ -121,7 +121,8 @@ def test_what_does_not_fit_is_told_with_file_keys_and_command(tmp_path):
 
     more = Parts()
     more.experts["ujsc"] = nn.Linear(1, 1)
-    words = r"2 keys of the model are not in it .*experts\.ujsc.* no ujsc: .*parts=\('backbone',\)"
+    words = r"2 keys of the model are not in it .*experts\.ujsc.* no ujsc: "
+    words += r".*parts=\('backbone', 'experts.sinet'\)"
     with pytest.raises(ValueError, match=words):
         load_parts(more, path)
     more = Parts()

@@ -87,6 +87,24 @@ def test_the_joint_run_passes_and_says_that_it_was_measured_once(tmp_path, steps
     assert validated["IoU_sinet"] == pytest.approx(expert["assembled"], abs=1e-6)
 
 
+def test_an_expert_that_begins_anew_is_not_measured_and_the_others_are(tmp_path):
+    path = leave(tmp_path, "experts_joint", dict(sinet=1, pranet=1), backbone=1)
+    anew = dict(
+        init_from=dict(file=path.name, parts=("backbone", "experts.sinet")),
+        model=dict(frozen=("backbone", "experts.sinet")),
+        default_hooks=dict(best=dict(name="replaced")),
+    )
+    config = toy_config(tmp_path, 1, anew, experts=("sinet", "mine"))
+    train(prepared(config, tmp_path / "work"))
+    assert list(measured(tmp_path / "work")["experts"]) == ["sinet"]
+    assert "begins anew: mine" in log_of(tmp_path / "work")
+    before, after = weights(path), weights(tmp_path / "weights" / "replaced_best.pth")
+    kept = [key for key in after if not key.startswith("experts.mine")]
+    assert "experts.sinet.weight" in kept
+    assert all(torch.equal(after[key], before[key]) for key in kept if key in before)
+    assert not torch.equal(after["experts.mine.weight"], torch.ones(8))
+
+
 def test_a_file_in_half_precision_is_the_model_it_is_read_into(tmp_path):
     path = leave(tmp_path, "experts_joint", dict(sinet=0.1, pranet=0.3), backbone=0.7)
     content = torch.load(path, weights_only=True)

@@ -141,6 +141,61 @@ def small_mixture(tmp_path):
     return model, path
 
 
+@pytest.mark.parametrize("form", ["file", "files"])
+def test_one_expert_begins_anew_beside_the_others(small_mixture, form):
+    old, path = small_mixture
+    experts = {name: MINIATURES[name] for name in ("sinet", "pranet")}
+    experts["fpn"] = dict(type="FPNExpert", channels=8, own_blocks=2)
+    torch.manual_seed(1)  # another backbone than that of the file
+    new = mixture_of(experts=experts)
+    began = {k: v.clone() for k, v in new.experts["fpn"].state_dict().items()}
+    heads = dict(sinet=path, pranet=path, fpn=None)
+    sources = dict(
+        file=Sources(file=path, parts=("backbone", "experts.pranet", "experts.sinet")),
+        files=Sources(backbone=(path,), experts=heads),
+    )[form]
+    assert load_sources(new, sources)[-1] == "begins anew: fpn"
+    assert sources.paths == [path] and set(sources.expert_files(heads)) == {"sinet", "pranet"}
+    kept = {k: v for k, v in old.state_dict().items() if not k.startswith(("router", "combiner"))}
+    for key, value in kept.items():
+        if "zoomnet" not in key:
+            assert torch.equal(new.state_dict()[key], value), key
+    # Blocks of its own are those of the backbone that was loaded, and its head as it was built.
+    for key, value in old.backbone.ending(2).state_dict().items():
+        assert torch.equal(new.experts["fpn"].backbone.state_dict()[key], value)
+    for key, value in began.items():
+        if not key.startswith("backbone."):
+            assert torch.equal(new.experts["fpn"].state_dict()[key], value)
+
+
+def test_an_expert_that_no_file_holds_is_told_with_the_way_on(small_mixture):
+    _, path = small_mixture
+    model = mixture_of("sinet", "pranet", "ujsc")
+    with pytest.raises(ValueError, match="has no ujsc: a training begins that anew with") as told:
+        load_sources(model, Sources(file=path, parts=("backbone", "experts")))
+    parts = ("backbone", "experts.pranet", "experts.sinet")
+    assert f"init_from.parts={parts}, or adds" in str(told.value)
+    load_sources(model, Sources(file=path, parts=parts))
+    with pytest.raises(ValueError, match=r"file for ujsc; .*, ujsc=None to begin it anew, or mod"):
+        load_sources(model, Sources(experts=dict(sinet=path, pranet=path)))
+
+
+def test_a_router_of_other_experts_is_told(small_mixture):
+    """It has as many logits, and would give one expert's to another."""
+    _, path = small_mixture
+    parts = ("backbone", "experts.sinet", "experts.pranet", "router", "combiner")
+    said = "chooses among pranet, sinet, zoomnet, and this model has pranet, sinet, ujsc; leave"
+    with pytest.raises(ValueError, match=said):
+        load_sources(mixture_of("sinet", "pranet", "ujsc"), Sources(file=path, parts=parts))
+
+
+@pytest.mark.parametrize(("part", "meant"), [("backbon", "backbone"), ("experts.snet", "experts.")])
+def test_a_part_that_there_is_not_is_told(small_mixture, part, meant):
+    model, path = small_mixture
+    with pytest.raises(ValueError, match=rf"init_from.parts=.* no part '{part}'; .*{meant}"):
+        load_sources(model, Sources(file=path, parts=("backbone", part)))
+
+
 def test_growing_leaves_alone_what_the_mixture_knows(small_mixture, tmp_path):
     old, path = small_mixture
     for name, buffer in old.named_buffers():
