@@ -7,7 +7,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -262,12 +261,6 @@ def nested_words(
     )
 
 
-@cache
-def warn_once(text: str) -> None:
-    """A warning of the log, once a process: several sets are often made of one folder."""
-    print_log(text, "current", logging.WARNING)
-
-
 def files_by_stem(
     folder: Path,
     key: str,
@@ -349,7 +342,7 @@ def find_pairs(
             + "; add what is missing, or move the others away (codmoe doctor lists all)"
         )
     for words in nested if images else ():  # of a set without images an error tells it
-        warn_once(words)
+        say_once(words, Path(image_dir), logging.WARNING)
     return [Pair(stem, images[stem], masks[stem]) for stem in sorted(images)]
 
 
