@@ -4,6 +4,8 @@ codmoe benchmark ensemble/stage3 --precisions fp32 bf16 \\
     --executions eager compiled prepared --routes auto all pranet,sinet
 """
 
+import argparse
+
 from codmoe.commands.options import CONFIG, QUIET, option, pair, weights, whole
 
 SHARED = (
@@ -13,8 +15,8 @@ SHARED = (
         "--sizes",
         type=whole(most=16_384),
         nargs="+",
-        default=[448],
-        help="sides of the images (448)",
+        default=argparse.SUPPRESS,  # each program has its own
+        help="sides of the images; by default the config's",
     ),
     option(
         "--routes",

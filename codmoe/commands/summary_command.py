@@ -4,7 +4,11 @@ from codmoe.commands.options import CONFIG, QUIET, option, whole
 
 OPTIONS = (
     CONFIG,
-    option("--size", type=whole(most=16_384), default=448, help="side of the image in pixels"),
+    option(
+        "--size",
+        type=whole(most=16_384),
+        help="side of the image in pixels; by default the config's",
+    ),
     option("--json", help="also write the figures to this file"),
     QUIET,
 )

@@ -31,6 +31,7 @@ from codmoe.evaluation.timing import (
     working_memory,
 )
 from codmoe.files import save_json
+from codmoe.inference.summary import side_of
 from codmoe.machine import check_device
 from codmoe.messages import suggest
 from codmoe.models.build import skip_pretrained
@@ -47,7 +48,7 @@ def benchmark(
     config: str | Path,
     *,
     batch_sizes: Sequence[int] = (1, 8),
-    sizes: Sequence[int] = (448,),
+    sizes: Sequence[int] | None = None,
     routes: Sequence[str] = ("auto",),
     precisions: Sequence[str] = ("fp32",),
     executions: Sequence[str] = ("eager",),
@@ -63,7 +64,7 @@ def benchmark(
     Args:
         config: Path, or name of a shipped config.
         batch_sizes: Images a call.
-        sizes: Sides of the images in pixels.
+        sizes: Sides of the images in pixels; by default the one at which the config tests.
         routes: ``"auto"`` (the model's own router), ``"all"``, or names as ``"sinet,ujsc"``.
         precisions: Of ``"fp32"``, ``"fp16"``, ``"bf16"``; the last two are autocast.
         executions: Of :data:`EXECUTIONS`.
@@ -89,7 +90,7 @@ def benchmark(
     set_memory_format(model, "channels_last")
     shared = dict(experts=len(model.expert_names), top_k=model.router.top_k)
     rows: list[dict[str, Any]] = []
-    for size in sizes:
+    for size in sizes or [side_of(model, cfg)]:
         summary = summarise(model, size)
         for batch in batch_sizes:
             images = images_of(batch, size, where)
@@ -134,7 +135,7 @@ def check(asked: Mapping[str, Any]) -> list[str]:
             if name not in valid:
                 raise ValueError(f"{key}: {name!r} is unknown; {suggest(name, valid)}")
     for key in ("batch_sizes", "sizes"):
-        if any(value < 1 for value in asked[key]):
+        if any(value < 1 for value in asked[key] or ()):
             raise ValueError(f"{key}={list(asked[key])} must be 1 or more")
     if asked["repeats"] < 1 or asked["warmup"] < 0:
         raise ValueError("repeats must be 1 or more, warmup 0 or more")

@@ -18,8 +18,7 @@ from codmoe.evaluation.conventions import COMBINED, LOWER_IS_BETTER, MIXTURE
 from codmoe.evaluation.cost import UNIT, summarise
 from codmoe.evaluation.intervals import FEW
 from codmoe.evaluation.tables import format_value, result_rows, result_table
-from codmoe.inference.inferencer import size_of
-from codmoe.inference.summary import summary_table
+from codmoe.inference.summary import side_of, summary_table
 from codmoe.messages import listed, suggest
 from codmoe.models.hub import CARD_DATA
 from codmoe.models.moe import ModelLevelMoE
@@ -154,8 +153,7 @@ def _figures(table: Table) -> str:
 
 
 def _cost(model: ModelLevelMoE) -> str:
-    divisor = model.backbone.size_divisor
-    side = -(-max(size_of(model.cfg)) // divisor) * divisor
+    side = side_of(model, model.cfg)
     table = summary_table(summarise(model, side)).markdown().rstrip()
     return f"One image of {side} × {side} px, {UNIT}.\n\n{table}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from rich.console import Console
 
 from codmoe.console import TextTable
-from codmoe.engine.config import load_config
+from codmoe.engine.config import load_config, size_of
 from codmoe.evaluation.cost import summarise
 from codmoe.files import save_json
 from codmoe.inference.zoo import create_model
+from codmoe.models.moe import ModelLevelMoE
 
 
 def summary_table(summary: dict[str, Any]) -> TextTable:
@@ -41,17 +43,32 @@ def _who(values: dict[str, Any], which: str) -> str:
     return f" ({' + '.join(names)})" if names else ""
 
 
-def report(config: str | Path, size: int = 448, json_file: str | Path | None = None) -> dict:
+def side_of(model: ModelLevelMoE, cfg: Mapping[str, Any] | None) -> int:
+    """Side of a square at which a config tests its model: the longer one, if they differ."""
+    divisor = model.backbone.size_divisor
+    return -(-max(size_of(cfg)) // divisor) * divisor
+
+
+def report(
+    config: str | Path, size: int | None = None, json_file: str | Path | None = None
+) -> dict:
     """Builds a config's model without any weights, measures it, prints a table and writes JSON.
+
+    Args:
+        config: Path, or name of a shipped config.
+        size: Side of the image in pixels; by default that at which the config tests.
+        json_file: Where the figures go, too.
 
     Raises:
         FileNotFoundError: No such config.
         ValueError: The config has faults, or ``size`` does not fit.
     """
     say = partial(Console().print, style="dim", markup=False, highlight=False)
-    path = load_config(config).config_file
+    cfg = load_config(config)
+    path = cfg.config_file
     say(f"building {path} (no weights are read or downloaded)")
     model = create_model(path)
+    size = side_of(model, cfg) if size is None else size
     summary = summarise(model, size, say=lambda text: say(f"  {text}"))
     summary = dict(config=str(config), torch=torch.__version__, **summary)
     summary_table(summary).print()

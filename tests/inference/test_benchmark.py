@@ -53,6 +53,15 @@ def test_the_tool_measures_everything_that_is_asked_for(tmp_path, config, monkey
     assert kept.read_text() == "somebody's"
 
 
+def test_by_default_it_is_the_image_that_the_config_tests_on(config, monkeypatch):
+    """A model of 64 px was timed at 448."""
+    options = ("--batch-sizes", 1, "--repeats", 1, "--warmup", 0, "--device", "cpu")
+    said = []
+    monkeypatch.setattr("codmoe.inference.benchmark.tell", lambda rows, *_: said.extend(rows))
+    assert call(monkeypatch, "analysis/benchmark", config, *options) is None
+    assert [row["size"] for row in said] == [64]
+
+
 @pytest.mark.parametrize("route", ["ujsc,zoomnet", "all"])
 def test_parts_add_up_to_the_operations_of_a_route(model, route):
     images = cases.images_of(1, 64, CPU, "contiguous")

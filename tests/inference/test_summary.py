@@ -3,6 +3,8 @@ import json
 from miniature import NARROW_MODEL, call
 from mmengine.config import Config
 
+from codmoe.inference.summary import report
+
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
     config = tmp_path / "miniature.py"
@@ -24,3 +26,10 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert written["size"] == 64 and written["config"] == "miniature.py"
     code = call(monkeypatch, tool, "miniature.py", "--size", 65)
     assert code.startswith("error: ") and "use 64" in code
+
+
+def test_by_default_it_is_the_image_that_the_config_tests_on(capsys):
+    """A model of 336 px had the operations of one of 448."""
+    assert report("small/finetune")["size"] == 336
+    assert "one image of 336 × 336" in capsys.readouterr().out
+    assert report("small/finetune", 448)["size"] == 448
