@@ -83,7 +83,7 @@ def _export(spec: Spec) -> dict[str, Any]:
 
 def _train(spec: Spec) -> dict[str, Any]:
     """Until the first step is done, of the Runner that trains for real, on synthetic batches."""
-    options = dict(compile=dict(backbone=True, experts=True), **spec["options"])
+    options = dict(compile=True, **spec["options"])
     options["model.backbone.pretrained"] = False
     folder = tempfile.mkdtemp(dir=spec["folder"])
     run = dict(config=spec["config"], options=options, data="synthetic", size=spec["size"])

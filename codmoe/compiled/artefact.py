@@ -30,6 +30,9 @@ MANIFEST, FILES = "manifest.json", "cache"
 FORMAT = "compiled"
 OF_THE_MAKING = (".lock", ".gch", ".tmp")
 """Endings of files that only compiling reads."""
+KERNELS, GROUPS, PLACE = "triton", "__grp__*.json", b"[TRITON_CACHE_DIR]"
+"""Triton's folder in the cache; its files that name the others by whole paths, and what these begin
+with in an artefact."""
 Key = tuple[Any, ...]
 
 
@@ -130,13 +133,16 @@ def recorded(folder: Path) -> Iterator[None]:
     """What is compiled meanwhile lies in ``folder``, which is empty before, and nowhere else."""
     from torch._inductor.utils import fresh_inductor_cache  # the name that torch 2.6 has, too
 
-    with fresh_inductor_cache(dir=str(folder), delete=False):
+    with fresh_inductor_cache(dir=str(folder.resolve()), delete=False):
+        kernels = os.environ["TRITON_CACHE_DIR"]
         yield
-    (made,) = folder.iterdir()
+    made = Path(kernels).parent
     for path in _files(made):
         kept = folder / FILES / path.relative_to(made)
         kept.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, kept)
+        if kept.match(GROUPS):
+            kept.write_bytes(kept.read_bytes().replace(os.fsencode(kernels), PLACE))
     shutil.rmtree(made)
 
 
@@ -189,7 +195,7 @@ def take_over(folder: str | Path, copies: PartCopies) -> str:
     Raises:
         FileNotFoundError, ValueError: There is no artefact.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
 
     folder = Path(folder).expanduser()
     manifest, digest = read_manifest(folder)
@@ -208,14 +214,19 @@ def take_over(folder: str | Path, copies: PartCopies) -> str:
             found = "another" if name == "model" else f"{made}, not {value}"
             return f"artefact {folder} is for {name} {found}; {again}"
     keep_compiled()
+    kernels = triton_cache_dir(copies.device.index or 0)
     try:
         for name, wanted in manifest["files"].items():
             path = Path(cache_dir()) / name
+            if name.startswith(f"{KERNELS}/"):
+                path = Path(kernels) / name.removeprefix(f"{KERNELS}/")
             if path.exists():
                 continue
             content = (folder / FILES / name).read_bytes()
             if hashlib.sha256(content).hexdigest() != wanted:
                 return f"{folder / FILES / name} is not the file that was written; {again}"
+            if path.match(GROUPS):
+                content = content.replace(PLACE, os.fsencode(kernels))
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with replacing(path, keep=False) as part:
                 part.write_bytes(content)

@@ -1,15 +1,13 @@
-"""CUDA graphs: streams to capture on, the capture, and pieces of work that are run by them."""
+"""CUDA graphs: the capture, and pieces of work that are run by them."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -24,33 +22,6 @@ BACKENDS = ("auto", "eager", "cudagraph", "inductor")
 WARM_UP = 3
 
 
-STREAMS = 32
-"""That torch has on a GPU, and gives out in turn."""
-
-_taken: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-# Handles of streams on which a capture broke off, and may still be under way.
-_broken: set[int] = set()
-
-
-class NoStreamLeft(RuntimeError):
-    """Every stream has a graph, or a capture that broke off."""
-
-
-def take(owner: Any) -> torch.cuda.Stream:
-    """A stream that is nobody else's as long as ``owner`` lives.
-
-    Raises:
-        NoStreamLeft: All are taken.
-    """
-    taken = _broken | set(_taken.values())
-    for _ in range(STREAMS):
-        stream = torch.cuda.Stream()
-        if stream.cuda_stream not in taken:
-            _taken[owner] = stream.cuda_stream
-            return stream
-    raise NoStreamLeft(f"each of torch's {STREAMS} streams has a CUDA graph or a broken capture")
-
-
 def warm_up(work: Callable[[], Any], stream: torch.cuda.Stream) -> None:
     """Run work some times on a stream: what is done once, such as choosing algorithms or compiling,
     cannot be captured.
@@ -62,38 +33,21 @@ def warm_up(work: Callable[[], Any], stream: torch.cuda.Stream) -> None:
     torch.cuda.synchronize()
 
 
-def capture(record: Callable[[], T], stream: torch.cuda.Stream, pool: Any = None) -> T:
-    """Capture work that was warmed up on a stream.
-
-    Other threads, which load and pin batches, may go on. After a failure the stream is given to
-    nobody any more.
+def capture(
+    graph: torch.cuda.CUDAGraph, work: Callable[[], T], stream: torch.cuda.Stream, pool: Any = None
+) -> T:
+    """Capture work that was warmed up on a stream. Other threads, which load and pin batches, may
+    go on.
 
     Args:
-        record: Captures, by :func:`fill` or ``torch.cuda.make_graphed_callables``.
+        graph: What is filled.
+        work: Its result lies where every replay writes it anew.
         stream: Where the graph is captured.
         pool: Memory that graphs share; by default each has its own.
-
-    Returns:
-        What ``record`` returns.
     """
-    usual: Any = torch.cuda.graph
-    shared = {} if pool is None else dict(pool=pool)
-    # As defaults, since make_graphed_callables lets nobody choose them.
-    settings = partial(usual, stream=stream, capture_error_mode="thread_local", **shared)
-    setattr(torch.cuda, "graph", settings)  # noqa: B010
-    try:
-        with torch.cuda.stream(torch.cuda.current_stream()):
-            return record()
-    except Exception:
-        _broken.add(stream.cuda_stream)
-        raise
-    finally:
-        setattr(torch.cuda, "graph", usual)  # noqa: B010
-
-
-def fill(graph: torch.cuda.CUDAGraph, work: Callable[[], T]) -> T:
-    """Capture work in a graph; its result lies where every replay writes it anew."""
-    with torch.cuda.graph(graph):
+    how: dict[str, Any] = dict(pool=pool, stream=stream, capture_error_mode="thread_local")
+    # After a broken capture torch would stay on its stream.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, **how):
         return work()
 
 
@@ -257,7 +211,7 @@ class Preparer:
                 warm_up(work, self.stream)
                 graph = torch.cuda.CUDAGraph()
                 self._kept.append(graph)
-                capture(partial(fill, graph, work), self.stream, pool=self.pool)
+                capture(graph, work, self.stream, self.pool)
                 self._kept.pop()
         finally:
             torch.backends.cudnn.benchmark = benchmark

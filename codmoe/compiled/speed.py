@@ -13,7 +13,7 @@ from timm.layers import fast_norm
 from torch import Tensor, nn
 
 from codmoe.compiled.graphs import keep_compiled
-from codmoe.compiled.whole import Whole, no_autocast_cache
+from codmoe.compiled.whole import GRAPHING_MODES, Whole, no_autocast_cache
 from codmoe.messages import suggest
 from codmoe.models.experts.ujsc import ConfidenceEstimator
 from codmoe.models.losses.segmentation import WeightedBCEAndIoU
@@ -22,8 +22,6 @@ from codmoe.models.preprocessor import CODDataPreprocessor
 FORMATS = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_format)
 PARTS = ("backbone", "experts", "router", "combiner", "losses")
 COMPILE_KEYS = (*PARTS, "mode")
-GRAPHED = ("backbone", "experts")
-GRAPHING_MODES = ("reduce-overhead", "max-autotune")
 SETTINGS: dict[str, Any] = dict(optimize_ddp=False, recompile_limit=64)
 """Dynamo's. All parts share one code object, ``Module._call_impl``, of which torch counts what it
 compiles. DDP would have a part cut at the ends of its buckets: other code than in one process."""
@@ -59,68 +57,78 @@ def set_fast_norm(on: bool) -> None:
 
 
 def speed_faults(cfg: Mapping[str, Any]) -> list[str]:
-    """What is wrong with ``memory_format``, ``fast_norm``, ``compile`` and ``train_graphs``, one
-    sentence each.
-    """
+    """What is wrong with ``memory_format``, ``fast_norm`` and ``compile``, one sentence each."""
     faults, name = [], cfg.get("memory_format")
     if name is not None and name not in FORMATS:
         faults.append(f"memory_format={name!r} is unknown; {suggest(str(name), FORMATS)}")
     if not isinstance(cfg.get("fast_norm", False), bool):
         faults.append(f"fast_norm={cfg['fast_norm']!r}: give True or False")
-    faults += _graph_faults(cfg)
+    if any(dict(cfg.get("train_graphs") or {}).values()):
+        faults.append("train_graphs is gone: compile=True captures what it compiles")
     options = cfg.get("compile")
-    if options is not None and not isinstance(options, Mapping):
-        return [*faults, f"compile={options!r}: give a dict, e.g. dict(backbone=True)"]
-    unknown = [key for key in options or () if key not in COMPILE_KEYS]
-    return faults + [f"compile: no key {key!r}; {suggest(key, COMPILE_KEYS)}" for key in unknown]
-
-
-def _graph_faults(cfg: Mapping[str, Any]) -> list[str]:
-    options, compiled = cfg.get("train_graphs"), cfg.get("compile")
-    if options is not None and not isinstance(options, Mapping):
-        return [f"train_graphs={options!r}: give a dict, e.g. dict(backbone=True)"]
-    unknown = [key for key in options or () if key not in GRAPHED]
-    faults = [f"train_graphs: no key {key!r}; {suggest(key, GRAPHED)}" for key in unknown]
-    chosen = [part for part in GRAPHED if (options or {}).get(part)]
-    compiled = compiled if isinstance(compiled, Mapping) else {}
-    both = any(compiled.get(part) for part in chosen)
-    if both and compiled.get("mode") in GRAPHING_MODES:
-        faults.append(
-            f"train_graphs with compile.mode={compiled['mode']!r}, which captures graphs of its "
-            "own; take mode='max-autotune-no-cudagraphs' or None"
-        )
+    if not isinstance(options, (Mapping, bool, type(None))):
+        return [*faults, f"compile={options!r}: give True, or a dict, e.g. dict(backbone=True)"]
+    given = options if isinstance(options, Mapping) else {}
+    unknown = [key for key in given if key not in COMPILE_KEYS]
+    faults += [f"compile: no key {key!r}; {suggest(key, COMPILE_KEYS)}" for key in unknown]
     wrapper = cfg.get("optim_wrapper") or {}
-    if chosen and (wrapper.get("accumulative_counts") or 1) > 1:
+    captured = compile_options(options).get("mode") in GRAPHING_MODES
+    if captured and (wrapper.get("accumulative_counts") or 1) > 1:
         faults.append(
-            "train_graphs with optim_wrapper.accumulative_counts > 1: gradients lie where the next "
-            "step writes its own; take a larger batch instead"
+            "compile with optim_wrapper.accumulative_counts > 1: gradients lie where the next step "
+            "writes its own; take a larger batch, or compile.mode=None"
         )
     return faults
 
 
-def compile_parts(model: nn.Module, options: Mapping[str, Any] | None) -> list[str]:
+def compile_options(options: Mapping[str, Any] | bool | None) -> dict[str, Any]:
+    """The parts that a config's ``compile`` names, each with True, and ``mode``; empty if none."""
+    if not isinstance(options, Mapping):
+        options = dict.fromkeys(PARTS, True) if options else {}
+    chosen: dict[str, Any] = {part: True for part in PARTS if options.get(part)}
+    return dict(chosen, mode=options.get("mode", GRAPHING_MODES[0])) if chosen else {}
+
+
+def compile_parts(model: nn.Module, options: Mapping[str, Any] | bool | None) -> list[str]:
     """Have parts of a model compiled when training first calls them, each on its own.
 
-    Config: top-level ``compile = dict(backbone=True, experts=True, mode=None)``; also ``router``
-    (its score: the choice has a number that changes in each step), ``combiner``, ``losses`` (where
-    maps are held against the ground truth at full size, and UJSC's discriminator); ``mode`` is
-    ``torch.compile``'s. Names in the state dict do not change. Evaluation runs uncompiled: its last
-    batch is smaller, and every size would be compiled anew.
+    Config: top-level ``compile``: True, or a dict with True for some of ``backbone``, ``experts``,
+    ``router`` (its score: the choice has a number that changes in each step), ``combiner`` and
+    ``losses`` (where maps are held against the ground truth at full size, and UJSC's
+    discriminator), and ``mode``, ``torch.compile``'s. By default it is "reduce-overhead", which
+    captures compiled code in CUDA graphs; what is computed again in the backward pass is not.
+    Gradients have to be None before each backward pass, as ``zero_grad()`` leaves them. Names in
+    the state dict do not change. Evaluation runs uncompiled: its last batch is smaller, and every
+    size would be compiled anew.
 
     Returns:
         Names of the parts, e.g. ``"experts.sinet"``.
     """
-    mode, names = (options or {}).get("mode"), []
-    chosen = [part for part in PARTS if (options or {}).get(part)]
-    if chosen:
+    options, names = compile_options(options), []
+    if options:
         keep_compiled()
-    for part in chosen:
+    for part in (part for part in PARTS if part in options):
+        mode = options["mode"]
+        if mode in GRAPHING_MODES and (setting := _computed_again(model, part)):
+            mode = None
+            log = f"{part}: compiled, without CUDA graphs because of {setting}"
+            print_log(log, logger="current")
         for name, region in regions(model, part):
             names.append(name)
             scored = part == "router"
             compiled = InTraining(region, name, mode, "score" if scored else "_call_impl")
             region._compiled_call_impl = _Scored(region, compiled) if scored else compiled
     return names
+
+
+def _computed_again(model: nn.Module, part: str) -> str | None:
+    """The setting by which a part is computed again in the backward pass."""
+    if part == "backbone" and getattr(model, "checkpoint_backbone", None) is not None:
+        return f"checkpoint_backbone={model.checkpoint_backbone!r}"
+    execution = getattr(getattr(model, "expert_training", None), "execution", None)
+    if part == "experts" and execution == "checkpoint":
+        return "expert_execution='checkpoint'"
+    return None
 
 
 def regions(model: nn.Module, part: str) -> list[tuple[str, nn.Module]]:

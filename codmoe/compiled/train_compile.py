@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import codmoe
 from codmoe.compiled.graphs import reason_of
-from codmoe.compiled.speed import GRAPHING_MODES, SETTINGS, InTraining, look_of, mapped
+from codmoe.compiled.speed import SETTINGS, InTraining, look_of, mapped
 from codmoe.compiled.whole import (
     NotLoaded,
     compiler_settings,
@@ -51,7 +51,7 @@ GROWS = 20.0
 """Seconds in which a process takes its memory."""
 DEVICE_BYTES = 2**30
 """Memory of a GPU that a process takes before it computes anything."""
-KEPT = 2
+KEPT = 3
 """Form of what is kept of a piece."""
 PLAIN = (bool, int, float, str, type(None))
 
@@ -337,7 +337,7 @@ def _load(part: InTraining, piece: Piece, mark: Path) -> None:
     part.whole.pop(piece.look, None)
     try:
         with piece.autocasting():
-            part.whole[piece.look] = load_whole(part.plain, _whole_of(mark))
+            part.whole[piece.look] = load_whole(part.plain, _whole_of(mark), mode=piece.mode)
     except FileNotFoundError:
         pass
     except NotLoaded as error:
@@ -491,12 +491,11 @@ def compile_piece(piece: Piece) -> dict[str, Any]:
     )
     run, traced = part.compiled, ""
     with piece.autocasting(), torch._dynamo.config.patch(SETTINGS):
-        if piece.mode not in GRAPHING_MODES:
-            try:
-                run = make_whole(part.plain, whole, (args, kwargs), piece.mode)
-            except Exception as error:  # a break in the graph, say; training then traces it
-                traced = reason_of(error)
-                whole.unlink(missing_ok=True)
+        try:
+            run = make_whole(part.plain, whole, (args, kwargs), piece.mode)
+        except Exception as error:  # a break in the graph, say; training then traces it
+            traced = reason_of(error)
+            whole.unlink(missing_ok=True)
         output = run(*args, **kwargs)
     results = [x for x in _tensors(output) if x.requires_grad]
     learning = [x for x in (*_tensors((args, kwargs)), *module.parameters()) if x.requires_grad]

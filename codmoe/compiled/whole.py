@@ -27,6 +27,8 @@ import torch
 from codmoe.compiled.graphs import reason_of
 from codmoe.files import check_own
 
+GRAPHING_MODES = ("reduce-overhead", "max-autotune")
+"""Of ``torch.compile``, in which code is captured in CUDA graphs."""
 DAYS = 30
 """For which a file is kept that nobody reads."""
 OURS = re.compile(r"[0-9a-f]{32}(\.whole)?")
@@ -104,6 +106,17 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+@contextlib.contextmanager
+def _graphs(on: bool) -> Iterator[None]:
+    """What is loaded is captured in torch's CUDA graphs when it first runs, or is not. torch keeps
+    no mode with what it compiled, and asks its settings.
+    """
+    from torch._inductor import config  # late: takes time
+
+    with config.patch({"triton.cudagraphs": on}):
+        yield
+
+
 class Whole:
     """A method of a module, compiled for inputs of one look.
 
@@ -151,11 +164,14 @@ def make_whole(
     with torch._dynamo.config.patch(enable_aot_compile=True):
         fast: Any = torch.compile(method, dynamic=False, fullgraph=True, mode=mode)
         Whole(fast.aot_compile(inputs), method.__self__).save(path)
-    return load_whole(method, path, inputs)
+    return load_whole(method, path, inputs, mode)
 
 
 def load_whole(
-    method: MethodType, path: Path, inputs: tuple[tuple, dict[str, Any]] | None = None
+    method: MethodType,
+    path: Path,
+    inputs: tuple[tuple, dict[str, Any]] | None = None,
+    mode: str | None = None,
 ) -> Whole:
     """What :func:`make_whole` kept of the same method of such a module; guards are asked about
     ``inputs`` if they are given. What does not fit is removed. Call it under the same autocast and
@@ -166,7 +182,7 @@ def load_whole(
         NotLoaded: It does not fit, or is damaged.
     """
     try:
-        with path.open("rb") as file, _no_collection():
+        with path.open("rb") as file, _no_collection(), _graphs(mode in GRAPHING_MODES):
             function: Any = torch.compiler.load_compiled_function(
                 file, f_globals=method.__func__.__globals__
             )

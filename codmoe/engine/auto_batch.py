@@ -17,7 +17,7 @@ from mmengine.dist import all_reduce, get_world_size, init_dist, is_distributed,
 from mmengine.logging import print_log
 from mmengine.optim import build_optim_wrapper
 
-from codmoe.compiled.speed import set_fast_norm, set_memory_format
+from codmoe.compiled.speed import compile_options, set_fast_norm, set_memory_format
 from codmoe.datasets.collate import stack_collate
 from codmoe.datasets.streams import drawn_from
 from codmoe.engine.runner import uncached
@@ -40,7 +40,7 @@ def settle_batch(cfg: Config, *, resume: bool) -> None:
         resume: Take the size with which the run began.
 
     Raises:
-        ValueError: There is no GPU, parts are compiled or captured for fixed sizes, not one image
+        ValueError: There is no GPU, parts are compiled for fixed sizes, not one image
             fits, or a run that goes on began without.
     """
     loader, record = cfg.train_dataloader, Path(cfg.work_dir) / RECORD
@@ -57,12 +57,11 @@ def settle_batch(cfg: Config, *, resume: bool) -> None:
             "--auto-batch tries batches on a GPU, and there is none here; set "
             f"train_dataloader.batch_size instead (now {loader.batch_size})"
         )
-    for key in ("train_graphs", "compile"):
-        if any((cfg.get(key) or {}).values()):
-            raise ValueError(
-                f"--auto-batch with {key}, which is made for one size and keeps the memory of each "
-                "that was tried; set train_dataloader.batch_size"
-            )
+    if compile_options(cfg.get("compile")):
+        raise ValueError(
+            "--auto-batch with compile, which is made for one size and keeps the memory of each "
+            "that was tried; set train_dataloader.batch_size"
+        )
     if cfg.get("launcher", "none") != "none" and not is_distributed():
         init_dist(cfg.launcher, **cfg.env_cfg.get("dist_cfg", {}))
     trial = BatchTrial(cfg, "cuda", SHARE * torch.cuda.mem_get_info()[0])

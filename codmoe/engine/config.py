@@ -49,7 +49,7 @@ INSTEAD = dict(data_root="--data-root", max_epochs="train_cfg.max_epochs", seed=
 
 OWN_KEYS = (
     "amp assembly checkpoint_dir compile config_file fast_norm init_from max_unreadable "
-    "memory_format threshold train_graphs tta"
+    "memory_format threshold tta"
 ).split()
 
 

@@ -40,7 +40,7 @@ class CODDistributedDataParallel(MMDistributedDataParallel):
         broadcast_buffers: Whether each forward first copies rank 0's batch-norm statistics to all.
             Off by default: AverageBuffersHook averages them once an epoch.
         gradient_as_bucket_view: Whether gradients live in the buffers that are sent, which saves
-            their memory once and a copy of each: 9 points of efficiency beside ``train_graphs``
+            their memory once and a copy of each: 9 points of efficiency beside CUDA graphs
             (docs/performance.md). On, unlike torch's.
         static_graph: Whether every step uses the same parameters in the same order; not with
             sparsely run experts.

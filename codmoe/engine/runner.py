@@ -24,8 +24,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from codmoe import __version__
-from codmoe.compiled.speed import PARTS, compile_parts, set_fast_norm, set_memory_format
-from codmoe.compiled.train_graphs import graph_parts
+from codmoe.compiled.speed import (
+    compile_options,
+    compile_parts,
+    set_fast_norm,
+    set_memory_format,
+)
 from codmoe.datasets.streams import DrawSampler, drawn_from
 from codmoe.engine.checkpoints import compare, state_of
 from codmoe.engine.ddp import idle_parameters
@@ -71,7 +75,7 @@ class CODRunner(Runner):
         with building("the config"):
             super().__init__(*args, **kwargs)
         self.register_hook(ResumableHook())
-        if any((self.cfg.get("compile") or {}).get(part) for part in PARTS):
+        if compile_options(self.cfg.get("compile")):
             self.register_hook(CompileHook())
 
     @classmethod
@@ -153,17 +157,14 @@ class CODRunner(Runner):
         return loader
 
     def wrap_model(self, model_wrapper_cfg, model):
-        """mmengine's; ``memory_format``, ``compile`` and ``train_graphs`` first, since DDP lays out
-        its buffers by those of the parameters.
+        """mmengine's; ``memory_format`` and ``compile`` first, since DDP lays out its buffers by
+        those of the parameters.
         """
         set_memory_format(model, self.cfg.get("memory_format"))
         self._settle_search(model_wrapper_cfg, model)
         compiled = compile_parts(model, self.cfg.get("compile"))
         if compiled:
             self.logger.info(f"compiled for training: {', '.join(compiled)}")
-        if any((self.cfg.get("train_graphs") or {}).values()):
-            graphed = graph_parts(model, self.cfg.train_graphs)
-            self.logger.info(f"CUDA graphs for training: {', '.join(graphed)}")
         return super().wrap_model(model_wrapper_cfg, model)
 
     def _settle_search(self, wrapper: dict | None, model) -> None:

@@ -165,7 +165,7 @@ TRAINING_HOOKS = (
 )
 TRAINING_KEYS = (
     *("compile", "init_from", "optim_wrapper", "param_scheduler", "train_cfg"),
-    *("train_dataloader", "train_graphs", "val_cfg", "val_dataloader", "val_evaluator"),
+    *("train_dataloader", "val_cfg", "val_dataloader", "val_evaluator"),
 )
 
 

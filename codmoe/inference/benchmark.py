@@ -15,7 +15,7 @@ from mmengine.config import Config
 from rich.console import Console
 from torch import Tensor
 
-from codmoe.compiled.graphs import capture, fill, reason_of, warm_up
+from codmoe.compiled.graphs import capture, reason_of, warm_up
 from codmoe.compiled.prepared import CompiledMoE
 from codmoe.compiled.speed import set_memory_format
 from codmoe.console import TextTable
@@ -227,7 +227,7 @@ def executed(run: Callable[[Tensor], Any], images: Tensor, precision: str, execu
         call = in_precision(run, images, precision, cache=False)
         stream, graph = torch.cuda.Stream(images.device), torch.cuda.CUDAGraph()
         warm_up(call, stream)
-        capture(partial(fill, graph, call), stream)
+        capture(graph, call, stream)
         return graph.replay
     if execution == "compiled":
         run = torch.compile(run, dynamic=False)

@@ -15,15 +15,18 @@ memory_format = "channels_last"
 # timm's layer norms in half precision under autocast, where they otherwise are float32.
 fast_norm = False
 
-# Parts of the model that are compiled for training, each on its own, for train_graphs to capture;
-# alone they gain little. Further keys: router, combiner, losses, mode (torch.compile's). The first
-# start takes minutes, later ones read torch's cache on disk (TORCHINDUCTOR_CACHE_DIR).
-compile = dict(backbone=False, experts=False)
-
-# Parts that train as CUDA graphs: for GPUs that wait for their host. The first step then takes
-# longer; groups of images of ever other sizes (train_dispatch="sparse") mostly run without. Where
-# compile has the part, too, the compiled code is captured.
-train_graphs = dict(backbone=False, experts=False)
+# Parts of the model that are compiled for training, each on its own, and by "reduce-overhead"
+# captured in CUDA graphs; compile=True takes all of them. mode is torch.compile's, None its default
+# without graphs. The first start takes minutes, later ones read torch's cache on disk
+# (TORCHINDUCTOR_CACHE_DIR).
+compile = dict(
+    backbone=False,
+    experts=False,
+    router=False,
+    combiner=False,
+    losses=False,
+    mode="reduce-overhead",
+)
 
 # Share of the training samples whose files may turn out unreadable while training runs: each is
 # reported once and replaced by another sample. Above it training stops with the list.

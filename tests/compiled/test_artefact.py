@@ -220,6 +220,26 @@ def test_files_that_are_there_stay(folder, model, tmp_path):
     assert there.read_text() == "own" and len(list(there.parent.iterdir())) > 1
 
 
+def test_kernels_of_triton_are_found_where_they_are_taken_over(tmp_path, model, monkeypatch):
+    """It names the files of a kernel by whole paths, and compiles those anew that are not there."""
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    copies = CompiledMoE(model, backend="eager").copies
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    with artefacts.recorded(folder):
+        kernel = Path(os.environ["TRITON_CACHE_DIR"]) / "K7"
+        kernel.mkdir(parents=True)
+        (kernel / "add.cubin").write_bytes(b"native")
+        children = {"add.cubin": str(kernel / "add.cubin")}
+        (kernel / "__grp__add.json").write_text(json.dumps(dict(child_paths=children)))
+    numbers = dict(batches=[1], groups=[1], size=64)
+    artefacts.write_manifest(folder, made=circumstances(copies), **numbers)
+    assert not kernel.exists() and take_over(folder, copies) == ""
+    place = tmp_path / "inductor" / "triton" / "0" / "K7"
+    (child,) = json.loads((place / "__grp__add.json").read_text())["child_paths"].values()
+    assert child == str(place / "add.cubin") and Path(child).read_bytes() == b"native"
+
+
 def test_what_is_no_artefact_is_an_error(tmp_path, model):
     with pytest.raises(FileNotFoundError, match=r"has no manifest.json; make one with codmoe"):
         CompiledMoE(model, artefact=tmp_path)

@@ -4,10 +4,16 @@ import copy
 
 import pytest
 import torch
-from miniature import ONE_EXPERT, build, prepared, write_config
+from miniature import ONE_EXPERT, TWO_EXPERTS, build, prepared, write_config
 from timm.layers import fast_norm
 
-from codmoe.compiled.speed import compile_parts, set_memory_format
+from codmoe.compiled.speed import (
+    PARTS,
+    compile_options,
+    compile_parts,
+    compiled_parts,
+    set_memory_format,
+)
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import build_runner, settle, train
@@ -94,8 +100,9 @@ def test_fast_norms_stay_in_half_precision(tmp_path):
         # What they do with it is timm's; on a CPU autocast leaves layer norms in half precision.
         assert norms and all(norm._fast_norm == on for norm in norms)
         assert not fast_norm.is_fast_norm()  # of models that others make afterwards
-    with torch.autocast("cpu", torch.bfloat16):
-        assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16):
+        assert model(torch.randn(1, 3, 64, 64, device=device)).isfinite().all()
     with pytest.raises(ValueError, match="fast_norm='yes': give True or False"):
         load_config(write_config(tmp_path), {"fast_norm": "yes"})
 
@@ -106,6 +113,39 @@ def test_misspelt_keys_are_told(tmp_path):
         load_config(config, {"memory_format": "chanels_last"})
     with pytest.raises(ValueError, match=r"compile: no key 'bakbone'.*'backbone'"):
         load_config(config, {"compile.bakbone": True})
+    with pytest.raises(ValueError, match=r"compile='all': give True, or a dict"):
+        load_config(config, {"compile": "all"})
+    with pytest.raises(ValueError, match=r"train_graphs is gone: compile=True captures"):
+        load_config(config, {"train_graphs.experts": True})
+
+
+def test_gradients_of_captured_code_are_not_collected(tmp_path):
+    config = write_config(tmp_path)
+    collected = {"compile": True, "optim_wrapper.accumulative_counts": 2}
+    with pytest.raises(ValueError, match=r"compile with .*accumulative_counts > 1.*mode=None"):
+        load_config(config, collected)
+    load_config(config, {**collected, "compile": False})
+    load_config(config, {**collected, "compile": dict(experts=True, mode=None)})
+
+
+def test_compile_means_all_parts_or_those_that_are_named():
+    every = dict.fromkeys(PARTS, True)
+    assert compile_options(True) == dict(every, mode="reduce-overhead")
+    assert compile_options(dict(experts=True, losses=False)) == dict(
+        experts=True, mode="reduce-overhead"
+    )
+    assert compile_options(dict(experts=True, mode=None)) == dict(experts=True, mode=None)
+    assert compile_options(False) == compile_options(None) == compile_options(dict(mode="x")) == {}
+
+
+def test_what_is_computed_again_is_not_captured(tmp_path):
+    again = dict(expert_execution="checkpoint", checkpoint_backbone="extra")
+    model = build(load_config(write_config(tmp_path, 1, TWO_EXPERTS, dict(model=again))))
+    compile_parts(model, True)
+    modes = {name: part.mode for name, part in compiled_parts(model).items()}
+    again = {name for name in modes if not modes[name]}
+    assert again == {"backbone", "experts.pranet", "experts.sinet"}
+    assert modes["experts.pranet.structure_loss.judge"] == "reduce-overhead"
 
 
 def test_compiled_parts_keep_names_and_numbers_and_leave_evaluation_alone(lone, monkeypatch):

@@ -427,22 +427,29 @@ def gradients(model, device, half):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes minutes on a CPU")
 def test_on_a_gpu_gradients_are_as_near_to_float32_as_eager_ones(tmp_path, cache, said):
+    from torch._inductor.cudagraph_trees import get_manager
+
     torch.manual_seed(0)
     shallow = dict(timm_args=dict(depths=(1, 1, 1, 1)))  # seconds to compile
-    still = dict(init_from=None, model=dict(router=dict(noise=0.0), backbone=shallow))
+    parts = dict(router=dict(noise=0.0), backbone=shallow)
+    kept = dict(expert_execution="together", checkpoint_backbone=None)
+    still = dict(init_from=None, model=dict(parts, **kept))
     model = build(load_config(write_config(tmp_path, 3, still, TWO_EXPERTS))).train().cuda()
     for module in model.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
     exact = gradients(copy.deepcopy(model), "cuda", False)
     eager = gradients(copy.deepcopy(model), "cuda", True)
-    compile_parts(model, {**ALL, **LOSSES})
+    compile_parts(model, True)
     parts = compiled_parts(model)
     pieces = pieces_of(parts, lambda: loss_of(model, "cuda", True), batch=4)
     compile_beforehand(parts, pieces)
-    compiled = gradients(model, "cuda", True)
+    for _ in range(3):  # torch warms up, captures, and runs what it captured
+        torch.compiler.cudagraph_mark_step_begin()
+        compiled = gradients(model, "cuda", True)
+        assert (compiled - exact).norm() < 1.5 * (eager - exact).norm() + 1e-3 * exact.norm()
+    assert get_manager(0, create_if_none_exists=False) is not None, "nothing was captured"
     # Nothing ran uncompiled, behind compiled experts either, and nothing was traced again.
     assert not [line for line in said if "uncompiled" in line or "traced again" in line]
     assert all(part.whole and not part.unknown for part in parts.values())
     assert counters["aot_autograd"]["autograd_cache_miss"] == 0
-    assert (compiled - exact).norm() < 1.5 * (eager - exact).norm() + 1e-3 * exact.norm()

@@ -45,9 +45,9 @@ def test_a_run_that_goes_on_keeps_its_batch(tmp_path):
 
 
 def test_fixed_sizes_are_refused(tmp_path, monkeypatch):
-    cfg = settled(tmp_path, **{"train_graphs.experts": True})
+    cfg = settled(tmp_path, **{"compile.experts": True})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match=r"--auto-batch with train_graphs, .*for one size"):
+    with pytest.raises(ValueError, match=r"--auto-batch with compile, .*for one size"):
         settle_batch(cfg, resume=False)
 
 

@@ -47,8 +47,8 @@ def test_a_stage_with_other_options_starts_afresh(tmp_path):
 
 
 def test_what_cannot_be_is_told(monkeypatch):
-    cfg = load_config("ensemble/stage3", {"train_graphs.experts": True})
-    with pytest.raises(ValueError, match=r"--accumulate: train_graphs with .*larger batch"):
+    cfg = load_config("ensemble/stage3", {"compile.experts": True})
+    with pytest.raises(ValueError, match=r"--accumulate: compile with .*larger batch"):
         TrainingOptions(accumulate=2).set_training(cfg)
     cfg.val_dataloader = None
     with pytest.raises(ValueError, match=r"--early-stop looks at validations"):

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from mmengine.hooks import Hook
 
-from codmoe.compiled.speed import GRAPHING_MODES, compiled_parts
+from codmoe.compiled.speed import compile_options, compiled_parts
 from codmoe.compiled.train_compile import compile_beforehand, pieces_of
-from codmoe.compiled.train_graphs import without_graphs
+from codmoe.compiled.whole import GRAPHING_MODES
 from codmoe.engine.ddp import bare_model
 from codmoe.models.moe import ModelLevelMoE
 
@@ -34,7 +34,7 @@ class CompileHook(Hook):
         self.due = True
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        if (runner.cfg.get("compile") or {}).get("mode") in GRAPHING_MODES:
+        if compile_options(runner.cfg.get("compile")).get("mode") in GRAPHING_MODES:
             torch.compiler.cudagraph_mark_step_begin()  # results of the last step may go
         if not self.due:
             return
@@ -54,7 +54,7 @@ class CompileHook(Hook):
 
 def forward_alone(model: ModelLevelMoE, data_batch: dict, optim_wrapper) -> None:
     """The forward pass of a training step, of which nothing is left: no random number is drawn, no
-    statistics are moved, no graph is captured.
+    statistics are moved.
     """
     cuda = next(model.parameters()).is_cuda
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -65,7 +65,7 @@ def forward_alone(model: ModelLevelMoE, data_batch: dict, optim_wrapper) -> None
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else []):
             data = model.data_preprocessor(data_batch, True)
-            with optim_wrapper.optim_context(model), without_graphs(model):
+            with optim_wrapper.optim_context(model):
                 model._run_forward(data, mode="loss")
     finally:
         training.execution = execution

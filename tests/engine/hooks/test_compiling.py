@@ -1,11 +1,13 @@
 """Parts are compiled before the first step, and again when others learn."""
 
+import json
+
 import pytest
 import torch
 from miniature import TWO_EXPERTS, assert_same, log_of, prepared, weights, write_config
 
 from codmoe.compiled import train_compile
-from codmoe.compiled.speed import compiled_parts
+from codmoe.compiled.speed import compiled_parts, mapped
 from codmoe.engine.launch import train
 
 NO_VALIDATION = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
@@ -60,3 +62,52 @@ def test_what_learns_later_is_compiled_then(tmp_path, compiling):
 def test_nothing_is_looked_at_where_nothing_is_compiled(tmp_path, compiling):
     train(prepared(write_config(tmp_path, 1, TWO_EXPERTS, NO_VALIDATION), tmp_path / "work"))
     assert not compiling and "pieces" not in log_of(tmp_path / "work")
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_nothing_is_read_after_the_next_step_has_begun(tmp_path, compiling, monkeypatch, stage):
+    """By then results of captured code are overwritten, on this stand-in with NaN: what is logged
+    later, and what the router remembers, has to be memory of its own.
+    """
+    written, real = [], train_compile.InTraining.__call__
+
+    def captured(part, *args, **kwargs):
+        result = real(part, *args, **kwargs)
+        if part.module.training and part.watch is None:
+            given = []
+            mapped((args, kwargs, dict(part.module.named_buffers())), given.append)
+            own = {x.untyped_storage().data_ptr() for x in (*given, *part.module.parameters())}
+
+            def note(x):
+                if x.untyped_storage().data_ptr() not in own and x.is_floating_point():
+                    written.append(x.detach())
+                return x
+
+            mapped(result, note)
+        return result
+
+    def begins():
+        for tensor in written:
+            tensor.fill_(torch.nan)
+        steps.append(len(written))
+        written.clear()
+
+    steps = []
+    monkeypatch.setattr(train_compile.InTraining, "__call__", captured)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", begins)
+    scalars = []
+    for name, options in (("plain", False), ("compiled", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        # Read every third step, and at the end of an epoch.
+        late = dict(default_hooks=dict(logger=dict(interval=3)), init_from=None)
+        late["model"] = dict(expert_execution="together", checkpoint_backbone=None)
+        late["train_dataloader"] = dict(batch_size=2)
+        config = write_config(folder, stage, TWO_EXPERTS, NO_VALIDATION, late, epochs=2)
+        train(prepared(config, folder / "work", compile=options))
+        (file,) = (folder / "work").glob("*/vis_data/scalars.json")
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        times = {"time", "data_time", "memory"}
+        scalars.append([{k: v for k, v in row.items() if k not in times} for row in rows])
+    assert len(steps) == 8 and all(steps[1:]) and len(scalars[0]) >= 2
+    assert scalars[0] == scalars[1]
