@@ -227,7 +227,8 @@ def _idle_variables(
     idle = dict.fromkeys(node.id for node in names if node.id not in known)
     faults = []
     for name in idle:
-        keys = [] if inherited else _keys_called(name, cfg)
+        # A whole config, as a run leaves it, has no base, and variables that its parts have used.
+        keys = [] if inherited or not bases else _keys_called(name, cfg)
         if any(name in base for base in bases.values()):
             fault = "has no effect, as the _base_ has used its own; "
         elif keys:

@@ -199,6 +199,13 @@ def test_a_variable_called_like_a_key_is_told(tmp_path):
         "val_dataloader.batch_size and 1 more",
         "max_epochs: a variable that nothing reads; use train_cfg.max_epochs",
     ]
+    # As a run leaves its config, what was read is written beside where it went.
+    (tmp_path / "whole.py").write_text("channels = 8\nbackbone = dict(channels=8)\n")
+    whole = load_config("quickstart/stage1")
+    whole.size = whole.train_dataloader.batch_size
+    whole.batch_size = 8
+    whole.dump(tmp_path / "whole.py")
+    assert load_config(tmp_path / "whole.py").train_dataloader.batch_size == whole.size
 
 
 @pytest.mark.parametrize(
