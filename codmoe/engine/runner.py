@@ -46,7 +46,10 @@ from codmoe.trust import read_literals, read_pickle, require_weights
 
 FORMS_A_RUN = ("model", "train_dataloader", "val_dataloader", "optim_wrapper", "randomness")
 """Sections of a config that a run that goes on is expected to share with its beginning."""
-FASTER_ALONE = ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache")
+FASTER_ALONE = (
+    *("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache"),
+    *("expert_execution", "checkpoint_backbone"),
+)
 HELD = ("optim_wrapper.optimizer.", "optim_wrapper.paramwise_cfg.", "param_scheduler.")
 """Keys whose values lie in a training checkpoint, as those of the optimiser and the schedules."""
 

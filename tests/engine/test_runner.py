@@ -149,6 +149,7 @@ def test_settings_that_changed_before_a_run_goes_on_are_told(tmp_path):
     for change, told in (
         ({}, None),
         (dict(work_dir=str(tmp_path / "elsewhere"), log_level="INFO"), None),
+        (dict(model=dict(expert_execution="checkpoint", checkpoint_backbone="all")), None),
         (rate, "no effect: optim_wrapper.optimizer.lr=1.0, was 0.001; optim_wrapper.optimizer.we"),
         (data, "other than before: val_dataloader.dataset.seed=7, was absent. Figures"),
         (dict(model=dict(expert_loss_weight=0.5)), "before: model.expert_loss_weight=0.5, was 1.0"),
