@@ -22,6 +22,7 @@ from codmoe.models.preprocessor import CODDataPreprocessor
 FORMATS = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_format)
 PARTS = ("backbone", "experts", "router", "combiner", "losses")
 COMPILE_KEYS = (*PARTS, "mode")
+MODES = (*GRAPHING_MODES, "max-autotune-no-cudagraphs", "default", None)
 SETTINGS: dict[str, Any] = dict(optimize_ddp=False, recompile_limit=64)
 """Dynamo's. All parts share one code object, ``Module._call_impl``, of which torch counts what it
 compiles. DDP would have a part cut at the ends of its buckets: other code than in one process."""
@@ -69,8 +70,13 @@ def speed_faults(cfg: Mapping[str, Any]) -> list[str]:
     if not isinstance(options, (Mapping, bool, type(None))):
         return [*faults, f"compile={options!r}: give True, or a dict, e.g. dict(backbone=True)"]
     given = options if isinstance(options, Mapping) else {}
-    unknown = [key for key in given if key not in COMPILE_KEYS]
-    faults += [f"compile: no key {key!r}; {suggest(key, COMPILE_KEYS)}" for key in unknown]
+    for key, value in given.items():
+        if key not in COMPILE_KEYS:
+            faults.append(f"compile: no key {key!r}; {suggest(key, COMPILE_KEYS)}")
+        elif key != "mode" and not isinstance(value, (bool, type(None))):
+            faults.append(f"compile.{key}={value!r}: give True or False")
+    if (mode := given.get("mode")) not in MODES:
+        faults.append(f"compile.mode={mode!r} is unknown; {suggest(str(mode), map(str, MODES))}")
     wrapper = cfg.get("optim_wrapper") or {}
     captured = compile_options(options).get("mode") in GRAPHING_MODES
     if captured and (wrapper.get("accumulative_counts") or 1) > 1:

@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from codmoe import registry
-from codmoe.compiled.speed import speed_faults
+from codmoe.compiled.speed import PARTS, speed_faults
 from codmoe.engine.handover import assembly_faults
 from codmoe.engine.optim import amp_faults
 from codmoe.engine.sources import init_faults
@@ -66,9 +66,15 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
     """
     path = find_config(name)
     cfg = _read(path)
+    if isinstance(cfg.get("compile"), bool):
+        cfg.compile = dict.fromkeys(PARTS, cfg.compile)
     read = cfg.to_dict()
+    given = dict(options or {})
+    if isinstance(every := given.get("compile"), bool):  # others, as compile.mode, may follow
+        given = {**{f"compile.{part}": every for part in PARTS}, **given}
+        given.pop("compile")
     try:
-        cfg.merge_from_dict(dict(options or {}))
+        cfg.merge_from_dict(given)
     except (TypeError, KeyError, AttributeError, IndexError) as error:
         told = error.args[0] if error.args else error
         raise ValueError(f"--cfg-options cannot be merged into {path}: {told}") from error

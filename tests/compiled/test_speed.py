@@ -115,6 +115,10 @@ def test_misspelt_keys_are_told(tmp_path):
         load_config(config, {"compile.bakbone": True})
     with pytest.raises(ValueError, match=r"compile='all': give True, or a dict"):
         load_config(config, {"compile": "all"})
+    with pytest.raises(ValueError, match=r"compile.experts='yes': give True or False"):
+        load_config(config, {"compile.experts": "yes"})
+    with pytest.raises(ValueError, match=r"compile.mode='reduce_over'.*'reduce-overhead'"):
+        load_config(config, {"compile.mode": "reduce_over"})
     with pytest.raises(ValueError, match=r"train_graphs is gone: compile=True captures"):
         load_config(config, {"train_graphs.experts": True})
 
@@ -135,6 +139,10 @@ def test_compile_means_all_parts_or_those_that_are_named():
         experts=True, mode="reduce-overhead"
     )
     assert compile_options(dict(experts=True, mode=None)) == dict(experts=True, mode=None)
+    both = {"compile": True, "compile.mode": None, "compile.losses": False}
+    for options in (both, dict(reversed(both.items()))):
+        found = compile_options(load_config("quickstart/stage1", options).compile)
+        assert found == {**dict.fromkeys(PARTS[:-1], True), "mode": None}
     assert compile_options(False) == compile_options(None) == compile_options(dict(mode="x")) == {}
 
 
