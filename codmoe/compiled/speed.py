@@ -64,7 +64,8 @@ def speed_faults(cfg: Mapping[str, Any]) -> list[str]:
         faults.append(f"memory_format={name!r} is unknown; {suggest(str(name), FORMATS)}")
     if not isinstance(cfg.get("fast_norm", False), bool):
         faults.append(f"fast_norm={cfg['fast_norm']!r}: give True or False")
-    if any(dict(cfg.get("train_graphs") or {}).values()):
+    graphs = cfg.get("train_graphs")
+    if any(graphs.values()) if isinstance(graphs, Mapping) else graphs:
         faults.append("train_graphs is gone: compile=True captures what it compiles")
     options = cfg.get("compile")
     if not isinstance(options, (Mapping, bool, type(None))):
@@ -77,6 +78,8 @@ def speed_faults(cfg: Mapping[str, Any]) -> list[str]:
             faults.append(f"compile.{key}={value!r}: give True or False")
     if (mode := given.get("mode")) not in MODES:
         faults.append(f"compile.mode={mode!r} is unknown; {suggest(str(mode), map(str, MODES))}")
+    if "mode" in given and not set(given) & set(PARTS):
+        faults.append(f"compile: {mode=!r} of no part; give True for some, e.g. backbone=True")
     wrapper = cfg.get("optim_wrapper") or {}
     captured = compile_options(options).get("mode") in GRAPHING_MODES
     if captured and (wrapper.get("accumulative_counts") or 1) > 1:

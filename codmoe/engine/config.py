@@ -66,8 +66,8 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
     """
     path = find_config(name)
     cfg = _read(path)
-    if isinstance(cfg.get("compile"), bool):
-        cfg.compile = dict.fromkeys(PARTS, cfg.compile)
+    if isinstance(cfg.get("compile", {}), (bool, type(None))):
+        cfg.compile = dict.fromkeys(PARTS, bool(cfg.compile))
     read = cfg.to_dict()
     given = dict(options or {})
     if isinstance(every := given.get("compile"), bool):  # others, as compile.mode, may follow

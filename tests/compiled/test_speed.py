@@ -119,8 +119,19 @@ def test_misspelt_keys_are_told(tmp_path):
         load_config(config, {"compile.experts": "yes"})
     with pytest.raises(ValueError, match=r"compile.mode='reduce_over'.*'reduce-overhead'"):
         load_config(config, {"compile.mode": "reduce_over"})
+    # The fix that mmengine names for a dict on top of a base's True compiled nothing.
+    with pytest.raises(ValueError, match=r"compile: mode=None of no part; give True for some"):
+        load_config(config, {"compile": dict(_delete_=True, mode=None)})
+
+
+@pytest.mark.parametrize("options", [{"train_graphs.experts": True}, {"train_graphs": True}])
+def test_graphs_of_before_are_told_to_be_gone(tmp_path, options):
+    config = write_config(tmp_path)
     with pytest.raises(ValueError, match=r"train_graphs is gone: compile=True captures"):
-        load_config(config, {"train_graphs.experts": True})
+        load_config(config, options)
+    # As runs of before left it.
+    off = dict(train_graphs=dict(backbone=False, experts=False))
+    load_config(write_config(tmp_path, 1, ONE_EXPERT, off))
 
 
 def test_gradients_of_captured_code_are_not_collected(tmp_path):
@@ -132,7 +143,7 @@ def test_gradients_of_captured_code_are_not_collected(tmp_path):
     load_config(config, {**collected, "compile": dict(experts=True, mode=None)})
 
 
-def test_compile_means_all_parts_or_those_that_are_named():
+def test_compile_means_all_parts_or_those_that_are_named(tmp_path):
     every = dict.fromkeys(PARTS, True)
     assert compile_options(True) == dict(every, mode="reduce-overhead")
     assert compile_options(dict(experts=True, losses=False)) == dict(
@@ -143,6 +154,10 @@ def test_compile_means_all_parts_or_those_that_are_named():
     for options in (both, dict(reversed(both.items()))):
         found = compile_options(load_config("quickstart/stage1", options).compile)
         assert found == {**dict.fromkeys(PARTS[:-1], True), "mode": None}
+    path = tmp_path / "off.py"
+    path.write_text("_base_ = ['codmoe::experts/joint.py']\ncompile = None\n")
+    assert compile_options(load_config(path).compile) == {}
+    assert compile_options(load_config(path, {"compile": True}).compile) == compile_options(True)
     assert compile_options(False) == compile_options(None) == compile_options(dict(mode="x")) == {}
 
 
