@@ -7,6 +7,8 @@ import difflib
 import inspect
 import math
 import os
+import re
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -200,41 +202,59 @@ def _idle_options(options: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _faults_of_files(path: Path, cfg: Mapping[str, Any], inherited: bool = False) -> list[str]:
+def _faults_of_files(
+    path: Path, cfg: Mapping[str, Any], above: frozenset[str] | None = None
+) -> list[str]:
     """What a config file, or one of its bases, sets in vain.
 
     Args:
         path: The file.
         cfg: What is read from it.
-        inherited: Whether another file inherits it, and may read its variables.
+        above: Variables that the files that inherit it read as ``_base_.NAME``; None if none does.
     """
     if path.suffix != ".py":
         return []
-    names = [Config._get_cfg_path(base, str(path))[0] for base in Config._get_base_files(str(path))]
+    text, names = _filled_in(path)
     bases = {name: Config.fromfile(name, import_custom_modules=False).to_dict() for name in names}
-    faults = _idle_variables(path, cfg, bases, inherited)
+    faults = _idle_variables(text, cfg, bases, above)
     if bases:
         faults += _idle_nones(cfg, *bases.values())
+    read = frozenset(re.findall(r"\b_base_(?:\.|\[['\"])(\w+)", text)) | (above or frozenset())
     for name, base in bases.items():
-        below = _faults_of_files(Path(name), base, True)
+        below = _faults_of_files(Path(name), base, read)
         faults += [f"{os.path.normpath(name)}: {fault}" for fault in below]
     return faults
 
 
-def _idle_variables(
-    path: Path, cfg: Mapping[str, Any], bases: Mapping[str, Mapping[str, Any]], inherited: bool
-) -> list[str]:
-    """Variables that a file sets and does not read: those of its bases, which the bases have used,
-    and those called like a key further down, as ``batch_size``.
+def _filled_in(path: Path) -> tuple[str, list[str]]:
+    """The text of a config file with the file's name and the environment's values where it has
+    ``{{ fileDirname }}`` and ``{{$NAME:default}}``, and the paths of its bases.
     """
-    names = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Name)]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        Config._substitute_predefined_vars(os.path.abspath(path), str(copy))
+        Config._substitute_env_variables(str(copy), str(copy))
+        bases = Config._get_base_files(str(copy))
+        return copy.read_text("utf-8"), [Config._get_cfg_path(b, str(path))[0] for b in bases]
+
+
+def _idle_variables(
+    text: str,
+    cfg: Mapping[str, Any],
+    bases: Mapping[str, Mapping[str, Any]],
+    above: frozenset[str] | None,
+) -> list[str]:
+    """Variables that a file sets and nobody reads: those of its bases, which the bases have used,
+    and those called like a key further down, as ``batch_size``. Arguments as of the caller.
+    """
+    names = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)]
     read = {node.id for node in names if not isinstance(node.ctx, ast.Store)}
-    known = {*RUNNER_KEYS, *OWN_KEYS, "_base_", *read}
+    known = {*RUNNER_KEYS, *OWN_KEYS, "_base_", *read, *(above or ())}
     idle = dict.fromkeys(node.id for node in names if node.id not in known)
     faults = []
     for name in idle:
         # A whole config, as a run leaves it, has no base, and variables that its parts have used.
-        keys = [] if inherited or not bases else _keys_called(name, cfg)
+        keys = _keys_called(name, cfg) if bases and above is None else []
         if any(name in base for base in bases.values()):
             fault = "has no effect, as the _base_ has used its own; "
         elif keys:

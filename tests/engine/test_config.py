@@ -183,6 +183,33 @@ def test_what_is_set_in_vain_in_a_file_that_another_inherits_is_told(tmp_path):
         load_config(mine)
 
 
+@pytest.mark.parametrize("read", ["_base_.count", "_base_['count']", "{{_base_.count}}"])
+def test_a_variable_that_only_a_file_above_reads_is_no_fault(tmp_path, read):
+    """It was called one without effect, though the file that inherits it goes by it."""
+    low, base, middle, mine = (
+        tmp_path / f"{name}.py" for name in ("low", "base", "middle", "mine")
+    )
+    low.write_text("_base_ = ['codmoe::experts/joint.py']\ncount = 2\nwork_dir = str(count)\n")
+    base.write_text("_base_ = ['./low.py']\ncount = 96\n")
+    middle.write_text("_base_ = ['./base.py']\nnote = 'of mine'\n")
+    mine.write_text(f"_base_ = ['./middle.py']\ntrain_dataloader = dict(batch_size={read})\n")
+    assert load_config(mine).train_dataloader.batch_size == 96
+    with pytest.raises(ValueError, match=r"base\.py: count: has no effect"):
+        load_config(middle)
+
+
+def test_a_base_may_be_named_by_the_folder_or_the_environment(tmp_path, monkeypatch):
+    """mmengine fills these in before it reads a file, and no such base was found afterwards."""
+    (tmp_path / "base.py").write_text("_base_ = ['codmoe::experts/joint.py']\n")
+    monkeypatch.setenv("RATE", "0.5")
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "_base_ = ['{{ fileDirname }}/{{$BASE:base}}.py']\n"
+        "optim_wrapper = dict(optimizer=dict(lr={{'$RATE:0.1'}}))\n"
+    )
+    assert load_config(mine).optim_wrapper.optimizer.lr == 0.5
+
+
 def test_a_variable_called_like_a_key_is_told(tmp_path):
     """Training went on at the base's rate and batch size."""
     path = tmp_path / "mine.py"
