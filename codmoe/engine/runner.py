@@ -369,7 +369,7 @@ class CODRunner(Runner):
             )
         if others := [key for key in changed if key not in held]:
             self.logger.warning(
-                f"from here on other than before: {told(others)}. Figures of before and after do "
+                f"from here on other than before: {told(others)}. Figures of before and after may "
                 "not compare"
             )
 
