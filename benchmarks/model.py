@@ -56,6 +56,7 @@ from codmoe.inference.benchmark import (
     say,
     tell,
 )
+from codmoe.inference.summary import side_of
 from codmoe.messages import suggest
 from codmoe.models.build import DEFAULT_EXPERTS
 from codmoe.models.dispatch import PyramidBank, run_experts
@@ -88,7 +89,7 @@ def benchmark(
     config: str | Path,
     *,
     batch_sizes: Sequence[int] = (1, 8),
-    sizes: Sequence[int] = (448,),
+    sizes: Sequence[int] | None = None,
     experts: Sequence[int | None] = (None,),
     top_k: Sequence[int | None] = (None,),
     routes: Sequence[str] = ("auto",),
@@ -130,7 +131,8 @@ def benchmark(
         model = build(grown_cfg, checkpoint, where)
         set_memory_format(model, layout)
         shared = dict(experts=len(model.expert_names), top_k=model.router.top_k, layout=layout)
-        for size in sizes:
+        sides = sizes or [side_of(model, cfg)]
+        for size in sides:
             summary = summarise(model, size)
             for batch in batch_sizes:
                 images = images_of(batch, size, where, layout)
@@ -142,7 +144,7 @@ def benchmark(
                 rows += [here | row for row in measure(cases, images, repeats, warmup)]
         if not train:
             continue
-        for size, batch, name, run in itertools.product(sizes, batch_sizes, precisions, executions):
+        for size, batch, name, run in itertools.product(sides, batch_sizes, precisions, executions):
             del model
             model = build(grown_cfg, checkpoint, where)
             case = dict(batch=batch, size=size, precision=name, layout=layout)
@@ -257,7 +259,8 @@ def training_step(
     MMLogger.get_current_instance().setLevel(logging.WARNING)  # or a line for each parameter
     set_memory_format(model, layout)
     if compiled:
-        compile_parts(model, dict(backbone=True, experts=True))
+        # Not captured: no hook tells torch here where a step begins.
+        compile_parts(model, dict(backbone=True, experts=True, mode=None))
     wrapper = cfg.optim_wrapper
     amp = dict(fp16=("float16", "dynamic"), bf16=("bfloat16", 1.0)).get(precision)
     wrapper.type = "CODAmpOptimWrapper" if amp else "CODOptimWrapper"

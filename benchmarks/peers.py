@@ -24,7 +24,7 @@ from benchmarks.model import training_step
 from codmoe import cli
 from codmoe.commands.benchmark_command import SHARED
 from codmoe.commands.options import model as config_name
-from codmoe.commands.options import option
+from codmoe.commands.options import option, whole
 from codmoe.compiled.graphs import reason_of
 from codmoe.compiled.speed import FORMATS, set_memory_format
 from codmoe.engine.config import load_config, parse_options
@@ -418,6 +418,8 @@ def benchmark(
     return tell(rows, OUR_COLUMNS, NOTES, ", ".join(configs), None, where, json_file)
 
 
+NOT_SHARED = ("config", "--routes", "--sizes", "--checkpoint")
+"""Options of ``codmoe benchmark`` that mean something else here, or nothing."""
 OPTIONS = (
     option("configs", nargs="*", type=config_name, help="ours: config files or names, or small"),
     option(
@@ -433,7 +435,8 @@ OPTIONS = (
     option("--layouts", nargs="+", default=["channels_last"], help="channels_last contiguous"),
     option("--train", action="store_true", help="also time training steps"),
     option("--cudnn-benchmark", action="store_true", help="choose algorithms of convolutions"),
-    *(each for each in SHARED if each[0][0] not in ("config", "--routes", "--checkpoint")),
+    option("--sizes", nargs="+", type=whole(most=16_384), default=[448], help="of images (448)"),
+    *(each for each in SHARED if each[0][0] not in NOT_SHARED),
 )
 
 

@@ -264,7 +264,7 @@ def command_reference() -> str:
                 if settings.get("help") == argparse.SUPPRESS:
                     continue
                 default = settings.get("default")
-                shown = "" if default in (None, [], argparse.SUPPRESS) else _code(default)
+                shown = "" if default in (None, []) else _code(default)
                 note = (settings.get("help") or "").replace("%%", "%")
                 text.append(f"| {', '.join(map(_code, names))} | {shown} | {_cell(note)} |")
             text.append("")

@@ -4,8 +4,6 @@ codmoe benchmark ensemble/stage3 --precisions fp32 bf16 \\
     --executions eager compiled prepared --routes auto all pranet,sinet
 """
 
-import argparse
-
 from codmoe.commands.options import CONFIG, QUIET, option, pair, weights, whole
 
 SHARED = (
@@ -15,7 +13,6 @@ SHARED = (
         "--sizes",
         type=whole(most=16_384),
         nargs="+",
-        default=argparse.SUPPRESS,  # each program has its own
         help="sides of the images; by default the config's",
     ),
     option(

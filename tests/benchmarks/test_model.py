@@ -7,6 +7,7 @@ import torch
 from miniature import call, write_config
 
 from benchmarks import model as cost
+from codmoe.compiled.speed import compiled_parts
 from codmoe.engine.config import load_config
 from codmoe.inference.benchmark import build
 
@@ -44,6 +45,20 @@ def test_the_command_measures_parts_and_training_steps(tmp_path, config, monkeyp
     step, forward = (whole[what, 2, "eager"]["median_ms"] for what in ("train", "inference"))
     assert step > forward
     assert picture.stat().st_size > 1000
+
+
+def test_images_have_the_size_at_which_the_config_tests(config):
+    options = dict(batch_sizes=[1], parts=False, repeats=1, warmup=0, device="cpu")
+    assert {row["size"] for row in cost.benchmark(config, **options)["rows"]} == {64}
+
+
+def test_a_compiled_step_is_not_captured(config):
+    """torch would begin a new step where an expert's own backward pass ends."""
+    cfg = load_config(config)
+    model = build(cfg, None, torch.device("cpu"))
+    shape = dict(batch=1, size=64, layout="channels_last")
+    cost.training_step(cfg, model, precision="fp32", compiled=True, **shape)
+    assert {part.mode for part in compiled_parts(model).values()} == {None}
 
 
 def test_more_experts_are_copies_by_name(config):
