@@ -66,7 +66,7 @@ def speed_faults(cfg: Mapping[str, Any]) -> list[str]:
         faults.append(f"fast_norm={cfg['fast_norm']!r}: give True or False")
     graphs = cfg.get("train_graphs")
     if any(graphs.values()) if isinstance(graphs, Mapping) else graphs:
-        faults.append("train_graphs is gone: compile=True captures what it compiles")
+        faults.append("train_graphs is gone, leave it out: compile=True captures what it compiles")
     options = cfg.get("compile")
     if not isinstance(options, (Mapping, bool, type(None))):
         return [*faults, f"compile={options!r}: give True, or a dict, e.g. dict(backbone=True)"]
