@@ -127,7 +127,7 @@ def test_misspelt_keys_are_told(tmp_path):
 @pytest.mark.parametrize("options", [{"train_graphs.experts": True}, {"train_graphs": True}])
 def test_graphs_of_before_are_told_to_be_gone(tmp_path, options):
     config = write_config(tmp_path)
-    with pytest.raises(ValueError, match=r"train_graphs is gone, leave it out: compile=True captures"):
+    with pytest.raises(ValueError, match=r"train_graphs is gone, leave it out: compile=True"):
         load_config(config, options)
     # As runs of before left it.
     off = dict(train_graphs=dict(backbone=False, experts=False))
