@@ -82,12 +82,29 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
     return [by_lower[m] for m in difflib.get_close_matches(name.lower(), by_lower, count, 0.6)]
 
 
+def beside(path: Path, ending: str = "") -> list[str]:
+    """The path in the folder of ``path`` whose name is the most like its own; empty if none is.
+
+    Args:
+        path: One that is not there.
+        ending: What the name has to end in.
+    """
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = nearest(path.name, (name for name in names if name.endswith(ending)), 1)
+    return [str(path.parent / name) for name in close]
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """``"did you mean 'a' or 'b'?"``."""
+    return "did you mean " + " or ".join(map(repr, names)) + "?"
+
+
 def suggest(name: str, valid: Iterable[str]) -> str:
     """``"did you mean 'a' or 'b'?"``, or the list of all valid names when none is near."""
     valid = list(valid)
     close = nearest(name, valid)
     if close:
-        return "did you mean " + " or ".join(repr(choice) for choice in close) + "?"
+        return did_you_mean(close)
     return "valid names: " + ", ".join(sorted(valid))
 
 

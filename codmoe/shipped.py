@@ -6,7 +6,7 @@ import fnmatch
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from codmoe.messages import suggest
+from codmoe.messages import beside, did_you_mean, nearest, suggest
 
 SHIPPED = dict(small="small/finetune")
 """Name of each model that ships trained, and a config with the same model."""
@@ -38,7 +38,7 @@ def find_config(name: str | Path) -> Path:
     """A config by path, or by the name of a shipped one.
 
     Raises:
-        FileNotFoundError: There is none; the message names the nearest.
+        FileNotFoundError: There is none; the message names the nearest, of the same folder first.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -49,7 +49,10 @@ def find_config(name: str | Path) -> Path:
         return shipped
     if is_shipped(stem):
         raise FileNotFoundError(f"{stem!r} names weights; their config is {SHIPPED[stem]!r}")
-    raise FileNotFoundError(f"config {str(name)!r} does not exist; {suggest(stem, list_configs())}")
+    configs = list_configs()
+    own = beside(path, ".py")
+    hint = did_you_mean([*own, *nearest(stem, configs)]) if own else suggest(stem, configs)
+    raise FileNotFoundError(f"config {str(name)!r} does not exist; {hint}")
 
 
 def is_shipped(name: Any) -> TypeGuard[str]:

@@ -1,5 +1,7 @@
 """Configs are found by name or path."""
 
+import re
+
 import pytest
 
 from codmoe.shipped import find_config, list_configs
@@ -16,6 +18,17 @@ def test_a_config_is_found_by_path_or_name_from_anywhere(tmp_path, monkeypatch, 
     mine.mkdir()
     (mine / "own.py").write_text("")
     assert find_config("ensemble/own.py").samefile(mine / "own.py")
+
+
+def test_a_misspelt_file_is_answered_with_the_one_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "joint_linear.py").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"exist; did you mean 'joint_linear\.py'"):
+        find_config("joint_linaer.py")
+    monkeypatch.chdir("/")
+    near = re.escape(str(tmp_path / "joint_linear.py"))
+    with pytest.raises(FileNotFoundError, match=f"did you mean '{near}'"):
+        find_config(tmp_path / "joint_linaer")
 
 
 def test_unknown_names_are_answered(tmp_path, monkeypatch):

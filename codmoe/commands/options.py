@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codmoe.interruption import COMMAND
-from codmoe.messages import command_line, nearest
+from codmoe.messages import beside, command_line, did_you_mean
 from codmoe.shipped import config_root, find_config, is_shipped, shipped_weights
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
@@ -69,9 +69,8 @@ def there(sentence: str) -> Callable[[str], str]:
     def path(text: str) -> str:
         asked = Path(text).expanduser()
         if not asked.exists():
-            beside = [p.name for p in asked.parent.iterdir()] if asked.parent.is_dir() else []
-            close = nearest(asked.name, beside, 1)
-            hint = f"; did you mean {str(asked.parent / close[0])!r}?" if close else ""
+            close = beside(asked)
+            hint = f"; {did_you_mean(close)}" if close else ""
             raise FileNotFoundError(sentence.format(asked) + hint)
         return text
 

@@ -26,7 +26,7 @@ from codmoe.compiled.speed import PARTS, speed_faults
 from codmoe.engine.handover import assembly_faults
 from codmoe.engine.optim import amp_faults
 from codmoe.engine.sources import init_faults
-from codmoe.messages import listed, nearest, short, suggest
+from codmoe.messages import beside, did_you_mean, listed, nearest, short, suggest
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.experts.base import Expert
 from codmoe.models.routers.base import Router
@@ -166,10 +166,12 @@ def _reading_fault(path: Path, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return f"{path}: its _base_ files lead back to each other"
     if isinstance(error, FileNotFoundError) and files and not Path(files[-1]).exists():
-        return (
-            f"{files[-2] if files[1:] else path}: its _base_ {files[-1]} does not exist; "
-            f"one that ships is named '{SHIPPED_BASE}experts/joint.py'"
-        )
+        shipped = f"{config_root()}{os.sep}"
+        close = [p.replace(shipped, SHIPPED_BASE) for p in beside(Path(files[-1]), ".py")]
+        hint = f"one that ships is named '{SHIPPED_BASE}experts/joint.py'"
+        hint = did_you_mean(close) if close else hint
+        where = files[-2] if files[1:] else path
+        return f"{where}: its _base_ {files[-1]} does not exist; {hint}"
     file = str(files[-1] if files else path)
     if isinstance(error, SyntaxError):
         try:

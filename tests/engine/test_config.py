@@ -308,7 +308,8 @@ def test_values_of_the_wrong_type_are_told_with_their_key(tmp_path, text, words)
         ("x = 1\ny = undefined", r"mine\.py:3: .*NameError: name 'undefined' is not defined"),
         ("custom_imports = dict(imports=['no_such_module'])", "mine.py.*no_such_module"),
         ("import no_such_module", r"mine\.py:2: .*No module named 'no_such_module'"),
-        ("_base_ = ['other.py']", r"mine\.py: its _base_ .*other\.py does not exist"),
+        ("_base_ = ['other.py']", r"mine\.py: its _base_ .*other\.py does not exist; one"),
+        ("_base_ = ['mien.py']", r"mine\.py: its _base_ .*mien.*; did you mean '.*/mine\.py'\?"),
         ("_base_ = ['mine.py']", r"mine\.py: its _base_ files lead back to each other"),
         ("val_dataloader = 3\nval_evaluator = dict(a=1)", "val_evaluator=.*_delete_"),
         ("_base_ = ['broken.py']", r"broken\.py:1: .*never closed"),
@@ -368,7 +369,7 @@ def test_a_config_of_another_folder_inherits_one_that_ships(tmp_path):
     mine, base = load_config(path), load_config("small/finetune")
     assert mine.model == dict(base.model, top_k=1) and mine.train_cfg == base.train_cfg
     path.write_text("_base_ = 'codmoe::small/finetun.py'\n")
-    with pytest.raises(ValueError, match=r"finetun\.py does not exist; .* 'codmoe::experts/joint"):
+    with pytest.raises(ValueError, match=r"finetun\.py does .* mean 'codmoe::small/finetune\.py'"):
         load_config(path)
 
 
