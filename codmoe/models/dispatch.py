@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +32,14 @@ class Passes:
         begin: Images → what the shared blocks make of them.
         end: That → the backbone's pyramid.
         own: An expert's last blocks, that → its pyramid.
+        check: A pyramid and its images → the pyramid; see :func:`checked_pyramid`.
         size_divisor: Sides of scaled images are rounded to multiples of this.
     """
 
     begin: Callable[[Tensor], list[Tensor]]
     end: Callable[[list[Tensor]], Pyramid]
     own: Callable[[nn.Module, list[Tensor]], Pyramid]
+    check: Callable[[Pyramid, Tensor], Pyramid]
     size_divisor: int
 
     @classmethod
@@ -48,20 +51,21 @@ class Passes:
             own_blocks: The number of last blocks that experts have of their own.
             run: Makes a pass; see :func:`run_as_it_is`.
         """
+        check = partial(checked_pyramid, backbone)
 
         def begin(images: Tensor) -> list[Tensor]:
             return run(backbone, backbone.begin, images, own_blocks) if own_blocks else [images]
 
         def end(begun: list[Tensor]) -> Pyramid:
             if not own_blocks:
-                return checked_pyramid(backbone, run(backbone, backbone, begun[0]), begun[0])
+                return check(run(backbone, backbone, begun[0]), begun[0])
             ending = backbone.ending(own_blocks)
             return run(ending, ending, begun)
 
         def own(ending: nn.Module, begun: list[Tensor]) -> Pyramid:
             return run(ending, ending, begun)
 
-        return cls(begin, end, own, backbone.size_divisor)
+        return cls(begin, end, own, check, backbone.size_divisor)
 
 
 class PyramidBank:
@@ -133,7 +137,9 @@ class PyramidBank:
             own: An expert's last blocks, in place of the backbone's.
         """
         if own is not None:
-            return self.passes.own(own, self.begun(scale, rows))
+            made = self.passes.own(own, self.begun(scale, rows))
+            # Of other scales the same blocks make it, and the images are not at hand.
+            return self.passes.check(made, self.images) if scale == 1.0 else made
         if rows is not None and scale not in self._joint:
             return self.passes.end(self.begun(scale, rows))
         if scale not in self._pyramids:

@@ -138,7 +138,13 @@ def test_bank_makes_a_scale_once_for_the_whole_batch():
         return [images]
 
     images = torch.randn(3, 3, 128, 64)
-    passes = Passes(lambda x: [x], lambda begun: backbone(*begun), lambda own, begun: begun, 32)
+    passes = Passes(
+        begin=lambda x: [x],
+        end=lambda begun: backbone(*begun),
+        own=lambda own, begun: begun,
+        check=lambda pyramid, images: pyramid,
+        size_divisor=32,
+    )
     bank = PyramidBank(images, passes, pyramid=[images])
     assert bank.get(1.0, None)[0] is images and not calls
     assert torch.equal(bank.get(1.0, torch.tensor([2]))[0], images[2:])

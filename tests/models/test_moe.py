@@ -436,6 +436,28 @@ def test_a_backbone_at_other_strides_is_told(make_model, batch):
         make_model(backbone=dict(type="Fine")).eval()(batch(1)[0])
 
 
+class FineInParts(Fine):
+    """The same, split before its last block."""
+
+    def begin(self, images, own_blocks):
+        return [images]
+
+    def ending(self, own_blocks):
+        class Ending(torch.nn.Module):
+            def forward(self, begun):
+                return Fine.forward(self, begun[0])
+
+        return Ending()
+
+
+def test_blocks_of_an_expert_at_other_strides_are_told(make_model, batch):
+    MODELS.register_module(force=True, module=FineInParts)
+    experts = dict(sinet=dict(type="SINetExpert", channels=8, own_blocks=1))
+    model = make_model(backbone=dict(type="FineInParts"), experts=experts, top_k=1).eval()
+    with pytest.raises(ValueError, match=r"FineInParts made maps of 32x32, .*strides 4, 8, 16, 32"):
+        model(batch(1)[0])
+
+
 def test_a_backbone_that_lacks_a_level_is_told(batch):
     with pytest.raises(ValueError, match=r"Short returned maps of \(3, 3, 3\) channels"):
         Passes.of(Short()).end([batch(2)[0]])
