@@ -536,18 +536,26 @@ def _below(path: str, node: Any, kinds: MMRegistry) -> Iterator[Section]:
 def parse_options(pairs: list[str] | None) -> dict[str, Any]:
     """``key=value`` strings of the command line → dictionary, values read as Python where they are.
 
+    As of mmengine, words between commas are a list, in brackets or without: ``SIMAE,HCE``. What is
+    in quotes stays a string, and so does what may be a path or a pattern.
+
     Raises:
         ValueError: A string has no ``=``.
     """
-    from ast import literal_eval
-
     options = {}
     for pair in pairs or []:
         key, sep, value = pair.partition("=")
         if not sep:
             raise ValueError(f"--cfg-options {pair!r} is not key=value")
-        try:
-            options[key] = literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = {"true": True, "false": False, "none": None}.get(value.lower(), value)
+        options[key] = _value_of(value)
     return options
+
+
+def _value_of(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        inner = text[1:-1] if text[:1] + text[-1:] in ("[]", "()") else text
+        if (inner != text or "," in text) and re.fullmatch(r"[\w.-]+(, ?[\w.-]+)*", inner):
+            return [_value_of(word.strip()) for word in inner.split(",")]
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)

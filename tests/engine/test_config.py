@@ -132,6 +132,27 @@ def test_options_of_the_command_line():
         parse_options(["train_cfg"])
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("SIMAE,HCE", ["SIMAE", "HCE"]),
+        ("[SIMAE, HCE]", ["SIMAE", "HCE"]),
+        ("(experts,router)", ["experts", "router"]),
+        ("[SIMAE]", ["SIMAE"]),
+        ("a,2,none", ["a", 2, None]),
+        ("1,2", (1, 2)),
+        ("'a,b'", "a,b"),
+        ("/data/a,b", "/data/a,b"),
+        ("cam_\\d{1,3}", "cam_\\d{1,3}"),
+        ("[a-c]{2,3}", "[a-c]{2,3}"),
+        ("a b,c", "a b,c"),
+    ],
+)
+def test_words_between_commas_are_a_list(text, value):
+    """As users of mmengine write them, who mean no path and no pattern."""
+    assert parse_options([f"key={text}"]) == dict(key=value)
+
+
 def test_options_reach_the_config():
     options = parse_options(["train_cfg.max_epochs=2", "model.top_k=1", "param_scheduler.0.end=2"])
     cfg = load_config("ensemble/stage3", options)
