@@ -26,10 +26,12 @@ from codmoe.compiled.speed import PARTS, speed_faults
 from codmoe.engine.handover import assembly_faults
 from codmoe.engine.optim import amp_faults
 from codmoe.engine.sources import init_faults
+from codmoe.evaluation.conventions import COMBINED, MIXTURE
 from codmoe.messages import beside, did_you_mean, listed, nearest, short, suggest
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.experts.base import Expert
 from codmoe.models.routers.base import Router
+from codmoe.models.tta import AugmentedMoE, check_scales
 from codmoe.registry import accepted_arguments, argument_faults, value_faults
 from codmoe.shipped import config_root, find_config
 from codmoe.trust import import_custom
@@ -333,6 +335,7 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
     faults += whole_model_faults(cfg.get("model")) + _lesson_faults(cfg)
+    faults += _source_faults(cfg) + tta_faults(cfg)
     return faults + _loop_faults(cfg) + speed_faults(cfg) + amp_faults(cfg) + assembly_faults(cfg)
 
 
@@ -345,6 +348,56 @@ def whole_model_faults(model: Any) -> list[str]:
     part = next(p for p in (Expert, Router, Backbone) if issubclass(kind, p)).__name__.lower()
     place = f"experts=dict(NAME=dict(type={name!r}))" if part == "expert" else f"{part}=dict(...)"
     return [f"model: type={name!r} is one {part}; give type='ModelLevelMoE' and {place}"]
+
+
+def metrics_of(cfg: Mapping[str, Any], part: str) -> list[Any]:
+    """The metrics of ``<part>_evaluator``, which may be one or a list."""
+    held = cfg.get(f"{part}_evaluator") or []
+    return list(held) if isinstance(held, (list, tuple)) else [held]
+
+
+def sources_of(metric: Any) -> list[str]:
+    """What a ``CODMetric`` scores besides the mixture; empty of any other metric."""
+    if not isinstance(metric, Mapping) or metric.get("type") != "CODMetric":
+        return []
+    given = metric.get("sources") or ()
+    return [name for name in ([given] if isinstance(given, str) else given) if name != MIXTURE]
+
+
+def _source_faults(cfg: Mapping[str, Any]) -> list[str]:
+    """Sources that no metric could score, which would be told after an epoch, or after them all."""
+    model = cfg.get("model") or {}
+    experts = model.get("experts")
+    if model.get("type") != "ModelLevelMoE" or not isinstance(experts, Mapping):
+        return []
+    valid = [*(name for name, one in experts.items() if one is not None), *COMBINED, "all"]
+    faults = []
+    for part in ("val", "test"):
+        for number, metric in enumerate(metrics_of(cfg, part)):
+            sources, key = sources_of(metric), f"{part}_evaluator.{number}.sources"
+            wrong = [name for name in sources if name not in valid]
+            faults += [f"{key}: no {name!r} to score; {suggest(name, valid)}" for name in wrong]
+            if sources and not wrong and part == "val" and not model.get("evaluate_all_experts"):
+                faults.append(f"{key}={sources} needs model.evaluate_all_experts=True")
+    return faults
+
+
+def tta_faults(cfg: Mapping[str, Any]) -> list[str]:
+    """Faults of ``tta``, the several views of each image in a test."""
+    options = cfg.get("tta")
+    if not options:
+        return []
+    faults = argument_faults(AugmentedMoE, options)
+    if not faults and "scales" in options:
+        try:
+            check_scales(options["scales"])
+        except ValueError as error:
+            faults.append(str(error))
+    resizes = [d for d in dicts_in(cfg.get("test_dataloader")) if d.get("type") == "Resize"]
+    sizes = {str(resize.get("scale")) for resize in resizes}
+    if len(sizes) > 1:
+        faults.append(f"it needs test pipelines that resize to one size, not {listed(list(sizes))}")
+    return [f"tta: {fault}" for fault in faults]
 
 
 def _lesson_faults(cfg: Mapping[str, Any]) -> list[str]:
@@ -446,13 +499,13 @@ def _loop_faults(cfg: Mapping[str, Any]) -> list[str]:
         wrapper.setdefault("type", "OptimWrapper")
         sections.append(("optim_wrapper", wrapper, root.OPTIM_WRAPPERS))
     faults: list[str] = []
-    sections += _below("optim_wrapper.optimizer", optimizer, root.OPTIMIZERS)
-    sections += _below("param_scheduler", cfg.get("param_scheduler"), root.PARAM_SCHEDULERS)
+    sections += typed_in("optim_wrapper.optimizer", optimizer, root.OPTIMIZERS)
+    sections += typed_in("param_scheduler", cfg.get("param_scheduler"), root.PARAM_SCHEDULERS)
     for part in ("train", "val", "test"):
         loader = cfg.get(f"{part}_dataloader") or {}
         for key, kinds in LOADER_PARTS.items():
             path, given = f"{part}_dataloader.{key}", loader.get(key)
-            sections += _below(path, given, kinds)
+            sections += typed_in(path, given, kinds)
             if given is not None and not isinstance(given, Mapping):
                 faults.append(f"{path}={short(given)} is no dict with a type")
     for path, section, kinds in sections:
@@ -511,26 +564,27 @@ def _section_faults(section: Mapping[str, Any], kinds: MMRegistry) -> list[str]:
 
 
 def _typed_sections(cfg: Mapping[str, Any]) -> Iterator[Section]:
-    yield from _below("model", cfg.get("model"), registry.MODELS)
-    yield from _below("model_wrapper_cfg", cfg.get("model_wrapper_cfg"), registry.MODEL_WRAPPERS)
+    yield from typed_in("model", cfg.get("model"), registry.MODELS)
+    yield from typed_in("model_wrapper_cfg", cfg.get("model_wrapper_cfg"), registry.MODEL_WRAPPERS)
     for hooks in ("default_hooks", "custom_hooks"):
-        yield from _below(hooks, cfg.get(hooks), registry.HOOKS)
+        yield from typed_in(hooks, cfg.get(hooks), registry.HOOKS)
     for part in ("train", "val", "test"):
         loader = cfg.get(f"{part}_dataloader") or {}
-        yield from _below(f"{part}_dataloader.dataset", loader.get("dataset"), registry.DATASETS)
-        yield from _below(f"{part}_evaluator", cfg.get(f"{part}_evaluator"), registry.METRICS)
+        yield from typed_in(f"{part}_dataloader.dataset", loader.get("dataset"), registry.DATASETS)
+        yield from typed_in(f"{part}_evaluator", cfg.get(f"{part}_evaluator"), registry.METRICS)
 
 
-def _below(path: str, node: Any, kinds: MMRegistry) -> Iterator[Section]:
+def typed_in(path: str, node: Any, kinds: MMRegistry) -> Iterator[Section]:
+    """The sections with a ``type`` in a part of a config, itself included."""
     if isinstance(node, Mapping):
         if "type" in node:
             yield path, node, kinds
         for key, value in node.items():
             inner = registry.TRANSFORMS if key == "pipeline" else kinds
-            yield from _below(f"{path}.{key}", value, inner)
+            yield from typed_in(f"{path}.{key}", value, inner)
     elif isinstance(node, (list, tuple)):
         for i, value in enumerate(node):
-            yield from _below(f"{path}[{i}]", value, kinds)
+            yield from typed_in(f"{path}[{i}]", value, kinds)
 
 
 def parse_options(pairs: list[str] | None) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from codmoe.compiled.speed import (
 )
 from codmoe.datasets.streams import DrawSampler, drawn_from
 from codmoe.engine.checkpoints import compare, state_of
+from codmoe.engine.config import LOADER_KEYS, metrics_of, typed_in
 from codmoe.engine.ddp import idle_parameters
 from codmoe.engine.hooks.compiling import CompileHook
 from codmoe.engine.hooks.resuming import EPOCH_STEPS, ResumableHook
@@ -41,7 +43,7 @@ from codmoe.engine.terminal import settle_terminal
 from codmoe.interruption import holding_back, obey_parent_alone
 from codmoe.machine import available_cores
 from codmoe.messages import listed, short
-from codmoe.registry import DATASETS, building
+from codmoe.registry import DATASETS, METRICS, accepted_arguments, building
 from codmoe.trust import read_literals, read_pickle, require_weights
 
 FORMS_A_RUN = ("model", "train_dataloader", "val_dataloader", "optim_wrapper", "randomness")
@@ -128,6 +130,8 @@ class CODRunner(Runner):
         remember what ``fast_norm`` was when they were made.
         """
         training = self._train_dataloader is not None
+        if training:
+            check_test(self.cfg)
         loaders = ["train", "val"] if training else ["test"]
         for loader in (getattr(self, f"_{name}_dataloader") for name in loaders):
             if isinstance(loader, dict) and isinstance(loader.get("dataset"), dict):
@@ -493,6 +497,38 @@ def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
     obey_parent_alone()
     if start is not None:
         start(number)
+
+
+def check_test(cfg: Mapping[str, Any]) -> None:
+    """Builds what a config says of its test, as far as that needs no images, which may lie on
+    another machine: a training should not end in a misspelt measure.
+
+    Raises:
+        ValueError: As the part says, with its key.
+    """
+    loader = cfg.get("test_dataloader") or {}
+    plain = {k: v for k, v in loader.items() if not isinstance(v, dict) and k in LOADER_KEYS}
+    sampler = dict(type="DefaultSampler", shuffle=False)
+    with telling("test_dataloader"):
+        if loader:
+            CODRunner.build_dataloader(dict(plain, dataset=[None], sampler=sampler))
+    data = uncached(loader.get("dataset"))
+    for key, node, kinds in typed_in("test_dataloader.dataset", data, DATASETS):
+        if kinds is DATASETS and "lazy_init" in (accepted_arguments(kinds.get(node["type"])) or ()):
+            with telling(key), suppress(FileNotFoundError):
+                DATASETS.build(dict(node, lazy_init=True))
+    for number, metric in enumerate(metrics_of(cfg, "test")):
+        with telling(f"test_evaluator.{number}"):
+            METRICS.build(metric)
+
+
+@contextmanager
+def telling(key: str) -> Iterator[None]:
+    """Puts a key before what a ValueError says."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def uncached(node: Any) -> Any:

@@ -25,7 +25,7 @@ from codmoe.engine.config import load_config, parse_options, require_sections
 from codmoe.engine.hooks.progress import CHAIN, Chain
 from codmoe.engine.launch import set_aside
 from codmoe.engine.own_data import data_arguments, set_data
-from codmoe.engine.runner import uncached
+from codmoe.engine.runner import check_test, telling, uncached
 from codmoe.engine.sources import read_sources
 from codmoe.engine.training_options import TrainingOptions
 from codmoe.evaluation.intervals import paired_intervals
@@ -193,7 +193,8 @@ def train_command(stage: Stage, gpus: int, arguments: Sequence[str], resume: boo
 
 
 def check_data(stages: Sequence[Stage]) -> list[dict[str, int]]:
-    """Open every data set of every stage once, before hours of training and not after.
+    """Open every data set of every stage once, and build what its test is of, before hours of
+    training and not after.
 
     Returns:
         Images of each stage's ``train``, ``val`` and ``test``, as far as it has these.
@@ -205,6 +206,8 @@ def check_data(stages: Sequence[Stage]) -> list[dict[str, int]]:
     images: list[dict[str, int]] = []
     for stage in stages:
         images.append({})
+        with telling(stage.name):
+            check_test(stage.cfg)
         for part in ("train", "val", "test"):
             dataset = (stage.cfg.get(f"{part}_dataloader") or {}).get("dataset")
             if not dataset:

@@ -24,7 +24,14 @@ from codmoe.compiled.prepared import attach_prepared
 from codmoe.console import markdown_text
 from codmoe.datasets.reading import orientation_of, write_map
 from codmoe.engine.checkpoints import load_parts
-from codmoe.engine.config import dicts_in, require_sections, size_of
+from codmoe.engine.config import (
+    dicts_in,
+    metrics_of,
+    require_sections,
+    size_of,
+    sources_of,
+    tta_faults,
+)
 from codmoe.engine.ddp import bare_model
 from codmoe.engine.hooks.progress import duration
 from codmoe.engine.launch import no_benchmark
@@ -36,10 +43,9 @@ from codmoe.evaluation.cost import measure_cost
 from codmoe.evaluation.routing_metric import RoutingMetric
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
 from codmoe.files import replacing, save_json, save_text
-from codmoe.messages import listed
 from codmoe.models.build import skip_pretrained
 from codmoe.models.tta import AugmentedMoE
-from codmoe.registry import HOOKS, argument_faults
+from codmoe.registry import HOOKS
 from codmoe.structures import CODDataSample
 from codmoe.visualization.grid import GridRow, check_picture, save_grid
 
@@ -194,16 +200,12 @@ def _augment(runner: CODRunner, options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: The pipelines resize to several sizes, or an option is wrong.
     """
-    faults = argument_faults(AugmentedMoE, options)
-    resizes = [d for d in dicts_in(runner._test_dataloader) if d.get("type") == "Resize"]
-    sizes = {str(resize.get("scale")) for resize in resizes}
-    if len(sizes) > 1:
-        faults.append(f"it needs test pipelines that resize to one size, not {listed(list(sizes))}")
-    if faults:
-        raise ValueError(f"tta: {'; '.join(faults)}")
+    if faults := tta_faults(runner.cfg):
+        raise ValueError("; ".join(faults))
     views = AugmentedMoE(bare_model(runner), size_of(runner.cfg), **options)
-    for resize in resizes:
-        resize["scale"] = views.input_size
+    for node in dicts_in(runner._test_dataloader):
+        if node.get("type") == "Resize":
+            node["scale"] = views.input_size
 
 
 def _is_routing(key: str) -> bool:
@@ -245,9 +247,8 @@ def _breakdown(rows: Mapping[str, Mapping[str, Any]], attributes: Mapping[str, A
 
 def _set_sources(cfg: Config, maps: bool, attributes: bool) -> None:
     """Has every expert's map made and scored, and attributes gathered, in all test evaluators."""
-    cfg.model.evaluate_all_experts = maps
-    evaluators = cfg.test_evaluator
-    evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
+    evaluators = metrics_of(cfg, "test")
+    cfg.model.evaluate_all_experts = maps or any(map(sources_of, evaluators))
     for evaluator in evaluators:
         if isinstance(evaluator, dict) and evaluator.get("type") == "CODMetric" and maps:
             evaluator["sources"] = "all"

@@ -323,6 +323,25 @@ def test_values_of_the_wrong_type_are_told_with_their_key(tmp_path, text, words)
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"test_evaluator.0.sources": ["sinte"]}, r"test_evaluator\.0\.sources: no .* 'sinet'"),
+        ({"val_evaluator.0.sources": "orcale"}, r"val_evaluator\.0\.sources: no .* 'oracle'"),
+        (
+            {"val_evaluator.0.sources": "all", "model.evaluate_all_experts": False},
+            r"val_evaluator\.0\.sources=.*needs model\.evaluate_all_experts=True",
+        ),
+        ({"tta": dict(scales=[0])}, r"tta: scales=\[0\]: give factors"),
+        ({"tta": dict(filp=True)}, r"tta: AugmentedMoE takes no argument 'filp'"),
+    ],
+)
+def test_what_only_an_evaluation_would_trip_over_is_told(options, words):
+    with pytest.raises(ValueError, match=words):
+        load_config("ensemble/stage3", options)
+    load_config("ensemble/stage3", {"test_evaluator.0.sources": ["sinet", "uniform"]})
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("x = 1\ny = dict(a=1", r"mine\.py:3: '\(' was never closed: y = dict\(a=1"),

@@ -13,7 +13,7 @@ from benchmarks.kills import settings
 from codmoe.datasets.cache import SampleCache
 from codmoe.engine.hooks.progress import stage_name
 from codmoe.engine.launch import train
-from codmoe.engine.runner import CODRunner, DeferredMessageHub
+from codmoe.engine.runner import CODRunner, DeferredMessageHub, check_test
 from codmoe.trust import read_pickle
 
 
@@ -284,3 +284,31 @@ def test_looking_at_the_data_decodes_nothing_ahead(tmp_path, monkeypatch):
     cfg.val_dataloader.dataset = data
     train(cfg)
     assert filled == [1]
+
+
+COD10K = dict(type="COD10K", data_root="/no/where", subset="Test", pipeline=[])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (dict(test_evaluator=[dict(type="CODMetric", extra="SM")]), r"test_evaluator\.0: extra='S"),
+        (
+            dict(test_evaluator=[dict(type="CODMetric", full=False, extra=["CM"])]),
+            r"test_evaluator\.0: CODMetric: extra=CM needs full=True",
+        ),
+        (
+            dict(test_dataloader=dict(dataset=dict(datasets=dict(a=dict(COD10K, subset="Tset"))))),
+            r"test_dataloader\.dataset\.datasets\.a: subset='Tset'",
+        ),
+        (dict(test_dataloader=dict(batch_size=0)), "test_dataloader: .*batch_size"),
+    ],
+)
+def test_a_wrong_setting_of_the_test_is_told_before_training(tmp_path, wrong, words):
+    with pytest.raises(ValueError, match=words):
+        train(prepared(write_config(tmp_path, 1, ONE_EXPERT, wrong), tmp_path / "work"))
+
+
+def test_training_needs_no_test_images(tmp_path):
+    data = dict(test_dataloader=dict(dataset=dict(datasets=dict(COD10K=COD10K))))
+    check_test(prepared(write_config(tmp_path, 1, ONE_EXPERT, data), tmp_path / "work"))

@@ -239,6 +239,13 @@ def test_a_missing_test_set_is_told_before_training(tmp_path, monkeypatch):
         run_stages(configs, work_dir=str(tmp_path / "work"))
 
 
+def test_a_wrong_measure_of_the_test_is_told_before_training(configs, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "run_command", lambda command: pytest.fail("it ran"))
+    wrong = ["test_evaluator.0.extra=SM"]
+    with pytest.raises(ValueError, match=r"stage1.*: test_evaluator\.0: extra='SM' is no measure"):
+        run_stages(configs, work_dir=str(tmp_path / "work"), options=wrong)
+
+
 def test_a_start_that_fails_does_not_pass_for_the_run_before(tmp_path, monkeypatch):
     configs = [str(write_config(tmp_path, stage, TWO_EXPERTS)) for stage in (1, 2, 3)]
     work = tmp_path / "work"

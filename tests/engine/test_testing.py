@@ -103,6 +103,14 @@ def test_every_source(run, tmp_path):
     assert "regret" in payload["routing"] and not (tmp_path / "work" / "test.json").exists()
 
 
+def test_sources_that_the_config_asks_for_are_scored(trained, tmp_path):
+    config, checkpoint = trained
+    asked = [dict(type="CODMetric", sources=["mixture", "sinet"])]
+    cfg = prepared(config, tmp_path / "work", test_evaluator=asked)
+    payload = run_test(cfg, str(checkpoint))
+    assert set(payload["table"]["COD10K"]) == {"mixture", "sinet"}
+
+
 def test_results_are_never_overwritten(run, tmp_path):
     run()
     folder = tmp_path / "work"
