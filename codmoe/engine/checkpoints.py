@@ -31,6 +31,8 @@ from codmoe.trust import (
 )
 
 SAFE = ".safetensors"
+TRAINED_ON = "trained_on"
+"""Key of ``meta`` for the marks of all images that weights, and those they began with, saw."""
 
 
 @register_backend("atomic", prefixes=None)

@@ -11,8 +11,16 @@ from typing import Any
 
 from mmengine.config import Config
 
-from codmoe.datasets.layouts import Folders, Part, recognise, require_folder, resolve_root
-from codmoe.engine.checkpoints import meta_of
+from codmoe.datasets.layouts import (
+    Folders,
+    Part,
+    image_files,
+    recognise,
+    require_folder,
+    resolve_root,
+)
+from codmoe.datasets.recognition import marks, read
+from codmoe.engine.checkpoints import TRAINED_ON, meta_of
 from codmoe.engine.config import dicts_in
 from codmoe.messages import listed, note
 from codmoe.registry import DATASETS
@@ -55,8 +63,8 @@ def set_data(
         data_root: Folder of one data set or of several, in any known layout.
         images: With ``masks``: a folder of images.
         masks: Folder of their masks.
-        checkpoint: Weights that are to be tested: of images that they were trained on the held-out
-            ones are tested, of others all.
+        checkpoint: Weights that are to be tested: of images that they were trained on, there or in
+            another folder, the held-out ones are tested, of others all.
         options: Dotted keys that the command line overrides: those of data sets that are replaced
             are kept (:data:`KEPT` and pipelines) or refused.
 
@@ -151,6 +159,10 @@ def _replace(
     fractions = FRACTIONS if test else WITH_TEST
     seen = _trained_on(checkpoint) if checkpoint else None
     held_out = seen is None or any(each.folders.image.resolve() in seen for each in train)
+    known = _known(checkpoint, train) if checkpoint and not held_out else None
+    # A training takes the larger part of a folder; fewer lie among other images.
+    moved = known is not None and 2 * known[0] > known[1]
+    held_out = held_out or moved
     uses = dict(train=_uses(cfg), val=("val",), test=("test",))
     for part, loader in loaders.items():
         if not loader:
@@ -183,7 +195,11 @@ def _replace(
             _fit_batch(loader)
         where = ", ".join(dict.fromkeys(str(each.folders.image) for each in sets))
         share = f" ({'+'.join(split['use'])} of {dict(fractions)})" if split else ""
-        if seen and part == "test" and sets is train and not split:
+        if part == "test" and sets is train and moved:
+            share += "; the weights were trained on these images, in another folder"
+        elif part == "test" and sets is train and known:
+            share = f", all; the weights were trained on {known[0] or 'none'} of them"
+        elif part == "test" and sets is train and seen and not split:
             others = listed(sorted(map(str, seen)), shown=2)
             share = f", all; the weights were trained on {others} (--held-out if they are the same)"
         note(f"{part}: images of {where}{share}")
@@ -237,3 +253,12 @@ def _trained_on(checkpoint: str) -> set[Path] | None:
         for d in dicts_in(loader.get("dataset"))
         if d.get("data_root") and d.get("image_dir")
     }
+
+
+def _known(checkpoint: str, sets: Sequence[Part]) -> tuple[int, int] | None:
+    """How many of the images the weights were trained on, wherever these lay then, and of how many;
+    None of weights that do not know.
+    """
+    seen = read(meta_of(checkpoint).get(TRAINED_ON))
+    files = [path for each in sets for path in image_files(each.folders.image, each.prefix)]
+    return (sum(mark in seen for mark in marks(files)), len(files)) if seen else None

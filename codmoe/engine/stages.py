@@ -350,7 +350,8 @@ def write_results(
             ensemble=ensemble["table"][dataset]["mixture"],
         )
     title = "stage 1 experts, their mixtures (stage 2) and the ensemble (stage 3)"
-    shown = result_table(result_rows(table), title)
+    # What the last stage saw includes what those before it did.
+    shown = result_table(result_rows(table), title, ensemble.get("trained_on"))
     shown.print()
     payload = dict(
         configs=[stage.name for stage in stages],
@@ -358,6 +359,7 @@ def write_results(
         call=dict(call),
         seconds=round(seconds, 1),
         table=table,
+        trained_on=ensemble.get("trained_on"),
         routing=dict(router=router["routing"], ensemble=ensemble["routing"]),
         ensemble_experts=ensemble["table"],
     )

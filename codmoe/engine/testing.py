@@ -23,7 +23,8 @@ from codmoe import __version__
 from codmoe.compiled.prepared import attach_prepared
 from codmoe.console import markdown_text
 from codmoe.datasets.reading import orientation_of, write_map
-from codmoe.engine.checkpoints import load_parts
+from codmoe.datasets.recognition import marks_of, read
+from codmoe.engine.checkpoints import TRAINED_ON, load_parts, meta_of
 from codmoe.engine.config import (
     dicts_in,
     metrics_of,
@@ -86,8 +87,9 @@ def test(
         The payload of the JSON file: ``table[dataset][source]``, ``routing``,
         ``routing_by_dataset``, ``conventions``, what was run,
         ``routing_weights[dataset][stem]`` ({expert: weight}) and, with experts,
-        ``attributes[dataset][stem]`` and ``breakdown[dataset]``; with pictures, their files; with
-        cost, that of each source. Empty except on the first process.
+        ``attributes[dataset][stem]`` and ``breakdown[dataset]``; ``trained_on[dataset]``, how many
+        of its images the weights were trained on (None of weights that do not know); with pictures,
+        their files; with cost, that of each source. Empty except on the first process.
     """
     require_sections(cfg, "model", "test_dataloader", "test_evaluator")
     if grid:
@@ -126,6 +128,7 @@ def test(
         conventions=CONVENTIONS,
         routing={k: v for k, v in scalars.items() if "/" not in k and _is_routing(k)},
         routing_by_dataset=_routing_by_dataset(metrics),
+        trained_on=_trained_on(runner.test_dataloader.dataset, checkpoint),
         table=table,
         routing_weights=next((m.weights() for m in metrics if isinstance(m, RoutingMetric)), {}),
     )
@@ -133,7 +136,7 @@ def test(
     breakdowns = {name: _breakdown(table[name], attributes[name]) for name in attributes}
     if breakdowns:
         payload |= dict(attributes=attributes, breakdown=breakdowns)
-    shown = result_table(result_rows(table), f"{checkpoint}")
+    shown = result_table(result_rows(table), f"{checkpoint}", payload["trained_on"])
     shown.print()
     by_attribute = {
         name: breakdown_table(rows, f"{name}: IoU by attribute")
@@ -206,6 +209,13 @@ def _augment(runner: CODRunner, options: Mapping[str, Any]) -> None:
     for node in dicts_in(runner._test_dataloader):
         if node.get("type") == "Resize":
             node["scale"] = views.input_size
+
+
+def _trained_on(dataset: Any, checkpoint: str) -> dict[str, int] | None:
+    seen = read(meta_of(checkpoint).get(TRAINED_ON))
+    if not seen:
+        return None
+    return dict(Counter(name for name, mark in marks_of(dataset) if mark in seen))
 
 
 def _is_routing(key: str) -> bool:

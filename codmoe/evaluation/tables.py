@@ -55,11 +55,20 @@ def result_rows(
     return rows
 
 
-def result_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> TextTable:
+def result_table(
+    rows: Sequence[Mapping[str, Any]],
+    title: str | None = None,
+    trained_on: Mapping[str, int] | None = None,
+) -> TextTable:
     """The rows of :func:`result_rows` with the conventions below them.
 
     Of several sources on one data set the best of each column is bold; the oracle is not ranked,
     since it reads the ground truth and would always win.
+
+    Args:
+        rows: The rows.
+        title: Above the table.
+        trained_on: Of each data set the images that the weights were trained on; a line says so.
 
     Raises:
         ValueError: There are no rows, or their columns differ.
@@ -76,7 +85,8 @@ def result_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) ->
         for index, row in enumerate(rows)
     ]
     heads = ["data set", "source", "n", *metrics]
-    return TextTable(heads, grouped(cells), (0, 1), title, table_notes(rows, metrics))
+    notes = trained_on_notes(trained_on, rows) + table_notes(rows, metrics)
+    return TextTable(heads, grouped(cells), (0, 1), title, notes)
 
 
 def breakdown_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> TextTable:
@@ -156,6 +166,19 @@ def convention_notes(conventions: Mapping[str, str]) -> list[str]:
         own, _, shared = convention.partition("; ")
         groups.setdefault(shared or own, []).append(f"{key} ({own})" if shared else key)
     return [f"{', '.join(keys)}: {convention}" for convention, keys in groups.items()]
+
+
+def trained_on_notes(
+    trained_on: Mapping[str, int] | None, rows: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """A line for each data set of which images are among those that the weights were trained on."""
+    total = {row["dataset"]: row["n"] for row in rows}
+    return [
+        f"{name}: the weights were TRAINED ON {count:,} of these {total[name]:,} images, so these "
+        "figures are no test; take them out (--held-out of own data, exclude of a data set)"
+        for name, count in (trained_on or {}).items()
+        if count and name in total
+    ]
 
 
 def oracle_notes(sources: Iterable[str]) -> list[str]:

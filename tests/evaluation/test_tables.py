@@ -69,6 +69,12 @@ def test_markdown():
     assert notes[1].startswith("- IoU (") and "> 0.5, not normalised" in notes[1]
 
 
+def test_a_set_that_was_trained_on_is_told_first():
+    shown = result_table(result_rows(TABLE, ["IoU"]), None, {"CAMO": 12, "NC4K": 0})
+    assert shown.notes[0].startswith("CAMO: the weights were TRAINED ON 12 of these 250 images")
+    assert sum("TRAINED" in note for note in shown.notes) == 1
+
+
 def test_markdown_of_a_breakdown(by_area):
     lines = breakdown_table(by_area).markdown().splitlines()
     assert lines[0] == "| attribute | bin | n | sinet | pranet | mixture | best expert |"

@@ -1,14 +1,18 @@
 """Images and masks of one's own, as people have them, through the tools with shipped configs."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from folders import LAYOUTS, picture
 from miniature import call
 from PIL import Image
 
+from codmoe.datasets.recognition import read
+from codmoe.engine.checkpoints import meta_of
 from codmoe.engine.config import load_config
 from codmoe.engine.own_data import data_arguments, set_data
 from codmoe.engine.stages import check_data, plan, train_command
@@ -24,7 +28,7 @@ QUICK = (
 DROPPED = ("pranet", "ujsc", "zoomnet")
 
 
-def odd_folder(root, count=20):
+def odd_folder(root, count=20, first=0):
     """Pairs named and stored in many ways, one of them tiny, with what systems leave beside."""
     images, masks = root / "My Photos", root / "truth (final)"
     for folder in (images, masks):
@@ -33,7 +37,7 @@ def odd_folder(root, count=20):
         (folder / "desktop.ini").write_text("x")
         (folder / "._IMG 1 (Copy).JPG").write_bytes(b"x")
         (folder / "@eaDir").mkdir()
-    for number in range(count):
+    for number in range(first, first + count):
         image, mask = picture(number, [(48, 60), (7, 9), (64, 40)][number % 3])
         stem = [f"IMG {number} (Copy)", f"Bild_{number}_\u00e4", f"{number}.final"][number % 3]
         cv2.imwrite(str(images / f"{stem}{['.JPG', '.png', '.TIF'][number % 3]}"), image)
@@ -105,14 +109,44 @@ def test_doctor_training_and_test_in_miniature(tmp_path, monkeypatch, capsys):
     options = ["--cfg-options", *QUICK, *(f"model.experts.{n}=None" for n in DROPPED)]
     assert call(monkeypatch, "train", "quickstart/stage1", *data, *options) is None
     weights = "quickstart/checkpoints_moe/experts_joint_best.pth"
-    odd_folder(tmp_path / "others")
+    others, moved, mixed = (tmp_path / name for name in ("others", "moved", "mixed"))
+    odd_folder(others, first=100)
+    odd_folder(mixed, first=200)
+    for folder in (images, masks):
+        shutil.copytree(folder, moved / folder.name)
+        for path in folder.glob("*.final.*"):
+            shutil.copy(path, mixed / folder.name)
     # Of images that it was trained on those held out are tested, of others all.
-    for folder, count in ((tmp_path, 3), (tmp_path / "others", 20)):
+    for folder, count, seen in (
+        *((tmp_path, 3, 0), (moved, 3, 0), (mixed, 26, 4)),
+        (others, 20, 0),
+    ):
         given = ["--images", folder / images.name, "--masks", folder / masks.name]
         files = ["--json", folder / "r.json", *options]
         assert call(monkeypatch, "test", "quickstart/stage1", weights, *given, *files) is None
-        table = json.loads((folder / "r.json").read_text())["table"]
-        assert table[folder.name]["mixture"]["n"] == count
+        result = json.loads((folder / "r.json").read_text())
+        assert result["table"][folder.name]["mixture"]["n"] == count
+        assert result["trained_on"] == ({folder.name: seen} if seen else {})
+        said = f"{folder.name}: the weights were TRAINED ON {seen} of these {count} images"
+        out, err = capsys.readouterr()
+        for text in ((folder / "r.md").read_text(), out):
+            assert (said in text) == ("TRAINED ON" in text) == bool(seen)
+        assert ("trained on these images, in another folder" in err) == (folder == moved)
+    assert "others/My Photos, all; the weights were trained on none of them" in err
+    # Training checkpoints know them, too, and a stage what those before it saw.
+    (last,) = (tmp_path / "work_dirs").rglob("epoch_1.pth")
+    assert len(read(meta_of(last)["trained_on"])) == 12
+    data = ["--images", moved / images.name, "--masks", moved / masks.name]
+    again = [*data, *options, "model.top_k=1"]
+    assert call(monkeypatch, "train", "quickstart/stage2", *again) is None
+    (router,) = (tmp_path / "quickstart").rglob("router_best.pth")
+    assert len(read(meta_of(router)["trained_on"])) == 12 + 3
+    # Weights of before know their folder alone.
+    content = torch.load(weights, weights_only=True)
+    content["meta"].pop("trained_on")
+    torch.save(content, "old.pth")
+    cfg = load_config("quickstart/stage1")
+    set_data(cfg, images=str(given[1]), masks=str(given[3]), checkpoint="old.pth")
     assert f"trained on {images} (--held-out if they are the same)" in capsys.readouterr().err
     # Those that ship, and images in another place than they were trained in, on the same part.
     for name, config in (("small", "small/finetune"), (weights, "quickstart/stage1")):

@@ -26,10 +26,12 @@ from torch import nn
 
 from codmoe import __version__
 from codmoe.datasets.cod import TolerantDataset
+from codmoe.datasets.recognition import marks_of, read, written
 from codmoe.datasets.streams import DrawSampler
-from codmoe.engine.checkpoints import read_meta, save_weights
+from codmoe.engine.checkpoints import TRAINED_ON, read_meta, save_weights
 from codmoe.engine.ddp import averaged_models, bare_model, wrap_again
 from codmoe.engine.hooks.resuming import WAY_OUT, check_weights
+from codmoe.engine.sources import read_sources
 from codmoe.evaluation.cod_metric import CODMetric
 from codmoe.files import save_text
 from codmoe.interruption import going_on, interruption
@@ -121,8 +123,23 @@ class BestWeightsHook(Hook):
         self.path = Path(directory) / f"{name}_best.pth"
         self.name = name
         self.monitor = monitor
+        self.trained_on: set[bytes] = set()
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        meta = checkpoint.get("meta")
+        self.trained_on |= read((meta or {}).get(TRAINED_ON))
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint["meta"][TRAINED_ON] = written(self.trained_on)
 
     def before_train(self, runner) -> None:
+        if is_main_process():
+            # A test of these images, which may have moved since, says nothing.
+            sources = read_sources(runner.cfg)
+            for path in sources.paths if sources else ():
+                self.trained_on |= read(read_meta(path).get(TRAINED_ON))
+            images = marks_of(runner.train_dataloader.dataset)
+            self.trained_on |= {mark for _, mark in images if mark}
         # The message hub travels in training checkpoints, so a resumed run goes on with its best.
         hub = runner.message_hub
         if hub.get_info("codmoe_run_id") is None:
@@ -189,6 +206,7 @@ class BestWeightsHook(Hook):
             started_from=runner.message_hub.get_info("codmoe_started_from") or {},
             codmoe=__version__,
             torch=str(torch.__version__),
+            **{TRAINED_ON: written(self.trained_on)},
         )
         run_id = runner.message_hub.get_info("codmoe_run_id")
         kept = save_weights(self.path, model, meta, run_id)

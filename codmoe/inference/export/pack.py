@@ -9,7 +9,7 @@ import numpy as np
 from mmengine.config import Config
 
 from codmoe.datasets.synthetic import KINDS, generate
-from codmoe.engine.checkpoints import SAFE, packed, read_meta, read_weights
+from codmoe.engine.checkpoints import SAFE, TRAINED_ON, packed, read_meta, read_weights
 from codmoe.files import replacing
 from codmoe.inference.inferencer import Inferencer
 from codmoe.inference.zoo import config_of, expert_order
@@ -22,7 +22,7 @@ KEPT = (
     "default_scope model train_dataloader val_dataloader test_dataloader val_evaluator "
     "test_evaluator train_cfg optim_wrapper param_scheduler"
 ).split()
-META = ("stage", "epoch", "monitor", "score", "threshold", "codmoe", "torch")
+META = ("stage", "epoch", "monitor", "score", "threshold", "codmoe", "torch", TRAINED_ON)
 IMAGES = 8
 Pictures = str | Path | Sequence[Path] | Sequence[np.ndarray]
 

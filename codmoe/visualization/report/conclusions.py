@@ -12,7 +12,7 @@ import numpy as np
 from codmoe.evaluation.diversity import MEANING, diversity_told
 from codmoe.evaluation.intervals import FEW, UNSEEN, Interval, paired_intervals
 from codmoe.evaluation.measures import best_expert
-from codmoe.evaluation.tables import format_value
+from codmoe.evaluation.tables import format_value, trained_on_notes
 from codmoe.visualization.report.data import RunRecord, number
 
 METRICS = ("IoU", "Dice", "Sm", "wFm", "meanEm", "MAE")
@@ -102,7 +102,9 @@ def told(found: Interval) -> str:
 
 
 def outcome(run: RunRecord, gains: Mapping[str, Mapping[str, Gain]]) -> Iterator[str]:
-    """The outcome in one sentence for each data set."""
+    """The outcome in one sentence for each data set, and before it which sets are no test."""
+    sets = [dict(row, dataset=name) for name, held in run.table.items() for row in held.values()]
+    yield from trained_on_notes(run.payload.get("trained_on"), sets)
     for dataset, rows in run.table.items():
         over = gains[dataset]
         if "expert" not in over:

@@ -129,6 +129,14 @@ def test_what_is_not_shown_is_said(run, tmp_path, plain):
     assert "best expert of stage 1 (sinet) is not shown" not in run[0]
 
 
+def test_a_test_on_training_images_is_said_at_the_top(tmp_path, plain):
+    folder, payload = write_run(tmp_path / "run")
+    name = next(iter(payload["table"]))
+    (folder / "table.json").write_text(json.dumps(dict(payload, trained_on={name: 3})))
+    top = made(folder).partition("<nav>")[0]
+    assert f"{name}: the weights were TRAINED ON 3 of these" in top
+
+
 def test_names_are_escaped(tmp_path):
     name = "<b>x</b>&$a_b$"
     folder, payload = write_run(tmp_path / "run", dataset=name)
