@@ -253,7 +253,8 @@ def _idle_variables(
     """
     names = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)]
     read = {node.id for node in names if not isinstance(node.ctx, ast.Store)}
-    known = {*RUNNER_KEYS, *OWN_KEYS, "_base_", *read, *(above or ())}
+    # A trial has a name for people, which is none of a backbone.
+    known = {*RUNNER_KEYS, *OWN_KEYS, "_base_", "name", *read, *(above or ())}
     idle = dict.fromkeys(node.id for node in names if node.id not in known)
     faults = []
     for name in idle:

@@ -236,7 +236,7 @@ def test_a_variable_called_like_a_key_is_told(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "_base_ = ['codmoe::experts/joint.py']\n"
-        "lr, batch_size, max_epochs, width = 1e-4, 4, 9, 8\nnote = 'a trial'\n"
+        "lr, batch_size, max_epochs, width = 1e-4, 4, 9, 8\nname = 'a trial'\n"
         "model = dict(experts=dict(sinet=dict(channels=width)))\n"
     )
     with pytest.raises(ValueError) as error:
