@@ -70,11 +70,12 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
     """
     path = find_config(name)
     cfg = _read(path)
+    # Spelt out, so that an option may change one part of it.
     if isinstance(cfg.get("compile", {}), (bool, type(None))):
         cfg.compile = dict.fromkeys(PARTS, bool(cfg.compile))
     read = cfg.to_dict()
     given = dict(options or {})
-    if isinstance(every := given.get("compile"), bool):  # others, as compile.mode, may follow
+    if isinstance(every := given.get("compile"), bool):
         given = {**{f"compile.{part}": every for part in PARTS}, **given}
         given.pop("compile")
     try:
