@@ -69,7 +69,6 @@ def measure_maps(
     truths: Sequence[GroundTruth],
     *,
     full: bool = True,
-    normalise: bool = True,
     chunk_pixels: int | None = None,
     extra: Sequence[str] = (),
     images: Sequence[np.ndarray | None] = (),
@@ -82,8 +81,6 @@ def measure_maps(
             more for a map in which numpy's rounding decides.
         truths: The ground truth of each, of the same size.
         full: False leaves out what costs most: S-measure, weighted F, boundary IoU and the curves.
-        normalise: Min-max normalise the 8-bit map before the field's measures, as PySODMetrics
-            does.
         chunk_pixels: Pixels that share a canvas; by default ``CHUNK_PIXELS`` on a GPU, while on the
             CPU each map is measured alone, by OpenCV.
         extra: Further measures, see :func:`extra_measures`; only where full.
@@ -106,11 +103,11 @@ def measure_maps(
     with torch.no_grad():
         if chunk_pixels is None and not probs[0].is_cuda:
             each = zip(probs, truths, strict=True)
-            sums = [_sums_by_opencv(prob, truth, full, normalise) for prob, truth in each]
-            return _finish(sums, truths, full, normalise, extra, images)
+            sums = [_sums_by_opencv(prob, truth, full) for prob, truth in each]
+            return _finish(sums, truths, full, extra, images)
         parts = _chunks(probs, CHUNK_PIXELS if chunk_pixels is None else chunk_pixels)
-        sums = [_pixel_sums(probs[part], truths[part], full, normalise) for part in parts]
-        return _finish(sums, truths, full, normalise, extra, images)
+        sums = [_pixel_sums(probs[part], truths[part], full) for part in parts]
+        return _finish(sums, truths, full, extra, images)
 
 
 def check_size(map_shape: tuple[int, ...], truth_shape: tuple[int, ...]) -> None:
@@ -143,9 +140,7 @@ def _chunks(probs: Sequence[Tensor], pixels: int) -> Iterator[slice]:
     yield slice(start, len(probs))
 
 
-def _pixel_sums(
-    probs: Sequence[Tensor], truths: Sequence[GroundTruth], full: bool, normalise: bool
-) -> PixelSums:
+def _pixel_sums(probs: Sequence[Tensor], truths: Sequence[GroundTruth], full: bool) -> PixelSums:
     prob = _stacked(probs, truths)
     count, device = len(prob), prob.device
     flat = prob.view(count, -1)
@@ -164,14 +159,14 @@ def _pixel_sums(
     histogram = histogram.view(count, 2, REGIONS, LEVELS)
     spatial = None
     if full:
-        values = level_values(histogram[:, :, :-1].sum((1, 2)), normalise)[0]
+        values = level_values(histogram[:, :, :-1].sum((1, 2)))[0]
         table = _error_table(values)
         errors = torch.index_select(table.view(-1), 0, key.view(-1)).view(prob.shape)
         spatial = torch.cat([weighted_errors(errors, codes, truths), boundary], dim=1)
     return PixelSums(histogram, bounds, levels, spatial)
 
 
-def _sums_by_opencv(probs: Tensor, truth: GroundTruth, full: bool, normalise: bool) -> PixelSums:
+def _sums_by_opencv(probs: Tensor, truth: GroundTruth, full: bool) -> PixelSums:
     """:func:`_pixel_sums` of one map on the host: OpenCV counts bytes, and a level tells on which
     side of one half a pixel lies, but for 128, to which exactly one half is rounded too."""
     prob = np.ascontiguousarray(probs.detach().numpy())
@@ -204,7 +199,7 @@ def _sums_by_opencv(probs: Tensor, truth: GroundTruth, full: bool, normalise: bo
     found = torch.from_numpy(histogram)[None]
     spatial = None
     if full:
-        values = level_values(found[:, :, :-1].sum((1, 2)), normalise)[0][0].numpy()
+        values = level_values(found[:, :, :-1].sum((1, 2)))[0][0].numpy()
         spatial = torch.tensor([sums_by_opencv(prob, levels, values, truth)], dtype=torch.float64)
     bounds = torch.tensor([[low, high]], dtype=torch.float64)
     return PixelSums(found, bounds, torch.from_numpy(levels)[None], spatial)
@@ -259,7 +254,6 @@ def _finish(
     chunks: Sequence[PixelSums],
     truths: Sequence[GroundTruth],
     full: bool,
-    normalise: bool,
     extra: Sequence[str],
     images: Sequence[np.ndarray | None],
 ) -> list[dict[str, Any]]:
@@ -271,7 +265,7 @@ def _finish(
     counts = [tp, fp, area, size]
     by_region = histogram.sum(1).view(-1, 4, 2, LEVELS)
     scalars = binary_measures(tp, fp, area, size)
-    scalars["MAE"] = mean_absolute_error(by_region, normalise)
+    scalars["MAE"] = mean_absolute_error(by_region)
     if full:
         spatial = torch.cat([c.spatial for c in chunks if c.spatial is not None])
         missed, false_positive, common, joint = (x[:, None] for x in spatial.unbind(1))
@@ -280,7 +274,7 @@ def _finish(
         counts += [common, joint]
     names = list(scalars)
     table = torch.cat([bounds, *scalars.values(), *counts], dim=1).cpu().numpy()
-    field = histogram_measures(by_region, normalise).to_host() if full else None
+    field = histogram_measures(by_region) if full else None
     by_threshold = None if full else iou_by_threshold(by_region).float().cpu().numpy()
     levels = [image for chunk in chunks for image in chunk.levels]
     results = []

@@ -3,7 +3,7 @@
 PySODMetrics rounds a map to 8 bits, min-max normalises it and looks at each of its pixels again for
 each measure. All pixels of one value and region are alike, so counting them once is enough, and
 exact. Two of its answers hang on how numpy rounds the mean of all pixels: in these rare cases
-:meth:`HostMeasures.finish` asks numpy itself.
+:meth:`HistogramMeasures.finish` asks numpy itself.
 """
 
 from __future__ import annotations
@@ -32,45 +32,22 @@ _ADAPTIVE = ("adpEm", "adpFm", "adpIoU", "adpDice")
 
 @dataclass
 class HistogramMeasures:
-    """Results of N maps on their device, float64.
+    """Results of N maps, on the host but for ``values``.
 
     Args:
-        values: Value of the (normalised) map at each level, (N, 256).
-        curves: :func:`threshold_curves`, (N, 6, 256).
-        adaptive: Measures at the adaptive threshold, and with the pixels exactly at it left out,
-            (N, 2, 4); only :meth:`HostMeasures.finish` knows which holds where that differs.
-        tie: Level exactly at the adaptive threshold, or -1, (N, 1).
-        objects: Object-aware part of the S-measure, (N, 1).
-        regions: Similarity of each quadrant, (N, 4).
-        shares: Share of each quadrant in the image's area, (N, 4).
-        flat: Level that fills a quadrant on which the truth is constant too, or -1, (N, 4).
-        whole: S-measure of an image whose truth is empty or full; NaN for others, (N, 1).
+        values: Value of the normalised map at each level, (N, 256).
+        curves: :func:`threshold_curves`, (N, 6, 256) float32.
+        table: Side by side, (N, 23): measures at the adaptive threshold, and with the pixels
+            exactly at it left out (2 × 4; only :meth:`finish` knows which holds where that
+            differs); the level exactly at it, or -1; the object-aware part of the S-measure; of
+            the quadrants their similarity (4), their share in the image's area (4), and the level
+            that fills one on which the truth is constant too, or -1 (4); the S-measure of an image
+            whose truth is empty or full, NaN for others.
     """
 
     values: Tensor
-    curves: Tensor
-    adaptive: Tensor
-    tie: Tensor
-    objects: Tensor
-    regions: Tensor
-    shares: Tensor
-    flat: Tensor
-    whole: Tensor
-
-    def to_host(self) -> HostMeasures:
-        """One copy to the host of everything but the curves, and one of these."""
-        parts = [self.adaptive.flatten(1), self.tie, self.objects, self.regions, self.shares]
-        table = torch.cat([*parts, self.flat, self.whole], dim=1).cpu().numpy()
-        return HostMeasures(table, self.curves.float().cpu().numpy(), self.values)
-
-
-@dataclass
-class HostMeasures:
-    """:class:`HistogramMeasures` as numpy arrays, its tensors but the curves in one table."""
-
-    table: np.ndarray
     curves: np.ndarray
-    values: Tensor
+    table: np.ndarray
 
     def finish(self, index: int, levels: Tensor, truth: GroundTruth) -> dict[str, Any]:
         """Measures of one map.
@@ -114,45 +91,40 @@ def _flat_similarity(value: float, quadrant: int, truth: GroundTruth) -> float:
     return float(np.sum((region - np.mean(region)) ** 2) == 0)
 
 
-def mean_absolute_error(histogram: Tensor, normalise: bool) -> Tensor:
+def mean_absolute_error(histogram: Tensor) -> Tensor:
     """|map - truth| averaged over the pixels, (N, 1); arguments of :func:`histogram_measures`."""
     by_truth = histogram.sum(1)
     level = by_truth.sum(1)
-    values, _, _ = level_values(level, normalise)
+    values, _, _ = level_values(level)
     background, foreground = by_truth.double().unbind(1)
     error = (background * values + foreground * (values - 1).abs()).sum(1, keepdim=True)
     return error / level.sum(1, keepdim=True).double()
 
 
-def histogram_measures(histogram: Tensor, normalise: bool) -> HistogramMeasures:
+def histogram_measures(histogram: Tensor) -> HistogramMeasures:
     """Measures of N maps from their counts.
 
     Args:
         histogram: Pixels by quadrant (in rows from the top left), truth (background, object) and
             level, (N, 4, 2, 256) int64.
-        normalise: Min-max normalise each map.
     """
     by_truth = histogram.sum(1)
     level = by_truth.sum(1)
-    values, low, span = level_values(level, normalise)
+    values, low, span = level_values(level)
     size = level.sum(1, keepdim=True).double()
     background, foreground = by_truth.double().unbind(1)
     area = foreground.sum(1, keepdim=True)
     adaptive, tie = _adaptive(by_truth, level, low, span, area, size)
+    objects = _objects(background, foreground, values, area, size)
     regions, flat = _regions(histogram.double(), values)
+    shares = histogram.sum((2, 3)).double() / size
     mean = (level * values).sum(1, keepdim=True) / size
     nan = torch.full_like(mean, torch.nan)
-    return HistogramMeasures(
-        values=values,
-        curves=_curves(by_truth, values, area, size),
-        adaptive=adaptive,
-        tie=tie,
-        objects=_objects(background, foreground, values, area, size),
-        regions=regions,
-        shares=histogram.sum((2, 3)).double() / size,
-        flat=flat,
-        whole=torch.where(area == 0, 1 - mean, torch.where(area == size, mean, nan)),
-    )
+    whole = torch.where(area == 0, 1 - mean, torch.where(area == size, mean, nan))
+    # One copy to the host of all but the curves, and one of these.
+    parts = [adaptive.flatten(1), tie, objects, regions, shares, flat, whole]
+    curves = _curves(by_truth, values, area, size).float().cpu().numpy()
+    return HistogramMeasures(values, curves, torch.cat(parts, dim=1).cpu().numpy())
 
 
 THRESHOLDS = (np.arange(LEVELS - 1) + 0.5) / 255
@@ -182,8 +154,9 @@ def best_threshold(curves: Sequence[np.ndarray]) -> float:
     return float(good[np.abs(good - 0.5).argmin()])
 
 
-def level_values(level: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Value of the map at each level (N, 256), its lowest level and its range of levels (N, 1).
+def level_values(level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value at each level of the min-max normalised map (N, 256), its lowest level and its range of
+    levels (N, 1).
 
     A constant map is not normalised; then lowest level and range are 0 and 255.
     """
@@ -191,7 +164,7 @@ def level_values(level: Tensor, normalise: bool) -> tuple[Tensor, Tensor, Tensor
     present = level > 0
     low = present.int().argmax(1, keepdim=True)
     high = LEVELS - 1 - present.flip(1).int().argmax(1, keepdim=True)
-    keep = (high == low) | (not normalise)
+    keep = high == low
     low, span = torch.where(keep, 0, low), torch.where(keep, 255, high - low)
     # In PySODMetrics' order of operations, so that rounding is the same.
     values = torch.where(keep, unit, (unit - unit[low]) / (unit[high] - unit[low]))

@@ -105,16 +105,13 @@ def test_masks_by_hand():
     assert precision[0] == pytest.approx(1 / 2) and precision[-1] == pytest.approx(2 / 5)
 
 
-def test_without_normalisation():
+def test_maps_are_normalised():
     level = np.array([[60, 50, 0, 0]], np.uint8)
     truth = np.array([[True, True, False, False]])
-    maps, truths = as_maps([(level, truth)])
-    (plain,) = measure_maps(maps, truths, normalise=False)
-    (normalised,) = measure_maps(maps, truths)
-    assert plain["MAE"] == pytest.approx((195 + 205) / 255 / 4)
-    assert normalised["MAE"] == pytest.approx((1 - 50 / 60) / 4)
-    recall = plain["curves"][CURVES.index("Recall")]
-    assert recall[255 - 61] == 0 and recall[255 - 60] == 0.5 and recall[255 - 50] == 1
+    (measures,) = measure_maps(*as_maps([(level, truth)]))
+    assert measures["MAE"] == pytest.approx((1 - 50 / 60) / 4)
+    recall = measures["curves"][CURVES.index("Recall")]
+    assert recall[0] == 0.5 and recall[255 - 213] == 0.5 and recall[255 - 212] == 1
 
 
 def test_the_headline_reads_the_probability_and_not_the_8_bit_map():
