@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from codmoe.files import replacing
 from codmoe.messages import printable, suggest
-from codmoe.visualization.grid import check_picture
+from codmoe.visualization.grid import write_figure
 
 # kind: (x, y) as keys of a result's `curves`, with the names of the axes.
 CURVES = {
@@ -30,19 +29,14 @@ MethodCurves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
 
 @rc_context({"text.parse_math": False})
-def save_curves(
-    curves: MethodCurves, path: str | os.PathLike, *, kind: str = "PR", dpi: int = 200
-) -> Path:
-    """Draws one panel per data set with a line per method (format by suffix: png, pdf, svg).
-
-    Methods without this curve on a data set have no line there. The file appears whole or not at
-    all, and one that is already there is kept under a dated name.
+def save_curves(curves: MethodCurves, path: str | os.PathLike, *, kind: str = "PR") -> Path:
+    """Draws one panel per data set with a line per method, and writes it to ``path``; see
+    :func:`write_figure`. Methods without this curve on a data set have no line there.
 
     Args:
         curves: ``{method: {data set: curves}}``, as ``"curves"`` of a result's row.
         path: File to write.
         kind: ``"PR"``, ``"F"`` or ``"E"``.
-        dpi: Pixels per inch of a raster format.
 
     Returns:
         ``path``.
@@ -53,7 +47,6 @@ def save_curves(
     """
     if kind not in CURVES:
         raise ValueError(f"There is no curve {kind!r}; {suggest(kind, CURVES)}")
-    path = Path(path)
     (x, x_label), (y, y_label) = CURVES[kind]
     datasets = dict.fromkeys(
         name for sets in curves.values() for name, found in sets.items() if {x, y} <= set(found)
@@ -63,7 +56,7 @@ def save_curves(
     columns = min(_COLUMNS, len(datasets))
     rows = math.ceil(len(datasets) / columns)
     size = (columns * _PANEL + 0.3, rows * _PANEL + 0.3 + 0.2 * math.ceil(len(curves) / columns))
-    figure = Figure(figsize=size, dpi=dpi, facecolor="white", layout="constrained")
+    figure = Figure(figsize=size, dpi=200, facecolor="white", layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     lines: dict[str, Line2D] = {}
     for panel, dataset in zip(panels, datasets, strict=False):
@@ -86,10 +79,7 @@ def save_curves(
     figure.legend(
         list(lines.values()), labels, loc="outside lower center", ncols=columns, fontsize=8
     )
-    check_picture(path)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
-    return path
+    return write_figure(figure, path)
 
 
 def save_lr_range(
@@ -122,10 +112,7 @@ def save_lr_range(
     margin = 0.4 * (high - low) or 1.0
     panel.set_ylim(low - margin, high + margin)
     panel.legend(fontsize=8)
-    path = Path(path)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
-    return path
+    return write_figure(figure, path)
 
 
 def _draw(panel: Axes, x: Sequence[float], y: Sequence[float], index: int) -> Line2D:

@@ -20,8 +20,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from codmoe.evaluation.attributes import image_attributes
-from codmoe.files import replacing
-from codmoe.visualization.grid import check_picture
+from codmoe.visualization.grid import write_figure
 
 HEAT = 64
 MAX_SETS = 4
@@ -90,9 +89,8 @@ def _collect(dataset: Any, bar: Progress, task: Any) -> SetAttributes:
 
 @rc_context({"text.parse_math": False})
 def save_attributes(found: Mapping[str, SetAttributes], path: str | os.PathLike) -> Path:
-    """One page of plots: size, contrast, parts, boundary, image sizes and positions.
-
-    The file appears whole or not at all, and one that is already there is kept under a dated name.
+    """One page of plots: size, contrast, parts, boundary, image sizes and positions; see
+    :func:`write_figure`.
 
     Args:
         found: From :func:`collect_attributes`; at most ``MAX_SETS`` data sets fit the page.
@@ -124,11 +122,7 @@ def save_attributes(found: Mapping[str, SetAttributes], path: str | os.PathLike)
         ax.plot(one.values["centre_x"], one.values["centre_y"], "w.", markersize=1, alpha=0.4)
         ax.set_title(f"position, {name}", size=9)
     _summary(text, found)
-    path = Path(path)
-    check_picture(path)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
-    return path
+    return write_figure(figure, path)
 
 
 def _histogram(

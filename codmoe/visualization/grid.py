@@ -52,19 +52,16 @@ def save_grid(
     path: str | os.PathLike,
     *,
     expert_names: Sequence[str],
-    dpi: int = 200,
 ) -> Path:
-    """Draws the rows and writes them to ``path`` (format by suffix: png, pdf, svg, jpg).
+    """Draws the rows and writes them to ``path``; see :func:`write_figure`.
 
     Above each map stands its IoU (probability > 0.5, not normalised); the best expert's is bold.
-    Maps are shown from 0 (black) to 1 (white), not stretched. The file appears whole or not at all,
-    and one that is already there is kept under a dated name.
+    Maps are shown from 0 (black) to 1 (white), not stretched.
 
     Args:
         rows: At least one.
         path: File to write.
         expert_names: Order of the columns and of the bars.
-        dpi: Pixels per inch of a raster format.
 
     Returns:
         ``path``.
@@ -76,12 +73,11 @@ def save_grid(
         raise ValueError("save_grid needs at least one row and one name in expert_names.")
     for row in rows:
         _check(row, expert_names)
-    path = Path(path)
     columns = len(expert_names) + 3
     heights = [_CELL * float(np.clip(len(r.image) / r.image.shape[1], 0.4, 1.6)) for r in rows]
     width = _EDGE + columns * (_CELL + _GAP) + _NAMES + _BARS + _EDGE
     height = _HEADING + sum(heights) + len(rows) * (_TITLE + _GAP) + _EDGE
-    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=200, facecolor="white")
 
     headings = ["image", "truth", *expert_names, "mixture"]
     for column, heading in enumerate(headings):
@@ -107,10 +103,7 @@ def save_grid(
         _draw_weights(figure.add_axes(box), row, expert_names)
         top = bottom - _GAP
 
-    check_picture(path)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
-    return path
+    return write_figure(figure, path)
 
 
 def _draw_maps(axes: Sequence[Axes], row: GridRow, names: Sequence[str]) -> None:
@@ -159,6 +152,19 @@ def check_picture(path: str | os.PathLike) -> None:
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in Figure().canvas.get_supported_filetypes():
         raise ValueError(f"{path} is named like no picture; give it .png, .pdf, .svg or .jpg")
+
+
+def write_figure(figure: Figure, path: str | os.PathLike) -> Path:
+    """Writes a figure in the format of the suffix, whole or not at all; a file that is there is
+    kept under a dated name.
+
+    Raises:
+        ValueError: The suffix is that of no picture.
+    """
+    check_picture(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+    return Path(path)
 
 
 def shortened(title: str, length: int) -> str:

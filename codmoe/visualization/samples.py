@@ -13,8 +13,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from codmoe.files import replacing
-from codmoe.visualization.grid import check_picture, shortened
+from codmoe.visualization.grid import shortened, write_figure
 
 # Inches, and below them pixels: longer side of a cell's picture.
 _CELL, _TITLE, _GAP, _FONT = 1.8, 0.2, 0.06, 6.5
@@ -23,25 +22,17 @@ _OUTLINE, _DARK = (255, 220, 40), (20, 20, 20)
 _TITLE_LENGTH = 22
 
 
-def outlined(image: np.ndarray, mask: np.ndarray, pixels: int = _PIXELS) -> np.ndarray:
-    """The image, enlarged or reduced to a longer side of ``pixels``, with its mask's outline.
-
-    Args:
-        image: RGB, (H, W, 3) uint8.
-        mask: In {0, 1}, (H, W).
-        pixels: Longer side of the result.
-
-    Returns:
-        (h, w, 3) uint8.
+def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3), enlarged or reduced to what a cell shows, with the outline of its mask
+    (H, W).
     """
-    factor = pixels / max(image.shape[:2])
+    factor = _PIXELS / max(image.shape[:2])
     size = tuple(max(round(side * factor), 1) for side in image.shape[1::-1])
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     picture = cv2.resize(np.ascontiguousarray(image), size, interpolation=method)
     large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    thin = max(round(pixels / 180), 1)
-    for colour, width in ((_DARK, 2 * thin), (_OUTLINE, thin)):
+    for colour, width in ((_DARK, 4), (_OUTLINE, 2)):
         cv2.drawContours(picture, contours, -1, colour, width, cv2.LINE_AA)
     return picture
 
@@ -70,18 +61,15 @@ def save_samples(
     path: str | os.PathLike,
     *,
     columns: int = 6,
-    dpi: int = 150,
 ) -> Path:
-    """Draws samples and writes them to ``path`` (format by suffix: png, pdf, svg, jpg).
+    """Draws samples and writes them to ``path``; see :func:`write_figure`.
 
-    Above each stand its stem and its object's share of the image. The file appears whole or not at
-    all, and one that is already there is kept under a dated name.
+    Above each stand its stem and its object's share of the image.
 
     Args:
         items: What the pipeline makes of samples, at least one.
         path: File to write.
         columns: Samples in a row.
-        dpi: Pixels per inch of a raster format.
 
     Returns:
         ``path``.
@@ -97,7 +85,7 @@ def save_samples(
     ratio = max(image.shape[0] / image.shape[1] for image, _, _ in cells)
     width = columns * (_CELL + _GAP) + _GAP
     height = rows * (_CELL * ratio + _TITLE + _GAP) + _GAP
-    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     for place, (image, mask, title) in enumerate(cells):
         row, column = divmod(place, columns)
         left = _GAP + column * (_CELL + _GAP)
@@ -107,8 +95,4 @@ def save_samples(
         ax.imshow(outlined(image, np.zeros(image.shape[:2], np.uint8) if mask is None else mask))
         ax.set_axis_off()
         ax.set_title(title, size=_FONT, pad=2, loc="left")
-    path = Path(path)
-    check_picture(path)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
-    return path
+    return write_figure(figure, path)

@@ -16,7 +16,7 @@ def test_each_kind_draws_every_method_and_data_set(tmp_path):
     results = {name: {d: curves(0.3 * i + 0.2) for d in "xyzuv"} for i, name in enumerate(names)}
     del results["c"]["y"]
     for kind in CURVES:
-        path = save_curves(results, tmp_path / "new" / f"{kind}.svg", kind=kind, dpi=50)
+        path = save_curves(results, tmp_path / "new" / f"{kind}.svg", kind=kind)
         text = path.read_text()
         # One group per line drawn: each panel has its methods; the legend has each once more.
         drawn = sum(text.count(f"stroke: {colour}") for colour in ("#1f77b4", "#ff7f0e", "#2ca02c"))
@@ -27,11 +27,11 @@ def test_each_kind_draws_every_method_and_data_set(tmp_path):
 def test_raster_and_the_old_file_is_kept(tmp_path):
     results = {"a": {"x": curves()}, "b": {"x": curves(0.9)}}
     for _ in range(2):
-        path = save_curves(results, tmp_path / "PR.png", dpi=50)
+        path = save_curves(results, tmp_path / "PR.png")
     one = imread(path).shape
     assert len(list(tmp_path.iterdir())) == 2
     more = {name: {d: curves() for d in "xyz"} for name in results}
-    wide = imread(save_curves(more, tmp_path / "F.png", kind="F", dpi=50)).shape
+    wide = imread(save_curves(more, tmp_path / "F.png", kind="F")).shape
     assert wide[1] > 2.5 * one[1]
 
 

@@ -22,16 +22,16 @@ def yellow(picture):
 
 def test_outline_lies_on_the_border_of_the_mask_and_nowhere_else():
     image, mask, _ = unpacked(item())
-    picture = outlined(image, mask, 320)
-    assert picture.shape == (240, 320, 3)
+    picture = outlined(image, mask)
+    assert picture.shape == (270, 360, 3)
     y, x = np.nonzero(yellow(picture))
-    # The mask's box, four times as large.
-    assert abs(y.min() - 80) <= 4 and abs(y.max() - 160) <= 4
-    assert abs(x.min() - 120) <= 4 and abs(x.max() - 240) <= 4
-    assert (picture[100:140, 140:220] == 90).all() and (picture[:70] == 90).all()
+    # The mask's box, four and a half times as large.
+    assert abs(y.min() - 90) <= 4 and abs(y.max() - 180) <= 4
+    assert abs(x.min() - 135) <= 4 and abs(x.max() - 270) <= 4
+    assert (picture[110:160, 155:250] == 90).all() and (picture[:80] == 90).all()
     # The border of a hole is drawn too.
     mask[28:32, 40:50] = 0
-    assert yellow(outlined(image, mask, 320)[110:130, 158:202]).any()
+    assert yellow(outlined(image, mask)[120:150, 175:230]).any()
 
 
 def test_titles_tell_stem_and_area():
@@ -44,10 +44,10 @@ def test_titles_tell_stem_and_area():
 def test_grid_of_unlike_sizes_is_written_whole_and_the_old_one_kept(tmp_path):
     items = [item(), item(120, 70), item(), item(64, 64)]
     for _ in range(2):
-        path = save_samples(items, tmp_path / "new" / "grid.png", columns=3, dpi=60)
+        path = save_samples(items, tmp_path / "new" / "grid.png", columns=3)
     assert len(list(path.parent.iterdir())) == 2
     picture = (imread(path) * 255).astype(int)
-    assert picture.shape[1] == pytest.approx(60 * 3 * 1.86, abs=8)
+    assert picture.shape[1] == pytest.approx(150 * 3 * 1.86, abs=16)
     # Four outlines, in a grid of two rows.
     assert yellow(picture).sum() > 100
     half = picture.shape[0] // 2
