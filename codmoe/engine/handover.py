@@ -28,7 +28,7 @@ from codmoe.engine.ddp import bare_model
 from codmoe.engine.sources import Sources, load_sources
 from codmoe.evaluation.diversity import diversity, pairwise
 from codmoe.evaluation.measures import THRESHOLD
-from codmoe.evaluation.routing_metric import ious_at
+from codmoe.evaluation.routing_metric import source_ious
 from codmoe.files import save_json
 from codmoe.models.build import DEFAULT_EXPERTS, skip_pretrained
 from codmoe.models.moe import ModelLevelMoE
@@ -183,11 +183,9 @@ def measure_experts(runner, model: ModelLevelMoE) -> dict[str, Any]:
 def _figures(sample: Any, names: Sequence[str]) -> Tensor:
     """IoU with the truth of each expert, their mean and the mixture; then :func:`pairwise`."""
     experts = torch.stack([sample.expert_probs[name] for name in names])
-    mixture = sample.pred_prob[None].to(experts)
-    maps = torch.cat([experts, experts.mean(0, keepdim=True), mixture])
-    truth = sample.gt_mask.to(maps.device)
+    truth = sample.gt_mask.to(experts.device)
     alike = pairwise(experts > THRESHOLD, truth.bool())
-    return torch.cat([ious_at(maps, truth).to(alike), alike.flatten()])
+    return torch.cat([source_ious(experts, sample.pred_prob, truth).to(alike), alike.flatten()])
 
 
 def summary(rows: Sequence[Sequence[float]], names: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,6 @@ from codmoe.evaluation.cod_metric import (
 from codmoe.evaluation.measures import THRESHOLD
 from codmoe.evaluation.measures.histogram import divide
 from codmoe.registry import METRICS
-
-Rows = Tensor | Sequence[Sequence[float]]
 
 
 def mutual_information(probabilities: Tensor) -> float:
@@ -42,29 +40,11 @@ def mutual_information(probabilities: Tensor) -> float:
     return max(float(information), 0.0)
 
 
-def dense_weights(indices: Rows, weights: Rows, experts: int) -> Tensor:
-    """Mixture weights over all experts, zero where not chosen, (N, E).
-
-    Args:
-        indices: Chosen experts, (N, k).
-        weights: Their weights, (N, k).
-        experts: E.
-    """
-    places = torch.as_tensor(indices, dtype=torch.long)
-    values = torch.as_tensor(weights, dtype=torch.float64)
-    return values.new_zeros(len(values), experts).scatter_add_(1, places, values)
-
-
-def chosen_frequency(indices: Rows, experts: int) -> Tensor:
-    """Share of the images that have each expert in their top k, (E,); sums to k.
-
-    Args:
-        indices: Chosen experts, (N, k).
-        experts: E.
-    """
-    places = torch.as_tensor(indices, dtype=torch.long)
-    hit = torch.zeros(len(places), experts, dtype=torch.float64).scatter_(1, places, 1.0)
-    return hit.mean(0)
+def dense_weights(record: Mapping[str, Any]) -> Tensor:
+    """Mixture weights of an image over all experts, zero where not chosen, (E,)."""
+    dense = torch.zeros(len(record["expert_names"]), dtype=torch.float64)
+    dense[record["indices"]] = torch.tensor(record["weights"], dtype=torch.float64)
+    return dense
 
 
 def first_choice(dense: Tensor) -> Tensor:
@@ -80,15 +60,18 @@ def first_choice(dense: Tensor) -> Tensor:
     return top / top.sum(dim=1, keepdim=True)
 
 
-def ious_at(probs: Tensor, gt: Tensor, threshold: float = THRESHOLD) -> Tensor:
-    """IoU of each mask ``prob > threshold`` with one truth, 1 where both are empty, (S,) float64.
+def source_ious(experts: Tensor, mixture: Tensor, gt: Tensor) -> Tensor:
+    """IoU with the truth of every expert's mask, of their mean map's and of the mixture's, cut at
+    0.5, (E + 2,) float64; 1 where mask and truth are empty.
 
     Args:
-        probs: Foreground probabilities, (S, H, W).
+        experts: Foreground probabilities, (E, H, W).
+        mixture: Likewise, (H, W).
         gt: Ground truth in {0, 1}, (H, W).
     """
-    masks, gt = probs > threshold, gt.bool()
-    both, either = ((x.sum((1, 2)).double()) for x in (masks & gt, masks | gt))
+    maps = torch.cat([experts, experts.mean(0, keepdim=True), mixture[None].to(experts)])
+    masks, truth = maps > THRESHOLD, gt.to(maps.device).bool()
+    both, either = ((x.sum((1, 2)).double()) for x in (masks & truth, masks | truth))
     return torch.where(either == 0, 1.0, divide(both, either))
 
 
@@ -137,7 +120,10 @@ class RoutingMetric(PerImageMetric):
             experts = sample.get("expert_probs") or {}
             if set(experts) >= set(record["expert_names"]):
                 record["IoU"] = len(ious)
-                ious.append(self._ious(sample, record["expert_names"]))
+                wanted = (("pred_prob", "regret compares it with the oracle"), ("gt_mask", NO_MASK))
+                mixture, gt = (torch.as_tensor(required(sample, *each)) for each in wanted)
+                stacked = torch.stack([torch.as_tensor(experts[n]) for n in record["expert_names"]])
+                ious.append(source_ious(stacked, mixture, gt))
             records.append(record)
         # One copy to the host for the whole batch.
         table = torch.stack(ious).tolist() if ious else []
@@ -149,16 +135,6 @@ class RoutingMetric(PerImageMetric):
                 record["IoU"]["oracle"] = best
         self.results += records
 
-    @staticmethod
-    def _ious(sample: Mapping[str, Any], names: list[str]) -> Tensor:
-        """IoU of every expert, their mean map and the mixture, (E + 2,), on the maps' device."""
-        gt = required(sample, "gt_mask", NO_MASK)
-        mixture = required(sample, "pred_prob", "regret compares the mixture with the oracle")
-        experts = torch.stack([torch.as_tensor(sample["expert_probs"][name]) for name in names])
-        mixture = torch.as_tensor(mixture).to(experts)
-        maps = torch.cat([experts, experts.mean(0, keepdim=True), mixture[None]])
-        return ious_at(maps, torch.as_tensor(gt).to(maps.device))
-
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Flat scalars for the logger; fills ``records``."""
         self.check_count(results)
@@ -167,11 +143,11 @@ class RoutingMetric(PerImageMetric):
             return {}
         names = results[0]["expert_names"]
         # An image may have its own number of chosen experts (a threshold instead of a top k).
-        dense = torch.cat([_dense(record, len(names)) for record in results])
-        chosen = torch.stack([_chosen(record, len(names)) for record in results]).mean(0)
+        dense = torch.stack([dense_weights(record) for record in results])
         first = first_choice(dense)
         scalars = {f"share_{n}": float(v) for n, v in zip(names, dense.mean(0), strict=True)}
-        scalars |= {f"chosen_{n}": float(v) for n, v in zip(names, chosen, strict=True)}
+        for i, name in enumerate(names):
+            scalars[f"chosen_{name}"] = sum(i in r["indices"] for r in results) / len(results)
         scalars["mutual_information"] = mutual_information(
             torch.tensor([record["probabilities"] for record in results], dtype=torch.float64)
         )
@@ -189,9 +165,8 @@ class RoutingMetric(PerImageMetric):
             groups.setdefault(record["dataset"], []).append(record)
         found = {}
         for dataset, records in groups.items():
-            names = records[0]["expert_names"]
-            rows = [_dense(record, len(names))[0].tolist() for record in records]
-            each = [dict(zip(names, row, strict=True)) for row in rows]
+            rows = [(r["expert_names"], dense_weights(r).tolist()) for r in records]
+            each = [dict(zip(names, row, strict=True)) for names, row in rows]
             found[dataset] = dict(zip(unique_stems(records), each, strict=True))
         return found
 
@@ -209,11 +184,3 @@ class RoutingMetric(PerImageMetric):
         best = table[:, : len(names)] == table[:, [columns.index("oracle")]]
         scalars["top1_accuracy"] = float((first * best).sum(1).mean())
         return scalars
-
-
-def _dense(record: Mapping[str, Any], experts: int) -> Tensor:
-    return dense_weights([record["indices"]], [record["weights"]], experts)
-
-
-def _chosen(record: Mapping[str, Any], experts: int) -> Tensor:
-    return chosen_frequency([record["indices"]], experts)

@@ -454,9 +454,6 @@ def routing_monitors(
     p = decision.probabilities.float()
     weights = torch.zeros_like(p).scatter(1, decision.indices, decision.weights.float())
     monitors.update({f"share_{name}": v for name, v in zip(names, weights.mean(0), strict=True)})
-    monitors["mutual_information"] = _entropy(p.mean(0)) - _entropy(p).mean()
+    entropy = torch.special.entr
+    monitors["mutual_information"] = entropy(p.mean(0)).sum() - entropy(p).sum(1).mean()
     return monitors
-
-
-def _entropy(p: Tensor) -> Tensor:
-    return -(p * p.clamp(min=1e-12).log()).sum(-1)

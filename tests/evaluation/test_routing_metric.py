@@ -3,12 +3,7 @@ import math
 import pytest
 import torch
 
-from codmoe.evaluation.routing_metric import (
-    chosen_frequency,
-    dense_weights,
-    first_choice,
-    mutual_information,
-)
+from codmoe.evaluation.routing_metric import dense_weights, first_choice, mutual_information
 from codmoe.registry import METRICS
 from codmoe.structures import CODDataSample
 
@@ -60,9 +55,9 @@ def test_mutual_information_by_hand():
 
 
 def test_pure_functions():
-    dense = dense_weights([[2, 0], [1, 0]], [[0.75, 0.25], [0.5, 0.5]], 3)
+    records = (dict(indices=[2, 0], weights=[0.75, 0.25]), dict(indices=[1, 0], weights=[0.5, 0.5]))
+    dense = torch.stack([dense_weights(dict(r, expert_names=NAMES)) for r in records])
     assert dense.tolist() == [[0.25, 0, 0.75], [0.5, 0.5, 0]]
-    assert chosen_frequency([[2, 0], [1, 0]], 3).tolist() == [1, 0.5, 0.5]
     assert first_choice(dense).tolist() == [[0, 0, 1], [0.5, 0.5, 0]]
 
 
