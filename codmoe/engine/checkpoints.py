@@ -138,7 +138,8 @@ def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], run_id: 
 def packed(
     state: Mapping[str, Tensor], meta: Mapping[str, Any], *, eight_bit: bool = False
 ) -> bytes:
-    """Weights as the content of a safetensors file in half precision.
+    """Weights as the content of a safetensors file in half precision; not safetensors' save_file(),
+    which leaves a file unreadable for everybody but its owner.
 
     Tensors that half precision would turn into infinity stay in float32. Reading them back into a
     model restores float32, rounded to what was written.
@@ -157,13 +158,6 @@ def packed(
             half = value.half() if value.is_floating_point() else value
             tensors[key] = (half if half.isfinite().all() else value.float()).cpu().contiguous()
     return save(tensors, metadata=dict(format="pt", meta=json.dumps(dict(meta))))
-
-
-def save_half(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write :func:`packed` weights to a file, ``*.safetensors``; one already there is kept."""
-    with replacing(path) as temporary:
-        # Not save_file(), which leaves the file unreadable for everybody but its owner.
-        temporary.write_bytes(packed(state, meta))
 
 
 def _has_rows(value: Tensor) -> bool:

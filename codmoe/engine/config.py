@@ -83,7 +83,8 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
     except (TypeError, KeyError, AttributeError, IndexError) as error:
         told = error.args[0] if error.args else error
         raise ValueError(f"--cfg-options cannot be merged into {path}: {told}") from error
-    _drop_delete_marks(cfg._cfg_dict)
+    for section in dicts_in(cfg._cfg_dict):
+        section.pop("_delete_", None)  # mmengine leaves it in where there was nothing to delete
     if cfg.get("custom_imports") != read.get("custom_imports"):
         import_custom(cfg, "--cfg-options", trust_code=True, beside=path.parent)
     for key in set(cfg) - {*RUNNER_KEYS, *OWN_KEYS}:
@@ -184,16 +185,6 @@ def _reading_fault(path: Path, error: Exception) -> str:
     line = next((f":{n}" for f, n in reversed(frames) if f.f_code.co_filename == file), "")
     told = str(error).partition("\n")[0]
     return f"{file}{line}: the config cannot be read ({type(error).__name__}: {told})"
-
-
-def _drop_delete_marks(section: Any) -> None:
-    """Remove ``_delete_`` where there was nothing to delete: mmengine leaves it in."""
-    if isinstance(section, dict):
-        section.pop("_delete_", None)
-        section = list(section.values())
-    if isinstance(section, (list, tuple)):
-        for value in section:
-            _drop_delete_marks(value)
 
 
 def _idle_options(options: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from torch.multiprocessing import ProcessRaisedException
 from toy_parts import NAMES, ONE_BACKBONE, REFIT, SOUP, leave, toy_config
 
 from codmoe.engine import handover
-from codmoe.engine.checkpoints import save_half
+from codmoe.engine.checkpoints import packed
 from codmoe.engine.config import load_config
 from codmoe.engine.handover import summary
 from codmoe.engine.hooks.mixture import table
@@ -109,7 +109,7 @@ def test_a_file_in_half_precision_is_the_model_it_is_read_into(tmp_path):
     path = leave(tmp_path, "experts_joint", dict(sinet=0.1, pranet=0.3), backbone=0.7)
     content = torch.load(path, weights_only=True)
     half = path.with_suffix(".safetensors")
-    save_half(half, content["state_dict"], content["meta"])
+    half.write_bytes(packed(content["state_dict"], content["meta"]))
     config = toy_config(tmp_path, 2, dict(init_from=dict(file=half.name)))
     train(prepared(config, tmp_path / "work"))
     assert all(e["measured_once"] for e in measured(tmp_path / "work")["experts"].values())
