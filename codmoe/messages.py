@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import dis
+import logging
 import os
 import sys
 import sysconfig
@@ -63,6 +64,17 @@ def muted(stream: int) -> Iterator[None]:
     finally:
         os.dup2(kept, stream)
         os.close(kept)
+
+
+@contextmanager
+def hushed(logger: logging.Logger) -> Iterator[None]:
+    """A logger tells of nothing but errors while the block runs."""
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def command_line() -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import json
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import all_reduce, get_world_size, init_dist, is_distributed, is_main_process
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.optim import build_optim_wrapper
 
 from codmoe.compiled.speed import compile_options, set_fast_norm, set_memory_format
@@ -22,6 +21,7 @@ from codmoe.datasets.collate import stack_collate
 from codmoe.datasets.streams import drawn_from
 from codmoe.engine.runner import uncached
 from codmoe.files import save_json
+from codmoe.messages import hushed
 from codmoe.models.build import skip_pretrained
 from codmoe.registry import DATASETS, MODELS
 
@@ -160,9 +160,8 @@ class BatchTrial:
         if cfg.optim_wrapper.get("loss_scale") == "dynamic":
             # The search for a scale skips the first steps, and so the optimiser's memory.
             cfg.optim_wrapper.loss_scale = 1.0
-        logging.disable(logging.WARNING)
-        self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
-        logging.disable(logging.NOTSET)
+        with hushed(MMLogger.get_current_instance()):
+            self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
         self.steps = 2 * counts
         scaler = getattr(self.optimizer, "loss_scaler", None)
         self.model.run_state.scale_loss = scaler.scale if scaler is not None else None

@@ -42,7 +42,7 @@ from codmoe.engine.origins import dotted, leaves
 from codmoe.engine.terminal import settle_terminal
 from codmoe.interruption import holding_back, obey_parent_alone
 from codmoe.machine import available_cores
-from codmoe.messages import listed, short
+from codmoe.messages import hushed, listed, short
 from codmoe.registry import DATASETS, METRICS, accepted_arguments, building
 from codmoe.trust import read_literals, read_pickle, require_weights
 
@@ -218,12 +218,8 @@ class CODRunner(Runner):
         """mmengine's, without its line of log for each of a thousand parameters; of the frozen ones
         it even warns.
         """
-        level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-        try:
+        with hushed(self.logger):
             return super().build_optim_wrapper(optim_wrapper)
-        finally:
-            self.logger.setLevel(level)
 
     def load_checkpoint(
         self, filename: str, map_location="cpu", strict: bool = False, revise_keys=()

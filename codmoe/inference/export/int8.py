@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codmoe.inference.export.onnx_runner import OnnxRunner
+from codmoe.messages import hushed
 
 OPERATORS = ("Conv", "MatMul", "Gemm")
 FLOAT = ("combiner",)
@@ -36,7 +36,7 @@ def quantise(folder: Path, images: np.ndarray) -> None:
         if key in FLOAT:
             continue
         path, float_path = folder / entry["file"], folder / "float.onnx"
-        with _quiet():
+        with hushed(logging.root):  # that some tensors have no range, such as what nothing reads
             # Folds batch norms, whose results would else be rounded apart.
             quant_pre_process(path, float_path, skip_symbolic_shape=True)
             quantize_static(
@@ -71,14 +71,3 @@ class _Reader:
 
     def get_next(self) -> Mapping[str, Any] | None:
         return next(self.inputs, None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides that some tensors have no range, such as what nothing reads."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

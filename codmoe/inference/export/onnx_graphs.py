@@ -9,8 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from codmoe.inference.export.replacements import for_onnx
+from codmoe.messages import hushed
 from codmoe.models.backbones.base import Backbone
 from codmoe.models.combiners import Combiner
 from codmoe.models.dispatch import Passes, PyramidBank
@@ -270,7 +270,9 @@ def _write(graph: Graph, values: Mapping[str, Tensor], path: Path) -> dict[str, 
 
 def _translate(graph: Graph, values: Mapping[str, Tensor]) -> torch.onnx.ONNXProgram:
     shapes = _shapes(graph, len(values), torch.export.Dim("batch"))
-    with warnings.catch_warnings(), _quiet_optimiser(), torch.no_grad():
+    # It tells that constants with several outputs are left as they are.
+    optimiser = logging.getLogger("onnxscript.optimizer")
+    with warnings.catch_warnings(), hushed(optimiser), torch.no_grad():
         warnings.simplefilter("ignore")
         exported = torch.export.export(
             graph, tuple(values.values()), dynamic_shapes=shapes, strict=False
@@ -288,18 +290,6 @@ def _translate(graph: Graph, values: Mapping[str, Tensor]) -> torch.onnx.ONNXPro
         )
         assert program is not None  # with dynamo=True
         return program
-
-
-@contextmanager
-def _quiet_optimiser() -> Iterator[None]:
-    """Hides that onnxscript leaves constants with several outputs as they are."""
-    logger = logging.getLogger("onnxscript.optimizer")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _shapes(graph: Graph, count: int, batch: Any) -> tuple:
