@@ -561,7 +561,7 @@ def _single(folder: Path) -> list[Part]:
     name, role = _name_and_role(folder)
     layout = name if name in TEST_ONLY else f"{folders.image.name}+{folders.mask.name}"
     prefix = None
-    if name == "COD10K" and _some_start(folders.image, CAMOUFLAGED):
+    if name == "COD10K" and image_files(folders.image, CAMOUFLAGED):
         prefix = CAMOUFLAGED
     return [_part(name, role, folders, layout, prefix)]
 
@@ -582,11 +582,6 @@ def _name_and_role(folder: Path) -> tuple[str, str]:
     return name, role
 
 
-def _some_start(folder: Path, prefix: str) -> bool:
-    with os.scandir(folder) as entries:
-        return any(entry.name.startswith(prefix) for entry in entries)
-
-
 def _train_and_test_datasets(folder: Path, done: set[str]) -> Iterator[Part]:
     layout = "TrainDataset + TestDataset"
     train, test = child_folder(folder, "TrainDataset"), child_folder(folder, "TestDataset")
@@ -602,7 +597,7 @@ def _train_and_test_datasets(folder: Path, done: set[str]) -> Iterator[Part]:
         mixed = [
             _part(name, "train", folders, layout, prefix)
             for name, prefix in FAMILIES.items()
-            if _some_start(folders.image, prefix)
+            if image_files(folders.image, prefix)
         ]
         polyps = any(part.name in POLYPS for part in tests)
         whole = Part(train.name, "train", folders, layout)

@@ -38,7 +38,7 @@ from codmoe.engine.hooks.progress import duration
 from codmoe.engine.launch import no_benchmark
 from codmoe.engine.runner import CODRunner
 from codmoe.evaluation.attributes import AttributeMetric, breakdown
-from codmoe.evaluation.cod_metric import CODMetric, unique_stems
+from codmoe.evaluation.cod_metric import CODMetric, by_dataset, unique_stems
 from codmoe.evaluation.conventions import CONVENTIONS, MIXTURE
 from codmoe.evaluation.cost import measure_cost
 from codmoe.evaluation.routing_metric import RoutingMetric
@@ -227,9 +227,9 @@ def _routing_by_dataset(metrics: Sequence[Any]) -> dict[str, dict[str, float]]:
     """Shares, mutual information and the rest on each data set by itself."""
     records = next((m.records for m in metrics if isinstance(m, RoutingMetric)), [])
     found = {}
-    for name in dict.fromkeys(record["dataset"] for record in records):
+    for name, own_records in by_dataset(records).items():
         # A metric of its own: this one's records are of all data sets.
-        own = RoutingMetric().compute_metrics([r for r in records if r["dataset"] == name])
+        own = RoutingMetric().compute_metrics(own_records)
         found[name] = {k: v for k, v in own.items() if _is_routing(k)}
     return found
 

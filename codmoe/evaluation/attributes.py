@@ -14,6 +14,7 @@ from codmoe.evaluation.cod_metric import (
     NO_MASK,
     PerImageMetric,
     as_mapping,
+    by_dataset,
     identity,
     required,
     unique_stems,
@@ -295,14 +296,11 @@ class AttributeMetric(PerImageMetric):
     ``table[dataset][stem]`` holds them, under the stems of ``CODMetric.table``, with ``kind`` where
     the data set tells one (synthetic images do). It is filled on rank 0 and empty elsewhere. Shape
     is that of the original mask; contrast is that of the network's input, brought to its size.
-
-    Args:
-        collect_device: ``"cpu"`` gathers through a shared folder, ``"gpu"`` through the network.
-        prefix: Without effect; every metric of mmengine takes one.
+    Arguments as of :class:`PerImageMetric`.
     """
 
-    def __init__(self, collect_device: str = "cpu", prefix: str | None = None):
-        super().__init__(collect_device=collect_device, prefix=prefix)
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
         self.table: dict[str, dict[str, dict[str, Any]]] = {}
 
     def process(self, data_batch: Any, data_samples: Iterable[Any]) -> None:
@@ -325,8 +323,7 @@ class AttributeMetric(PerImageMetric):
         """Fills ``table``; there is nothing to log."""
         self.check_count(results)
         self.table = {}
-        for dataset in dict.fromkeys(record["dataset"] for record in results):
-            records = [record for record in results if record["dataset"] == dataset]
+        for dataset, records in by_dataset(results).items():
             stems = unique_stems(records)
             attributes = [record["attributes"] for record in records]
             self.table[dataset] = dict(zip(stems, attributes, strict=True))

@@ -43,6 +43,10 @@ class PerImageMetric(BaseMetric):
 
     mmengine interleaves the ranks' records and cuts them at the data set's length, which drops the
     duplicates a sampler pads with. That is exact for one record per image and for nothing else.
+
+    Args:
+        collect_device: ``"cpu"`` gathers through a shared folder, ``"gpu"`` through the network.
+        prefix: Put before every logged key as ``<prefix>/``.
     """
 
     def __init__(self, collect_device: str = "cpu", prefix: str | None = None):
@@ -135,8 +139,7 @@ class CODMetric(PerImageMetric):
         extra: Further measures by name, of :data:`EXTRA` or ``"all"``; none by default, for all
             of them take a hundred times as long as the others. ``"CCM"`` and ``"HCE"`` need
             ``codmoe[pysodmetrics]``; ``"CCM"`` reads each image again, from ``img_path``.
-        collect_device: ``"cpu"`` gathers through a shared folder, ``"gpu"`` through the network.
-        prefix: Put before every logged key as ``<prefix>/``.
+        **kwargs: See :class:`PerImageMetric`.
     """
 
     def __init__(
@@ -146,10 +149,9 @@ class CODMetric(PerImageMetric):
         backend: str = "torch",
         extra: Sequence[str] | str = (),
         cache_gb: float | None = None,
-        collect_device: str = "cpu",
-        prefix: str | None = None,
+        **kwargs: Any,
     ):
-        super().__init__(collect_device=collect_device, prefix=prefix)
+        super().__init__(**kwargs)
         self.full = full
         self.sources = (sources,) if isinstance(sources, str) else tuple(sources)
         if not self.sources:
@@ -248,10 +250,7 @@ class CODMetric(PerImageMetric):
         mixtures = [record["measures"].get("mixture", {}) for record in results]
         if all("by_threshold" in measures for measures in mixtures):
             self.threshold = best_threshold([measures["by_threshold"] for measures in mixtures])
-        groups: dict[str, list[dict]] = {}
-        for record in results:
-            groups.setdefault(record["dataset"], []).append(record)
-
+        groups = by_dataset(results)
         scalars = self._scalars("", {s: self._row(results, s) for s in results[0]["measures"]})
         for dataset, records in groups.items():
             rows = {source: self._row(records, source) for source in records[0]["measures"]}
@@ -295,6 +294,14 @@ def _maps(sample: Mapping[str, Any], sources: Sequence[str]) -> dict[str, Any]:
         remedy = "CODMetric reads what the model's `predict` mode returns"
         maps["mixture"] = required(sample, "pred_prob", remedy)
     return maps
+
+
+def by_dataset(records: Iterable[dict]) -> dict[str, list[dict]]:
+    """Records of images by the name of their data set."""
+    groups: dict[str, list[dict]] = {}
+    for record in records:
+        groups.setdefault(record["dataset"], []).append(record)
+    return groups
 
 
 def unique_stems(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from codmoe.evaluation.cod_metric import (
     NO_MASK,
     PerImageMetric,
     as_mapping,
+    by_dataset,
     identity,
     required,
     unique_stems,
@@ -92,14 +93,11 @@ class RoutingMetric(PerImageMetric):
 
     ``records`` keeps one entry per image for tools: stem, dataset, expert_names, probabilities,
     indices, weights and, where known, IoU by source. It is filled on rank 0 and empty elsewhere.
-
-    Args:
-        collect_device: ``"cpu"`` gathers through a shared folder, ``"gpu"`` through the network.
-        prefix: Put before every logged key as ``<prefix>/``.
+    Arguments as of :class:`PerImageMetric`.
     """
 
-    def __init__(self, collect_device: str = "cpu", prefix: str | None = None):
-        super().__init__(collect_device=collect_device, prefix=prefix)
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
         self.records: list[dict[str, Any]] = []
 
     def process(self, data_batch: Any, data_samples: Iterable[Any]) -> None:
@@ -160,11 +158,8 @@ class RoutingMetric(PerImageMetric):
         """``{dataset: {stem: {expert: mixture weight}}}`` of ``records``, zero where not chosen;
         under the stems of ``CODMetric.table``.
         """
-        groups: dict[str, list[dict]] = {}
-        for record in self.records:
-            groups.setdefault(record["dataset"], []).append(record)
         found = {}
-        for dataset, records in groups.items():
+        for dataset, records in by_dataset(self.records).items():
             rows = [(r["expert_names"], dense_weights(r).tolist()) for r in records]
             each = [dict(zip(names, row, strict=True)) for names, row in rows]
             found[dataset] = dict(zip(unique_stems(records), each, strict=True))
