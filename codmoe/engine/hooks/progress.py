@@ -67,14 +67,16 @@ class LoggerHook(mmengine.hooks.LoggerHook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         steps = len(runner.train_dataloader)
-        last = batch_idx + 1 == steps and (not self.ignore_last or steps <= self.interval)
-        if not (self.every_n_inner_iters(batch_idx, self.interval) or last):
+        # A resumed run may begin in the midst of an epoch, where batch_idx begins at 0.
+        step = runner.iter + 1 - runner.epoch * steps if _by_epoch(runner) else batch_idx + 1
+        last = step == steps and (not self.ignore_last or steps <= self.interval)
+        if not (step % self.interval == 0 or last):
             return
         found, _ = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")
         iou = self._iou(runner)
         figures = [
             f"epoch {_of(runner.epoch + 1, runner.max_epochs)}" if _by_epoch(runner) else "",
-            f"step {_of(*((batch_idx + 1, steps) if _by_epoch(runner) else _steps(runner, 1)))}",
+            f"step {_of(*((step, steps) if _by_epoch(runner) else _steps(runner, 1)))}",
             f"loss {found['loss']:<5.4g}" if "loss" in found else "",
             "" if iou is None else f"IoU {iou:.3f}",
             f"lr {found.get('base_lr', found.get('lr', 0.0)):.1e}",

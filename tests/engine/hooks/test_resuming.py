@@ -1,6 +1,7 @@
 """Runs that were cut off: what they owe is made up, and they end as if nothing had happened."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -279,9 +280,14 @@ def test_a_signal_costs_no_step(tmp_path, monkeypatch, capfd, step, saved):
     assert told.count("interrupted by") == 1 and "Traceback" not in told
     assert f"by SIGTERM: {work / saved}.pth holds everything; go on with: python " in told
     assert not list(folder.rglob(".*lock"))
+    capfd.readouterr()
     train(prepared(toy(folder, SHORT), work, resume=True))
     assert differences(reference, left(folder, 1)) == []
     assert not list(work.glob("interrupted_*"))
+    # The steps that it shows are those of the epoch, not those since it was resumed.
+    shown = re.findall(r"epoch (\d)/3  step (\d)/3", log_of(work))
+    every = [(str(i // 3 + 1), str(i % 3 + 1)) for i in range(9)]
+    assert sorted(shown) == every
 
 
 @pytest.mark.parametrize(("step", "saved"), [(3, "interrupted_5"), (5, "epoch_2")])
