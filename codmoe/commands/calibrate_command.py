@@ -10,6 +10,7 @@ from codmoe.commands.options import (
     TRUST_CODE,
     VIEWS,
     checkpoint,
+    inferencer,
     option,
     whole,
 )
@@ -31,21 +32,9 @@ def run(args) -> None:
     from codmoe.datasets.layouts import find_pairs
     from codmoe.engine.checkpoints import store_threshold
     from codmoe.inference.calibration import calibrate
-    from codmoe.inference.inferencer import Inferencer
 
     find_pairs(args.images, args.masks)  # before weights are loaded
-    inferencer = Inferencer(
-        args.config,
-        args.checkpoint,
-        image_size=args.size,
-        batch_size=args.batch_size,
-        device=args.device,
-        tile=args.tile,
-        flip=args.flip,
-        scales=args.scales or (1.0,),
-        trust_code=args.trust_code,
-    )
-    found = calibrate(inferencer, args.images, args.masks)
+    found = calibrate(inferencer(args, batch_size=args.batch_size), args.images, args.masks)
     store_threshold(args.checkpoint, found["threshold"])
     print(
         f"threshold {found['threshold']:.3f} stored in {args.checkpoint}: mean IoU "

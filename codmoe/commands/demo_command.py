@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from codmoe.commands.options import MODEL, TRUST_CODE, WEIGHTS, option, whole
+from codmoe.commands.options import MODEL, TRUST_CODE, WEIGHTS, inferencer, option, whole
 
 OPTIONS = (
     WEIGHTS,
@@ -18,16 +18,8 @@ def run(args) -> None:
     if find_spec("gradio") is None:
         raise ValueError("the demo needs gradio, which is missing; pip install 'codmoe[demo]'")
     from codmoe.inference.demo import serving, wait
-    from codmoe.inference.inferencer import Inferencer
 
-    infer = Inferencer(
-        args.config,
-        args.checkpoint,
-        image_size=args.size,
-        device=args.device,
-        batch_size=1,
-        trust_code=args.trust_code,
-    )
+    infer = inferencer(args, batch_size=1)
     # Without its folder, which is nothing for whoever else may see the page.
     name = Path(args.checkpoint or args.config or "small, which ships with codmoe").name
     with serving(infer, name=name, host=args.host, port=args.port) as address:

@@ -89,6 +89,18 @@ def weights(text: str) -> str:
 images = there("{} is no file or folder; give one that is there")
 
 
+def inferencer(args: argparse.Namespace, **settings: Any) -> Any:
+    """The :class:`Inferencer` that :data:`MODEL` and :data:`TRUST_CODE` ask for, and :data:`TILE`
+    and :data:`VIEWS` where a command has them; ``settings`` are further arguments.
+    """
+    from codmoe.inference.inferencer import Inferencer
+
+    if "tile" in args:
+        settings.update(tile=args.tile, flip=args.flip, scales=args.scales or (1.0,))
+    settings.update(image_size=args.size, device=args.device, trust_code=args.trust_code)
+    return Inferencer(args.config, args.checkpoint, **settings)
+
+
 def pair(text: str) -> str:
     """The ``type`` of ``KEY=VALUE``."""
     if "=" not in text:

@@ -18,6 +18,7 @@ from codmoe.commands.options import (
     VIEWS,
     WEIGHTS,
     images,
+    inferencer,
     on_gpus,
     option,
     whole,
@@ -67,7 +68,6 @@ def run(args) -> int | None:
     import torch
     from PIL import Image
 
-    from codmoe import Inferencer
     from codmoe.engine.config import parse_options
     from codmoe.inference.inferencer import check_threshold
     from codmoe.inference.inputs import Video, collect
@@ -79,8 +79,7 @@ def run(args) -> int | None:
     # Before weights are loaded or fetched.
     rank, world, local = _process(args.launcher)
     check_threshold(args.threshold)
-    scales = args.scales or (1.0,)
-    check_scales(scales)
+    check_scales(args.scales or (1.0,))
     if args.tile:
         Image.MAX_IMAGE_PIXELS = None  # memory is the limit, see check_memory()
     folder = Path(args.out).expanduser() if args.out else None
@@ -104,23 +103,12 @@ def run(args) -> int | None:
         note("Ctrl-C ends the recording")
         interruption.waits = True
     interruption.farewell = lambda: going_on(None)
-    device = args.device
-    if device is None and world > 1 and torch.cuda.is_available():
-        device = f"cuda:{local % torch.cuda.device_count()}"
-    inferencer = Inferencer(
-        args.config,
-        args.checkpoint,
-        image_size=args.size,
-        device=device,
-        batch_size=args.batch_size,
-        trust_code=args.trust_code,
-        compile=None if args.compile is None else parse_options(args.compile),
-        tile=args.tile,
-        flip=args.flip,
-        scales=scales,
-    )
+    if args.device is None and world > 1 and torch.cuda.is_available():
+        args.device = f"cuda:{local % torch.cuda.device_count()}"
+    compiling = None if args.compile is None else parse_options(args.compile)
+    infer = inferencer(args, batch_size=args.batch_size, compile=compiling)
     options = dict(threshold=args.threshold, skip_unreadable=args.skip_unreadable)
-    for prediction in inferencer.run(outputs, **options):
+    for prediction in infer.run(outputs, **options):
         weights = "  ".join(f"{name} {w:.2f}" for name, w in prediction.weights.items())
         frame = "" if prediction.frame is None else f" frame {prediction.frame}"
         path = printable(str(prediction.path or "camera"))

@@ -320,24 +320,20 @@ class _Unit:
     read: Future[_Read]
 
 
+@dataclass
 class _Making:
     """One run: reads ahead and writes behind in threads, while the device predicts."""
 
-    def __init__(
-        self,
-        inferencer: Inferencer,
-        outputs: Outputs,
-        settings: Mapping[str, Any],
-        *,
-        threshold: float,
-        skip_unreadable: bool,
-        experts: bool,
-        weights: bool,
-    ):
-        self.inferencer, self.outputs, self.settings = inferencer, outputs, settings
-        self.threshold, self.skip, self.experts = threshold, skip_unreadable, experts
-        self.weights = weights
-        self.draws = not {"mask", "probability"}.issuperset(outputs.kinds)
+    inferencer: Inferencer
+    outputs: Outputs
+    settings: Mapping[str, Any]
+    threshold: float
+    skip_unreadable: bool
+    experts: bool
+    weights: bool
+
+    def __post_init__(self):
+        self.draws = not {"mask", "probability"}.issuperset(self.outputs.kinds)
 
     def all(self) -> Iterator[Prediction]:
         """Every prediction, once it is written."""
@@ -390,7 +386,7 @@ class _Making:
         return image if keep or tensor is None else None, tensor, seen.shape[:2], orientation
 
     def _left_out(self, item: Item, error: UnreadableFile) -> None:
-        if not self.skip:
+        if not self.skip_unreadable:
             raise error
         self.outputs.fail(item, error)
 

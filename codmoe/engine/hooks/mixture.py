@@ -24,12 +24,32 @@ from codmoe.registry import HOOKS
 
 
 @dataclass(frozen=True)
-class RoutingGain:
-    """IoU on validation of each expert, of the best expert of each image, and of the mixture."""
+class RoutingFigures:
+    """The router in one validation, and the IoU of each expert, of the best expert of each image
+    and of the mixture: of no expert, and NaN, where not all were run.
+    """
 
+    information: float
+    first_share: float
+    shares: dict[str, float]
     experts: dict[str, float]
     oracle: float
     mixture: float
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float], names: Sequence[str]) -> RoutingFigures | None:
+        """From RoutingMetric's scalars; None if there are none."""
+        if "mutual_information" not in metrics:
+            return None
+        oracle = float(metrics.get("IoU_oracle", math.nan))
+        return cls(
+            information=float(metrics["mutual_information"]),
+            first_share=float(metrics["top1_max_share"]),
+            shares={name: float(metrics[f"share_{name}"]) for name in names},
+            experts={n: float(metrics[f"IoU_{n}"]) for n in names if "IoU_oracle" in metrics},
+            oracle=oracle,
+            mixture=oracle - float(metrics.get("regret", math.nan)),
+        )
 
     @property
     def best_expert(self) -> str:
@@ -41,7 +61,7 @@ class RoutingGain:
         """IoU of the oracle above the best single expert."""
         return self.oracle - self.experts[self.best_expert]
 
-    def summary(self) -> dict[str, float | str | None]:
+    def gain(self) -> dict[str, float | str | None]:
         """For ``finished.json``: what there was to win, and what of it was won."""
         best = self.experts[self.best_expert]
         return dict(
@@ -51,33 +71,7 @@ class RoutingGain:
             IoU_oracle=self.oracle,
             regret=self.oracle - self.mixture,
             gap_closed=(self.mixture - best) / self.gap if self.gap > 0 else None,
-        )
-
-
-@dataclass(frozen=True)
-class RoutingFigures:
-    """The router in one validation; ``gain`` is None where not all experts were run."""
-
-    information: float
-    first_share: float
-    shares: dict[str, float]
-    gain: RoutingGain | None = None
-
-    @classmethod
-    def of(cls, metrics: Mapping[str, float], names: Sequence[str]) -> RoutingFigures | None:
-        """From RoutingMetric's scalars; None if there are none."""
-        if "mutual_information" not in metrics:
-            return None
-        gain = None
-        if "IoU_oracle" in metrics:
-            oracle = float(metrics["IoU_oracle"])
-            experts = {name: float(metrics[f"IoU_{name}"]) for name in names}
-            gain = RoutingGain(experts, oracle, oracle - float(metrics["regret"]))
-        return cls(
-            information=float(metrics["mutual_information"]),
-            first_share=float(metrics["top1_max_share"]),
-            shares={name: float(metrics[f"share_{name}"]) for name in names},
-            gain=gain,
+            mutual_information=self.information,
         )
 
 
@@ -127,7 +121,7 @@ class RouterWatchHook(Hook):
         share = share if blind else max(share, figures.first_share)
         if not blind and share <= self.max_share:
             return ""
-        if figures.gain is not None and figures.gain.gap < self.min_gap:
+        if figures.experts and figures.gap < self.min_gap:
             return "nothing to route"
         return "collapsed" if share > self.max_share else "blind"
 
@@ -139,9 +133,8 @@ class RouterWatchHook(Hook):
         if figures is None:
             return
         hub = runner.message_hub
-        if figures.gain and hub.get_info("codmoe_best_epoch") == runner.epoch:
-            told = dict(figures.gain.summary(), mutual_information=figures.information)
-            hub.update_info("codmoe_routing", dict(told, epoch=runner.epoch))
+        if figures.experts and hub.get_info("codmoe_best_epoch") == runner.epoch:
+            hub.update_info("codmoe_routing", dict(figures.gain(), epoch=runner.epoch))
         state = self.state_of(figures)
         self._count = self._count + 1 if state == self._state else 1
         self._state = state
@@ -172,15 +165,15 @@ class RouterWatchHook(Hook):
 
     def message(self, state: str, figures: RoutingFigures, model) -> str:
         """The warning: figures of the router, and the config keys to change."""
-        most, gain = math.log(len(figures.shares)), figures.gain
+        most = math.log(len(figures.shares))
         seen = f"mutual information {figures.information:.3f} of at most {most:.3f} nats"
         favourite = max(figures.shares, key=lambda name: figures.shares[name])
-        if gain is not None and state == "nothing to route":
-            best = gain.best_expert
+        if state == "nothing to route":
+            best = figures.best_expert
             return (
                 f"router: nothing to route: the oracle's IoU on validation is "
-                f"{gain.oracle:.4f}, the best expert's ({best}) {gain.experts[best]:.4f}. A "
-                f"gap of {gain.gap:.4f} (router_watch.min_gap={self.min_gap:g}) is no fault of "
+                f"{figures.oracle:.4f}, the best expert's ({best}) {figures.experts[best]:.4f}. A "
+                f"gap of {figures.gap:.4f} (router_watch.min_gap={self.min_gap:g}) is no fault of "
                 f"the router ({seen}). Make experts that differ (stage 1 for longer, other "
                 f"widths, seeds or input_scales), or use {best} alone"
             )
@@ -192,8 +185,8 @@ class RouterWatchHook(Hook):
             fixes = _against_collapse(model)
         else:
             what, fixes = "it says nearly the same of every image", _against_blindness(model)
-        if gain is not None:
-            seen += f"; the oracle's IoU is {gain.gap:.4f} above the best expert's"
+        if figures.experts:
+            seen += f"; the oracle's IoU is {figures.gap:.4f} above the best expert's"
         return (
             f"router: {state} for {self._count} validations: {what} ({seen}). "
             f"Try, one at a time: {'; '.join(fixes)}"

@@ -130,7 +130,7 @@ def test_a_router_that_routes_is_left_alone_and_its_end_is_told():
 def test_where_there_is_no_gap_no_share_is_told():
     equal = dict(GAP, IoU_oracle=0.70, regret=0.0)
     figures = RoutingFigures.of({**ROUTES, **equal}, ("a", "b"))
-    assert figures.gain.summary()["gap_closed"] is None
+    assert figures.gain()["gap_closed"] is None
 
 
 def test_knowing_images_needs_a_router_that_falls_back():
