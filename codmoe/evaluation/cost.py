@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codmoe.evaluation.conventions import MIXTURE, UNIFORM
 from codmoe.evaluation.timing import side_by_side
+from codmoe.messages import note
 from codmoe.models.dispatch import PyramidBank
 from codmoe.models.moe import ModelLevelMoE
 
@@ -49,14 +50,8 @@ def _countable(module: nn.Module) -> Iterator[None]:
 
 
 def count_flops(module: nn.Module, run: Callable[[], Any] | Tensor) -> tuple[int, Any]:
-    """Operations of one call, a multiply-add counting as two.
-
-    Args:
-        module: What runs; in evaluation mode meanwhile.
-        run: Its input, or a function that calls it.
-
-    Returns:
-        Operations, and what the call returned.
+    """Operations of one call of a module, a multiply-add counting as two, and what it returned;
+    ``run`` is its input, or a function that calls it.
     """
     call = run if callable(run) and not isinstance(run, Tensor) else lambda: module(run)
     with _countable(module), FlopCounterMode(display=False) as counter:
@@ -64,16 +59,13 @@ def count_flops(module: nn.Module, run: Callable[[], Any] | Tensor) -> tuple[int
     return counter.get_total_flops(), result
 
 
-def summarise(
-    model: ModelLevelMoE, size: int = 448, *, say: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
+def summarise(model: ModelLevelMoE, size: int = 448) -> dict[str, Any]:
     """Parameters and operations of a model.
 
     Args:
         model: The model. It runs once, part by part, on the shapes of one image alone; for real
             only if a part needs values.
         size: Side of that image in pixels.
-        say: Told what is being measured.
 
     Returns:
         Plain values: ``parts`` (rows with ``part``, ``parameters``, ``flops``; those of further
@@ -91,20 +83,18 @@ def summarise(
         raise ValueError(f"size={size} is not a multiple of {divisor}, the backbone's; use {near}")
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            return _measure(model, size, say)
+            return _measure(model, size)
     except RuntimeError as error:  # also NotImplementedError and what fake tensors raise
-        say(f"running for real, since shapes do not suffice: {str(error).splitlines()[0][:80]}")
-        return _measure(model, size, say)
+        note(f"running for real, since shapes do not suffice: {str(error).splitlines()[0][:80]}")
+        return _measure(model, size)
 
 
-def _measure(model: ModelLevelMoE, size: int, say: Callable[[str], None]) -> dict[str, Any]:
+def _measure(model: ModelLevelMoE, size: int) -> dict[str, Any]:
     image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
 
-    say(f"backbone at {size} × {size}")
     passes = model.passes()
     bank = PyramidBank(image, passes)
     backbone, pyramid = count_flops(model, partial(bank.get, 1.0, None))
-    say("router")
     router, decision = count_flops(model, lambda: model.router(image, pyramid))
     rows = [
         _row("backbone", model.backbone, backbone),
@@ -115,13 +105,11 @@ def _measure(model: ModelLevelMoE, size: int, say: Callable[[str], None]) -> dic
     outputs = {}
     for name, expert in model.expert_parts.items():
         for scale in sorted(set(expert.input_scales) - {1.0}):
-            say(f"backbone at {scale:g}×, for {name}")
             # The bank keeps what it makes: a second expert of the same scale costs nothing here, as
             # in a run.
             make = partial(bank.get if expert.backbone is None else bank.begun, scale, None)
             flops, _ = count_flops(model, make)
             scales[scale] = scales.get(scale, 0) + flops
-        say(f"expert {name}")
         with torch.no_grad():
             pyramids = bank.pyramids(expert, None)
         experts[name], outputs[name] = count_flops(model, partial(expert, image, pyramids))
@@ -139,7 +127,6 @@ def _measure(model: ModelLevelMoE, size: int, say: Callable[[str], None]) -> dic
                 scale=scale,
             )
         )
-    say("combiner")
     combiner, _ = count_flops(model, lambda: model.combiner(outputs, decision, (size, size)))
     rows.append(_row("combiner", model.combiner, combiner))
 

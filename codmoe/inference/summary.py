@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from codmoe.console import TextTable
 from codmoe.engine.config import load_config, size_of
 from codmoe.evaluation.cost import summarise
 from codmoe.files import save_json
 from codmoe.inference.zoo import create_model
+from codmoe.messages import note
 from codmoe.models.moe import ModelLevelMoE
 
 
@@ -63,13 +62,10 @@ def report(
         FileNotFoundError: No such config.
         ValueError: The config has faults, or ``size`` does not fit.
     """
-    say = partial(Console().print, style="dim", markup=False, highlight=False)
     cfg = load_config(config)
-    path = cfg.config_file
-    say(f"building {path} (no weights are read or downloaded)")
-    model = create_model(path)
-    size = side_of(model, cfg) if size is None else size
-    summary = summarise(model, size, say=lambda text: say(f"  {text}"))
+    note(f"building {cfg.config_file} (no weights are read or downloaded)")
+    model = create_model(cfg.config_file)
+    summary = summarise(model, side_of(model, cfg) if size is None else size)
     summary = dict(config=str(config), torch=torch.__version__, **summary)
     summary_table(summary).print()
     if json_file is not None:
