@@ -31,15 +31,8 @@ MethodCurves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 @rc_context({"text.parse_math": False})
 def save_curves(curves: MethodCurves, path: str | os.PathLike, *, kind: str = "PR") -> Path:
     """Draws one panel per data set with a line per method, and writes it to ``path``; see
-    :func:`write_figure`. Methods without this curve on a data set have no line there.
-
-    Args:
-        curves: ``{method: {data set: curves}}``, as ``"curves"`` of a result's row.
-        path: File to write.
-        kind: ``"PR"``, ``"F"`` or ``"E"``.
-
-    Returns:
-        ``path``.
+    :func:`write_figure`. Methods without this curve (``"PR"``, ``"F"`` or ``"E"``) on a data set
+    have no line there.
 
     Raises:
         ValueError: The kind is unknown, no method has this curve, or its two lists differ in
@@ -89,14 +82,8 @@ def save_lr_range(
     path: str | os.PathLike,
     marks: Mapping[str, float],
 ) -> Path:
-    """Draws the losses of a learning-rate range test over the rates, with marked rates.
-
-    Args:
-        rates: Learning rates, rising.
-        losses: The loss under each.
-        smoothed: The losses, smoothed.
-        path: File to write; one that is there is kept under a dated name.
-        marks: Rates to mark, by what they are.
+    """Draws the losses of a learning-rate range test, as they are and smoothed, over the rising
+    rates; ``marks`` are rates to mark, by what they are. See :func:`write_figure`.
     """
     figure = Figure(figsize=(6, 3.6), dpi=150, facecolor="white", layout="constrained")
     panel = figure.subplots()

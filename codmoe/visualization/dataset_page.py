@@ -25,6 +25,8 @@ from codmoe.visualization.grid import write_figure
 HEAT = 64
 MAX_SETS = 4
 _COLOURS = ("#2b6ca3", "#d1703c", "#4f9d69", "#8a5fa8")
+_SIZES = {"axes.labelsize": 9, "axes.titlesize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8}
+_LOOK: Any = {"text.parse_math": False, **_SIZES}
 
 
 @dataclass
@@ -87,17 +89,10 @@ def _collect(dataset: Any, bar: Progress, task: Any) -> SetAttributes:
     return SetAttributes(columns, heat / len(rows), np.array(sides), empty, dict(kinds))
 
 
-@rc_context({"text.parse_math": False})
+@rc_context(_LOOK)
 def save_attributes(found: Mapping[str, SetAttributes], path: str | os.PathLike) -> Path:
     """One page of plots: size, contrast, parts, boundary, image sizes and positions; see
-    :func:`write_figure`.
-
-    Args:
-        found: From :func:`collect_attributes`; at most ``MAX_SETS`` data sets fit the page.
-        path: File to write (format by suffix: png, pdf, svg, jpg).
-
-    Returns:
-        ``path``.
+    :func:`write_figure`. At most ``MAX_SETS`` data sets of :func:`collect_attributes` fit it.
 
     Raises:
         ValueError: There is no data set, or there are too many.
@@ -120,7 +115,7 @@ def save_attributes(found: Mapping[str, SetAttributes], path: str | os.PathLike)
         shown = ax.imshow(one.heat, cmap="viridis", vmin=0, extent=(0, 1, 1, 0))
         lower.colorbar(shown, ax=ax, shrink=0.8).ax.tick_params(labelsize=7)
         ax.plot(one.values["centre_x"], one.values["centre_y"], "w.", markersize=1, alpha=0.4)
-        ax.set_title(f"position, {name}", size=9)
+        ax.set_title(f"position, {name}")
     _summary(text, found)
     return write_figure(figure, path)
 
@@ -142,9 +137,7 @@ def _histogram(
             )
     if log:
         _log_axis(ax)
-    ax.set_xlabel(label, size=9)
-    ax.set_ylabel("share of the images", size=9)
-    ax.tick_params(labelsize=8)
+    ax.set(xlabel=label, ylabel="share of the images")
     if len(found) > 1:
         ax.legend(fontsize=7, frameon=False)
 
@@ -163,9 +156,7 @@ def _parts(ax: Axes, found: Mapping[str, SetAttributes]) -> None:
         shares = np.bincount(parts, minlength=6) / len(parts)
         ax.bar(np.arange(6) + (place + 0.5) * width - 0.4, shares, width, color=colour)
     ax.set_xticks(range(6), labels)
-    ax.set_xlabel("number of parts", size=9)
-    ax.set_ylabel("share of the images", size=9)
-    ax.tick_params(labelsize=8)
+    ax.set(xlabel="number of parts", ylabel="share of the images")
 
 
 def _scatter(ax: Axes, found: Mapping[str, SetAttributes]) -> None:
@@ -174,18 +165,14 @@ def _scatter(ax: Axes, found: Mapping[str, SetAttributes]) -> None:
         points = one.values["area"][seen], one.values["contrast"][seen]
         ax.plot(*points, ".", color=colour, markersize=3, alpha=0.4)
     _log_axis(ax)
-    ax.set_xlabel("object, share of the image", size=9)
-    ax.set_ylabel("contrast", size=9)
-    ax.tick_params(labelsize=8)
+    ax.set(xlabel="object, share of the image", ylabel="contrast")
 
 
 def _sides(ax: Axes, found: Mapping[str, SetAttributes]) -> None:
     for one, colour in zip(found.values(), _COLOURS, strict=False):
         ax.plot(*one.sides.T, ".", color=colour, markersize=3, alpha=0.4)
-    ax.set_xlabel("image width, px", size=9)
-    ax.set_ylabel("height, px", size=9)
+    ax.set(xlabel="image width, px", ylabel="height, px")
     ax.margins(0.1)
-    ax.tick_params(labelsize=8)
 
 
 def _summary(ax: Axes, found: Mapping[str, SetAttributes]) -> None:

@@ -56,15 +56,8 @@ def save_grid(
     """Draws the rows and writes them to ``path``; see :func:`write_figure`.
 
     Above each map stands its IoU (probability > 0.5, not normalised); the best expert's is bold.
-    Maps are shown from 0 (black) to 1 (white), not stretched.
-
-    Args:
-        rows: At least one.
-        path: File to write.
-        expert_names: Order of the columns and of the bars.
-
-    Returns:
-        ``path``.
+    Maps are shown from 0 (black) to 1 (white), not stretched; columns and bars are in the order of
+    ``expert_names``.
 
     Raises:
         ValueError: There are no rows, or a row's arrays do not fit together.

@@ -99,7 +99,9 @@ def side_by_side(
     pictures = {
         "image": photo,
         "mixture": _grey(probability, size),
-        "prediction": overlay(photo, _fitted(mask, size, exact=True)),
+        "prediction": overlay(
+            photo, cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        ),
     }
     for column, (name, picture) in enumerate(pictures.items()):
         x = gap + column * (size[0] + gap)
@@ -124,8 +126,6 @@ def _grey(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.dstack([grey] * 3)
 
 
-def _fitted(picture: np.ndarray, size: tuple[int, int], exact: bool = False) -> np.ndarray:
-    if exact:
-        return cv2.resize(picture.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+def _fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     smaller = picture.shape[1] > size[0]
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)

@@ -64,15 +64,8 @@ def save_samples(
 ) -> Path:
     """Draws samples and writes them to ``path``; see :func:`write_figure`.
 
-    Above each stand its stem and its object's share of the image.
-
-    Args:
-        items: What the pipeline makes of samples, at least one.
-        path: File to write.
-        columns: Samples in a row.
-
-    Returns:
-        ``path``.
+    They are given as the pipeline makes them. Above each stand its stem and its object's share of
+    the image.
 
     Raises:
         ValueError: There are no samples, or they are not packed.

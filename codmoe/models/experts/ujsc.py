@@ -74,19 +74,18 @@ class ChannelAttentionResidual(nn.Module):
 
 
 class FusionDecoder(nn.Module):
-    """Fuses a list of levels from deep to shallow: concatenate, channel attention, reduce.
+    """Fuses four levels from deep to shallow: concatenate, channel attention, reduce.
 
     Args:
         channels: Width of every level.
-        levels: Number of levels.
         dense: Whether a stage reads the results of all stages before it, and the deepest level, as
             in the released code, or that of the last one alone.
     """
 
-    def __init__(self, channels: int, levels: int, *, dense: bool = False):
+    def __init__(self, channels: int, *, dense: bool = False):
         super().__init__()
         self.dense = dense
-        widths = [channels * (i + 2 if dense else 2) for i in range(levels - 1)]
+        widths = [channels * (i + 2 if dense else 2) for i in range(3)]
         self.stages = nn.ModuleList(
             nn.Sequential(ChannelAttentionResidual(width), conv_bn(width, channels, 3))
             for width in widths
@@ -170,13 +169,13 @@ class UJSCExpert(Expert):
         c = channels
         self.reduce = nn.ModuleList(DilatedSum(i, c, (3, 6, 12, 18)) for i in in_channels)
         self.position = nn.ModuleList(PositionAttention(c) for _ in range(2))
-        self.initial = FusionDecoder(c, levels=4, dense=dense)
+        self.initial = FusionDecoder(c, dense=dense)
         self.holistic = HolisticAttention()
         self.carry = nn.ModuleList(
             nn.Sequential(conv_bn(c, c, 3, stride=2), conv_bn(c, c, 3)) for _ in range(2)
         )
         self.join = nn.ModuleList(conv_bn(2 * c, c, 3) for _ in range(2))
-        self.refined = FusionDecoder(c, levels=4, dense=dense)
+        self.refined = FusionDecoder(c, dense=dense)
         self.confidence = ConfidenceEstimator(confidence_channels)
 
     def forward(self, images: Tensor, pyramids: Sequence[Sequence[Tensor]]) -> ExpertOutput:

@@ -68,16 +68,11 @@ class HierarchicalMixedUnit(nn.Module):
 
     Each group's chunk, with what the group before it handed on, is convolved into three parts: one
     is emitted, one handed on, one feeds the gate. The last group hands nothing on.
-
-    Args:
-        channels: Input and output channels C.
-        groups: Number of groups.
-        hidden: Channels of one part; C/2 in the paper.
     """
 
-    def __init__(self, channels: int, *, groups: int = 6, hidden: int | None = None):
+    def __init__(self, channels: int, *, groups: int):
         super().__init__()
-        hidden = hidden or channels // 2
+        hidden = channels // 2
         self.groups = groups
         self.expand = conv_bn(channels, groups * hidden, 1)
         self.interact = nn.ModuleList(
