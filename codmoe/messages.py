@@ -95,11 +95,8 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
 
 
 def beside(path: Path, ending: str = "") -> list[str]:
-    """The path in the folder of ``path`` whose name is the most like its own; empty if none is.
-
-    Args:
-        path: One that is not there.
-        ending: What the name has to end in.
+    """Of a path that is not there the one in its folder whose name is the most like its own and has
+    this ending; empty if none is.
     """
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     close = nearest(path.name, (name for name in names if name.endswith(ending)), 1)
@@ -127,13 +124,8 @@ def listed(
     separator: str = ", ",
     show: Callable[[Any], str] = str,
 ) -> str:
-    """The first ``shown`` items and how many more there are; ``"nothing"`` for none.
-
-    Args:
-        items: What to list.
-        shown: Items that are written out.
-        separator: Text between them.
-        show: Writes one item; ``repr`` quotes names.
+    """The first ``shown`` items, each as ``show`` writes it (``repr`` quotes names), and how many
+    more there are; ``"nothing"`` for none.
     """
     if not items:
         return "nothing"

@@ -45,12 +45,8 @@ def argument_faults(cls: Callable, given: Mapping[str, Any]) -> list[str]:
 def value_faults(
     given: Mapping[str, Any], accepted: Mapping[str, Any], name: str = "it"
 ) -> list[str]:
-    """Keys of a config section that are not ``accepted``, and values of the wrong type.
-
-    Args:
-        given: The section.
-        accepted: Type of each key.
-        name: What takes the keys.
+    """Keys of a config section that ``name`` does not take, which ``accepted`` tells with their
+    types, and values of the wrong type.
     """
     faults = []
     for key, value in given.items():

@@ -122,12 +122,8 @@ def name_peculiar(
 ) -> None:
     """Says what is odd about a data set's masks, kind by kind, with their files.
 
-    Args:
-        name: Name of the data set.
-        masks: Its mask files.
-        found: What of :data:`PECULIAR` is true of each; also ``"size"``.
-        say: Takes each sentence.
-        advice: Put behind an error.
+    ``found`` is what of :data:`PECULIAR` is true of each, or ``"size"``; ``advice`` is put behind
+    an error.
 
     Raises:
         ValueError: No mask has an object, or most are inverted.

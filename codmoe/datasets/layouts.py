@@ -229,12 +229,8 @@ def image_files(
 def nested_files(
     folder: Path, beside: Path | None = None, extensions: Sequence[str] = IMAGE_EXTENSIONS
 ) -> list[Path]:
-    """Image files in folders below ``folder``, which no data set reads; sorted.
-
-    Args:
-        folder: The folder.
-        beside: A folder that may lie in it and is none of its own, as that of the masks.
-        extensions: Suffixes of the files.
+    """Image files in folders below ``folder``, which no data set reads; sorted. ``beside`` may lie
+    in it and is none of its own, as the folder of the masks.
     """
     found: list[Path] = []
     for child in _subfolders(folder):

@@ -471,12 +471,8 @@ def peculiarities(mask: Mask) -> list[str]:
 def read_pair(
     image_path: str, mask_path: str, *, any_size: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3) and mask (H, W) in {0, 1}.
-
-    Args:
-        image_path: The image.
-        mask_path: Its mask.
-        any_size: Take a mask a few pixels larger or smaller than the image; see :func:`fits`.
+    """Image (H, W, 3) and mask (H, W) in {0, 1}; with ``any_size`` also a mask that is a few pixels
+    larger or smaller than the image, see :func:`fits`.
 
     Raises:
         UnreadableFile: A file is unreadable, or the mask is not of the image's size.

@@ -89,12 +89,8 @@ def settle_batch(cfg: Config, *, resume: bool) -> None:
 
 
 def largest(fits: Callable[[int], bool], start: int, most: int) -> int:
-    """The largest number up to ``most`` that fits, to a sixteenth; 0 if not even 1 does.
-
-    Args:
-        fits: Whether a number does; all below one that does do, too.
-        start: Where to begin.
-        most: Where to end.
+    """The largest number up to ``most`` that fits, to a sixteenth; 0 if not even 1 does. All below
+    one that fits do, too.
     """
     low, high, size = 0, most + 1, start
     while high - low > max(low // 16, 1):

@@ -109,13 +109,8 @@ def _step_of(path: Path) -> int:
 def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], run_id: str) -> Path | None:
     """Write ``{"state_dict", "meta"}``, loadable with ``weights_only=True``.
 
-    A file of another run at ``path`` is kept under a dated name; one of this run is replaced.
-
-    Args:
-        path: File to write.
-        model: Its state dict goes in, on the CPU.
-        meta: Plain values only.
-        run_id: Identifies the run that writes.
+    A file of another run than ``run_id`` is kept under a dated name; one of this run is replaced.
+    ``meta`` holds plain values only.
 
     Returns:
         Where an earlier run's file was kept, or None.
@@ -282,14 +277,8 @@ def load_state(
     source: str,
     hint: str = "",
 ) -> list[str]:
-    """As :func:`load_parts`, of weights that were read already.
-
-    Args:
-        model: The model.
-        state: The weights.
-        parts: What to load, as the keys begin; None for all.
-        source: Where the weights are from, for errors.
-        hint: End of the error's sentence.
+    """As :func:`load_parts`, of weights that were read already. Errors name their ``source``, and
+    end with ``hint``.
 
     Raises:
         ValueError: A key of these parts is missing, left over, or of another shape; or the router
@@ -353,12 +342,8 @@ class Fit:
 
 
 def compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> Fit:
-    """Compares weights with those of a model, by name and shape.
-
-    Args:
-        wanted: The model's.
-        given: Those that are to be loaded.
-        source: Where they are from, for errors.
+    """Compares weights that are to be loaded with those of the model, ``wanted``, by name and
+    shape; errors name their ``source``.
 
     Raises:
         ValueError: Some are of another type, see :func:`require_weights`.

@@ -20,12 +20,7 @@ FOLLOWING = {"experts/joint": "router/stage2", "router/stage2": "ensemble/stage3
 
 
 def closing_block(runner, seconds: float) -> str:
-    """The last lines of a training, for its log.
-
-    Args:
-        runner: After training.
-        seconds: What it took.
-    """
+    """The last lines of a training that took so many seconds, for its log."""
     unit, done, most = "epoch(s)", runner.epoch, runner.max_epochs
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         unit, done, most = "steps", runner.iter, runner.max_iters

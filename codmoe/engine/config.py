@@ -201,12 +201,8 @@ def _idle_options(options: Mapping[str, Any]) -> list[str]:
 def _faults_of_files(
     path: Path, cfg: Mapping[str, Any], above: frozenset[str] | None = None
 ) -> list[str]:
-    """What a config file, or one of its bases, sets in vain.
-
-    Args:
-        path: The file.
-        cfg: What is read from it.
-        above: Variables that the files that inherit it read as ``_base_.NAME``; None if none does.
+    """What a config file, or one of its bases, sets in vain. ``above`` are the variables that the
+    files which inherit it read as ``_base_.NAME``; None if none inherits it.
     """
     if path.suffix != ".py":
         return []
@@ -281,10 +277,7 @@ def _keys_called(name: str, cfg: Mapping[str, Any]) -> list[str]:
 
 def _idle_nones(cfg: Mapping[str, Any], *before: Mapping[str, Any]) -> list[str]:
     """Parts that are switched off under a misspelt name, so that the one that is meant stays on.
-
-    Args:
-        cfg: A config.
-        before: What it inherits, or what it was before it was overridden.
+    ``before`` is what the config inherits, or what it was before it was overridden.
     """
     faults = []
     for path, parts in _named_parts(cfg):

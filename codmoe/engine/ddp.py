@@ -104,10 +104,8 @@ def every_expert_runs(model: Mapping[str, Any]) -> bool:
 
 def idle_parameters(model: ModelLevelMoE) -> list[str]:
     """Names of the trained parameters that get no gradient in a training step of a copy of the
-    model, such as those of a pyramid level that no expert reads.
-
-    Args:
-        model: A :class:`ModelLevelMoE` of which every expert runs on every image.
+    model, of which every expert runs on every image: such as those of a pyramid level that none
+    reads.
     """
     probe = copy.deepcopy(model).train()
     device = next(model.parameters()).device

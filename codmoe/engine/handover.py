@@ -82,10 +82,6 @@ def check_assembly(runner, sources: Sources) -> dict[str, Any] | None:
     ``runner.cfg.assembly`` says how much they may lose (:func:`assembly_faults`). Every process
     takes part; nothing is trained, and no random state is changed.
 
-    Args:
-        runner: The Runner, its model loaded.
-        sources: Where its weights are from.
-
     Returns:
         What :func:`measure_experts` found in the assembled model; None where nothing is measured.
         ``<work_dir>/assembly.json`` keeps it beside what each expert was on its own checkpoint.
@@ -231,12 +227,8 @@ def _of_file(
 
 
 def own_model(cfg: Config, path: Path, names: Sequence[str]) -> ModelLevelMoE:
-    """The model that heads were trained in: backbone and heads of one file, as its config says.
-
-    Args:
-        cfg: The config that made the file.
-        path: Weights file.
-        names: The experts that are wanted.
+    """The model that heads were trained in: backbone and the named heads of one file, as the config
+    that made it says.
 
     Raises:
         ValueError: The weights do not fit that config.

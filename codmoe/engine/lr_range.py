@@ -82,14 +82,8 @@ class LRRangeHook(Hook):
 
 @dataclass(frozen=True)
 class RangeResult:
-    """Rates and losses of a test.
-
-    Args:
-        rates: Learning rates, rising.
-        losses: The loss under each.
-        smoothed: The losses, smoothed.
-        suggestion: The rate where the smoothed loss falls steepest; None where it falls no more
-            than it varies.
+    """The rising rates of a test, the loss under each, as it is and smoothed, and the rate where
+    the smoothed loss falls steepest: None where it falls no more than it varies.
     """
 
     rates: list[float]

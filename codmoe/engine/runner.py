@@ -341,10 +341,8 @@ class CODRunner(Runner):
             )
 
     def _tell_changes(self, text: Any) -> None:
-        """Warn of settings that are not those with which the checkpoint was trained.
-
-        Args:
-            text: The config in the checkpoint, as mmengine writes it; of others nothing is told.
+        """Warn of settings that are not those with which the checkpoint was trained. It holds its
+        config as mmengine writes it; of a text of another kind nothing is told.
         """
         try:
             before = settings_of(read_literals(text, "the checkpoint"))

@@ -63,12 +63,8 @@ def result_table(
     """The rows of :func:`result_rows` with the conventions below them.
 
     Of several sources on one data set the best of each column is bold; the oracle is not ranked,
-    since it reads the ground truth and would always win.
-
-    Args:
-        rows: The rows.
-        title: Above the table.
-        trained_on: Of each data set the images that the weights were trained on; a line says so.
+    since it reads the ground truth and would always win. ``trained_on`` tells how many images of
+    each data set the weights were trained on; a line says so.
 
     Raises:
         ValueError: There are no rows, or their columns differ.

@@ -52,21 +52,15 @@ def synchronise(device: torch.device) -> None:
 
 
 def side_by_side(
-    calls: Mapping[Name, Call], device: torch.device, *, repeats: int = 30, seed: int = 0
+    calls: Mapping[Name, Call], device: torch.device, *, repeats: int = 30
 ) -> dict[Name, Sample]:
-    """Times warmed-up calls.
+    """Times warmed-up calls on a device, by any name.
 
-    Every round runs each call once, in an order drawn anew: a clock that drifts, or another
-    process, touches all alike.
-
-    Args:
-        calls: What to run, by any name.
-        device: Where it runs.
-        repeats: Rounds.
-        seed: Of the order.
+    Every one of ``repeats`` rounds runs each call once, in an order drawn anew: a clock that
+    drifts, or another process, touches all alike.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in calls}
-    order, draw = list(calls), random.Random(seed)
+    order, draw = list(calls), random.Random(0)
     for _ in range(repeats):
         draw.shuffle(order)
         for name in order:

@@ -190,13 +190,7 @@ def _row(title: str, choice: Choice, whole: dict[str, float]) -> str:
 
 
 def build(infer: Inferencer, folder: Path, name: str) -> gr.Blocks:
-    """The page.
-
-    Args:
-        infer: Has the model.
-        folder: Takes the examples and what is downloaded.
-        name: Of the model.
-    """
+    """The page of a model called ``name``; ``folder`` takes the examples and what is downloaded."""
 
     def look(data: Any, threshold: float) -> list[Any]:
         path = uploaded(data, folder)

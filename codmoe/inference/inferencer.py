@@ -253,11 +253,8 @@ class Inferencer:
         return f"{total:08x}"
 
     def maps(self, images: list[np.ndarray], *, experts: bool = False) -> list[CODDataSample]:
-        """Data samples of RGB images with ``pred_prob`` at their size on the host, and ``routing``.
-
-        Args:
-            images: (H, W, 3) uint8 each.
-            experts: Also ``expert_probs``.
+        """Data samples of RGB images (H, W, 3) uint8 with ``pred_prob`` at their size on the host,
+        ``routing``, and with ``experts`` also ``expert_probs``.
         """
         return self._predicted(
             [(to_input(i, self.input_size), i.shape[:2]) for i in images], experts

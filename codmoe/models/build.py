@@ -169,14 +169,8 @@ def build_router(
     in_channels: Sequence[int],
     newcomers: Sequence[str] = (),
 ) -> Router:
-    """The router; by default one that reads the image, or none to speak of for one expert.
-
-    Args:
-        router: Its config; with ``newcomers`` that of the mixture that grew.
-        names: All experts.
-        top_k: Experts per image.
-        in_channels: Channels of the pyramid.
-        newcomers: Experts that joined a trained mixture, in the order in which they came.
+    """The router; by default one that reads the image, or none to speak of for one expert. With
+    ``newcomers``, in the order in which they joined, ``router`` is that of the mixture that grew.
 
     Raises:
         ValueError: A newcomer is none of the experts, is named twice, or joined no other, or

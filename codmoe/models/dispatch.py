@@ -129,12 +129,8 @@ class PyramidBank:
         return [self.get(scale, rows, expert.backbone) for scale in expert.input_scales]
 
     def get(self, scale: float, rows: Tensor | None, own: nn.Module | None = None) -> Pyramid:
-        """The pyramid at ``scale`` of the images ``rows`` (M,), or of all of them for None.
-
-        Args:
-            scale: Image scale.
-            rows: Row numbers.
-            own: An expert's last blocks, in place of the backbone's.
+        """The pyramid at ``scale`` of the images ``rows`` (M,), or of all of them for None, by the
+        backbone's last blocks or an expert's ``own``.
         """
         if own is not None:
             made = self.passes.own(own, self.begun(scale, rows))

@@ -50,13 +50,8 @@ class HistogramMeasures:
     table: np.ndarray
 
     def finish(self, index: int, levels: Tensor, truth: GroundTruth) -> dict[str, Any]:
-        """Measures of one map.
-
-        Args:
-            index: Which.
-            levels: Its 8-bit values on their canvas, uint8; read only where numpy's rounding
-                decides.
-            truth: Its ground truth.
+        """Measures of one map, whose 8-bit values ``levels``, uint8 on their canvas, are read only
+        where numpy's rounding decides.
         """
         row = self.table[index]
         adaptive, tie, objects = row[:8].reshape(2, 4), int(row[8]), row[9]
@@ -268,13 +263,8 @@ def f_measure(precision: Tensor, recall: Tensor, beta2: float = F_BETA2) -> Tens
 
 
 def e_measure(tp: Tensor, fp: Tensor, area: Tensor, size: Tensor) -> Tensor:
-    """Enhanced-alignment measure of a binary map; Fan et al., IJCAI 2018.
-
-    Args:
-        tp: Object pixels in the map.
-        fp: Background pixels in the map.
-        area: Object pixels.
-        size: All pixels.
+    """Enhanced-alignment measure of a binary map; Fan et al., IJCAI 2018. Its counts are those of
+    :func:`threshold_curves`.
     """
     chosen = tp + fp
     map_mean, truth_mean = chosen / size, area / size

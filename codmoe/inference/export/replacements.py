@@ -156,11 +156,8 @@ OTHER_FORMS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def for_onnx(model: ModelLevelMoE, size: tuple[int, int]) -> ModelLevelMoE:
-    """A copy on the CPU, in evaluation mode, whose parts have their other forms.
-
-    Args:
-        model: Stays as it is.
-        size: Height and width of the images.
+    """A copy on the CPU, in evaluation mode, whose parts have their other forms for images of this
+    height and width.
     """
     model = copy.deepcopy(model).cpu().float().eval()
     for part in model.modules():
