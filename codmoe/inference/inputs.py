@@ -31,6 +31,8 @@ from codmoe.messages import listed, note, printable
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 CAMERA = re.compile(r"camera:(\d+)$")
+RECORD = ".codmoe-predict"
+"""Folder in that of the outputs that says what was made how; with it a run goes on."""
 BYTES_A_PIXEL = 32
 """Host memory that an image takes while it is predicted in tiles."""
 Picture = str | Path | np.ndarray | Image.Image
@@ -163,7 +165,8 @@ def collect(inputs: Any, *, out_dir: Path | None = None, say: bool = True) -> li
     """Everything that :class:`Inferencer` is given, folders with all that is below them.
 
     In a folder come its images in the order of their names, then its sub-folders; links to folders
-    are not followed, and ``out_dir`` is left out. Videos are taken where they are named.
+    are not followed, and ``out_dir`` and the outputs of earlier predictions are left out. Videos
+    are taken where they are named.
 
     Args:
         inputs: See :class:`Inferencer`; a list that this function returned is taken as it is.
@@ -178,28 +181,36 @@ def collect(inputs: Any, *, out_dir: Path | None = None, say: bool = True) -> li
         inputs = [inputs]
     items: list[Item] = []
     skipped: list[str] = []
+    made: list[str] = []
     for index, given in enumerate(inputs):
         folder = Path(given).expanduser() if isinstance(given, (str, Path)) else None
         if folder is None or not folder.is_dir():
             items.append(given if isinstance(given, Item) else _item(given, index))
             continue
-        found, others = _walk(folder, out_dir)
+        found, others, outputs = _walk(folder, out_dir)
+        made += outputs
         if not found:
             held = f"it has {listed(others)}" if others else "it is empty"
+            held = f"it has outputs of predictions: {listed(outputs)}" if outputs else held
             raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_EXTENSIONS)}); {held}")
         items += found
         skipped += others
     if skipped and say:
         named = printable(listed(skipped))
         note(f"{len(skipped):,} skipped, since they are no image files: {named}")
+    if made and say:
+        note(
+            f"left out, since they hold outputs of predictions: {printable(listed(made))}; name "
+            "such a folder itself to predict on what is in it"
+        )
     if not items:
         raise ValueError("inputs is empty; give a file, a folder, or a list of files or arrays")
     return items
 
 
-def _walk(folder: Path, out_dir: Path | None) -> tuple[list[Item], list[str]]:
-    """Images below a folder, and the names of what else is there."""
-    found, others = [], []
+def _walk(folder: Path, out_dir: Path | None) -> tuple[list[Item], list[str], list[str]]:
+    """Images below a folder, the names of what else is there, and sub-folders of outputs."""
+    found, others, outputs = [], [], []
     root, avoided = os.fspath(folder), out_dir and os.path.realpath(out_dir)
     if avoided == os.path.realpath(root):
         raise ValueError(
@@ -219,6 +230,9 @@ def _walk(folder: Path, out_dir: Path | None) -> tuple[list[Item], list[str]]:
             if not LITTER.match(d)
             and not (avoided and os.path.realpath(os.path.join(place, d)) == avoided)
         )
+        earlier = [d for d in folders if os.path.isdir(os.path.join(place, d, RECORD))]
+        outputs += [os.path.join(place, d) for d in earlier]
+        folders[:] = [d for d in folders if d not in earlier]
         for file in sorted(files):
             stem, suffix = os.path.splitext(file)
             if LITTER.match(file):
@@ -228,7 +242,7 @@ def _walk(folder: Path, out_dir: Path | None) -> tuple[list[Item], list[str]]:
                 found.append(Item(Path(place, file), name))
             else:
                 others.append(file)
-    return found, sorted(others)
+    return found, sorted(others), outputs
 
 
 def _item(given: Any, index: int) -> Item:

@@ -19,7 +19,7 @@ import numpy as np
 
 from codmoe.datasets.reading import upright, write_map
 from codmoe.files import holding, replacing, save_text, sweep
-from codmoe.inference.inputs import Item, Video, check_readable
+from codmoe.inference.inputs import RECORD, Item, Video, check_readable
 from codmoe.inference.prediction import Prediction
 from codmoe.messages import listed, suggest
 
@@ -37,8 +37,6 @@ PICTURES: dict[str, tuple[str, Callable[[Prediction], np.ndarray]]] = {
 GREY = ("mask", "probability")
 """Kinds that are written without loss as video too."""
 TABLES = (".csv", ".json", ".jsonl")
-RECORD = ".codmoe-predict"
-"""Folder in that of the outputs that says what was made how; with it a run goes on."""
 BOX = ("left", "top", "right", "bottom")
 
 

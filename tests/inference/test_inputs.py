@@ -37,6 +37,18 @@ def test_outputs_among_the_inputs_are_no_inputs(folder):
         collect(folder, out_dir=out / "..")
 
 
+def test_outputs_of_earlier_predictions_are_no_inputs(folder, inferencer, capsys):
+    for name, kinds in (("maps", ["probability"]), ("trip/seen", ["mask", "overlay"])):
+        list(inferencer.stream(folder / "b.png", out_dir=folder / name, save=kinds, resume=True))
+    capsys.readouterr()
+    assert names(collect(folder, out_dir=folder / "trip/seen")) == ["a", "b", "ü"]
+    told = capsys.readouterr().err
+    assert f"hold outputs of predictions: {folder / 'maps'}; name" in told
+    assert names(collect(folder / "maps")) == ["b"]  # as it is named
+    with pytest.raises(ValueError, match="holds no images .* it has outputs of predictions: "):
+        collect(folder / "trip")
+
+
 def test_pil_images_of_16_bits_are_what_their_file_is(tmp_path):
     greys = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1360
     for mode, values in (("I;16", greys), ("I;16", greys // 400), ("I", greys.astype(np.int32))):
