@@ -25,7 +25,7 @@ from codmoe.console import TextTable
 from codmoe.datasets.streams import drawn_from
 from codmoe.engine.checkpoints import load_parts, meta_of, read_weights, stored_config
 from codmoe.engine.ddp import bare_model
-from codmoe.engine.sources import Sources, load_sources
+from codmoe.engine.sources import Sources
 from codmoe.evaluation.diversity import diversity, pairwise
 from codmoe.evaluation.measures import THRESHOLD
 from codmoe.evaluation.routing_metric import source_ious
@@ -42,20 +42,6 @@ REFIT = {
     "one backbone": "configs/experts/refit_one_backbone.py",
     "soup": "configs/experts/refit_soup.py",
 }
-
-
-def hand_over(runner, sources: Sources) -> dict[str, Any] | None:
-    """Load the weights that a stage starts from into its Runner, and measure what that made.
-
-    Returns:
-        See :func:`check_assembly`.
-
-    Raises:
-        FileNotFoundError, ValueError: See :func:`load_sources` and :func:`check_assembly`.
-    """
-    for line in load_sources(bare_model(runner), sources):
-        runner.logger.info(line)
-    return check_assembly(runner, sources)
 
 
 def assembly_faults(cfg: Mapping[str, Any]) -> list[str]:

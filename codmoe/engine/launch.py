@@ -20,13 +20,13 @@ from codmoe.engine.auto_batch import settle_batch
 from codmoe.engine.checkpoints import newest_checkpoint
 from codmoe.engine.closing import closing_block
 from codmoe.engine.config import require_sections
-from codmoe.engine.ddp import every_expert_runs, init_cpu_process_group
-from codmoe.engine.handover import hand_over
+from codmoe.engine.ddp import bare_model, every_expert_runs, init_cpu_process_group
+from codmoe.engine.handover import check_assembly
 from codmoe.engine.hooks.frozen_features import settle_frozen_cache
 from codmoe.engine.hooks.training import InterruptionHook
 from codmoe.engine.optim import settle_amp, settle_fused
 from codmoe.engine.runner import CODRunner
-from codmoe.engine.sources import Sources, read_sources, require_files
+from codmoe.engine.sources import Sources, load_sources, read_sources, require_files
 from codmoe.files import LOCK, explained, holding, save_json, sweep
 from codmoe.interruption import going_on, interruption
 from codmoe.models.build import skip_pretrained
@@ -270,7 +270,9 @@ def _run(plan: LaunchPlan) -> CODRunner:
         f"{runner.world_size} process(es); precision: {plan.precision}"
     )
     if plan.sources is not None:
-        runner.experts_before = hand_over(runner, plan.sources)
+        for line in load_sources(bare_model(runner), plan.sources):
+            runner.logger.info(line)
+        runner.experts_before = check_assembly(runner, plan.sources)
     work_dir = Path(plan.cfg.work_dir)
     # Not before the Runner stands: only then is it known which process is the main one.
     if is_main_process() and not plan.resume:
