@@ -28,13 +28,8 @@ def words_of(seed: int, *place: int) -> np.ndarray:
 
 
 def seed_streams(seed: int, *place: int, model: nn.Module | None = None) -> None:
-    """Seeds Python, numpy and torch's CPU; with a model also its device and its own generators.
-
-    Args:
-        seed: Seed of the run.
-        place: Where in the run; see :func:`words_of`.
-        model: Its parts that draw from a ``torch.Generator`` keep it as ``generator``, its seed as
-            ``seed``.
+    """Seeds Python, numpy and torch's CPU for a place in the run; with a model also its device, and
+    each ``torch.Generator`` that a part of it keeps as ``generator``, with the part's ``seed``.
     """
     words = words_of(seed, *place)
     number = int.from_bytes(words[:2].tobytes(), "little")

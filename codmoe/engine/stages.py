@@ -226,11 +226,8 @@ def check_data(stages: Sequence[Stage]) -> list[dict[str, int]]:
 def work_of(cfg: Config, images: Mapping[str, int]) -> float:
     """About how much a stage computes, in forward passes of an image; a backward pass is two.
 
-    What a frozen cache holds costs a quarter of a pass: router, loss and loader.
-
-    Args:
-        cfg: The stage's config.
-        images: Of :func:`check_data`.
+    What a frozen cache holds costs a quarter of a pass: router, loss and loader. ``images`` are
+    those of :func:`check_data`.
     """
     epochs = cfg.train_cfg.get("max_epochs") or 1
     validations = epochs / (cfg.train_cfg.get("val_interval") or 1)

@@ -113,14 +113,11 @@ def image_attributes(image: np.ndarray | None, mask: np.ndarray) -> dict[str, fl
 
 
 def super_class(stem: str) -> str | None:
-    """COD10K's super-class in a file name, or None where the name has none.
+    """COD10K's super-class in a file name, with or without folder and suffix, or None.
 
     ``COD10K-CAM-1-Aquatic-13-Pipefish-1027`` is type, super-class's number and name, sub-class's
     number and name, image. The camouflaged images have five: Aquatic, Terrestrial, Flying,
     Amphibian, Other; the others (``COD10K-NonCAM-3-Flying-1515``) may lack the sub-class.
-
-    Args:
-        stem: File name, with or without folder and suffix.
     """
     found = _COD10K.match(re.split(r"[\\/]", stem)[-1])
     return found[1] if found else None

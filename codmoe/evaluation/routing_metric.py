@@ -49,13 +49,10 @@ def dense_weights(record: Mapping[str, Any]) -> Tensor:
 
 
 def first_choice(dense: Tensor) -> Tensor:
-    """The expert with the largest weight of each image as a one-hot row, (N, E).
+    """Weights over all experts (N, E) → the expert with the largest as a one-hot row, (N, E).
 
     Experts of equal weight share the choice (1/2 each for two), so that a uniform router does not
     look as if it always preferred the expert that happens to be first.
-
-    Args:
-        dense: Weights over all experts, (N, E).
     """
     top = (dense == dense.max(dim=1, keepdim=True).values).double()
     return top / top.sum(dim=1, keepdim=True)

@@ -283,12 +283,8 @@ def score_folders(
 
 
 def folder_name(folder: str | os.PathLike, but: Sequence[str] = ()) -> str:
-    """The last part of a path that says something: of ``CAMO/GT`` it is CAMO.
-
-    Args:
-        folder: The path.
-        but: Names of data sets, which are passed over: of ``SINet/COD10K`` it is SINet, also
-            where the set is called COD10K-v3.
+    """The last part of a path that says something: of ``CAMO/GT`` it is CAMO. Data sets named in
+    ``but`` are passed over: of ``SINet/COD10K`` it is SINet, also where the set is COD10K-v3.
     """
 
     def telling(part: str) -> bool:

@@ -51,12 +51,8 @@ def side_of(model: ModelLevelMoE, cfg: Mapping[str, Any] | None) -> int:
 def report(
     config: str | Path, size: int | None = None, json_file: str | Path | None = None
 ) -> dict:
-    """Builds a config's model without any weights, measures it, prints a table and writes JSON.
-
-    Args:
-        config: Path, or name of a shipped config.
-        size: Side of the image in pixels; by default that at which the config tests.
-        json_file: Where the figures go, too.
+    """Builds a config's model without any weights, measures it on an image of ``size`` pixels a
+    side, by default that at which the config tests, prints a table and writes JSON.
 
     Raises:
         FileNotFoundError: No such config.

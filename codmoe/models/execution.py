@@ -132,13 +132,8 @@ class ExpertTraining(nn.Module):
 def lessons_of(
     name: str, expert: Expert, index: Tensor | None, datasets: Sequence[str | None]
 ) -> list[int] | None:
-    """Which of its images an expert's own loss is of (``learns_from``); None for all.
-
-    Args:
-        name: Name of the expert.
-        expert: The expert.
-        index: Rows of the batch that it was given, None for all.
-        datasets: Name of each image's data set.
+    """Which of its images an expert's own loss is of (``learns_from``); None for all. ``index`` are
+    the rows of the batch that it was given, None for all.
 
     Raises:
         ValueError: It learns from some data sets alone, and the images say not which they are of.
@@ -268,12 +263,7 @@ def statistics_untouched(module: nn.Module) -> Iterator[None]:
 
 def checkpointed(function: Callable[..., Any], *args, module: nn.Module) -> Any:
     """``function(*args)`` without keeping its activations; they are computed again in the backward
-    pass, with the same random numbers.
-
-    Args:
-        function: Runs ``module``; may return anything that holds tensors.
-        *args: Passed on.
-        module: Whose batch-norm statistics the second computation must leave alone.
+    pass, with the same random numbers, and leave the batch-norm statistics of ``module`` alone.
     """
 
     def contexts():

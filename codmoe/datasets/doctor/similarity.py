@@ -22,10 +22,8 @@ _BLOCK = 2048
 
 
 def sketch(image: np.ndarray) -> np.ndarray:
-    """Edges of an image, (64, 64) uint8; colours, light and compression hardly change them.
-
-    Args:
-        image: (H, W, 3) uint8.
+    """Edges of an image (H, W, 3) uint8, (64, 64) uint8; colours, light and compression hardly
+    change them.
     """
     small = cv2.resize(image, (SKETCH, SKETCH), interpolation=cv2.INTER_AREA).astype(np.float32)
     edges = cv2.magnitude(*(cv2.Sobel(small, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1))))

@@ -49,13 +49,8 @@ def random_square(rng: np.random.Generator, photo: np.ndarray, size: int) -> np.
 
 
 def matched(patch: np.ndarray, under: np.ndarray, inside: np.ndarray, share: float) -> np.ndarray:
-    """The patch with mean and deviation of each channel as below it.
-
-    Args:
-        patch: Pixels of the object, (H, W, 3) float.
-        under: Pixels that it will cover, (H, W, 3) float.
-        inside: Where the object is, (H, W) bool.
-        share: Contrast of the result, as a share of the contrast below it.
+    """The patch (H, W, 3) with mean and deviation of each channel as in what it will cover; see
+    :func:`poisson_blend`. ``share`` is the contrast of the result over that below it.
     """
     own, other = patch[inside], under[inside]
     scale = share * other.std(0) / np.maximum(own.std(0), 1.0)

@@ -146,15 +146,8 @@ def silhouette(
 
 
 def blade(rng: np.random.Generator, size: int, through: tuple[float, float]) -> np.ndarray:
-    """A long, slightly bent blade of grass or twig from one border to another.
-
-    Args:
-        rng: Where the randomness comes from.
-        size: Side of the image in pixels.
-        through: A point (x, y) that it covers, in pixels.
-
-    Returns:
-        Depth below its outline in pixels, positive inside, (size, size).
+    """As :func:`silhouette`, a long, slightly bent blade of grass or twig from one border to
+    another, which covers the point ``through`` (x, y).
     """
     angle, bend = uniform(rng, 0, 2 * np.pi), uniform(rng, -0.4, 0.4)
     half = uniform(rng, 0.008, 0.022) * size

@@ -136,11 +136,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
 
 def check_weights(runner, iteration: int) -> None:
-    """Stops a training whose weights hold NaN or infinity.
-
-    Args:
-        runner: The Runner; of an EMAHook the averaged weights count, too.
-        iteration: Steps that were made.
+    """Stops a training whose weights, or those that an EMAHook averages, hold NaN or infinity after
+    so many steps.
 
     Raises:
         ValueError: The weights are not finite; says since which step, as losses and gradients tell.

@@ -33,12 +33,8 @@ def canvas_arrays(
 
 
 def boundary_counts(binary: Tensor, codes: Tensor, truths: Sequence[GroundTruth]) -> Tensor:
-    """Pixels common to the boundary bands of map and truth, and pixels in either, (N, 2) float64.
-
-    Args:
-        binary: The maps' masks, (N, H, W) bool.
-        codes: ``GroundTruth.codes`` on the canvas.
-        truths: Where the width of each band stands.
+    """Pixels common to the boundary bands of map and truth, and pixels in either, (N, 2) float64,
+    of masks (N, H, W) bool and ``GroundTruth.codes`` on their canvas.
     """
     band = binary & ~_eroded(binary, [truth.boundary_width for truth in truths])
     truth = (codes & BOUNDARY).bool()

@@ -24,10 +24,8 @@ class FPNExpert(Expert):
     summed; a 3×3 and a 1×1.
 
     Args:
-        in_channels: See :class:`Expert`.
         channels: Width. 256 gives 5.0 M parameters on PVT-v2-B2, 128 gives 1.3 M.
         fuse: ``"concat"`` or ``"sum"`` of the four levels.
-        input_scale: See :class:`Expert`.
     """
 
     def __init__(

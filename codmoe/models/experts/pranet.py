@@ -54,12 +54,10 @@ class PraNetExpert(Expert):
     """A parallel partial decoder gives a global map; reverse attention refines it level by level.
 
     Args:
-        in_channels: See :class:`Expert`.
         channels: Width of the partial decoder. 128 gives 14.9 M parameters on PVT-v2-B2; the
             paper's is 32.
         deep_channels: Width of reverse attention at stride 32, 256 in the paper.
         shallow_channels: Width of reverse attention at strides 16, 8 and 4, 64 in the paper.
-        input_scale: See :class:`Expert`.
         residual_norm: Whether batch norm ends each residual, as in the paper. False, a deviation,
             makes it a plain convolution: the scale of a normalised map of one channel is one
             number, which hardly moves in a short training.

@@ -93,10 +93,8 @@ class SINetExpert(Expert):
     """Search with a neighbour-connection decoder, identify by group reversal from deep to shallow.
 
     Args:
-        in_channels: See :class:`Expert`.
         channels: Width, a multiple of 8. 144 gives 14.4 M parameters on PVT-v2-B2; the paper's is
             32.
-        input_scale: See :class:`Expert`.
         output_stride: 8 as in the paper; 4, a deviation, identifies once more, on f1 beside the
             features of f2, at a quarter of the width.
     """

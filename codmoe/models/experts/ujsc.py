@@ -140,7 +140,6 @@ class UJSCExpert(Expert):
     is not computed by itself, for nothing in the mixture reads it.
 
     Args:
-        in_channels: See :class:`Expert`.
         channels: Width. 128, or 96 with ``dense``, gives 15 M parameters on PVT-v2-B2 and is the
             default; the paper's is 32.
         confidence_channels: Width of the discriminator.

@@ -116,7 +116,6 @@ class ZoomNetExpert(Expert):
     images only.
 
     Args:
-        in_channels: See :class:`Expert`.
         channels: Width. 128 gives 15.4 M parameters on PVT-v2-B2; the paper's is 64.
         groups: Groups of the hierarchical mixed units.
         ual_weight: Final weight of the uncertainty-awareness loss.

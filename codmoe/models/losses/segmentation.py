@@ -15,11 +15,8 @@ from codmoe.registry import MODELS
 
 
 def boundary_weight(target: Tensor, kernel: int = 31) -> Tensor:
-    """1 + 5·|avgpool(GT) − GT|: pixels that differ from their surroundings count up to six times.
-
-    Args:
-        target: Ground truth in {0, 1}, (N, 1, H, W).
-        kernel: Side of the averaging window in pixels, odd.
+    """1 + 5·|avgpool(GT) − GT| of a ground truth (N, 1, H, W) in {0, 1}, over windows of ``kernel``
+    pixels, odd: pixels that differ from their surroundings count up to six times.
     """
     # A box filter is separable: 62 reads a pixel instead of 961.
     mean = F.avg_pool2d(target, (kernel, 1), stride=1, padding=(kernel // 2, 0))
@@ -103,14 +100,8 @@ class StructureLoss(nn.Module):
         return self.of_maps([logits], target)[0]
 
     def of_maps(self, maps: Sequence[Tensor], target: Tensor) -> list[Tensor]:
-        """The loss of each of several maps of the same images, in one pass over all of them.
-
-        Args:
-            maps: Logits, each (N, 1, h_i, w_i).
-            target: Ground truth in {0, 1}, (N, 1, H, W).
-
-        Returns:
-            One scalar a map.
+        """The loss of each of several maps of the same images, in one pass over all of them; see
+        :meth:`forward`.
         """
         judged = self.judge(list(maps), target, shared_boundary_weight(target, self.kernel))
         return list((self.weight * judged).unbind())
@@ -176,11 +167,8 @@ class UncertaintyAwareLoss(nn.Module):
 
 
 def iou_per_image(logits: Tensor, target: Tensor) -> Tensor:
-    """Hard IoU at probability 0.5 of each image, without gradient, (N,); both empty counts as 1.
-
-    Args:
-        logits: (N, 1, H, W).
-        target: Ground truth in {0, 1}, (N, 1, H, W).
+    """Hard IoU at probability 0.5 of logits and ground truth (N, 1, ·, ·) for each image, without
+    gradient, (N,); both empty counts as 1.
     """
     with torch.no_grad():
         predicted, truth = resize_to(logits, target) > 0, target > 0.5

@@ -295,9 +295,6 @@ class EvidenceRouter(Router):
     about.
 
     Args:
-        in_channels: See :class:`Router`.
-        expert_names: See :class:`Router`.
-        top_k: See :class:`Router`.
         width: Features per branch. 344 gives 8.0 M parameters on PVT-v2-B2 with four experts.
         branches: ``{"texture": False}`` leaves that branch's features out, for an ablation.
         noise: Standard deviation of the noise on the logits in training.

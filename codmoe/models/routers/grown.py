@@ -28,8 +28,6 @@ class GrownRouter(Router):
     Args:
         old: The router of the mixture that grew.
         evidence: That of the newcomer, whose one expert it is.
-        expert_names: See :class:`Router`.
-        top_k: See :class:`Router`.
     """
 
     def __init__(
