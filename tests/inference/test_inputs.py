@@ -45,7 +45,7 @@ def test_outputs_of_earlier_predictions_are_no_inputs(folder, inferencer, capsys
     told = capsys.readouterr().err
     assert f"hold outputs of predictions: {folder / 'maps'}; name" in told
     assert names(collect(folder / "maps")) == ["b"]  # as it is named
-    with pytest.raises(ValueError, match="holds no images .* it has outputs of predictions: "):
+    with pytest.raises(ValueError, match=r"holds no images .* it has outputs of predictions: "):
         collect(folder / "trip")
 
 
