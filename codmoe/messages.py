@@ -95,7 +95,7 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
 
 
 def beside(path: Path, ending: str = "") -> list[str]:
-    """Of a path that is not there the one in its folder whose name is the most like its own and has
+    """The path in the folder of one that is not there whose name is the most like its own and has
     this ending; empty if none is.
     """
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

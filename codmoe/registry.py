@@ -45,8 +45,8 @@ def argument_faults(cls: Callable, given: Mapping[str, Any]) -> list[str]:
 def value_faults(
     given: Mapping[str, Any], accepted: Mapping[str, Any], name: str = "it"
 ) -> list[str]:
-    """Keys of a config section that ``name`` does not take, which ``accepted`` tells with their
-    types, and values of the wrong type.
+    """Faults of a section whose keys ``name`` takes: of those that are not ``accepted``, and of
+    values that are not of the type given there.
     """
     faults = []
     for key, value in given.items():

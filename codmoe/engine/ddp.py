@@ -104,8 +104,8 @@ def every_expert_runs(model: Mapping[str, Any]) -> bool:
 
 def idle_parameters(model: ModelLevelMoE) -> list[str]:
     """Names of the trained parameters that get no gradient in a training step of a copy of the
-    model, of which every expert runs on every image: such as those of a pyramid level that none
-    reads.
+    model, such as those of a pyramid level that no expert reads. Every expert of the model is to
+    run on every image.
     """
     probe = copy.deepcopy(model).train()
     device = next(model.parameters()).device

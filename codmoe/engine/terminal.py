@@ -17,8 +17,8 @@ WIDTH = 140
 
 
 def settle_terminal(logger: MMLogger | None = None) -> None:
-    """Has the handler for the terminal of a Runner's logger, or of the one of what is said before
-    there is a Runner, show what is meant for people, in their colours.
+    """Has a logger's handler for the terminal show what is meant for people, in their colours; by
+    default that of the logger for what is said before there is a Runner.
     """
     for handler in (logger or MMLogger.get_current_instance()).handlers:
         if type(handler) is logging.StreamHandler:
