@@ -37,6 +37,12 @@ def note(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def warn(text: str) -> None:
+    """Says on standard error what may make a result another than it seems, with ``--quiet`` too."""
+    if speaks():
+        print(f"warning: {text}", file=sys.stderr)
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """What ``--quiet`` means: standard output goes nowhere, that of child processes included."""

@@ -32,6 +32,7 @@ from codmoe.evaluation.intervals import paired_intervals
 from codmoe.evaluation.tables import result_rows, result_table
 from codmoe.files import LOCK, holding, save_json, save_text, sweep
 from codmoe.interruption import COMMAND, PARENT, going_on, interruption
+from codmoe.messages import warn
 from codmoe.registry import DATASETS
 from codmoe.shipped import config_root
 from codmoe.visualization.report import write_report
@@ -380,7 +381,7 @@ def _write_report(folder: Path) -> None:
         print(f"report: {write_report(folder)}")
     except Exception as error:
         again = f"codmoe report {shlex.quote(str(folder))}"
-        print(f"no report ({type(error).__name__}: {error}); once mended: {again}")
+        warn(f"no report ({type(error).__name__}: {error}); once mended: {again}")
 
 
 def _lead(dataset: str, rows: Mapping[str, Any]) -> str:

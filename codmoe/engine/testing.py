@@ -44,6 +44,7 @@ from codmoe.evaluation.cost import measure_cost
 from codmoe.evaluation.routing_metric import RoutingMetric
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
 from codmoe.files import replacing, save_json, save_text
+from codmoe.messages import warn
 from codmoe.models.build import skip_pretrained
 from codmoe.models.tta import AugmentedMoE
 from codmoe.registry import HOOKS
@@ -152,7 +153,7 @@ def test(
         try:
             payload["cost"] = _cost(runner, payload["routing_weights"])
         except Exception as error:  # nor to its cost
-            print(f"no cost ({type(error).__name__}: {error})")
+            warn(f"no cost ({type(error).__name__}: {error})")
     save_json(path, payload)
     save_text(path.with_suffix(".md"), shown.markdown())
     if by_attribute:

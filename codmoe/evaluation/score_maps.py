@@ -37,7 +37,7 @@ from codmoe.evaluation.measures import (
 from codmoe.evaluation.tables import result_rows, result_table
 from codmoe.files import save_json
 from codmoe.machine import available_cores, check_device
-from codmoe.messages import listed
+from codmoe.messages import listed, note, warn
 
 BATCH = 8
 # The test folder of COD10K-v3 holds masks of images without camouflaged object too.
@@ -54,7 +54,7 @@ class MapPair(NamedTuple):
     mask: Path
 
 
-def match_maps(pred: Path, gt: Path) -> list[MapPair]:
+def match_maps(pred: Path, gt: Path, *, say: bool = True) -> list[MapPair]:
     """Maps and masks of equal stem, sorted by stem; maps without mask are reported and left out,
     and so are masks of a set without any map that lie in one folder with another's.
 
@@ -67,18 +67,19 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
     masks = files_by_stem(gt, "--gt")
     if not masks:
         raise ValueError(f"--gt: no image files in {gt}; give the folder of the masks themselves")
-    if unread := nested_words(gt, pred):
-        print(unread)
+    if say and (unread := nested_words(gt, pred)):
+        warn(unread)
+    told: list[str] = []
     missing = sorted(masks.keys() - maps.keys())
     others = [stem for stem in missing if stem.startswith(NOT_CAMOUFLAGED)]
     if others and not any(stem.startswith(NOT_CAMOUFLAGED) for stem in maps):
-        print(f"{gt}: {len(others):,} masks {NOT_CAMOUFLAGED}* left out, as the protocol of COD10K")
+        told.append(f"{len(others):,} masks {NOT_CAMOUFLAGED}* left out, as the protocol of COD10K")
         masks = {stem: path for stem, path in masks.items() if stem not in others}
         missing = [stem for stem in missing if stem in masks]
     for part in sharing(gt) if missing else ():
         stems = {stem_of(path) for path in image_files(part.folders.image)}
         if stems.isdisjoint(maps):
-            print(f"{gt}: {len(stems & masks.keys()):,} masks of {part.folders.image} left out")
+            told.append(f"{len(stems & masks.keys()):,} masks of {part.folders.image} left out")
             masks = {stem: path for stem, path in masks.items() if stem not in stems}
             missing = [stem for stem in missing if stem in masks]
     if missing:
@@ -89,8 +90,10 @@ def match_maps(pred: Path, gt: Path) -> list[MapPair]:
             f"{listed(missing, show=repr)}; maps are matched to masks by stem, every mask needs "
             f"one, and the folder holds {held}" + (unread and f"; {unread}")
         )
-    if extra := len(maps.keys() - masks.keys()):
-        print(f"{pred}: {extra:,} of {len(maps):,} maps have no mask in {gt} and are left out")
+    for text in told if say else ():
+        print(f"{gt}: {text}")
+    if say and (extra := len(maps.keys() - masks.keys())):
+        warn(f"{pred}: {extra:,} of {len(maps):,} maps have no mask in {gt} and are left out")
     return [MapPair(stem, maps[stem], masks[stem]) for stem in sorted(masks)]
 
 
@@ -189,17 +192,17 @@ def score_maps(
     dark, even, inverted, resized, peculiar = zip(
         *(image.pop("odd") for image in measured), strict=True
     )
-    for odd, what in (
-        (dark, "hold no value above one half, so that nothing is object in IoU and Dice: {0, 1} in "
-         "8 bits, or 0 to 255 or to 4095 in 16, are to be saved as 0 to 255 in 8 bits"),
-        (even, "have one value everywhere that is not 0"),
-        (inverted if 2 * sum(inverted) > len(pairs) else (),
+    for odd, say, what in (
+        (dark, warn, "hold no value above one half, so that nothing is object in IoU and Dice: "
+         "{0, 1} in 8 bits, or 0 to 255 or to 4095 in 16, are to be saved as 0 to 255 in 8 bits"),
+        (even, warn, "have one value everywhere that is not 0"),
+        (inverted if 2 * sum(inverted) > len(pairs) else (), warn,
          "are darker on the object than elsewhere, as if inverted"),
-        (resized, "were brought to their masks' size"),
+        (resized, note if resize else warn, "were brought to their masks' size"),
     ):  # fmt: skip
         if files := [pair.map.name for pair, is_odd in zip(pairs, odd, strict=False) if is_odd]:
-            print(f"{pred}: {len(files):,} of {len(pairs):,} maps {what}: {listed(files)}")
-    name_peculiar(str(gt), [pair.mask for pair in pairs], peculiar, print)
+            say(f"{pred}: {len(files):,} of {len(pairs):,} maps {what}: {listed(files)}")
+    name_peculiar(str(gt), [pair.mask for pair in pairs], peculiar, warn)
     row: dict[str, Any] = aggregate(measured)
     scalars = map(image_scalars, measured)
     row["images"] = {pair.stem: s for pair, s in zip(pairs, scalars, strict=True)}
@@ -263,7 +266,7 @@ def score_folders(
         raise ValueError(f"data sets {names} share a name; name each with --datasets")
     method = method or _method_name(preds, names)
     for pred, gt in zip(preds, gts, strict=True):
-        match_maps(Path(pred), Path(gt))  # all of them before the first is measured
+        match_maps(Path(pred), Path(gt), say=False)  # all, before the first is measured
     seen: list[str | None] = list(images) if images else [None] * len(gts)
     each = zip(preds, gts, seen, strict=True)
     rows = [score_maps(pred, gt, images=folder, **options) for pred, gt, folder in each]

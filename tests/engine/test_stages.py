@@ -100,10 +100,10 @@ def test_three_stages_and_one_table(configs, commands, tmp_path, capsys):
         patch.setattr(stages, "write_report", fail)
         assert run_stages(configs, work_dir=str(work))["table"]["Synthetic"] == rows
     assert commands == TESTED
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert out.count("finished earlier") == 3
     again = f"codmoe report {work}"
-    assert f"no report (ZeroDivisionError: oops); once mended: {again}" in out
+    assert f"no report (ZeroDivisionError: oops); once mended: {again}" in err
     assert len(list(work.glob("table*.json"))) == 2 and (work / "report.html").read_text() == page
     assert plan(configs, work, [])[0].is_finished()
     assert not plan(configs, work, ["train_cfg.max_epochs=7"])[0].is_finished()

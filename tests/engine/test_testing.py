@@ -245,7 +245,9 @@ def test_pictures_and_cost_of_the_images_that_were_scored(tmp_path, monkeypatch,
     again = run_test(
         prepared(config, tmp_path / "again"), weights, pictures=str(out / "more"), cost=True
     )
-    assert "no cost (OSError: disk full)" in capsys.readouterr().out and "cost" not in again
+    assert (
+        "warning: no cost (OSError: disk full)" in capsys.readouterr().err and "cost" not in again
+    )
     assert again["table"].keys() == payload["table"].keys()
     assert not (out / "more").exists() or not list((out / "more").iterdir())
     assert "no more pictures" in log_of(tmp_path / "again") and "disk full" in log_of(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from codmoe.evaluation.measures import aggregate, batch_measures
 from codmoe.evaluation.score_maps import folder_name, read_map, score_folders, score_maps
+from codmoe.messages import quietly
 
 SIZES = [(30, 40), (41, 25), (33, 33)]
 
@@ -132,14 +133,14 @@ def test_a_map_read_as_nearly_black_is_named(folders, capsys, darken):
     Image.fromarray(darken(np.asarray(Image.open(path)))).save(path)
     row = score_maps(maps, masks)
     assert row["images"]["img1"]["IoU"] == 0 and row["images"]["img0"]["IoU"] > 0.5
-    assert "1 of 3 maps hold no value above one half" in (said := capsys.readouterr().out)
+    assert "1 of 3 maps hold no value above one half" in (said := capsys.readouterr().err)
     assert said.strip().endswith("img1.png")
     Image.fromarray(np.zeros(SIZES[1], np.uint8)).save(path)  # a method may find nothing
     score_maps(maps, masks)
-    assert not capsys.readouterr().out.strip()
+    assert not capsys.readouterr().err.strip()
     Image.fromarray(np.full(SIZES[1], 200, np.uint8)).save(path)
     score_maps(maps, masks)
-    assert "1 of 3 maps have one value everywhere" in capsys.readouterr().out
+    assert "1 of 3 maps have one value everywhere" in capsys.readouterr().err
 
 
 def test_maps_that_are_inverted_are_named(folders, capsys):
@@ -147,7 +148,7 @@ def test_maps_that_are_inverted_are_named(folders, capsys):
     for path in maps.iterdir():
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     score_maps(maps, masks)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "3 of 3 maps are darker on the object than elsewhere, as if inverted: img0.png" in said
 
 
@@ -157,7 +158,7 @@ def test_masks_without_object_are_named_and_not_all_of_them(folders, capsys):
         Image.fromarray(np.zeros(size, np.uint8)).save(masks / f"img{number}.png")
         if number == 0:
             score_maps(maps, masks)
-            assert "1 of 3 masks: no pixel is object (img0.png)" in capsys.readouterr().out
+            assert "1 of 3 masks: no pixel is object (img0.png)" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"3 of 3 masks: no pixel is object \(img0\.png, img1"):
         score_maps(maps, masks)
 
@@ -179,7 +180,11 @@ def test_a_map_without_mask_is_reported(folders, capsys):
     maps, masks, _ = folders
     (masks / "img1.png").unlink()
     assert score_maps(maps, masks)["n"] == 2
-    assert "1 of 3 maps have no mask" in capsys.readouterr().out
+    assert "1 of 3 maps have no mask" in capsys.readouterr().err
+    # Once by the command, which looks at all folders first, and with --quiet as well.
+    with quietly():
+        score_folders([str(maps)], [str(masks)])
+    assert capsys.readouterr().err.count("warning: ") == 1
 
 
 def test_masks_and_maps_in_sub_folders_are_told(folders, capsys):
@@ -188,7 +193,7 @@ def test_masks_and_maps_in_sub_folders_are_told(folders, capsys):
     (masks / "more").mkdir()
     (masks / "img1.png").rename(masks / "more" / "img1.png")
     assert score_maps(maps, masks)["n"] == 2
-    assert f"1 image files below {masks} are not read" in capsys.readouterr().out
+    assert f"1 image files below {masks} are not read" in capsys.readouterr().err
     (maps / "predicted").mkdir()
     (maps / "img0.png").rename(maps / "predicted" / "img0.png")
     with pytest.raises(ValueError, match=r"'img0'.*; 1 image files below .*\(predicted\)"):
@@ -203,7 +208,7 @@ def test_maps_of_another_size(folders, capsys):
         score_maps(maps, masks)
     row = score_maps(maps, masks, resize=True)
     assert row["resized"] == 1 and row["n"] == 3 and row["images"]["img0"]["IoU"] > 0.5
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "1 of 3 maps were brought to their masks' size: img0.png" in said
     cv2.imwrite(str(maps / "img0.png"), np.zeros((31, 39), np.uint8))  # as of NC4K's masks
     assert score_maps(maps, masks)["resized"] == 1
