@@ -295,7 +295,8 @@ def compare(
     absent = [dataset for dataset in datasets if dataset not in reference.rows]
     if absent and len(methods) > 1:
         caveats.append(
-            f"no differences on {', '.join(absent)}: {reference.name} has no result there"
+            f"no differences on {', '.join(absent)}: {reference.name} has no result there (sets "
+            "are matched by name; codmoe eval --datasets gives them one)"
         )
     pairs = [(m, d) for d in datasets for m in methods if d in m.rows]
     curves: dict[str, dict] = {}
@@ -607,7 +608,10 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
 
 
 def print_comparison(comparison: Comparison, *, console: Console | None = None) -> None:
-    """Prints the table and the differences."""
+    """Prints the table and the differences, or why there are none."""
     comparison_table(comparison).print(console)
     if comparison.differences:
         difference_table(comparison).print(console)
+        return
+    for caveat in comparison.caveats:
+        (console or Console()).print(printable(caveat), markup=False, highlight=False)
