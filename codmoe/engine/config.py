@@ -33,7 +33,7 @@ from codmoe.models.experts.base import Expert
 from codmoe.models.routers.base import Router
 from codmoe.models.tta import AugmentedMoE, check_scales
 from codmoe.registry import accepted_arguments, argument_faults, value_faults
-from codmoe.shipped import config_root, find_config
+from codmoe.shipped import config_root, find_config, list_configs
 from codmoe.trust import import_custom
 
 # What mmengine's Runner takes, and what it looks up in the config by itself.
@@ -321,6 +321,7 @@ def config_faults(cfg: Mapping[str, Any]) -> list[str]:
     for path, section, kinds in _typed_sections(cfg):
         faults += [f"{path}: {fault}" for fault in _section_faults(section, kinds)]
     faults += whole_model_faults(cfg.get("model")) + _lesson_faults(cfg)
+    faults += _name_faults(cfg)
     faults += _source_faults(cfg) + tta_faults(cfg)
     return faults + _loop_faults(cfg) + speed_faults(cfg) + amp_faults(cfg) + assembly_faults(cfg)
 
@@ -403,6 +404,26 @@ def _lesson_faults(cfg: Mapping[str, Any]) -> list[str]:
         if isinstance(expert, Mapping)
         for wanted in expert.get("learns_from") or ()
         if wanted not in known
+    ]
+
+
+def _name_faults(cfg: Mapping[str, Any]) -> list[str]:
+    """Weights that would bear the name of another's: ``experts/sinet`` with an expert put in
+    SINet's place, after which a later stage would take its weights for SINet's.
+    """
+    best = (cfg.get("default_hooks") or {}).get("best")
+    experts = (cfg.get("model") or {}).get("experts")
+    name = best.get("name") if isinstance(best, Mapping) else None
+    if not isinstance(name, str) or not isinstance(experts, Mapping):
+        return []
+    there = [key for key, expert in experts.items() if expert is not None]
+    taken = name.removeprefix("expert_")
+    if name == taken or taken in there or f"experts/{taken}" not in list_configs():
+        return []
+    own = repr(f"expert_{there[0]}") if len(there) == 1 else "a name of your own"
+    return [
+        f"default_hooks.best.name={name!r}: {name}_best.pth is for the weights of {taken!r}, which "
+        f"this model does not have; give {own}"
     ]
 
 

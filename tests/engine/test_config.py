@@ -79,6 +79,17 @@ model = dict(experts=dict(sinet=dict(learns_from=("CAMO", "Cam"))))
         load_config(path)
 
 
+def test_weights_do_not_bear_the_name_of_an_expert_that_is_not_there(tmp_path):
+    text = 'model = dict(experts=dict(_delete_=True, linear=dict(type="FPNExpert")))'
+    named = "\ndefault_hooks = dict(best=dict(name={!r}))"
+    path = write(tmp_path, text, "experts/sinet")
+    with pytest.raises(ValueError, match=r"best.name='expert_sinet'.*'sinet', .*'expert_linear'"):
+        load_config(path)
+    for name in ("expert_linear", "expert_sinet_without"):
+        write(tmp_path, text + named.format(name), "experts/sinet")
+        assert load_config(path).default_hooks.best.name == name
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
