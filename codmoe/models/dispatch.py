@@ -76,6 +76,7 @@ class PyramidBank:
         passes: Makes them.
         begun: What the shared blocks made of the images at scale 1, if that is known.
         pyramid: The backbone's pyramid at scale 1, if that is known.
+        further: Makes those at other scales than 1; by default ``passes`` does.
     """
 
     def __init__(
@@ -84,9 +85,11 @@ class PyramidBank:
         passes: Passes,
         begun: list[Tensor] | None = None,
         pyramid: Pyramid | None = None,
+        further: Passes | None = None,
     ):
         self.images = images
         self.passes = passes
+        self.further = further or passes
         self._begun = {} if begun is None else {1.0: begun}
         self._pyramids = {} if pyramid is None else {1.0: pyramid}
         # Of a scale that several experts read: the rows that any of them reads (None for all) and,
@@ -133,25 +136,28 @@ class PyramidBank:
         backbone's last blocks or an expert's ``own``.
         """
         if own is not None:
-            made = self.passes.own(own, self.begun(scale, rows))
+            made = self._passes(scale).own(own, self.begun(scale, rows))
             # Of other scales the same blocks make it, and the images are not at hand.
             return self.passes.check(made, self.images) if scale == 1.0 else made
         if rows is not None and scale not in self._joint:
-            return self.passes.end(self.begun(scale, rows))
+            return self._passes(scale).end(self.begun(scale, rows))
         if scale not in self._pyramids:
             chosen, _ = self._joint.get(scale, (None, None))
-            self._pyramids[scale] = self.passes.end(self.begun(scale, chosen))
+            self._pyramids[scale] = self._passes(scale).end(self.begun(scale, chosen))
         return self._rows(self._pyramids[scale], scale, rows)
 
     def begun(self, scale: float, rows: Tensor | None) -> list[Tensor]:
         """What the shared blocks make of the images ``rows`` at ``scale``."""
         if rows is not None and scale not in self._joint:
-            return self.passes.begin(self._scaled(self.images[rows], scale))
+            return self._passes(scale).begin(self._scaled(self.images[rows], scale))
         if scale not in self._begun:
             chosen, _ = self._joint.get(scale, (None, None))
             images = self.images if chosen is None else self.images[chosen]
-            self._begun[scale] = self.passes.begin(self._scaled(images, scale))
+            self._begun[scale] = self._passes(scale).begin(self._scaled(images, scale))
         return self._rows(self._begun[scale], scale, rows)
+
+    def _passes(self, scale: float) -> Passes:
+        return self.passes if scale == 1.0 else self.further
 
     def _rows(self, maps: list[Tensor], scale: float, rows: Tensor | None) -> list[Tensor]:
         chosen, place = self._joint.get(scale, (None, None))

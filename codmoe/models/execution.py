@@ -283,7 +283,7 @@ def backbone_pass(
     """
     if not torch.is_grad_enabled() or not any(p.requires_grad for p in backbone.parameters()):
         return run(*args)
-    switches = _block_switches(backbone)
+    switches = block_switches(backbone)
     if not switches:
         return checkpointed(run, *args, module=backbone)
     for module in switches:
@@ -295,7 +295,7 @@ def backbone_pass(
             setattr(module, "grad_checkpointing", False)  # noqa: B010
 
 
-def _block_switches(backbone: nn.Module) -> list[nn.Module]:
+def block_switches(backbone: nn.Module) -> list[nn.Module]:
     """timm's modules that checkpoint their blocks when told to, the innermost ones."""
     if any(isinstance(module, _NormBase) for module in backbone.modules()):
         return []

@@ -367,13 +367,13 @@ class ModelLevelMoE(BaseModel, HubModel):
             return self.router(images, pyramid, state.progress), outputs, {}
         no_backbone_grad = "backbone" in self.frozen
         no_expert_grad = no_backbone_grad and "experts" in self.frozen
-        bank = PyramidBank(images, self.passes())
-        lean = self.passes(backbone_pass)
-        bank.passes = lean if self.checkpoint_backbone == "all" else bank.passes
+        kept, again = self.passes(), self.passes(backbone_pass)
+        first = again if self.checkpoint_backbone == "all" else kept
+        further = kept if self.checkpoint_backbone is None else again
+        bank = PyramidBank(images, first, further=further)
         with torch.no_grad() if no_backbone_grad else nullcontext():
             pyramid = bank.get(1.0, None) if self.router.reads_pyramid else []
         decision = self.router(images, pyramid, state.progress)
-        bank.passes = bank.passes if self.checkpoint_backbone is None else lean
         if dense or decision.indices.shape[1] == len(self.experts):
             rows = dict.fromkeys(self.experts)
         elif decision.everywhere is not None:

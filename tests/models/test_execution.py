@@ -1,11 +1,13 @@
 """Ways to run experts in training: the same gradients, or gradients of the same norm."""
 
+from collections import Counter
+
 import pytest
 import torch
 from miniature import MINIATURES
 
 from benchmarks.memory import saved_bytes
-from codmoe.models.execution import forward_backward
+from codmoe.models.execution import block_switches, forward_backward
 from codmoe.structures import CODDataSample
 
 
@@ -67,6 +69,26 @@ def test_gradients_losses_and_statistics_are_those_of_running_together(
     plain = {k: v for k, v in settings.items() if k != "checkpoint_backbone"}
     together = joint(make_model, "together", **plain)
     assert_same(joint(make_model, execution, **settings), together, images, targets)
+
+
+@pytest.mark.parametrize("router", ["UniformRouter", "EvidenceRouter"])
+@pytest.mark.parametrize(
+    ("again", "passes"), [(None, (1, 1, 1)), ("extra", (1, 2, 2)), ("all", (2, 2, 2))]
+)
+def test_only_the_passes_that_are_named_are_computed_again(
+    make_model, batch, router, again, passes
+):
+    images, targets = batch(2)
+    settings = dict(experts=TWO, router=dict(type=router), checkpoint_backbone=again)
+    model = make_model(expert_loss_weight=1.0, **settings).train()
+    seen = Counter()
+    block = block_switches(model.backbone)[0].blocks[0]
+    block.register_forward_pre_hook(lambda _, args: seen.update([args[0].shape[1]]))
+    losses = model(images, targets=targets, mode="loss")
+    sum(v for k, v in losses.items() if "loss" in k).backward()
+    # The images themselves, then as ZoomNet reads them, smaller and larger.
+    small, own, large = sorted(seen)
+    assert (seen[own], seen[small], seen[large]) == passes
 
 
 def test_experts_on_some_images_only(make_model, force, batch):
