@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from codmoe.compiled.graphs import keep_compiled
 from codmoe.compiled.whole import GRAPHING_MODES, Whole, no_autocast_cache
 from codmoe.messages import suggest
+from codmoe.models.execution import block_switches
 from codmoe.models.experts.ujsc import ConfidenceEstimator
 from codmoe.models.losses.segmentation import WeightedBCEAndIoU
 from codmoe.models.preprocessor import CODDataPreprocessor
@@ -105,7 +106,8 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | bool | None) ->
     ``router`` (its score: the choice has a number that changes in each step), ``combiner`` and
     ``losses`` (where maps are held against the ground truth at full size, and UJSC's
     discriminator), and ``mode``, ``torch.compile``'s. By default it is "reduce-overhead", which
-    captures compiled code in CUDA graphs; what is computed again in the backward pass is not.
+    captures compiled code in CUDA graphs; experts that are computed again in the backward pass, or
+    one after another, are not.
     Gradients have to be None before each backward pass, as ``zero_grad()`` leaves them. Names in
     the state dict do not change. Evaluation runs uncompiled: its last batch is smaller, and every
     size would be compiled anew.
@@ -113,30 +115,41 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | bool | None) ->
     Returns:
         Names of the parts, e.g. ``"experts.sinet"``.
     """
-    options, names = compile_options(options), []
+    options, names, uncaptured = compile_options(options), [], set()
     if options:
         keep_compiled()
     for part in (part for part in PARTS if part in options):
-        mode = options["mode"]
-        if mode in GRAPHING_MODES and (setting := _computed_again(model, part)):
-            mode = None
-            log = f"{part}: compiled, without CUDA graphs because of {setting}"
-            print_log(log, logger="current")
         for name, region in regions(model, part):
             names.append(name)
+            mode = options["mode"]
+            if mode in GRAPHING_MODES and (setting := _uncaptured_by(model, name)):
+                mode = None
+                uncaptured.add((name.partition(".")[0], setting))
             scored = part == "router"
             compiled = InTraining(region, name, mode, "score" if scored else "_call_impl")
             region._compiled_call_impl = _Scored(region, compiled) if scored else compiled
+    for part, setting in sorted(uncaptured):
+        print_log(f"{part}: compiled, without CUDA graphs because of {setting}", logger="current")
     return names
 
 
-def _computed_again(model: nn.Module, part: str) -> str | None:
-    """The setting by which a part is computed again in the backward pass."""
-    if part == "backbone" and getattr(model, "checkpoint_backbone", None) is not None:
-        return f"checkpoint_backbone={model.checkpoint_backbone!r}"
-    execution = getattr(getattr(model, "expert_training", None), "execution", None)
-    if part == "experts" and execution == "checkpoint":
-        return "expert_execution='checkpoint'"
+def _uncaptured_by(model: nn.Module, name: str) -> str | None:
+    """The setting by which a part, or a loss, is not captured, and the one to take for it.
+
+    torch's graphs follow one order of calls, whose tensors end where they did at first. Where
+    experts are computed again, or have a backward pass each, they end elsewhere: torch 2.11
+    captures such a step anew each time, which takes seconds, or stops it by an error.
+    """
+    execution = getattr(getattr(model, "expert_training", None), "execution", "together")
+    if name.startswith("experts.") and execution != "together":
+        return f"expert_execution={execution!r}; 'together' has them, and needs more memory"
+    again = getattr(model, "checkpoint_backbone", None)
+    # Blocks that are computed again are so within compiled code, which captures as any other does.
+    if name == "backbone" and again is not None and not block_switches(model.backbone):
+        return (
+            f"checkpoint_backbone={again!r} of a backbone without checkpoints of its own; "
+            "None has them, and needs more memory"
+        )
     return None
 
 

@@ -6,9 +6,13 @@ import pytest
 import torch
 from miniature import ONE_EXPERT, TWO_EXPERTS, build, prepared, write_config
 from timm.layers import fast_norm
+from timm.models import checkpoint as timm_checkpoint
+from torch import nn
 
+from codmoe.compiled import speed
 from codmoe.compiled.speed import (
     PARTS,
+    InTraining,
     compile_options,
     compile_parts,
     compiled_parts,
@@ -17,6 +21,7 @@ from codmoe.compiled.speed import (
 from codmoe.engine.checkpoints import save_weights
 from codmoe.engine.config import load_config
 from codmoe.engine.launch import build_runner, settle, train
+from codmoe.models.execution import backbone_pass, checkpointed
 
 
 @pytest.fixture
@@ -161,14 +166,73 @@ def test_compile_means_all_parts_or_those_that_are_named(tmp_path):
     assert compile_options(False) == compile_options(None) == compile_options(dict(mode="x")) == {}
 
 
-def test_what_is_computed_again_is_not_captured(tmp_path):
-    again = dict(expert_execution="checkpoint", checkpoint_backbone="extra")
+@pytest.mark.parametrize("execution", ["together", "sequential", "checkpoint"])
+def test_experts_with_a_second_pass_or_one_of_their_own_are_not_captured(
+    tmp_path, execution, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(speed, "print_log", lambda text, **_: said.append(text))
+    again = dict(expert_execution=execution, checkpoint_backbone="extra")
     model = build(load_config(write_config(tmp_path, 1, TWO_EXPERTS, dict(model=again))))
     compile_parts(model, True)
     modes = {name: part.mode for name, part in compiled_parts(model).items()}
-    again = {name for name in modes if not modes[name]}
-    assert again == {"backbone", "experts.pranet", "experts.sinet"}
-    assert modes["experts.pranet.structure_loss.judge"] == "reduce-overhead"
+    # Losses of experts, too: they are computed within the same calls.
+    without = {name for name, mode in modes.items() if mode is None}
+    inner = {name for name in modes if name.startswith("experts.")}
+    assert without == (set() if execution == "together" else inner) and len(inner) == 4
+    assert modes["backbone"] == modes["combiner"] == "reduce-overhead"  # compiled as one with it
+    told = [line for line in said if "without CUDA graphs" in line]
+    assert told == [] if execution == "together" else len(told) == 1
+    assert all(f"expert_execution='{execution}'; 'together' has them" in line for line in told)
+
+
+def test_a_backbone_that_is_called_again_is_not_captured(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(speed, "print_log", lambda text, **_: said.append(text))
+    # It has batch norms, for which no block is computed again by itself.
+    resnet = dict(_delete_=True, type="TimmPyramid", name="resnet18")
+    changes = dict(model=dict(backbone=resnet, checkpoint_backbone="all"))
+    model = build(load_config(write_config(tmp_path, 1, ONE_EXPERT, changes)))
+    compile_parts(model, dict(backbone=True))
+    assert compiled_parts(model)["backbone"].mode is None
+    assert "backbone: compiled, without CUDA graphs because of checkpoint_backbone='all'" in said[0]
+
+
+class Dropped(nn.Module):
+    """Half of its weights, as chance has it: their gradients say which."""
+
+    grad_checkpointing = False
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(64, 64) + 1)
+
+    def forward(self, x):
+        if self.grad_checkpointing:
+            return timm_checkpoint(self.drop, x)
+        return self.drop(x)
+
+    def drop(self, x):
+        return nn.functional.dropout(x * self.weight)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_is_computed_again_has_the_same_random_numbers(inside):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module, x = Dropped().to(device), torch.ones(64, 64, device=device)
+    module._compiled_call_impl = InTraining(module, "dropped", "reduce-overhead")
+    outputs = []
+    for _ in range(4):  # on a GPU torch warms up, captures, and runs what it captured
+        torch.compiler.cudagraph_mark_step_begin()
+        module.zero_grad()
+        again = (
+            backbone_pass(module, module, x) if inside else checkpointed(module, x, module=module)
+        )
+        outputs.append(again.detach().clone())
+        again.sum().backward()
+        torch.testing.assert_close(module.weight.grad * module.weight, outputs[-1])
+    assert not module._compiled_call_impl.failed
+    assert not any(outputs[-1].equal(other) for other in outputs[:-1])
 
 
 def test_compiled_parts_keep_names_and_numbers_and_leave_evaluation_alone(lone, monkeypatch):

@@ -426,13 +426,14 @@ def gradients(model, device, half):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes minutes on a CPU")
-def test_on_a_gpu_gradients_are_as_near_to_float32_as_eager_ones(tmp_path, cache, said):
+@pytest.mark.parametrize("again", [("together", None), ("checkpoint", "all")])
+def test_on_a_gpu_gradients_are_as_near_to_float32_as_eager_ones(tmp_path, cache, said, again):
     from torch._inductor.cudagraph_trees import get_manager
 
     torch.manual_seed(0)
     shallow = dict(timm_args=dict(depths=(1, 1, 1, 1)))  # seconds to compile
     parts = dict(router=dict(noise=0.0), backbone=shallow)
-    kept = dict(expert_execution="together", checkpoint_backbone=None)
+    kept = dict(expert_execution=again[0], checkpoint_backbone=again[1])
     still = dict(init_from=None, model=dict(parts, **kept))
     model = build(load_config(write_config(tmp_path, 3, still, TWO_EXPERTS))).train().cuda()
     for module in model.modules():
