@@ -1,6 +1,7 @@
 """Images and masks of one's own, as people have them, through the tools with shipped configs."""
 
 import json
+import re
 import shutil
 
 import cv2
@@ -141,6 +142,26 @@ def test_doctor_training_and_test_in_miniature(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, "train", "quickstart/stage2", *again) is None
     (router,) = (tmp_path / "quickstart").rglob("router_best.pth")
     assert len(read(meta_of(router)["trained_on"])) == 12 + 3
+    told = "images that the router learns from are among those that the experts were trained on"
+    assert told not in (said := capsys.readouterr().out) and "validation images are" not in said
+    # Names decide the split: a stage on renamed files learns and chooses by what others learnt.
+    renamed = tmp_path / "renamed"
+    for folder in (images, masks):
+        (renamed / folder.name).mkdir(parents=True)
+        for path in (path for path in folder.glob("[!.]*.*") if path.suffix not in (".db", ".ini")):
+            shutil.copy(path, renamed / folder.name / f"new {path.name}")
+    data = ["--images", renamed / images.name, "--masks", renamed / masks.name]
+    assert call(monkeypatch, "train", "quickstart/stage2", *data, *options, "model.top_k=1") is None
+    said = capsys.readouterr().out
+    assert re.search(rf"warning: [123] of 3 {told}", said)
+    assert re.search(
+        r"warning: [12] of 2 validation images are among those that this run, or", said
+    )
+    # So does a run that is resumed on others.
+    data = ["--images", others / images.name, "--masks", others / masks.name, "--resume"]
+    longer = [*options, "train_cfg.max_epochs=2"]
+    assert call(monkeypatch, "train", "quickstart/stage1", *data, *longer) is None
+    assert "other training images than before: 12 of 12 are new, 12 are " in capsys.readouterr().out
     # Weights of before know their folder alone.
     content = torch.load(weights, weights_only=True)
     content["meta"].pop("trained_on")

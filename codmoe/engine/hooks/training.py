@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,44 @@ def _statistics(runner) -> list[torch.Tensor]:
     ]
 
 
+_LESSONS = (
+    "images that the router learns from are among those that the experts were trained on, where "
+    "they look better than they are"
+)
+_CHOICES = (
+    "validation images are among those that this run, or the weights that it began with, were "
+    "trained on: figures of validation look better than they are, and the best epoch is chosen by "
+    "them"
+)
+
+
+def _router_alone_learns(model: Any) -> bool:
+    """Whether experts are held while the router compares them on the images of this run."""
+    if getattr(model, "router_truth", None) is not None:
+        return False
+    experts, router = (
+        part is not None and any(weight.requires_grad for weight in part.parameters())
+        for part in (getattr(model, name, None) for name in ("experts", "router"))
+    )
+    return router and not experts
+
+
+def _tell_known(runner, images: Sequence[bytes], known: Set[bytes], what: str) -> None:
+    if found := sum(mark in known for mark in images):
+        runner.logger.warning(f"{found:,} of {len(images):,} {what}")
+
+
+def _tell_other_images(runner, now: Set[bytes], before: Set[bytes], begun: Set[bytes]) -> None:
+    """Warns of a resumed run whose images are no more those of its checkpoint."""
+    new, gone = len(now - before), len(before - begun - now)
+    if new or gone:
+        runner.logger.warning(
+            f"other training images than before: {new:,} of {len(now):,} are new, {gone:,} are "
+            "gone. Where they are a split of a folder, its other parts changed as well; figures of "
+            "before and after may not compare"
+        )
+
+
 @HOOKS.register_module()
 class BestWeightsHook(Hook):
     """Leaves ``<directory>/<name>_best.pth`` after each validation that is better than all before.
@@ -135,11 +174,19 @@ class BestWeightsHook(Hook):
     def before_train(self, runner) -> None:
         if is_main_process():
             # A test of these images, which may have moved since, says nothing.
-            sources = read_sources(runner.cfg)
+            sources, before = read_sources(runner.cfg), self.trained_on
+            begun: set[bytes] = set()
             for path in sources.paths if sources else ():
-                self.trained_on |= read(read_meta(path).get(TRAINED_ON))
-            images = marks_of(runner.train_dataloader.dataset)
-            self.trained_on |= {mark for _, mark in images if mark}
+                begun |= read(read_meta(path).get(TRAINED_ON))
+            images = [mark for _, mark in marks_of(runner.train_dataloader.dataset) if mark]
+            self.trained_on = before | begun | set(images)
+            if runner._resume and before:
+                _tell_other_images(runner, set(images), before, begun)
+            if _router_alone_learns(bare_model(runner)):
+                _tell_known(runner, images, begun, _LESSONS)
+            if runner._val_loop is not None:
+                held = [mark for _, mark in marks_of(runner.val_dataloader.dataset) if mark]
+                _tell_known(runner, held, self.trained_on, _CHOICES)
         # The message hub travels in training checkpoints, so a resumed run goes on with its best.
         hub = runner.message_hub
         if hub.get_info("codmoe_run_id") is None:
