@@ -6,6 +6,7 @@ has it copied back into a cache.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -178,6 +179,27 @@ def _notes() -> Path:
     return user_cache() / "artefacts"
 
 
+def _find_tuned() -> None:
+    """Has torch find in its cache which variant of a kernel was fastest. It looks beside the file
+    that the kernel names as its source by a whole path; of an artefact's kernels that is a folder
+    of the making, and each would be timed again, which is the longest part of a start.
+    """
+    from torch._inductor.runtime.autotune_cache import AutotuneCache
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    create = AutotuneCache.create
+    if hasattr(create, "__wrapped__"):
+        return
+
+    @functools.wraps(create)
+    def found(inductor_meta: dict[str, Any], filename: str, configs_hash: str) -> Any:
+        if not Path(filename).exists():
+            filename = str(Path(cache_dir(), *Path(filename).parts[-2:]))
+        return create(inductor_meta, filename, configs_hash)
+
+    AutotuneCache.create = staticmethod(found)  # type: ignore[method-assign]
+
+
 def take_over(folder: str | Path, copies: PartCopies) -> str:
     """Put what an artefact holds where torch and :class:`KeptParts` look for it.
 
@@ -197,6 +219,7 @@ def take_over(folder: str | Path, copies: PartCopies) -> str:
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
 
+    _find_tuned()
     folder = Path(folder).expanduser()
     manifest, digest = read_manifest(folder)
     again = "make it again with codmoe export --format compiled; compiling meanwhile"

@@ -240,8 +240,8 @@ class Buffers:
             images = images[source]
             if 1.0 in parts.scales[name]:
                 known = [parts.cast(level[source]) for level in known]
-        first = dict(pyramid=known) if own is None else dict(begun=known)
-        bank = PyramidBank(images, parts.passes, **first)
+        begun, pyramid = (None, known) if own is None else (known, None)
+        bank = PyramidBank(images, parts.passes, begun, pyramid)
         pyramids: dict[float, list[Tensor]] = {scale: [] for scale in parts.scales[name]}
 
         def fill(scale: float) -> None:

@@ -122,7 +122,7 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | bool | None) ->
         for name, region in regions(model, part):
             names.append(name)
             mode = options["mode"]
-            if mode in GRAPHING_MODES and (setting := _uncaptured_by(model, name)):
+            if mode in GRAPHING_MODES and (setting := _uncaptured_by(model, name, region)):
                 mode = None
                 uncaptured.add((name.partition(".")[0], setting))
             scored = part == "router"
@@ -133,7 +133,7 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | bool | None) ->
     return names
 
 
-def _uncaptured_by(model: nn.Module, name: str) -> str | None:
+def _uncaptured_by(model: nn.Module, name: str, region: nn.Module) -> str | None:
     """The setting by which a part, or a loss, is not captured, and the one to take for it.
 
     torch's graphs follow one order of calls, whose tensors end where they did at first. Where
@@ -145,7 +145,7 @@ def _uncaptured_by(model: nn.Module, name: str) -> str | None:
         return f"expert_execution={execution!r}; 'together' has them, and needs more memory"
     again = getattr(model, "checkpoint_backbone", None)
     # Blocks that are computed again are so within compiled code, which captures as any other does.
-    if name == "backbone" and again is not None and not block_switches(model.backbone):
+    if name == "backbone" and again is not None and not block_switches(region):
         return (
             f"checkpoint_backbone={again!r} of a backbone without checkpoints of its own; "
             "None has them, and needs more memory"

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from miniature import NARROW, SMALL_BODY, call
+from torch._inductor.runtime.autotune_cache import AutotuneCache
 
 from codmoe import create_model
 from codmoe.compiled import artefact as artefacts
@@ -238,6 +240,30 @@ def test_kernels_of_triton_are_found_where_they_are_taken_over(tmp_path, model, 
     place = tmp_path / "inductor" / "triton" / "0" / "K7"
     (child,) = json.loads((place / "__grp__add.json").read_text())["child_paths"].values()
     assert child == str(place / "add.cubin") and Path(child).read_bytes() == b"native"
+
+
+def test_what_was_tuned_is_found_where_it_is_taken_over(tmp_path, model):
+    """Kernels name their source by a whole path, beside which torch keeps the fastest variant."""
+    copies = CompiledMoE(model, backend="eager").copies
+    folder, fastest = tmp_path / "pieces", SimpleNamespace(kwargs=dict(XBLOCK=64))
+    fastest.num_warps, fastest.num_stages = 4, 2
+    folder.mkdir()
+    meta = dict(autotune_local_cache=True, autotune_remote_cache=False)
+    with artefacts.recorded(folder):
+        source = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "ab" / "cab.py"
+        source.parent.mkdir()
+        source.write_text("kernel")
+        AutotuneCache.create(meta, str(source), "h").save(fastest, 10**6)
+    numbers = dict(batches=[1], groups=[1], size=64)
+    artefacts.write_manifest(folder, made=circumstances(copies), **numbers)
+    assert not source.exists() and take_over(folder, copies) == ""
+    found = AutotuneCache.create(meta, str(source), "h")._read()
+    assert (found["XBLOCK"], found["num_warps"], found["num_stages"]) == (64, 4, 2)
+    # Of a kernel that was compiled here nothing else is read.
+    own = tmp_path / "own" / "ab" / "cab.py"
+    own.parent.mkdir(parents=True)
+    own.write_text("kernel")
+    assert AutotuneCache.create(meta, str(own), "h")._read() is None
 
 
 def test_what_is_no_artefact_is_an_error(tmp_path, model):
