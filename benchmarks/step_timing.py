@@ -25,6 +25,7 @@ from mmengine.model import is_model_wrapper
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.step_profile import StepProfile
+from codmoe.compiled.graphs import captured_anew
 from codmoe.compiled.speed import compiled_parts
 from codmoe.engine.checkpoints import load_parts
 from codmoe.engine.config import load_config
@@ -316,6 +317,7 @@ def _compiled(runner: CODRunner) -> dict[str, Any]:
     return dict(
         compiling=hooks[0].figures,
         not_compiled=[part.name for part in parts if part.failed],
+        captured_anew=captured_anew(),
         calls_uncompiled={part.name: part.unknown for part in parts if part.unknown},
         cache={
             name: counts[group][name]

@@ -51,6 +51,19 @@ def capture(
         return work()
 
 
+def captured_anew() -> int:
+    """How often torch has captured graphs of ``torch.compile`` since this process began where it
+    ran captured ones before: once a step where an address that they read, or how long a tensor
+    lives, is never as it was.
+    """
+    if not torch.cuda.is_available():
+        return 0
+    from torch._inductor.cudagraph_trees import get_manager  # late: takes time
+
+    manager = get_manager(torch.cuda.current_device(), create_if_none_exists=False)
+    return getattr(manager, "debug_fail_counter", 0)
+
+
 @dataclass
 class Piece:
     """How one piece of work runs.

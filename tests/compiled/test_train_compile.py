@@ -16,6 +16,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from codmoe.compiled import speed, train_compile
+from codmoe.compiled.graphs import captured_anew
 from codmoe.compiled.speed import InTraining, compile_parts, compiled_parts, look_of
 from codmoe.compiled.train_compile import compile_beforehand, pieces_of
 from codmoe.engine.config import load_config
@@ -428,8 +429,6 @@ def gradients(model, device, half):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes minutes on a CPU")
 @pytest.mark.parametrize("again", [("together", None), ("checkpoint", "all")])
 def test_on_a_gpu_gradients_are_as_near_to_float32_as_eager_ones(tmp_path, cache, said, again):
-    from torch._inductor.cudagraph_trees import get_manager
-
     torch.manual_seed(0)
     shallow = dict(timm_args=dict(depths=(1, 1, 1, 1)))  # seconds to compile
     parts = dict(router=dict(noise=0.0), backbone=shallow)
@@ -449,7 +448,11 @@ def test_on_a_gpu_gradients_are_as_near_to_float32_as_eager_ones(tmp_path, cache
         torch.compiler.cudagraph_mark_step_begin()
         compiled = gradients(model, "cuda", True)
         assert (compiled - exact).norm() < 1.5 * (eager - exact).norm() + 1e-3 * exact.norm()
-    assert get_manager(0, create_if_none_exists=False) is not None, "nothing was captured"
+    captured = captured_anew()
+    assert captured, "nothing was captured"
+    torch.compiler.cudagraph_mark_step_begin()
+    gradients(model, "cuda", True)
+    assert captured_anew() == captured
     # Nothing ran uncompiled, behind compiled experts either, and nothing was traced again.
     assert not [line for line in said if "uncompiled" in line or "traced again" in line]
     assert all(part.whole and not part.unknown for part in parts.values())

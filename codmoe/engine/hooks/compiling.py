@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import partial
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 
+from codmoe.compiled.graphs import captured_anew
 from codmoe.compiled.speed import compile_options, compiled_parts
 from codmoe.compiled.train_compile import compile_beforehand, pieces_of
 from codmoe.compiled.whole import GRAPHING_MODES
 from codmoe.engine.ddp import bare_model
 from codmoe.models.moe import ModelLevelMoE
 
+STEPS, OFTEN = 20, 5
+"""Steps after which is asked how often graphs were captured in them, and what is too often."""
+
 
 class CompileHook(Hook):
     """Has the parts that ``compile`` names compiled side by side for the first batch, and again
-    where an epoch begins with other parameters that learn.
+    where an epoch begins with other parameters that learn. Warns where CUDA graphs do not last.
 
     Attributes:
         figures: What :func:`compile_beforehand` returned last.
@@ -29,6 +35,8 @@ class CompileHook(Hook):
         self.due = True
         self.learning: bytes | None = None
         self.figures: dict | None = None
+        self.captured = 0
+        self.warned = False
 
     def before_train_epoch(self, runner) -> None:
         self.due = True
@@ -50,6 +58,19 @@ class CompileHook(Hook):
         pieces = pieces_of(parts, step, len(data_batch["inputs"]))
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
         self.figures = compile_beforehand(parts, pieces, ranks)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if self.warned or (runner.iter + 1) % STEPS:
+            return
+        before, self.captured = self.captured, captured_anew()
+        if before and self.captured - before > OFTEN:
+            self.warned = True
+            print_log(
+                f"CUDA graphs were captured again in {self.captured - before} of {STEPS} steps, "
+                "seconds each time; compile.mode=None does without them",
+                logger="current",
+                level=logging.WARNING,
+            )
 
 
 def forward_alone(model: ModelLevelMoE, data_batch: dict, optim_wrapper) -> None:

@@ -1,6 +1,7 @@
 """Parts are compiled before the first step, and again when others learn."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from miniature import TWO_EXPERTS, assert_same, log_of, prepared, weights, write
 
 from codmoe.compiled import train_compile
 from codmoe.compiled.speed import compiled_parts, mapped
+from codmoe.engine.hooks import compiling as hook_file
 from codmoe.engine.launch import train
 
 NO_VALIDATION = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
@@ -57,6 +59,19 @@ def test_what_learns_later_is_compiled_then(tmp_path, compiling):
     counts = [sum(label.startswith(part) for label in compiling) for part in ("back", "experts")]
     assert counts == [2, 4]
     assert all(part.known for part in compiled_parts(runner.model).values())
+
+
+@pytest.mark.parametrize(("each_step", "warnings"), [(0, 0), (0.2, 0), (1, 1)])
+def test_graphs_that_do_not_last_are_told_once(monkeypatch, each_step, warnings):
+    said, steps = [], 0
+    monkeypatch.setattr(hook_file, "print_log", lambda text, **_: said.append(text))
+    # In the first steps each graph is captured, which is no fault.
+    monkeypatch.setattr(hook_file, "captured_anew", lambda: min(steps, 15) + int(each_step * steps))
+    hook = hook_file.CompileHook()
+    for steps in range(1, 101):
+        hook.after_train_iter(SimpleNamespace(iter=steps - 1), steps - 1)
+    assert len(said) == warnings
+    assert all("captured again in 20 of 20 steps" in line for line in said)
 
 
 def test_nothing_is_looked_at_where_nothing_is_compiled(tmp_path, compiling):
