@@ -51,7 +51,7 @@ def _countable(module: nn.Module) -> Iterator[None]:
 
 def count_flops(module: nn.Module, run: Callable[[], Any] | Tensor) -> tuple[int, Any]:
     """Operations of one call of a module, a multiply-add counting as two, and what it returned;
-    ``run`` is its input, or a function that calls it.
+    ``run`` is its input, or a function that calls it. It is in evaluation mode meanwhile.
     """
     call = run if callable(run) and not isinstance(run, Tensor) else lambda: module(run)
     with _countable(module), FlopCounterMode(display=False) as counter:

@@ -42,7 +42,9 @@ def mutual_information(probabilities: Tensor) -> float:
 
 
 def dense_weights(record: Mapping[str, Any]) -> Tensor:
-    """Mixture weights of an image over all experts, zero where not chosen, (E,)."""
+    """Mixture weights of an image, one of ``RoutingMetric.records``, over all experts, zero where
+    not chosen, (E,) float64.
+    """
     dense = torch.zeros(len(record["expert_names"]), dtype=torch.float64)
     dense[record["indices"]] = torch.tensor(record["weights"], dtype=torch.float64)
     return dense

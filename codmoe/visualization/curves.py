@@ -31,8 +31,12 @@ MethodCurves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 @rc_context({"text.parse_math": False})
 def save_curves(curves: MethodCurves, path: str | os.PathLike, *, kind: str = "PR") -> Path:
     """Draws one panel per data set with a line per method, and writes it to ``path``; see
-    :func:`write_figure`. Methods without this curve (``"PR"``, ``"F"`` or ``"E"``) on a data set
-    have no line there.
+    :func:`write_figure`. Methods without this curve on a data set have no line there.
+
+    Args:
+        curves: ``{method: {data set: curves}}``, as ``"curves"`` of a result's row.
+        path: File to write.
+        kind: ``"PR"``, ``"F"`` or ``"E"``.
 
     Raises:
         ValueError: The kind is unknown, no method has this curve, or its two lists differ in

@@ -148,8 +148,8 @@ def check_picture(path: str | os.PathLike) -> None:
 
 
 def write_figure(figure: Figure, path: str | os.PathLike) -> Path:
-    """Writes a figure in the format of the suffix, whole or not at all; a file that is there is
-    kept under a dated name.
+    """Writes a figure in the format of the suffix (png, pdf, svg, jpg), whole or not at all; a file
+    that is there is kept under a dated name.
 
     Raises:
         ValueError: The suffix is that of no picture.

@@ -23,8 +23,8 @@ _TITLE_LENGTH = 22
 
 
 def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3), enlarged or reduced to what a cell shows, with the outline of its mask
-    (H, W).
+    """An RGB image (H, W, 3) uint8, enlarged or reduced to a cell's longer side of 360 pixels, with
+    the outline of its mask (H, W) in {0, 1}.
     """
     factor = _PIXELS / max(image.shape[:2])
     size = tuple(max(round(side * factor), 1) for side in image.shape[1::-1])

@@ -49,8 +49,8 @@ def random_square(rng: np.random.Generator, photo: np.ndarray, size: int) -> np.
 
 
 def matched(patch: np.ndarray, under: np.ndarray, inside: np.ndarray, share: float) -> np.ndarray:
-    """The patch (H, W, 3) with mean and deviation of each channel as ``under`` it, where the object
-    is (``inside``, (H, W) bool), and with so large a share of the contrast there.
+    """The patch (H, W, 3) float with mean and deviation of each channel as ``under`` it, likewise,
+    where the object is (``inside``, (H, W) bool), and with this share of the contrast there.
     """
     own, other = patch[inside], under[inside]
     scale = share * other.std(0) / np.maximum(own.std(0), 1.0)

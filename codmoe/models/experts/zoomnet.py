@@ -66,8 +66,9 @@ class ScaleIntegrationUnit(nn.Module):
 class HierarchicalMixedUnit(nn.Module):
     """Groups of channels that pass a part of themselves on to the next, gated per channel.
 
-    Each group's chunk, with what the group before it handed on, is convolved into three parts: one
-    is emitted, one handed on, one feeds the gate. The last group hands nothing on.
+    Each group's chunk, with what the group before it handed on, is convolved into three parts of
+    C/2 channels, as in the paper: one is emitted, one handed on, one feeds the gate. The last group
+    hands nothing on.
     """
 
     def __init__(self, channels: int, *, groups: int):

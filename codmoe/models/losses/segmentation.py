@@ -100,8 +100,8 @@ class StructureLoss(nn.Module):
         return self.of_maps([logits], target)[0]
 
     def of_maps(self, maps: Sequence[Tensor], target: Tensor) -> list[Tensor]:
-        """The loss of each of several maps of the same images, in one pass over all of them; see
-        :meth:`forward`.
+        """The loss of each of several maps of the same images, in one pass over all of them: logits
+        (N, 1, h_i, w_i) and ground truth (N, 1, H, W) in {0, 1} → one scalar a map.
         """
         judged = self.judge(list(maps), target, shared_boundary_weight(target, self.kernel))
         return list((self.weight * judged).unbind())
@@ -167,8 +167,8 @@ class UncertaintyAwareLoss(nn.Module):
 
 
 def iou_per_image(logits: Tensor, target: Tensor) -> Tensor:
-    """Hard IoU at probability 0.5 of logits and ground truth (N, 1, ·, ·) for each image, without
-    gradient, (N,); both empty counts as 1.
+    """Hard IoU at probability 0.5 of each image, without gradient, (N,): of logits (N, 1, h, w),
+    resized to the ground truth (N, 1, H, W) in {0, 1}; both empty counts as 1.
     """
     with torch.no_grad():
         predicted, truth = resize_to(logits, target) > 0, target > 0.5
