@@ -1,8 +1,9 @@
-"""Intervals for the difference of two methods over the same test images."""
+"""Intervals for the difference of two methods, over test images and over training runs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -23,7 +24,7 @@ class Interval:
         difference: Mean over images of method minus baseline.
         low: Lower end.
         high: Upper end.
-        n: Images on which both have a value.
+        n: Images on which both have a value; of :func:`run_interval` the runs of whom has fewer.
     """
 
     difference: float
@@ -88,13 +89,47 @@ def _interval(values: np.ndarray, confidence: float) -> Interval:
     return Interval(mean, float(low), float(high), n)
 
 
-def t_quantile(share: float, degrees: int) -> float:
-    """Quantile of Student's t: exact for 1 and 2 degrees, else to 0.2 % (Abramowitz and Stegun,
-    26.7.5). scipy has it too, and is 35 MB that nothing else needs at run time."""
+def run_interval(
+    method: Sequence[float], baseline: Sequence[float], *, confidence: float = 0.95
+) -> Interval:
+    """Interval for the mean difference of two methods over their training runs (seeds).
+
+    Equally many runs are paired in their order: Student's t with n - 1 degrees. Otherwise it is
+    Welch's. It speaks of other runs on the same test images. Where either has a single run both
+    ends are NaN.
+    """
+    ours, theirs = np.asarray(method, np.float64), np.asarray(baseline, np.float64)
+    mean, n = float(ours.mean() - theirs.mean()), min(len(ours), len(theirs))
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    columns = [ours - theirs] if len(ours) == len(theirs) else [ours, theirs]
+    parts = [column.var(ddof=1) / len(column) for column in columns]
+    error = math.sqrt(sum(parts))
+    if error <= 1e-12:  # rounding alone
+        return Interval(mean, mean, mean, n)
+    shares = [(part / sum(parts)) ** 2 for part in parts]
+    degrees = 1 / sum(w / (len(column) - 1) for w, column in zip(shares, columns, strict=True))
+    reach = t_quantile((1 + confidence) / 2, degrees) * error
+    return Interval(mean, mean - reach, mean + reach, n)
+
+
+def t_quantile(share: float, degrees: float) -> float:
+    """Quantile of Student's t, of a share above one half: exact below 3 degrees, else to 0.2 %
+    (Abramowitz and Stegun, 26.7.5). scipy has it too, and is 35 MB that nothing else needs at run
+    time."""
     if degrees == 1:
         return math.tan(math.pi * (share - 0.5))
     if degrees == 2:
         return (2 * share - 1) * math.sqrt(0.5 / (share * (1 - share)))
+    if degrees < 3:  # Welch's; t = sqrt(degrees) * tan(angle), and the angle is found by bisection
+        nodes, weights = np.polynomial.legendre.leggauss(64)
+        whole = math.sqrt(math.pi) * math.gamma(degrees / 2) / math.gamma((degrees + 1) / 2)
+        low, high = 0.0, math.pi / 2
+        for _ in range(60):
+            angle = (low + high) / 2
+            area = angle / 2 * (weights @ np.cos(angle / 2 * (nodes + 1)) ** (degrees - 1))
+            low, high = (angle, high) if area < (share - 0.5) * whole else (low, angle)
+        return math.sqrt(degrees) * math.tan(low)
     z = NormalDist().inv_cdf(share)
     terms = (
         z,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from codmoe.evaluation.intervals import Interval, paired_intervals, t_quantile
+from codmoe.evaluation.intervals import Interval, paired_intervals, run_interval, t_quantile
 
 
 def level(random, shape):
@@ -81,6 +81,42 @@ def test_skewness_moves_the_end_on_the_side_of_the_tail():
 def test_quantiles_are_scipys(share, degrees):
     rel = 2e-2 if degrees < 5 and share > 0.99 else 2e-3
     assert t_quantile(share, degrees) == pytest.approx(stats.t.ppf(share, degrees), rel=rel)
+
+
+@pytest.mark.parametrize("degrees", [1.001, 1.2, 1.5, 1.9, 2.2, 2.999])
+@pytest.mark.parametrize("share", [0.75, 0.975, 0.9995])
+def test_quantiles_of_broken_degrees_are_scipys(share, degrees):
+    assert t_quantile(share, degrees) == pytest.approx(stats.t.ppf(share, degrees), rel=1e-6)
+
+
+ROUTER, PLAIN = (0.7788, 0.7718, 0.7763), (0.7627, 0.7667, 0.7623)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_as_many_runs_are_paired_in_their_order(confidence):
+    ours = run_interval(ROUTER, PLAIN, confidence=confidence)
+    theirs = stats.ttest_rel(ROUTER, PLAIN).confidence_interval(confidence)
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs), rel=1e-9)
+    assert ours.difference == pytest.approx(np.mean(ROUTER) - np.mean(PLAIN))
+    assert run_interval(ROUTER, PLAIN[::-1]).low != pytest.approx(ours.low)
+
+
+@pytest.mark.parametrize("more", [(), (0.7701,), (0.7701, 0.7755, 0.7772)])
+def test_other_numbers_of_runs_are_welchs(more):
+    for method, baseline in ((ROUTER + more, PLAIN[:2]), (PLAIN[:2], ROUTER + more)):
+        ours = run_interval(method, baseline)
+        theirs = stats.ttest_ind(method, baseline, equal_var=False).confidence_interval()
+        width = theirs.high - theirs.low
+        assert (ours.low, ours.high) == pytest.approx(tuple(theirs), abs=1e-3 * width)
+
+
+def test_one_run_says_nothing_of_others_and_equal_runs_do_not_differ():
+    for pair in ((ROUTER, PLAIN[:1]), (ROUTER[:1], PLAIN), (ROUTER[:1], PLAIN[:1])):
+        interval = run_interval(*pair)
+        assert math.isnan(interval.low) and math.isnan(interval.high)
+        assert not interval.excludes_zero
+    same = run_interval((0.3, 0.3, 0.3), (0.2, 0.2))
+    assert (same.low, same.high) == pytest.approx((0.1, 0.1))
 
 
 def test_a_missing_value_leaves_both_methods_out():
