@@ -9,7 +9,7 @@ result = there(
 )
 OPTIONS = (
     option("results", nargs="+", type=result, help="JSON of codmoe test or codmoe eval"),
-    option("--names", nargs="+", help="one per file; checkpoint or method by default"),
+    option("--names", nargs="+", help="one per file, one for all seeds of a method"),
     option("--sources", nargs="+", help="mixture by default; an expert's name; all"),
     option("--metrics", nargs="+", help="columns, such as Sm wFm meanEm MAE"),
     option("--datasets", nargs="+", help="all by default"),

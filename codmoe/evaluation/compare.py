@@ -13,18 +13,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from codmoe.console import Bold, TextTable, grouped, markdown_text
-from codmoe.evaluation.conventions import LOWER_IS_BETTER, MIXTURE
-from codmoe.evaluation.intervals import FEW, UNSEEN, paired_intervals
+from codmoe.evaluation.conventions import COMBINED, LOWER_IS_BETTER, MIXTURE
+from codmoe.evaluation.intervals import FEW, UNSEEN, paired_intervals, run_interval
 from codmoe.evaluation.tables import (
     DEFAULT_METRICS,
     Ranks,
-    best_in_bold,
     chosen,
     convention_notes,
     format_value,
@@ -56,6 +56,7 @@ class Method:
         rows: ``{dataset: ROW}``; a row has its numbers, ``images`` ({stem: {metric: value}}) and,
             unless an older version wrote it, ``curves``.
         conventions: ``{metric: text}`` of the file.
+        runs: The runs (seeds) that this is the mean of, if there are several.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Method:
     path: Path
     rows: dict[str, dict[str, Any]]
     conventions: dict[str, str] = field(default_factory=dict)
+    runs: Sequence[Method] = ()
 
 
 def load_methods(
@@ -76,32 +78,53 @@ def load_methods(
     Args:
         paths: JSON files.
         names: One per file; by default the stem of its checkpoint, or the method it names, or the
-            file's stem, made unique. Of several sources of a file each adds ``/<source>``.
+            file's stem, made unique. Files of equal names are runs (seeds) of one method. Of
+            several sources of a file each adds ``/<source>``.
         sources: Sources to take from each file; ``"all"`` takes every one, None the mixture. A file
             of one method that is no mixture (saved maps) is taken whatever this says.
 
     Raises:
         FileNotFoundError: A file does not exist.
-        ValueError: A file is no result file or lacks a source; names do not fit the files.
+        ValueError: A file is no result file or lacks a source; names do not fit the files; files of
+            one name are the same file or have different sources.
     """
     if not paths:
         raise ValueError("There is no result file to compare; name at least one.")
-    if names is not None and (len(names) != len(paths) or len(set(names)) != len(names)):
+    if names is not None and len(names) != len(paths):
         raise ValueError(
             f"{len(names)} name(s) for {len(paths)} file(s): {', '.join(names)}; give each file "
-            "one name of its own."
+            "one name, and runs (seeds) of one method the same."
         )
-    methods = []
+    methods: list[Method] = []
+    runs: dict[str, dict[Path, list[str]]] = {}  # {name: {file: sources}}
     files = [Path(path) for path in paths]
     loaded = [_read(path) for path in files]
     bases = list(names) if names else _unique([base for base, _, _ in loaded], files)
     for path, base, (_, table, conventions) in zip(files, bases, loaded, strict=True):
         taken = _sources(path, table, sources)
+        _check_run(base, path, taken, runs.setdefault(base, {}))
         for source in taken:
             rows = {dataset: found[source] for dataset, found in table.items() if source in found}
             name = base if len(taken) == 1 else f"{base}/{source}"
+            if any(m.name == name and m.path not in runs[base] for m in methods):
+                raise ValueError(f"Two methods would be called {name!r}; name the files apart.")
             methods.append(Method(name, source, path, rows, conventions))
     return methods
+
+
+def _check_run(name: str, path: Path, taken: list[str], before: dict[Path, list[str]]) -> None:
+    """Raises if ``path`` is no further run beside those ``before``, to which it is added."""
+    if any(path.resolve() == other.resolve() for other in before):
+        raise ValueError(f"{path} is given twice as a run of {name!r}; give each run once.")
+    for other, sources in before.items():
+        maps = len(taken) == len(sources) == 1 and not {*taken, *sources} & {*COMBINED}
+        if taken != sources and not maps:
+            raise ValueError(
+                f"Runs of {name!r} have different sources: {', '.join(sources)} in {other}, "
+                f"{', '.join(taken)} in {path}; name one that each has with --sources, or give "
+                "the files names of their own."
+            )
+    before[path] = taken
 
 
 def _read(path: Path) -> tuple[str, dict[str, dict[str, dict]], dict[str, str]]:
@@ -217,17 +240,21 @@ class Comparison:
     Args:
         metrics: The columns.
         rows: One per data set and method: ``dataset``, ``method``, ``source``, ``file``, ``n`` and
-            a value per metric (NaN where the file has none).
+            a value per metric (NaN where the file has none). If any method has several runs,
+            values are means over runs, and a row has ``runs``, how many, and ``"<metric> sd"``,
+            their sample standard deviation (NaN of one run).
         ranks: ``{(index of the row, metric): 1 or 2}``, best of the data set and, of
             three or more methods, second best.
         baseline: Name of the method that ``differences`` are against.
         differences: One per data set, other method and metric: ``dataset``, ``method``,
             ``baseline``, ``metric``, ``n``, ``difference``, ``low``, ``high``, and ``verdict``:
-            ``"better"``, ``"worse"`` (the interval excludes zero) or ``"undecided"``.
+            ``"better"``, ``"worse"`` (the interval excludes zero) or ``"undecided"``. If any method
+            has several runs there is also the interval over runs, ``runs_low``, ``runs_high``, and
+            a verdict needs both.
         notes: Conventions of the columns, one line per convention.
         caveats: How to read the differences, and which metrics have none.
         curves: ``{method: {dataset: curves}}`` of the files that have them.
-        without_curves: ``"method on data set"`` of those that have none.
+        without_curves: ``"method on data set"`` of those that have none, or a run that has none.
     """
 
     metrics: list[str]
@@ -240,6 +267,18 @@ class Comparison:
     curves: dict[str, dict[str, dict[str, list[float]]]]
     without_curves: list[str]
 
+    @property
+    def several(self) -> bool:
+        """Whether a method has several runs."""
+        return any("runs" in row for row in self.rows)
+
+    @property
+    def intervals(self) -> dict[str, str]:
+        """What differences have intervals over, ``{prefix of their keys: title}``."""
+        if self.several:
+            return {"": "95 % over images", "runs_": "95 % over runs"}
+        return {"": "95 % interval"}
+
 
 def compare(
     methods: Sequence[Method],
@@ -251,18 +290,15 @@ def compare(
     """Compares methods on the data sets they share.
 
     Args:
-        methods: Of :func:`load_methods`; names must differ.
+        methods: Of :func:`load_methods`; those of one name are runs (seeds) of one method.
         metrics: Columns; None takes those of ``DEFAULT_METRICS`` there are.
         datasets: Data sets in this order; None takes all.
         baseline: Method that the others are subtracted from; None takes the first.
 
     Raises:
-        ValueError: A metric, data set or baseline is unknown, or two methods were not scored on the
-            same images of a data set.
+        ValueError: A metric, data set or baseline is unknown, two methods were not scored on the
+            same images of a data set, or runs of one method differ in data sets or conventions.
     """
-    names = [method.name for method in methods]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Methods need names of their own, but they are {', '.join(names)}.")
     known = list(dict.fromkeys(dataset for method in methods for dataset in method.rows))
     datasets = chosen("data set", datasets, known)
     for dataset in datasets:
@@ -279,25 +315,35 @@ def compare(
     if metrics is None:
         metrics = [key for key in DEFAULT_METRICS if key in there] or there
     metrics = chosen("metric", metrics, there)
+    by_name: dict[str, list[Method]] = {}
+    for method in methods:
+        by_name.setdefault(method.name, []).append(method)
+    methods = [_averaged(runs, datasets, metrics) for runs in by_name.values()]
+    several = any(method.runs for method in methods)
+    names = list(by_name)
     reference = methods[names.index(chosen("baseline", [baseline or names[0]], names)[0])]
-    rows = [_row(method, dataset, metrics) for dataset in datasets for method in methods]
+    rows = [_row(method, dataset, metrics, several) for dataset in datasets for method in methods]
     rows = [row for row in rows if row["n"]]
     differences: list[dict[str, Any]] = []
     without: dict[tuple[str, str], dict[str, None]] = {}  # {(reason, metric): data sets}
     for dataset in datasets:
         for method in methods:
             if method is not reference and dataset in method.rows and dataset in reference.rows:
-                found, reasons = _differences(method, reference, dataset, metrics)
+                found, reasons = _differences(method, reference, dataset, metrics, several)
                 differences += found
                 for key, reason in reasons.items():
                     without.setdefault((reason, key), {})[dataset] = None
-    caveats = _caveats(differences, without, reference.name)
+    caveats = _caveats(differences, without, reference.name, several)
     absent = [dataset for dataset in datasets if dataset not in reference.rows]
     if absent and len(methods) > 1:
         caveats.append(
             f"no differences on {', '.join(absent)}: {reference.name} has no result there (sets "
             "are matched by name; codmoe eval --datasets gives them one)"
         )
+    notes = _notes(methods, metrics)
+    if several:
+        counts = ", ".join(f"{method.name} {len(method.runs) or 1}" for method in methods)
+        notes.insert(0, f"mean ± sample standard deviation over runs (how many: {counts})")
     pairs = [(m, d) for d in datasets for m in methods if d in m.rows]
     curves: dict[str, dict] = {}
     for method, dataset in pairs:
@@ -309,37 +355,91 @@ def compare(
         ranks=ranks(rows, metrics),
         baseline=reference.name,
         differences=differences,
-        notes=_notes(methods, metrics),
+        notes=notes,
         caveats=caveats,
         curves=curves,
         without_curves=[f"{m.name} on {d}" for m, d in pairs if "curves" not in m.rows[d]],
     )
 
 
+def _averaged(runs: Sequence[Method], datasets: Sequence[str], metrics: Sequence[str]) -> Method:
+    """The runs of one method as one method, whose numbers, of each image, too, are their means."""
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    rows: dict[str, dict[str, Any]] = {}
+    for dataset in datasets:
+        found = [run.rows[dataset] for run in runs if dataset in run.rows]
+        if 0 < len(found) < len(runs):
+            lacking = listed([str(run.path) for run in runs if dataset not in run.rows])
+            raise ValueError(
+                f"{lacking} has no result on {dataset}, but other runs of {first.name!r} have; "
+                "score every run on the same data sets, or choose with --datasets those they share."
+            )
+        if found:
+            rows[dataset] = _mean_row(found, metrics)
+    for key in metrics:
+        said = {run.conventions[key]: run.path for run in runs if run.conventions.get(key)}
+        if len(said) > 1:
+            each = "; ".join(f"{path}: “{text}”" for text, path in said.items())
+            raise ValueError(
+                f"Runs of {first.name!r} state different conventions of {key} and have no mean: "
+                f"{each}. Score them with one version and the same options."
+            )
+    conventions = {key: text for run in runs for key, text in run.conventions.items() if text}
+    return Method(first.name, first.source, first.path, rows, conventions, runs)
+
+
+def _mean_row(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
+    def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {key: fmean(value.get(key, math.nan) for value in values) for key in metrics}
+
+    stems = rows[0]["images"]
+    row: dict[str, Any] = {"n": len(stems), "runs": len(rows), **mean(rows)}
+    for key in metrics:
+        spread = np.std([values.get(key, math.nan) for values in rows], ddof=1)
+        row[f"{key} sd"] = float(spread)
+    row["images"] = {stem: mean([values["images"][stem] for values in rows]) for stem in stems}
+    curves = [values.get("curves", {}) for values in rows]
+    kinds = [(c.get("threshold"), {key: len(c[key]) for key in c}) for c in curves]
+    if curves[0] and all(kind == kinds[0] for kind in kinds):
+        row["curves"] = {key: np.mean([c[key] for c in curves], 0).tolist() for key in curves[0]}
+    return row
+
+
 def _check_images(dataset: str, methods: Sequence[Method]) -> None:
+    count = Counter(method.name for method in methods)
+    called = [repr(m.name) + (f" ({m.path})" if count[m.name] > 1 else "") for m in methods]
     first = methods[0].rows[dataset]["images"]
-    for other in methods[1:]:
+    for other, name in zip(methods[1:], called[1:], strict=True):
         images = other.rows[dataset]["images"]
         faults = [
-            f"{len(stems)} image(s) ({listed(stems)}) of {method.name!r} only"
+            f"{len(stems)} image(s) ({listed(stems)}) of {method} only"
             for method, stems in (
-                (methods[0], [stem for stem in first if stem not in images]),
-                (other, [stem for stem in images if stem not in first]),
+                (called[0], [stem for stem in first if stem not in images]),
+                (name, [stem for stem in images if stem not in first]),
             )
             if stems
         ]
         if faults:
             raise ValueError(
-                f"{methods[0].name!r} and {other.name!r} were not scored on the same images of "
+                f"{called[0]} and {name} were not scored on the same images of "
                 f"{dataset}: {'; '.join(faults)}. Score both on one set (codmoe test --held-out "
                 "leaves out what was trained on); numbers over different images do not compare."
             )
 
 
-def _row(method: Method, dataset: str, metrics: Sequence[str]) -> dict[str, Any]:
+def _row(method: Method, dataset: str, metrics: Sequence[str], several: bool) -> dict[str, Any]:
     values = method.rows.get(dataset, {})
-    row = dict(dataset=dataset, method=method.name, source=method.source, file=str(method.path))
-    return row | {"n": values.get("n", 0)} | {key: values.get(key, math.nan) for key in metrics}
+    files = ", ".join(str(run.path) for run in method.runs or [method])
+    row: dict[str, Any] = dict(
+        dataset=dataset, method=method.name, source=method.source, file=files
+    )
+    row |= {"n": values.get("n", 0)} | {key: values.get(key, math.nan) for key in metrics}
+    if several:
+        row["runs"] = values.get("runs", 1)
+        row |= {key: values.get(key, math.nan) for key in (f"{key} sd" for key in metrics)}
+    return row
 
 
 def _differences(
@@ -347,6 +447,7 @@ def _differences(
     baseline: Method,
     dataset: str,
     metrics: Sequence[str],
+    several: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     pair = [source.rows[dataset] for source in (method, baseline)]
     stems = list(pair[1]["images"])
@@ -375,9 +476,16 @@ def _differences(
     found = []
     for key, interval in zip(keys, intervals, strict=True):
         rising = (interval.difference > 0) != (key in LOWER_IS_BETTER)
-        verdict = ("better" if rising else "worse") if interval.excludes_zero else "undecided"
-        names = dict(dataset=dataset, method=method.name, baseline=baseline.name, metric=key)
-        found.append({**names, **asdict(interval), "verdict": verdict})
+        decided = interval.excludes_zero
+        row: dict[str, Any] = dict(dataset=dataset, method=method.name, baseline=baseline.name)
+        row |= {"metric": key, **asdict(interval)}
+        if several:
+            sides = ([run.rows[dataset][key] for run in m.runs or [m]] for m in (method, baseline))
+            over_runs = run_interval(*sides)
+            row |= {"runs_low": over_runs.low, "runs_high": over_runs.high}
+            decided = decided and over_runs.excludes_zero
+        verdict = ("better" if rising else "worse") if decided else "undecided"
+        found.append({**row, "verdict": verdict})
     return found, without
 
 
@@ -403,10 +511,23 @@ def _caveats(
     differences: Sequence[Mapping[str, Any]],
     without: Mapping[tuple[str, str], Mapping[str, None]],
     baseline: str,
+    several: bool,
 ) -> list[str]:
-    notes = []
-    if differences:
-        decided = sum(row["verdict"] != "undecided" for row in differences)
+    notes: list[str] = []
+    decided = sum(row["verdict"] != "undecided" for row in differences)
+    if differences and several:
+        notes += [
+            f"method minus {baseline}, of means over runs; better or worse: both 95 % intervals "
+            f"exclude zero ({decided} of {len(differences)})",
+            "over images: paired differences of each image's means over these runs (Student's t, "
+            "also corrected for skewness); what other images would give with these runs",
+            "over runs: Student's t of the runs paired in the order given, Welch's where one "
+            "method has more, and none where either has a single run, so that nothing is decided; "
+            "what other training seeds would give on these images",
+            "neither interval covers other images and other seeds at once, and they are not "
+            f"corrected for {len(differences)} comparisons",
+        ]
+    elif differences:
         notes += [
             f"method minus {baseline}, mean over images; 95 % interval of the paired differences "
             "(Student's t, also corrected for skewness); better or worse: the interval excludes "
@@ -414,6 +535,7 @@ def _caveats(
             "the intervals cover the choice of test images, not another training seed, and are not "
             f"corrected for {len(differences)} comparisons",
         ]
+    if differences:
         few = sorted({row["dataset"] for row in differences if row["n"] < FEW})
         if few:
             notes.append(f"{', '.join(few)}: {UNSEEN}")
@@ -423,7 +545,7 @@ def _caveats(
     return notes + [f"no interval for {', '.join(keys)}: {text}" for text, keys in reasons.items()]
 
 
-_DIFFERENCE = ("dataset", "method", "baseline", "metric", "n", "difference", "low", "high")
+_DIFFERENCE = ("dataset", "method", "baseline", "metric", "n", "difference")
 _CAPITALS = {"Gamma", "Delta", "Theta", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega"}
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -461,15 +583,26 @@ def _greek(character: str) -> str:
 
 def comparison_table(comparison: Comparison) -> TextTable:
     """The table with its conventions; the best of each data set is bold."""
-    cells = [
-        [row["dataset"], row["method"], str(row["n"])]
-        + [best_in_bold(row[k], comparison.ranks.get((i, k))) for k in comparison.metrics]
-        for i, row in enumerate(comparison.rows)
-    ]
+    counts = ["n", "runs"] if comparison.several else ["n"]
+    cells = []
+    for i, row in enumerate(comparison.rows):
+        values = {key: _value(row, key) for key in comparison.metrics}
+        best = [Bold(v) if comparison.ranks.get((i, k)) == 1 else v for k, v in values.items()]
+        cells.append([row["dataset"], row["method"], *(str(row[key]) for key in counts), *best])
     arrows = [f"{key} {'↓' if key in LOWER_IS_BETTER else '↑'}" for key in comparison.metrics]
     notes = ["bold: best of the data set as printed", *comparison.notes]
-    heads = ["data set", "method", "n", *arrows]
+    heads = ["data set", "method", *counts, *arrows]
     return TextTable(heads, grouped(cells), words=(0, 1), notes=notes)
+
+
+def _value(row: Mapping[str, Any], key: str) -> str:
+    spread = row.get(f"{key} sd", math.nan)
+    return format_value(row[key]) + ("" if math.isnan(spread) else f" ± {spread:.4f}")
+
+
+def _ends(row: Mapping[str, Any], over: str) -> str:
+    low, high = row[f"{over}low"], row[f"{over}high"]
+    return "-" if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
 
 
 def difference_table(comparison: Comparison) -> TextTable:
@@ -479,9 +612,10 @@ def difference_table(comparison: Comparison) -> TextTable:
         names = [row[key] for key in ("dataset", "method", "metric")]
         text = f"{row['difference']:+.4f}"
         text = text if row["verdict"] == "undecided" else Bold(text)
-        ends = "-" if math.isnan(row["low"]) else f"[{row['low']:+.4f}, {row['high']:+.4f}]"
-        cells.append([*names, str(row["n"]), text, ends, row["verdict"]])
-    heads = ["data set", "method", "metric", "n", "difference", "95 % interval", "verdict"]
+        ends = [_ends(row, over) for over in comparison.intervals]
+        cells.append([*names, str(row["n"]), text, *ends, row["verdict"]])
+    heads = ["data set", "method", "metric", "n", "difference"]
+    heads += [*comparison.intervals.values(), "verdict"]
     return TextTable(heads, grouped(cells), words=(0, 1, 2, -1), notes=comparison.caveats)
 
 
@@ -495,7 +629,8 @@ def to_latex(comparison: Comparison) -> str:
     marks = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}", None: "{}"}
     bodies: dict[tuple[str, int], list[str]] = {}
     for i, row in enumerate(comparison.rows):
-        cells = [marks[comparison.ranks.get((i, k))].format(format_value(row[k])) for k in metrics]
+        values = {key: _value(row, key).replace("±", r"$\pm$") for key in metrics}
+        cells = [marks[comparison.ranks.get((i, k))].format(v) for k, v in values.items()]
         # In braces: a line's end or a rule takes a [ or * that comes next for its argument.
         name = f"{{{latex_escape(row['method'])}}}"
         body = bodies.setdefault((row["dataset"], row["n"]), [])
@@ -513,32 +648,32 @@ def differences_to_latex(comparison: Comparison) -> str:
     found = {(row["dataset"], row["method"], row["metric"]): row for row in comparison.differences}
     metrics = [k for k in comparison.metrics if any(metric == k for *_, metric in found)]
     bodies: dict[tuple[str, int], list[str]] = {}
+    below = [r"\scriptsize over images", r"\scriptsize over runs"] if comparison.several else [""]
     sizes = {(row["dataset"], row["method"]): row["n"] for row in comparison.rows}
     for dataset, method in dict.fromkeys(names[:2] for names in found):
         n = sizes[dataset, method]
-        cells = [_latex_difference(found.get((dataset, method, key)), n) for key in metrics]
-        above, below = zip((f"{{{latex_escape(method)}}}", ""), *cells, strict=True)
-        body = bodies.setdefault((dataset, n), [])
-        body += [" & ".join(above) + r" \\", " & ".join(below) + r" \\"]
-    legend = (
-        rf"Differences to {{{latex_escape(comparison.baseline)}}}; "
-        r"\textbf{bold}: the interval excludes zero"
-    )
+        rows = [found.get((dataset, method, key)) for key in metrics]
+        cells = [_latex_difference(row, n, comparison.intervals) for row in rows]
+        lines = zip([f"{{{latex_escape(method)}}}", *below], *cells, strict=True)
+        bodies.setdefault((dataset, n), []).extend(" & ".join(line) + r" \\" for line in lines)
+    legend = rf"Differences to {{{latex_escape(comparison.baseline)}}}; \textbf{{bold}}: "
+    legend += "both intervals exclude zero" if comparison.several else "the interval excludes zero"
     if not bodies:
         return "".join(f"% {latex_escape(n)}\n" for n in ("No differences.", *comparison.caveats))
     return _latex_tables(bodies, metrics, legend, comparison.caveats)
 
 
-def _latex_difference(row: Mapping[str, Any] | None, n: int) -> tuple[str, str]:
-    """A difference, and its interval; with the number of images, if it is not ``n``."""
+def _latex_difference(row: Mapping[str, Any] | None, n: int, intervals: Iterable[str]) -> list[str]:
+    """A difference, and its intervals; with the number of images, if it is not ``n``."""
     if row is None:
-        return "-", ""
+        return ["-", *("" for _ in intervals)]
     text = f"{row['difference']:+.4f}"
     text = f"${text}$" if row["verdict"] == "undecided" else rf"$\mathbf{{{text}}}$"
-    if math.isnan(row["low"]):
-        return text, "-"
-    fewer = "" if row["n"] == n else rf"\ n={row['n']}"
-    return text, rf"{{\scriptsize $[{row['low']:+.4f}, {row['high']:+.4f}]{fewer}$}}"
+    lines = [text]
+    for over in intervals:
+        ends, fewer = _ends(row, over), "" if row["n"] == n or over else rf"\ n={row['n']}"
+        lines.append(ends if ends == "-" else rf"{{\scriptsize ${ends}{fewer}$}}")
+    return lines
 
 
 def _latex_tables(
@@ -591,6 +726,9 @@ def _cell(value: Any) -> Any:
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Writes compare and differences, each as .md, .tex and .csv; old ones keep a dated name."""
     columns = ["dataset", "method", "source", "file", "n", *comparison.metrics]
+    ends = [f"{over}{end}" for over in comparison.intervals for end in ("low", "high")]
+    if comparison.several:
+        columns += ["runs", *(f"{key} sd" for key in comparison.metrics)]
     differences = "No differences.\n\n" + "".join(
         f"- {markdown_text(note)}\n" for note in comparison.caveats
     )
@@ -602,7 +740,7 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
         "compare.csv": to_csv(comparison.rows, columns),
         "differences.md": differences,
         "differences.tex": differences_to_latex(comparison),
-        "differences.csv": to_csv(comparison.differences, [*_DIFFERENCE, "verdict"]),
+        "differences.csv": to_csv(comparison.differences, [*_DIFFERENCE, *ends, "verdict"]),
     }
     return [save_text(Path(folder) / name, text) for name, text in texts.items()]
 

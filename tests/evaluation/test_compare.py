@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from codmoe.evaluation.compare import (
     Comparison,
     Method,
     compare,
+    comparison_table,
     difference_table,
     differences_to_latex,
     latex_escape,
@@ -85,9 +87,10 @@ def test_names_are_made_unique(tmp_path):
     again = [method.name for method in load_methods([files[0], files[0]])]
     assert again == ["best (1)", "best (2)"]
     assert [m.name for m in load_methods(files[:2], names=["A", "B"])] == ["A", "B"]
-    for wrong in (["A"], ["A", "A"]):
-        with pytest.raises(ValueError, match="one name of its own"):
-            load_methods(files[:2], names=wrong)
+    with pytest.raises(
+        ValueError, match=r"1 name\(s\) for 2 file\(s\): A; give each file one name"
+    ):
+        load_methods(files[:2], names=["A"])
 
 
 @pytest.mark.parametrize(
@@ -270,9 +273,192 @@ def test_mistakes_are_named(given, words):
         compare([method("a", {"CAMO": LOW}), method("b", {"CAMO": HIGH})], **given)
 
 
-def test_methods_need_names_of_their_own():
-    with pytest.raises(ValueError, match="names of their own, but they are a, a"):
-        compare([method("a", {"CAMO": LOW}), method("a", {"CAMO": HIGH})])
+IMAGES = np.random.default_rng(9).uniform(0.4, 0.7, 120)
+
+
+def seeds(name, base, shifts, noise=0.1, dataset="CAMO"):
+    """Runs of one method: values of the same 120 images, ``base`` and shifted for each seed.
+
+    Differences are as often above as below their mean, so that nothing is skewed.
+    """
+    random = np.random.default_rng(len(name))
+    half = random.normal(0, noise, 60)
+    values = base + np.concatenate([half, -half])
+    return [method(name, {dataset: {"IoU": values + s, "MAE": 0.3 - values - s}}) for s in shifts]
+
+
+PLAIN = seeds("plain", IMAGES, (0, 0.004, -0.003), noise=0)
+ROUTER = seeds("router", IMAGES, (0.05, 0.055, 0.048))
+OTHER = method("o", {"CAMO": {"IoU": IMAGES + 0.2, "MAE": IMAGES}})
+
+
+@pytest.mark.parametrize(
+    ("shifts", "noise", "over_images", "over_runs", "verdict"),
+    [
+        ((0.05, 0.055, 0.048), 0.1, True, True, "better"),
+        ((-0.05, -0.045, -0.052), 0.1, True, True, "worse"),
+        ((0.09, 0.0, 0.045), 0.1, True, False, "undecided"),
+        ((0.01, 0.0145, 0.0075), 0.2, False, True, "undecided"),
+        ((0.02, -0.02, 0.001), 0.2, False, False, "undecided"),
+    ],
+)
+def test_runs_have_an_interval_over_images_and_one_over_runs(
+    shifts, noise, over_images, over_runs, verdict
+):
+    ours = seeds("router", IMAGES, shifts, noise)
+    found = compare([PLAIN[0], ours[0], ours[1], PLAIN[1], ours[2], PLAIN[2]])
+    assert [(row["method"], row["runs"]) for row in found.rows] == [("plain", 3), ("router", 3)]
+    scores = {
+        key: [[run.rows["CAMO"][key] for run in runs] for runs in (ours, PLAIN)]
+        for key in ("IoU", "MAE")
+    }
+    for key, row in zip(("IoU", "MAE"), found.differences, strict=True):
+        assert found.rows[1][key] == pytest.approx(np.mean(scores[key][0]))
+        assert found.rows[1][f"{key} sd"] == pytest.approx(np.std(scores[key][0], ddof=1))
+        each = [
+            np.mean([[v[key] for v in r.rows["CAMO"]["images"].values()] for r in runs], axis=0)
+            for runs in (ours, PLAIN)
+        ]
+        images = stats.ttest_1samp(each[0] - each[1], 0).confidence_interval()
+        assert (row["low"], row["high"]) == pytest.approx(tuple(images), rel=1e-4)
+        runs = stats.ttest_rel(*scores[key]).confidence_interval()
+        assert (row["runs_low"], row["runs_high"]) == pytest.approx(tuple(runs))
+        assert row["difference"] == pytest.approx(np.mean(scores[key][0]) - np.mean(scores[key][1]))
+        assert (row["low"] * row["high"] > 0, runs.low * runs.high > 0) == (over_images, over_runs)
+        assert row["verdict"] == verdict
+    assert any("both 95 % intervals exclude zero" in caveat for caveat in found.caveats)
+    assert not any("not another training seed" in caveat for caveat in found.caveats)
+
+
+def test_other_numbers_of_runs():
+    single = method("paper", {"CAMO": {"IoU": IMAGES - 0.1, "MAE": IMAGES}})
+    found = compare([*ROUTER, *PLAIN[:2], single], metrics=["IoU"])
+    assert [row["runs"] for row in found.rows] == [3, 2, 1]
+    assert math.isnan(found.rows[2]["IoU sd"])
+    plain, paper = found.differences
+    scores = [[run.rows["CAMO"]["IoU"] for run in runs] for runs in (PLAIN[:2], ROUTER)]
+    theirs = stats.ttest_ind(*scores, equal_var=False).confidence_interval()
+    assert (plain["runs_low"], plain["runs_high"]) == pytest.approx(tuple(theirs), rel=1e-6)
+    assert paper["high"] < 0 and math.isnan(paper["runs_low"])
+    assert paper["verdict"] == "undecided"
+    assert "| paper | 120 | 1 |" in comparison_table(found).markdown()
+
+
+def test_runs_of_one_method_that_do_not_fit():
+    fewer = method("plain", {"CAMO": {"IoU": IMAGES[1:]}})
+    words = r"'plain' \(plain.json\) and 'plain' \(plain.json\) were not scored on the same images"
+    with pytest.raises(ValueError, match=words):
+        compare([PLAIN[0], fewer])
+    more = method("plain", {"CAMO": {"IoU": IMAGES}, "NC4K": LOW})
+    with pytest.raises(ValueError, match=r"plain\.json has no result on NC4K, but other"):
+        compare([PLAIN[0], more])
+    assert compare([PLAIN[0], more], datasets=["CAMO"], metrics=["IoU"]).rows[0]["runs"] == 2
+    said = [method("a", {"CAMO": LOW}, conventions={"IoU": text}) for text in ("one", "other", "")]
+    with pytest.raises(
+        ValueError, match=r"Runs of 'a' state different conventions of IoU .*“other”"
+    ):
+        compare(said)
+    assert compare(said, metrics=["MAE"]).rows[0]["runs"] == 3
+    assert compare(said[1:]).notes[1:] == [
+        "IoU: other",
+        "MAE: convention not stated in the files",
+    ]
+
+
+def test_files_of_one_name_are_runs(tmp_path):
+    def images(iou):
+        values = [iou, iou / 2, iou / 4]
+        return {str(i): {"IoU": value} for i, value in enumerate(values)}, float(np.mean(values))
+
+    def saved(name, iou, sources=("mixture", "sinet")):
+        rows = {}
+        for shift, source in enumerate(sources):
+            each, mean = images(iou - 0.1 * shift)
+            rows[source] = {"IoU": mean, "n": 3, "images": each}
+        return save_json(tmp_path / name, {"checkpoint": "best.pth", "table": {"CAMO": rows}})
+
+    files = [saved(f"{i}.json", iou) for i, iou in enumerate((0.8, 0.9, 0.6, 0.7))]
+    names = ["router", "router", "plain", "plain"]
+    found = compare(load_methods(files, names=names, sources=["all"]), baseline="plain/sinet")
+    methods = ["router/mixture", "router/sinet", "plain/mixture", "plain/sinet"]
+    assert [(row["method"], row["runs"]) for row in found.rows] == [(name, 2) for name in methods]
+    assert found.rows[1]["IoU"] == pytest.approx((0.7 + 0.8) / 2 * 7 / 12)
+    assert found.rows[1]["file"] == f"{files[0]}, {files[1]}"
+    assert found.baseline == "plain/sinet" and len(found.differences) == 3
+
+    lone = saved("lone.json", 0.5, sources=("mixture",))
+    with pytest.raises(
+        ValueError, match=r"'a' have different sources: mixture, sinet in .* --sources"
+    ):
+        load_methods([files[0], lone], names=["a", "a"], sources=["all"])
+    assert len(load_methods([files[0], lone], names=["a", "a"])) == 2
+    with pytest.raises(ValueError, match=r"0\.json is given twice as a run of 'a'"):
+        load_methods([files[0], files[1], files[0]], names=["a", "a", "a"])
+    with pytest.raises(ValueError, match="Two methods would be called 'a/mixture'"):
+        load_methods([lone, files[0]], names=["a/mixture", "a"], sources=["all"])
+    maps = [save_json(tmp_path / f"m{i}.json", row(0.1 * i, method=f"maps {i}")) for i in (1, 2)]
+    assert [m.name for m in load_methods(maps, names=["maps", "maps"])] == ["maps", "maps"]
+    with pytest.raises(ValueError, match=r"different sources: mixture in .*, maps 1 in"):
+        load_methods([files[0], maps[0]], names=["a", "a"])
+
+
+def test_curves_of_runs_are_averaged():
+    def runs(*curves):
+        return [method("a", {"CAMO": LOW}, **({"curves": c} if c else {})) for c in curves]
+
+    one, two = ({"threshold": [1, 0], "Fm": [0, value]} for value in (0.5, 1))
+    found = compare(runs(one, two))
+    assert found.curves == {"a": {"CAMO": {"threshold": [1, 0], "Fm": [0, 0.75]}}}
+    for other in (None, {"threshold": [1, 0.5], "Fm": [0, 1]}, {"threshold": [1, 0]}):
+        found = compare(runs(one, other))
+        assert not found.curves and found.without_curves == ["a on CAMO"]
+
+
+def test_tables_of_runs(tmp_path):
+    found = compare([*PLAIN, *ROUTER, OTHER])
+    files = {file.name: file.read_text() for file in write_comparison(found, tmp_path)}
+    mean, spread = np.mean(IMAGES), np.std([0, 0.004, -0.003], ddof=1)
+    cell = f"{mean + 0.001 / 3:.4f} ± {spread:.4f}"
+    markdown = files["compare.md"]
+    assert "| data set | method | n | runs | IoU ↑ | MAE ↓ |" in markdown
+    assert f"| CAMO | plain | 120 | 3 | {cell} |" in markdown
+    assert "± 0.0036** |" in markdown
+    assert (
+        "- mean ± sample standard deviation over runs (how many: plain 3, router 3, o 1)"
+        in markdown
+    )
+    latex = cell.replace("±", r"$\pm$")
+    assert f"{{plain}} & {latex} & " in files["compare.tex"]
+    rows = list(csv.DictReader(io.StringIO(files["compare.csv"])))
+    assert float(rows[0]["IoU sd"]) == pytest.approx(spread) and rows[0]["runs"] == "3"
+    assert rows[2]["IoU sd"] == "" and rows[2]["runs"] == "1"
+
+    assert "| difference | 95 % over images | 95 % over runs | verdict |" in files["differences.md"]
+    difference = found.differences[0]
+    ends = [f"[{difference[k + 'low']:+.4f}, {difference[k + 'high']:+.4f}]" for k in ("", "runs_")]
+    assert f"| **+0.0507** | {ends[0]} | {ends[1]} | better |" in files["differences.md"]
+    lines = files["differences.tex"].splitlines()
+    i = next(i for i, line in enumerate(lines) if line.startswith(r"{router} & $\mathbf{+0.0507}$"))
+    assert lines[i + 1].startswith(rf"\scriptsize over images & {{\scriptsize ${ends[0]}$}} &")
+    assert lines[i + 2].startswith(rf"\scriptsize over runs & {{\scriptsize ${ends[1]}$}} &")
+    assert lines[i + 5] == r"\scriptsize over runs & - & - \\"
+    assert "both intervals exclude zero" in files["differences.tex"]
+    rows = list(csv.DictReader(io.StringIO(files["differences.csv"])))
+    assert float(rows[0]["runs_low"]) == difference["runs_low"] and rows[2]["runs_low"] == ""
+    console = Console(file=io.StringIO(), width=200)
+    print_comparison(found, console=console)
+    assert cell in console.file.getvalue() and ends[1] in console.file.getvalue()
+
+
+def test_one_run_each_is_told_as_ever(tmp_path):
+    found = compare([PLAIN[0], OTHER])
+    assert "runs" not in found.rows[0] and "runs_low" not in found.differences[0]
+    files = {file.name: file.read_text() for file in write_comparison(found, tmp_path)}
+    assert files["compare.csv"].startswith("dataset,method,source,file,n,IoU,MAE\n")
+    head = "dataset,method,baseline,metric,n,difference,low,high,verdict\n"
+    assert files["differences.csv"].startswith(head)
+    assert "| 95 % interval | verdict |" in files["differences.md"]
+    assert not any("runs" in text or "±" in text for text in files.values())
 
 
 @pytest.fixture
@@ -408,6 +594,9 @@ def test_latex_compiles_and_fits_the_page(standard, form, tmp_path):
         rf"\documentclass[{form}]{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}"
         + to_latex(standard)
         + differences_to_latex(standard)
+        + "".join(
+            write(compare([*PLAIN, *ROUTER, OTHER])) for write in (to_latex, differences_to_latex)
+        )
         + r"\end{document}"
     )
     options = [] if engine.endswith("tectonic") else ["-interaction=nonstopmode", "-halt-on-error"]
