@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from codmoe.models.build import check_choice
 from codmoe.models.dispatch import PyramidBank
-from codmoe.models.experts.base import Expert, checked
+from codmoe.models.experts.base import Expert, checked, checked_losses
 from codmoe.structures import ExpertOutput
 
 EXECUTIONS = ("together", "sequential", "checkpoint")
@@ -118,7 +118,7 @@ class ExpertTraining(nn.Module):
             if self.normalization == "maps":
                 factor /= 1 + len(output.side_logits)
             # Of no image the loss of all, times 0: parameters without gradient would stop DDP.
-            parts = expert.loss(own, truth, progress)
+            parts = checked_losses(expert, expert.loss(own, truth, progress))
             return output, {f"{name}.loss_{part}": factor * v for part, v in parts.items()}
 
         if self.execution == "checkpoint":

@@ -365,6 +365,32 @@ def test_an_expert_that_returns_something_else_is_told(make_model, batch, return
         model.train()(images, targets=targets, mode="loss")
 
 
+class Losing(Own):
+    def forward(self, images, pyramids):
+        return ExpertOutput(self.head(pyramids[0][1])[:, :1])
+
+    def loss(self, output, target, progress):
+        return self.returns(output.logits.mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("execution", ["sequential", "checkpoint", "together"])
+@pytest.mark.parametrize(
+    ("returns", "message"),
+    [
+        (lambda x: x.mean(), r"Losing.loss returned Tensor; return dict\(name=scalar\)"),
+        (lambda x: dict(a=x.mean(), bce=x), r"Losing.loss returned 'bce': \(2,\); return dict"),
+        (lambda x: dict(bce=x.mean().item()), r"Losing.loss returned 'bce': float; return dict"),
+    ],
+)
+def test_a_loss_that_is_something_else_is_told(make_model, batch, execution, returns, message):
+    settings = dict(expert_execution=execution, expert_loss_weight=1.0)
+    model = make_model(experts=dict(sinet=MINIATURES["sinet"]), **settings)
+    model.experts["sinet"] = Losing(in_channels=model.backbone.channels, returns=returns)
+    images, targets = batch(2)
+    with pytest.raises(ValueError, match=message):
+        model.train()(images, targets=targets, mode="loss")
+
+
 class Older(Own):
     def forward(self, pyramid):
         return ExpertOutput(self.head(pyramid[1]))

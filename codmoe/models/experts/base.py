@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -131,6 +131,28 @@ def checked(expert: nn.Module, output: Any) -> ExpertOutput:
     raise ValueError(
         f"{type(expert).__name__}.forward returned {told}; return "
         "ExpertOutput(logits=...), one map for each of M images, (M, 1, h, w)"
+    )
+
+
+def checked_losses(expert: nn.Module, losses: Any) -> Mapping[str, Tensor]:
+    """What an expert's ``loss`` returned.
+
+    Raises:
+        ValueError: It is no dict of scalars.
+    """
+    if not isinstance(losses, Mapping):
+        told = type(losses).__name__
+    else:
+        wrong = {k: v for k, v in losses.items() if not isinstance(v, Tensor) or v.ndim}
+        if not wrong:
+            return losses
+        name, value = next(iter(wrong.items()))
+        told = (
+            f"{name!r}: {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
+        )
+    raise ValueError(
+        f"{type(expert).__name__}.loss returned {told}; return dict(name=scalar), the sum of which "
+        "is minimised, each a mean over the images"
     )
 
 
