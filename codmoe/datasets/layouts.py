@@ -287,6 +287,15 @@ def files_by_stem(
     return found
 
 
+def check_apart(image_dir: str | os.PathLike, mask_dir: str | os.PathLike) -> None:
+    """Raises ValueError if images and masks are said to lie in one folder."""
+    if Path(image_dir).resolve() == Path(mask_dir).resolve():
+        raise ValueError(
+            f"{image_dir} is given for images and for masks, which need a folder each; move the "
+            "masks into one of their own, with the names of their images"
+        )
+
+
 def find_pairs(
     image_dir: str | os.PathLike,
     mask_dir: str | os.PathLike,
@@ -307,9 +316,10 @@ def find_pairs(
 
     Raises:
         FileNotFoundError: A folder does not exist.
-        ValueError: An image has no mask, a mask no image, or two files one stem; or no image
-            has a stem of ``exclude``.
+        ValueError: An image has no mask, a mask no image, or two files one stem; no image has a
+            stem of ``exclude``; or images and masks lie in one folder.
     """
+    check_apart(image_dir, mask_dir)
     out = {unicodedata.normalize("NFC", stem) for stem in exclude}
     images = files_by_stem(Path(image_dir), "image_dir", prefix, exclude=out)
     masks = files_by_stem(Path(mask_dir), "mask_dir", prefix, exclude=out)

@@ -180,8 +180,10 @@ def score_maps(
             for pair, mask in zip(batch, masks, strict=True)
         ]
         measures = batch_measures(probs, masks, backend=backend, extra=extra, images=seen)
-        for image, (prob, mask, resized) in zip(measures, loaded, strict=True):
-            image["odd"] = (*_oddities(prob, mask), resized, peculiarities(mask))
+        for image, (prob, mask, stored) in zip(measures, loaded, strict=True):
+            resized = stored != prob.shape
+            turned = resized and stored == prob.shape[::-1]
+            image["odd"] = (*_oddities(prob, mask), turned, resized, peculiarities(mask))
         return measures
 
     measured: list[dict[str, Any]] = []
@@ -189,7 +191,7 @@ def score_maps(
         done = track(pool.map(run, batches), "scoring", len(batches), transient=True)
         for measures in done:
             measured += measures
-    dark, even, inverted, resized, peculiar = zip(
+    dark, even, inverted, turned, resized, peculiar = zip(
         *(image.pop("odd") for image in measured), strict=True
     )
     for odd, say, what in (
@@ -198,6 +200,7 @@ def score_maps(
         (even, warn, "have one value everywhere that is not 0"),
         (inverted if 2 * sum(inverted) > len(pairs) else (), warn,
          "are darker on the object than elsewhere, as if inverted"),
+        (turned, warn, "have the sides of their masks swapped, as if turned by 90 degrees"),
         (resized, note if resize else warn, "were brought to their masks' size"),
     ):  # fmt: skip
         if files := [pair.map.name for pair, is_odd in zip(pairs, odd, strict=False) if is_odd]:
@@ -309,17 +312,18 @@ def _method_name(preds: Sequence[str], datasets: Sequence[str]) -> str:
     return names.pop()
 
 
-def _load(pair: MapPair, resize: bool) -> tuple[np.ndarray, Mask, bool]:
+def _load(pair: MapPair, resize: bool) -> tuple[np.ndarray, Mask, tuple[int, ...]]:
+    """A map at its mask's size, the mask, and the size at which the map is stored."""
     prob, mask = read_map(pair.map), read_mask(str(pair.mask))
     if prob.shape == mask.pixels.shape:
-        return prob, mask, False
+        return prob, mask, prob.shape
     (h, w), (mh, mw) = prob.shape, mask.pixels.shape
     if not resize and not fits((mh, mw), (h, w)):
         raise ValueError(
             f"{pair.map} is {w}x{h} and its mask {mw}x{mh}; --resize brings maps to the size of "
             "their masks (bilinear)"
         )
-    return cv2.resize(prob, (mw, mh), interpolation=cv2.INTER_LINEAR), mask, True
+    return cv2.resize(prob, (mw, mh), interpolation=cv2.INTER_LINEAR), mask, (h, w)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from folders import (
 )
 
 from codmoe.datasets.cod import CODDataset
+from codmoe.datasets.doctor.diagnosis import examine
 from codmoe.datasets.layouts import (
     PROTOCOL,
     find_folders,
@@ -89,6 +90,14 @@ def test_what_only_another_set_holds_cannot_be_excluded(tmp_path):
             r"mask_dir: .*Masks; .*'GT', 'Imgs'",
         ),
         (lambda root: find_pairs(root / "Imgs", root / "GT"), r"'a\.jpg' and 'a\.png'.*same stem"),
+        (
+            lambda root: find_pairs(root / "Imgs", root / "GT" / ".." / "Imgs"),
+            r"Imgs is given for images and for masks, .* move the masks",
+        ),
+        (
+            lambda root: examine(root, image_dir="Imgs", mask_dir="Imgs"),
+            r"Imgs is given for images and for masks, .* move the masks",
+        ),
         (lambda root: find_folders(root / "nowhere"), r"data_root: .*nowhere"),
         (lambda root: find_folders(root, "Trian"), r"split_dir: .*Trian; .*holds 'GT', 'Imgs'"),
         (lambda root: find_folders(root / "GT" / "a.png"), r"data_root: .*a\.png is a file"),

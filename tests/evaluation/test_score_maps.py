@@ -210,6 +210,11 @@ def test_maps_of_another_size(folders, capsys):
     assert row["resized"] == 1 and row["n"] == 3 and row["images"]["img0"]["IoU"] > 0.5
     said = capsys.readouterr().err
     assert "1 of 3 maps were brought to their masks' size: img0.png" in said
+    assert "turned" not in said
+    cv2.imwrite(str(maps / "img0.png"), np.rot90(pairs[0][0] * 255).astype(np.uint8))
+    score_maps(maps, masks, resize=True)
+    said = capsys.readouterr().err
+    assert "warning: " in said and "1 of 3 maps have the sides of their masks swapped" in said
     cv2.imwrite(str(maps / "img0.png"), np.zeros((31, 39), np.uint8))  # as of NC4K's masks
     assert score_maps(maps, masks)["resized"] == 1
 

@@ -20,7 +20,15 @@ from codmoe.console import TextTable
 from codmoe.datasets.doctor.checks import Examined, Finding, all_findings
 from codmoe.datasets.doctor.pairing import Listing, list_part
 from codmoe.datasets.doctor.records import inspect, start_worker
-from codmoe.datasets.layouts import Folders, Part, Tree, recognise, require_folder, resolve_root
+from codmoe.datasets.layouts import (
+    Folders,
+    Part,
+    Tree,
+    check_apart,
+    recognise,
+    require_folder,
+    resolve_root,
+)
 from codmoe.machine import available_cores
 from codmoe.messages import is_quiet, listed
 
@@ -114,6 +122,7 @@ def _parts(root: Path, image_dir: str | None, mask_dir: str | None) -> tuple[Par
     require_folder(root, "ROOT")
     image = require_folder(root / image_dir, "--images")
     mask = require_folder(root / mask_dir, "--masks")
+    check_apart(image, mask)
     layout = f"{image_dir}+{mask_dir}"
     name = image.resolve().parent.name or image.name  # as training names it
     return (Part(name, "", Folders(image, mask), layout),)
