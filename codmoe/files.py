@@ -111,6 +111,25 @@ def replacing(path: str | os.PathLike, *, keep: bool = True) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Tells before hours of work what :func:`replacing` would tell after them.
+
+    Raises:
+        ValueError: ``path`` is a folder.
+        OSError: It cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the path of a file in it.")
+    temporary = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise explained(error, path) from error
+
+
 @contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary folder that becomes ``path``, which is not there or empty, when the block ends

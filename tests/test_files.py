@@ -13,6 +13,7 @@ import torch
 
 from codmoe import files
 from codmoe.files import (
+    check_writable,
     holding,
     keep_old,
     new_folder,
@@ -125,6 +126,18 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         ) as caught:
             save_json(path, {})
         assert caught.value.filename == str(path)
+
+
+def test_whether_a_file_can_be_written_is_known_before(tmp_path):
+    check_writable(tmp_path / "new" / "a.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    check_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(OSError, match=r"cannot be written: Not a directory: '.*file/a\.json'"):
+        check_writable(tmp_path / "file" / "a.json")
+    with pytest.raises(ValueError, match="new is a folder; give the path of a file in it"):
+        check_writable(tmp_path / "new")
 
 
 def test_an_error_of_another_file_stays_its_own(tmp_path):

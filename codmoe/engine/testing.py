@@ -43,7 +43,7 @@ from codmoe.evaluation.conventions import CONVENTIONS, MIXTURE
 from codmoe.evaluation.cost import measure_cost
 from codmoe.evaluation.routing_metric import RoutingMetric
 from codmoe.evaluation.tables import breakdown_table, result_rows, result_table
-from codmoe.files import replacing, save_json, save_text
+from codmoe.files import check_writable, replacing, save_json, save_text
 from codmoe.messages import warn
 from codmoe.models.build import skip_pretrained
 from codmoe.models.tta import AugmentedMoE
@@ -95,6 +95,8 @@ def test(
     require_sections(cfg, "model", "test_dataloader", "test_evaluator")
     if grid:
         check_picture(grid)
+    for written_last in filter(None, (json_file, grid)):
+        check_writable(written_last)
     _set_sources(cfg, maps=experts or bool(grid or pictures), attributes=experts)
     hooks = list(cfg.get("custom_hooks") or [])
     if out_dir:

@@ -35,7 +35,7 @@ from codmoe.evaluation.measures import (
     mean_curves,
 )
 from codmoe.evaluation.tables import result_rows, result_table
-from codmoe.files import save_json
+from codmoe.files import check_writable, save_json
 from codmoe.machine import available_cores, check_device
 from codmoe.messages import listed, note, warn
 
@@ -270,6 +270,8 @@ def score_folders(
     method = method or _method_name(preds, names)
     for pred, gt in zip(preds, gts, strict=True):
         match_maps(Path(pred), Path(gt), say=False)  # all, before the first is measured
+    if json_file:
+        check_writable(json_file)
     seen: list[str | None] = list(images) if images else [None] * len(gts)
     each = zip(preds, gts, seen, strict=True)
     rows = [score_maps(pred, gt, images=folder, **options) for pred, gt, folder in each]

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from codmoe.datasets.reading import upright, write_map
-from codmoe.files import holding, replacing, save_text, sweep
+from codmoe.files import check_writable, holding, replacing, save_text, sweep
 from codmoe.inference.inputs import RECORD, Item, Video, check_readable
 from codmoe.inference.prediction import Prediction
 from codmoe.messages import listed, suggest
@@ -97,6 +97,8 @@ class Outputs:
         self.checked = False
         if folder is not None or table is not None:
             self._check_names()
+        if table is not None:
+            check_writable(table)
 
     @property
     def notes(self) -> bool:

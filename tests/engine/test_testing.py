@@ -180,6 +180,14 @@ def test_a_folder_that_holds_something_is_refused(run, tmp_path):
     assert not (tmp_path / "work" / "test.json").exists()
 
 
+@pytest.mark.parametrize("option", ["json_file", "grid"])
+def test_what_cannot_be_written_is_told_before_the_test(run, tmp_path, monkeypatch, option):
+    monkeypatch.setattr(testing, "test_runner", None)  # nothing is tested
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot be written: Not a directory: '.*file/a\.png'"):
+        run(**{option: str(tmp_path / "file" / "a.png")})
+
+
 def test_a_grid_of_the_first_images(run, tmp_path):
     run(grid=str(tmp_path / "grid.png"), grid_rows=2)
     with Image.open(tmp_path / "grid.png") as grid:

@@ -200,6 +200,14 @@ def test_masks_and_maps_in_sub_folders_are_told(folders, capsys):
         score_maps(maps, masks)
 
 
+def test_a_result_that_cannot_be_written_is_told_first(folders, tmp_path, monkeypatch):
+    maps, masks, _ = folders
+    monkeypatch.setattr("codmoe.evaluation.score_maps.score_maps", None)  # nothing is scored
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot be written: Not a directory: '.*file/a\.json'"):
+        score_folders([str(maps)], [str(masks)], json_file=str(tmp_path / "file/a.json"))
+
+
 def test_maps_of_another_size(folders, capsys):
     maps, masks, pairs = folders
     small = cv2.resize((pairs[0][0] * 255).astype(np.uint8), (20, 15))

@@ -52,6 +52,13 @@ def predict(monkeypatch, weights, *arguments):
     return call(monkeypatch, "predict", *arguments, "--checkpoint", weights, "--device", "cpu")
 
 
+def test_a_table_that_cannot_be_written_is_told_first(inferencer, folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot be written: Not a directory: '.*file/a\.csv'"):
+        inferencer(folder, out_dir=tmp_path / "out", table=tmp_path / "file" / "a.csv")
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_kind_in_a_folder_of_its_own(inferencer, folder, tmp_path):
     (found,) = inferencer(folder / "a.jpg", out_dir=tmp_path / "out", save=list(PICTURES))
     assert len(files(tmp_path / "out")) == 6
