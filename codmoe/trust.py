@@ -125,8 +125,8 @@ def check_received(
             hint = suggest(kind, registered) if isinstance(kind, str) else "types are names"
             raise ValueError(
                 f"{source}: {path}={kind!r} is no part of this project and is not looked up; "
-                f"{hint}. Import the module that registers it first, or allow the file's own "
-                "custom_imports with trust_code=True (--trust-code) if you trust its owner"
+                "import the module that registers it first, or allow the file's own custom_imports "
+                f"with trust_code=True (--trust-code) if you trust its owner; {hint}"
             )
 
 
