@@ -79,8 +79,13 @@ def speed_faults(cfg: Mapping[str, Any]) -> list[str]:
             faults.append(f"compile.{key}={value!r}: give True or False")
     if (mode := given.get("mode")) not in MODES:
         faults.append(f"compile.mode={mode!r} is unknown; {suggest(str(mode), map(str, MODES))}")
-    if "mode" in given and not set(given) & set(PARTS):
-        faults.append(f"compile: {mode=!r} of no part; give True for some, e.g. backbone=True")
+    # The default stands in each config, beside parts that are all False.
+    default = mode == GRAPHING_MODES[0] and set(given) & set(PARTS)
+    if "mode" in given and not default and not any(given.get(part) for part in PARTS):
+        faults.append(
+            f"compile: {mode=!r} of no part; give True for some, e.g. backbone=True, or for all: "
+            "compile=True; False compiles none"
+        )
     wrapper = cfg.get("optim_wrapper") or {}
     captured = compile_options(options).get("mode") in GRAPHING_MODES
     if captured and (wrapper.get("accumulative_counts") or 1) > 1:

@@ -127,6 +127,9 @@ def test_misspelt_keys_are_told(tmp_path):
     # The fix that mmengine names for a dict on top of a base's True compiled nothing.
     with pytest.raises(ValueError, match=r"compile: mode=None of no part; give True for some"):
         load_config(config, {"compile": dict(_delete_=True, mode=None)})
+    with pytest.raises(ValueError, match=r"compile: mode=None of no part.*for all: compile=True"):
+        load_config("quickstart/stage1", {"compile.mode": None})
+    load_config("quickstart/stage1", {"compile": False})
 
 
 @pytest.mark.parametrize("options", [{"train_graphs.experts": True}, {"train_graphs": True}])
