@@ -36,10 +36,9 @@ from codmoe.messages import listed, printable, suggest
 from codmoe.registry import fits, value_faults
 
 ALL = "all"
-_NOT_A_MEAN = (
+_OF_NO_IMAGE = (
     "a maximum over thresholds of the mean curve, or pooled over pixels: a number of the whole "
-    "data set and not the mean of numbers of its images, so no table of per-image values "
-    "can give its interval"
+    "data set; or a result file whose values per image were left out"
 )
 _NO_MEAN = "its values per image do not average to its number for the data set"
 _ABSENT = "a result file does not have it"
@@ -460,7 +459,7 @@ def _differences(
         if any(not math.isfinite(row.get(key, math.nan)) for row in pair):
             without[key] = _ABSENT
         elif any(not np.isfinite(column).any() for column in values):
-            without[key] = _NOT_A_MEAN
+            without[key] = _OF_NO_IMAGE
         elif any(
             abs(np.nanmean(column) - row[key]) > 1e-5
             for column, row in zip(values, pair, strict=True)
