@@ -145,10 +145,14 @@ def _uncaptured_by(model: nn.Module, name: str, region: nn.Module) -> str | None
     experts are computed again, or have a backward pass each, they end elsewhere: torch 2.11
     captures such a step anew each time, which takes seconds, or stops it by an error.
     """
-    execution = getattr(getattr(model, "expert_training", None), "execution", "together")
+    training = getattr(model, "expert_training", None)
+    # Without losses of their own experts run once, and together.
+    execution = training.execution if training is not None and training.weight > 0 else "together"
     if name.startswith("experts.") and execution != "together":
         return f"expert_execution={execution!r}; 'together' has them, and needs more memory"
     again = getattr(model, "checkpoint_backbone", None)
+    if again == "extra" and not _reads_further_scales(model):
+        again = None  # there are no such passes
     # Blocks that are computed again are so within compiled code, which captures as any other does.
     if name == "backbone" and again is not None and not block_switches(region):
         return (
@@ -156,6 +160,11 @@ def _uncaptured_by(model: nn.Module, name: str, region: nn.Module) -> str | None
             "None has them, and needs more memory"
         )
     return None
+
+
+def _reads_further_scales(model: nn.Module) -> bool:
+    experts: Mapping[str, Any] = getattr(model, "expert_parts", {})
+    return any(scale != 1.0 for expert in experts.values() for scale in expert.input_scales)
 
 
 def regions(model: nn.Module, part: str) -> list[tuple[str, nn.Module]]:

@@ -189,16 +189,32 @@ def test_experts_with_a_second_pass_or_one_of_their_own_are_not_captured(
     assert all(f"expert_execution='{execution}'; 'together' has them" in line for line in told)
 
 
-def test_a_backbone_that_is_called_again_is_not_captured(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("again", "scale", "captured"),
+    [("all", 1.0, False), ("extra", 1.25, False), ("extra", 1.0, True), (None, 1.25, True)],
+)
+def test_a_backbone_that_is_called_again_is_not_captured(
+    tmp_path, monkeypatch, again, scale, captured
+):
     said = []
     monkeypatch.setattr(speed, "print_log", lambda text, **_: said.append(text))
     # It has batch norms, for which no block is computed again by itself.
     resnet = dict(_delete_=True, type="TimmPyramid", name="resnet18")
-    changes = dict(model=dict(backbone=resnet, checkpoint_backbone="all"))
+    expert = dict(experts=dict(sinet=dict(input_scale=scale)))
+    changes = dict(model=dict(backbone=resnet, checkpoint_backbone=again, **expert))
     model = build(load_config(write_config(tmp_path, 1, ONE_EXPERT, changes)))
     compile_parts(model, dict(backbone=True))
-    assert compiled_parts(model)["backbone"].mode is None
-    assert "backbone: compiled, without CUDA graphs because of checkpoint_backbone='all'" in said[0]
+    assert compiled_parts(model)["backbone"].mode == ("reduce-overhead" if captured else None)
+    told = f"backbone: compiled, without CUDA graphs because of checkpoint_backbone={again!r}"
+    assert [line.startswith(told) for line in said] == ([] if captured else [True])
+
+
+def test_experts_without_losses_of_their_own_are_captured(tmp_path):
+    without = dict(expert_execution="checkpoint", expert_loss_weight=0.0)
+    changes = dict(init_from=None, model=without)
+    model = build(load_config(write_config(tmp_path, 3, TWO_EXPERTS, changes)))
+    compile_parts(model, dict(experts=True))
+    assert {part.mode for part in compiled_parts(model).values()} == {"reduce-overhead"}
 
 
 class Dropped(nn.Module):
