@@ -36,7 +36,7 @@ from codmoe.engine.checkpoints import compare, state_of
 from codmoe.engine.config import LOADER_KEYS, metrics_of, typed_in
 from codmoe.engine.ddp import idle_parameters
 from codmoe.engine.hooks.compiling import CompileHook
-from codmoe.engine.hooks.resuming import EPOCH_STEPS, ResumableHook
+from codmoe.engine.hooks.resuming import EPOCH_STEPS, VALIDATED, ResumableHook
 from codmoe.engine.optim import lay_out_state
 from codmoe.engine.origins import dotted, leaves
 from codmoe.engine.terminal import settle_terminal
@@ -307,17 +307,23 @@ class CODRunner(Runner):
         if loop.iter == steps:
             self.logger.info(f"going on after epoch {loop.epoch}")
             return
-        done = loop.iter - steps
-        as_before = self.message_hub.get_info(EPOCH_STEPS) == len(loop.dataloader) >= done > 0
+        done, before = loop.iter - steps, self.message_hub.get_info(EPOCH_STEPS)
+        as_before = before == len(loop.dataloader) >= done > 0
         if as_before and isinstance(sampler, DrawSampler):
             self.logger.info(f"going on in epoch {loop.epoch + 1} after {done} steps")
             sampler.start_at(done * loop.dataloader.batch_size)
             return
+        within = bool(before) and loop.iter != loop.epoch * before
         self.logger.warning(
             f"the checkpoint has {loop.iter} steps in {loop.epoch} epoch(s), this run has {steps}: "
             f"going on from epoch {loop.epoch}, step {steps}; the learning rate is not scaled to "
             "the other batch"
+            + f"; epoch {loop.epoch + 1}, of which it had a part, begins anew"
+            * within
         )
+        if within or self.message_hub.get_info(VALIDATED) == loop.iter:
+            # That of the last whole epoch took place, and these weights may be later ones.
+            self.message_hub.update_info(VALIDATED, steps)
         loop._iter = steps
         for scheduler, start in zip(self.param_schedulers, fresh, strict=True):
             # One that counts epochs or was given in steps is the same in both runs.

@@ -136,6 +136,20 @@ def test_an_epoch_goes_on_in_the_middle(tmp_path, once):
         assert differences(end(tmp_path / "a", 9), end(folder, 9)) == []
 
 
+def test_weights_within_an_epoch_are_not_validated_as_those_of_the_one_before(tmp_path, once):
+    steps = dict(default_hooks=dict(checkpoint=dict(by_epoch=False, interval=1)))
+    longer, work = dict(train_cfg=dict(max_epochs=3)), tmp_path / "work/stage1"
+    once(ResumableHook, "before_train_iter", lambda runner: runner.iter == 4)
+    with pytest.raises(Interrupt):
+        train(prepared(toy(tmp_path, longer, steps), work))
+    other = dict(train_dataloader=dict(batch_size=2))
+    runner = train(prepared(toy(tmp_path, longer, steps, other), work, resume=True))
+    assert len(runner.train_dataloader) != 3
+    log = log_of(work)
+    assert "is made up" not in log and "epoch 2, of which it had a part, begins anew" in log
+    assert len(re.findall(r"epoch +1/3 +validation", log)) == 1
+
+
 def by_iterations(folder, sampler, *hooks):
     """A toy's config of 8 steps, validated and kept after every second."""
     loop = dict(
