@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -258,8 +259,28 @@ def _last_sentence(text: str) -> str:
     return end.partition(": ")[2].strip() or end
 
 
+def _of_the_user(frames: Iterable[traceback.FrameSummary]) -> traceback.FrameSummary | None:
+    """Where a module of the user's went wrong: the last frame but those of installed packages, if
+    it is not ours. Before ours lies what started the command.
+    """
+    package, entered, found = Path(__file__).parent, False, None
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    for frame in frames:
+        file = Path(frame.filename)
+        if package in file.parents:
+            entered, found = True, None
+            continue
+        library = not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+        library |= file.suffix != ".py" or any(one in file.parents for one in installed)
+        if entered and not library:
+            found = frame
+    return found
+
+
 def _unexpected(error: Exception, args: argparse.Namespace | None) -> str:
-    """The sentence for a fault of ours; the traceback goes into a file."""
+    """The sentence for a fault of ours, or of a module of the user's; the traceback goes into a
+    file.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     name = f"error-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
     text = f"{' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}"
@@ -273,9 +294,12 @@ def _unexpected(error: Exception, args: argparse.Namespace | None) -> str:
         except OSError:
             log = None
     first = (str(error).splitlines() or [""])[0]
-    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
-    return (
-        f"unexpected {type(error).__name__} ({first}) at {where}; please report it with "
-        + (f"{log}, which holds the traceback" if log else "its traceback")
-        + "; --debug shows it here"
-    )
+    fault = f"unexpected {type(error).__name__} ({first})"
+    if own := _of_the_user(frames):
+        fault += f" in {own.filename}:{own.lineno}, which is not codmoe's"
+        traced = f"the traceback is in {log}" if log else "its traceback was not kept"
+    else:
+        fault += f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
+        traced = "please report it with "
+        traced += f"{log}, which holds the traceback" if log else "its traceback"
+    return f"{fault}; {traced}; --debug shows it here"

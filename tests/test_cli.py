@@ -34,6 +34,11 @@ class Bad(torch.utils.data.Dataset):
         return self.fail()
 
 
+class Badly:
+    def __str__(self):
+        return str(1 // 0)
+
+
 def on_purpose():
     load_config("no/such")
 
@@ -72,10 +77,16 @@ def test_a_mistake_is_one_sentence(function, words):
     assert said.startswith("error: ") and words in said and "\n" not in said
 
 
-def test_a_fault_of_ours_keeps_its_traceback(tmp_path):
-    for function, kind in ((in_a_library, "RuntimeError"), (lambda: listed(3), "TypeError")):
+def test_a_fault_keeps_its_traceback_and_says_whose_file_it_is_in(tmp_path):
+    own = re.escape(f"in {__file__}:") + r"\d+, which is not codmoe's; the traceback is in"
+    ours = r"at messages.py:\d+; please report it with"
+    for function, words in (
+        (in_a_library, rf"RuntimeError \(.*\) {own}"),
+        (lambda: listed(3), rf"TypeError \(.*\) {ours}"),
+        (lambda: listed([Badly()]), rf"ZeroDivisionError \(.*\) {own}"),  # by way of ours
+    ):
         said = ended(function, tmp_path / "run")
-        assert said.startswith(f"error: unexpected {kind} (") and "please report it" in said
+        assert re.match(f"error: unexpected {words}", said)
         (log,) = (tmp_path / "run").glob("error-*.log")
         assert str(log) in said and "Traceback" in log.read_text() and "\n" not in said
         log.unlink()
