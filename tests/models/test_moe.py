@@ -380,6 +380,8 @@ class Losing(Own):
         (lambda x: x.mean(), r"Losing.loss returned Tensor; return dict\(name=scalar\)"),
         (lambda x: dict(a=x.mean(), bce=x), r"Losing.loss returned 'bce': \(2,\); return dict"),
         (lambda x: dict(bce=x.mean().item()), r"Losing.loss returned 'bce': float; return dict"),
+        (lambda x: {}, r"Losing.loss returned no loss; return dict"),
+        (lambda x: dict(bce=x.detach().mean()), r"Losing: its losses have no gradient, so it"),
     ],
 )
 def test_a_loss_that_is_something_else_is_told(make_model, batch, execution, returns, message):

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from codmoe.models.losses.segmentation import StructureLoss
@@ -138,13 +139,19 @@ def checked_losses(expert: nn.Module, losses: Any) -> Mapping[str, Tensor]:
     """What an expert's ``loss`` returned.
 
     Raises:
-        ValueError: It is no dict of scalars.
+        ValueError: It is no dict of scalars, or nothing that learns has a gradient from them.
     """
-    if not isinstance(losses, Mapping):
-        told = type(losses).__name__
+    if not isinstance(losses, Mapping) or not losses:
+        told = "no loss" if isinstance(losses, Mapping) else type(losses).__name__
     else:
         wrong = {k: v for k, v in losses.items() if not isinstance(v, Tensor) or v.ndim}
         if not wrong:
+            learns = any(p.requires_grad for p in expert.parameters()) and torch.is_grad_enabled()
+            if learns and not any(loss.requires_grad for loss in losses.values()):
+                raise ValueError(
+                    f"{type(expert).__name__}: its losses have no gradient, so it would not learn; "
+                    "compute logits and losses without detach() and torch.no_grad()"
+                )
             return losses
         name, value = next(iter(wrong.items()))
         told = (
