@@ -80,9 +80,16 @@ class OnnxRunner:
         """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (3, *self.size):
+            way = "resize them, or export with another --size"
+            if images.dtype != np.uint8:
+                way = "give bytes, 0 to 255, RGB"
+            elif images.ndim == 3:
+                way = "one image is images[None]"
+            elif images.ndim == 4 and images.shape[1] != 3 == images.shape[3]:
+                way = "channels come before the sides: images.transpose(0, 3, 1, 2)"
             raise ValueError(
                 f"images of {images.dtype} {images.shape} are not uint8 (N, 3, {self.size[0]}, "
-                f"{self.size[1]}); resize them, or export with another --size"
+                f"{self.size[1]}); {way}"
             )
         if not len(images):
             raise ValueError("images is empty; give one or more")

@@ -141,8 +141,14 @@ def test_a_bundle_says_what_it_is_and_what_is_wrong(sparse, tmp_path):
     assert manifest["files"]["expert_pranet"]["inputs"] == ["f2", "f3", "f4"]
     assert set(manifest) >= {"codmoe", "size", "mean", "std", "top_k", "expert_names"}
     runner = OnnxRunner(folder)
-    for wrong in (images().float().numpy(), images(size=96).numpy(), images()[0].numpy()):
-        with pytest.raises(ValueError, match=r"are not uint8 \(N, 3, 64, 64\)"):
+    right = images().numpy()
+    for wrong, way in (
+        (right.astype(np.float32), "give bytes"),
+        (images(size=96).numpy(), "resize them"),
+        (right[0], "one image is images"),
+        (right.transpose(0, 2, 3, 1), "channels come before the sides"),
+    ):
+        with pytest.raises(ValueError, match=rf"are not uint8 \(N, 3, 64, 64\); {way}"):
             runner(wrong)
     with pytest.raises(FileNotFoundError, match=r"manifest\.json does not exist"):
         OnnxRunner(tmp_path)
