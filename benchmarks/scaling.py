@@ -76,7 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "contiguous": {"memory_format": "contiguous"},
     "compile_backbone": {"compile.backbone": True},
     "compile": {f"compile.{part}": True for part in PARTS},
-    "no_graphs": {"compile.mode": None},
+    "no_graphs": {"compile.mode": None, **{f"compile.{part}": True for part in PARTS}},
     "float32": {"amp": False},
     "cudnn_benchmark": {"env_cfg.cudnn_benchmark": True},
     "no_cudnn_benchmark": {"env_cfg.cudnn_benchmark": False},
