@@ -82,13 +82,8 @@ def keep_old(path: str | os.PathLike) -> Path | None:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike, *, keep: bool = True) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends well.
-
-    The temporary file lies in the same folder, because ``os.replace`` is atomic only within one
-    file system, and has the same suffix, because writers read the format from it. A file already at
-    ``path`` is kept under a dated name (see :func:`keep_old`) unless ``keep`` is off, which is for
-    files that the run itself wrote. If the block raises, nothing changes.
+def _temporary(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path for what becomes ``path``; it is gone when the block ends.
 
     Raises:
         ValueError: ``path`` is a folder.
@@ -101,14 +96,31 @@ def replacing(path: str | os.PathLike, *, keep: bool = True) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if keep:
-            keep_old(path)
-        os.replace(temporary, path)
     except OSError as error:
         raise explained(error, path) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, *, keep: bool = True) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` when the block ends well.
+
+    The temporary file lies in the same folder, because ``os.replace`` is atomic only within one
+    file system, and has the same suffix, because writers read the format from it. A file already at
+    ``path`` is kept under a dated name (see :func:`keep_old`) unless ``keep`` is off, which is for
+    files that the run itself wrote. If the block raises, nothing changes.
+
+    Raises:
+        ValueError: ``path`` is a folder.
+        OSError: It cannot be written; ``filename`` is ``path``, whatever failed.
+    """
+    with _temporary(path) as temporary:
+        yield temporary
+        if keep:
+            keep_old(path)
+        os.replace(temporary, path)
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -118,16 +130,8 @@ def check_writable(path: str | os.PathLike) -> None:
         ValueError: ``path`` is a folder.
         OSError: It cannot be written.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the path of a file in it.")
-    temporary = _beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(path) as temporary:
         temporary.touch()
-        temporary.unlink()
-    except OSError as error:
-        raise explained(error, path) from error
 
 
 @contextmanager

@@ -182,7 +182,7 @@ def _notes() -> Path:
 def _find_tuned() -> None:
     """Has torch find in its cache which variant of a kernel was fastest. It looks beside the file
     that the kernel names as its source by a whole path; of an artefact's kernels that is a folder
-    of the making, and each would be timed again, which is the longest part of a start.
+    of the making, and each would be timed again.
     """
     from torch._inductor.runtime.autotune_cache import AutotuneCache
     from torch._inductor.runtime.cache_dir_utils import cache_dir
@@ -219,7 +219,6 @@ def take_over(folder: str | Path, copies: PartCopies) -> str:
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
 
-    _find_tuned()
     folder = Path(folder).expanduser()
     manifest, digest = read_manifest(folder)
     again = "make it again with codmoe export --format compiled; compiling meanwhile"
@@ -237,6 +236,7 @@ def take_over(folder: str | Path, copies: PartCopies) -> str:
             found = "another" if name == "model" else f"{made}, not {value}"
             return f"artefact {folder} is for {name} {found}; {again}"
     keep_compiled()
+    _find_tuned()
     kernels = triton_cache_dir(copies.device.index or 0)
     try:
         for name, wanted in manifest["files"].items():

@@ -141,9 +141,9 @@ def compile_parts(model: nn.Module, options: Mapping[str, Any] | bool | None) ->
 def _uncaptured_by(model: nn.Module, name: str, region: nn.Module) -> str | None:
     """The setting by which a part, or a loss, is not captured, and the one to take for it.
 
-    torch's graphs follow one order of calls, whose tensors end where they did at first. Where
-    experts are computed again, or have a backward pass each, they end elsewhere: torch 2.11
-    captures such a step anew each time, which takes seconds, or stops it by an error.
+    Of experts that are computed again, or have a backward pass each, torch 2.11 was seen to take
+    seconds for each step, as if it captured it anew, and to stop by an error of its graphs. Their
+    losses are computed within the same calls.
     """
     training = getattr(model, "expert_training", None)
     # Without losses of their own experts run once, and together.

@@ -314,12 +314,11 @@ class CODRunner(Runner):
             sampler.start_at(done * loop.dataloader.batch_size)
             return
         within = bool(before) and loop.iter != loop.epoch * before
+        anew = f"; epoch {loop.epoch + 1}, of which it had a part, begins anew" if within else ""
         self.logger.warning(
             f"the checkpoint has {loop.iter} steps in {loop.epoch} epoch(s), this run has {steps}: "
             f"going on from epoch {loop.epoch}, step {steps}; the learning rate is not scaled to "
-            "the other batch"
-            + f"; epoch {loop.epoch + 1}, of which it had a part, begins anew"
-            * within
+            f"the other batch{anew}"
         )
         if within or self.message_hub.get_info(VALIDATED) == loop.iter:
             # That of the last whole epoch took place, and these weights may be later ones.

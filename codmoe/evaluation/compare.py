@@ -437,7 +437,7 @@ def _row(method: Method, dataset: str, metrics: Sequence[str], several: bool) ->
     row |= {"n": values.get("n", 0)} | {key: values.get(key, math.nan) for key in metrics}
     if several:
         row["runs"] = values.get("runs", 1)
-        row |= {key: values.get(key, math.nan) for key in (f"{key} sd" for key in metrics)}
+        row |= {f"{key} sd": values.get(f"{key} sd", math.nan) for key in metrics}
     return row
 
 
